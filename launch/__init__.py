@@ -1,0 +1,1 @@
+"""The shared layer: entry point, training loop, run directory, checkpoints, sharding, data, optimisers."""

@@ -1,0 +1,1 @@
+"""Train classifiers whose attributions resist perturbation (local gradient alignment)."""
