@@ -1,0 +1,272 @@
+"""The one training loop: dispatch steps ahead of the host, look at the numbers now and then, save, resume, stop safely."""
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from launch import sharding
+from launch.checkpoint import Checkpoints, abstract
+from launch.run import Preempted, Run
+
+LOSS = "loss"  # the metric that must stay finite
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite; the last checkpoint is from before."""
+
+
+def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+    """Build batches and start their transfer to the devices in a thread, at most `depth` ahead.
+
+    An exception in the thread is raised where the next batch is asked for. Closing the generator ends the thread.
+    """
+    buffer: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
+
+    def offer(item) -> bool:
+        while not closed.is_set():
+            try:
+                buffer.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work():
+        try:
+            for batch in batches:
+                if not offer((put(batch), None)):
+                    return
+        except BaseException as error:  # handed over to the consumer, who raises it
+            offer((None, error))
+        else:
+            offer((None, StopIteration()))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            batch, error = buffer.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        closed.set()
+        thread.join(timeout=5)
+
+
+@jax.jit
+def _summarise(window: list[dict[str, jax.Array]]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Means over a window of steps, and each step's loss, in one small program."""
+    mean = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *window)
+    return mean, jnp.stack([metrics[LOSS] for metrics in window])
+
+
+class _Windows:
+    """Metrics of the steps since the last look, and the summaries that are on their way to the host.
+
+    A summary is read one window after it was started, so the device never waits for the host; reading it also keeps
+    the host from running more than two windows ahead.
+    """
+
+    def __init__(self, emit: Callable[[int, dict[str, float]], None], start: int):
+        self.emit = emit
+        self.steps: list[dict[str, jax.Array]] = []
+        self.pending: list[tuple[int, Any]] = []
+        self.seen = (start, time.perf_counter())
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self.steps.append(metrics)
+
+    def turn(self, step: int, *, wait: bool = False) -> None:
+        """Start the summary of the steps up to `step`; read those started before, or all of them."""
+        if self.steps:
+            summary = _summarise(self.steps)
+            jax.tree.map(lambda a: a.copy_to_host_async(), summary)
+            self.pending.append((step, summary))
+            self.steps = []
+        while self.pending and (wait or len(self.pending) > 1):
+            self._read(*self.pending.pop(0))
+
+    def _read(self, step: int, summary) -> None:
+        mean, losses = jax.device_get(summary)
+        first = step - len(losses) + 1
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            raise NonFiniteLoss(
+                f"the loss is {losses[bad[0]]} at step {first + bad[0]}; the last checkpoint is from before that step. "
+                "A lower learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
+            )
+        before, then = self.seen
+        now = time.perf_counter()
+        self.seen = (step, now)
+        self.emit(step, {k: float(v) for k, v in mean.items()} | {"steps_per_second": (step - before) / (now - then)})
+
+
+def _asked_to_stop(run: Run, step: int) -> bool:
+    """Whether to stop after `step`; in a run of many processes all give the same answer at the same step."""
+    if jax.process_count() == 1:
+        return run.stop_asked.is_set()
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+
+def fit(
+    run: Run,
+    *,
+    state: Any,
+    step: Callable,
+    batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
+    steps: int,
+    layout: sharding.Layout,
+    checkpoints: Checkpoints,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    resident: Any = None,
+    log_every: int = 50,
+    eval_every: int = 0,
+    checkpoint_every: int = 0,
+) -> Any:
+    """Train until `state.step == steps`, from the newest checkpoint if there is one.
+
+    Args:
+      run: where metrics go, and who says when to stop.
+      state: a pytree with an integer scalar `step`, the initial state, on the host or on the devices.
+      step: `(state, batch, *, axis_name=None) -> (state, metrics)`, pure; metrics are scalars and hold "loss".
+      batches: `start -> iterable` of this process's batches from step `start` on.
+      steps: how many steps there are in all.
+      layout: devices and mode.
+      checkpoints: where states are kept; its `best` names one of `evaluate`'s metrics.
+      evaluate: `state -> {name: value}`, at every `eval_every` steps and at the end; each time a checkpoint follows.
+      resident: arrays that every device keeps whole, handed to the step as `batch["resident"]`.
+      log_every, eval_every, checkpoint_every: in steps; 0 is only at the end (for logging: never in between).
+
+    Returns:
+      The state after the last step, on the devices.
+
+    Raises:
+      NonFiniteLoss: the loss is NaN or infinite; nothing bad was saved.
+      Preempted: SIGTERM came; the state is saved.
+    """
+    state = layout.place(state)
+    restored = checkpoints.restore_latest(abstract(state))
+    if restored is not None:
+        state, at = restored
+        logging.info("continuing from step %d of %d", at, steps)
+    start = int(state.step)
+    if start >= steps:
+        return state
+    run.rewind(start)
+    compiled = layout.compile(step, state)
+    extra = {} if resident is None else {sharding.RESIDENT: layout.replicate(resident)}
+    progress = tqdm(
+        total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not run.writes, mininterval=1.0
+    )
+
+    def emit(at: int, values: dict[str, float]) -> None:
+        run.log(at, {f"train/{k}": v for k, v in values.items()})
+        progress.set_postfix({LOSS: f"{values[LOSS]:.4g}"}, refresh=False)
+        progress.update(at - progress.n)
+
+    windows = _Windows(emit, start)
+    feed = prefetch(itertools.islice(batches(start), steps - start), layout.put)
+    try:
+        for at, batch in zip(range(start + 1, steps + 1), feed, strict=True):
+            with jax.transfer_guard("disallow"):  # a hidden copy in the step's arguments would cost every step
+                state, metrics = compiled(state, batch | extra)
+            windows.add(metrics)
+            stop = _asked_to_stop(run, at)
+            evaluates = evaluate is not None and _due(at, eval_every, steps)
+            saves = stop or evaluates or _due(at, checkpoint_every, steps)
+            if saves or (log_every > 0 and at % log_every == 0):
+                windows.turn(at, wait=saves)  # before a save every loss so far has been seen to be finite
+            if evaluates:
+                values = evaluate(state)
+                run.log(at, values)
+                logging.info("step %d: %s", at, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                windows.seen = (at, time.perf_counter())
+            if saves:
+                checkpoints.save(at, state, values if evaluates else None)
+            if stop and at < steps:
+                checkpoints.wait()
+                raise Preempted(f"saved at step {at} of {steps} in {run.path}")
+    finally:
+        feed.close()
+        progress.close()
+        checkpoints.wait()
+    return state
+
+
+def masked_means(
+    layout: sharding.Layout,
+    fn: Callable[..., dict[str, jax.Array]],
+    variables: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    resident: Any = None,
+    repeats: int = 1,
+    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = dict,
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Means over a data set of what `fn` gives for every example: summed under the mask on the devices, divided once.
+
+    Args:
+      fn: `(variables, batch, repeat) -> {name: (n,) array}`, pure.
+      variables: handed to `fn`, on the devices.
+      batches: padded evaluation batches with a "mask".
+      resident: handed to `fn` as `batch["resident"]`, on the devices.
+      repeats: how often each batch is gone through, with repeat = 0, 1, …: the draws of a random perturbation, say. A
+        loop on the host, one compiled program a draw: XLA on CPU runs second-order convolutions inside its own loops
+        several times slower.
+      finish: applied to each example's mean over the repeats: a root, say.
+      check_stop: called between batches; may raise.
+
+    Returns:
+      {name: mean over examples} and "examples", their number.
+
+    Raises:
+      ValueError: there are no examples, or `fn` gives an array of another shape than the mask.
+    """
+    extra = {} if resident is None else {sharding.RESIDENT: resident}
+
+    def draw(values, variables, batch, repeat):
+        new = fn(variables, batch, repeat)
+        for name, value in new.items():
+            if value.shape != batch["mask"].shape:
+                raise ValueError(f"{name} has shape {value.shape}, the batch's mask {batch['mask'].shape}")
+        return new if values is None else jax.tree.map(jnp.add, values, new)
+
+    def fold(sums, values, mask):
+        values = finish({k: v / repeats for k, v in values.items()})
+        # where, not a product: whatever the padding's value is, it must not reach the sum
+        values = {k: jnp.where(mask, v, 0) for k, v in values.items()} | {"examples": mask}
+        totals = {k: jnp.sum(v, dtype=jnp.promote_types(v.dtype, jnp.float32)) for k, v in values.items()}
+        return totals if sums is None else jax.tree.map(jnp.add, sums, totals)
+
+    draw, fold = jax.jit(draw), jax.jit(fold, out_shardings=layout.replicated)
+    numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
+    sums = None
+    for batch in prefetch(batches, layout.put):
+        check_stop()
+        values = None
+        for number in numbers:
+            values = draw(values, variables, batch | extra, number)
+        sums = fold(sums, values, batch["mask"])
+    if sums is None or not sums["examples"]:
+        raise ValueError("there is no example to evaluate")
+    sums = {k: float(v) for k, v in jax.device_get(sums).items()}
+    return {k: v / sums["examples"] for k, v in sums.items() if k != "examples"} | {"examples": sums["examples"]}

@@ -1,0 +1,226 @@
+"""The run directory: what a run is (config.json), what it said (metrics.jsonl, TensorBoard), what it found (result.json).
+
+Running the same command on the same directory continues; another config on it is refused with the difference shown.
+"""
+
+import fcntl
+import io
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict, FrozenConfigDict
+from tensorboardX import SummaryWriter
+
+from launch import checkpoint
+from launch.files import write_atomically
+
+
+class RunDirectoryError(ValueError):
+    """The directory cannot be used for this run; the message says why and what to do."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM), has saved what it had, and can be continued."""
+
+
+def _plain(value: Any) -> Any:
+    """Config values as JSON has them: tuples become lists."""
+    if isinstance(value, ConfigDict | FrozenConfigDict | Mapping):
+        return {k: _plain(value[k]) for k in sorted(value)}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        nested = isinstance(value, ConfigDict | FrozenConfigDict | Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def difference(old: Mapping, new: Mapping) -> list[str]:
+    """One line for every key in which two configs differ."""
+    old, new = flatten(old), flatten(new)
+    absent = object()
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, absent), new.get(key, absent)
+        if a is absent or b is absent or a != b:
+            show = lambda v: "(absent)" if v is absent else json.dumps(v)
+            lines.append(f"{key}: {show(a)} -> {show(b)}")
+    return lines
+
+
+class Run:
+    """An open run directory.
+
+    Attributes:
+      path: the directory.
+      config: the frozen config of the run.
+      writes: whether this process writes the small files; only process 0 does.
+    """
+
+    def __init__(self, path: Path, config: FrozenConfigDict):
+        self.path, self.config = path, config
+        self.writes = jax.process_index() == 0
+        self.stop_asked = threading.Event()
+        self._lock = None
+        self._tensorboard = None
+
+    @classmethod
+    def open(cls, path: str | Path, config: ConfigDict | FrozenConfigDict) -> "Run":
+        """Make the directory, or continue in it.
+
+        Raises:
+          RunDirectoryError: it is not writable, another process works in it, or it belongs to another config.
+        """
+        run = cls(Path(path), FrozenConfigDict(config))
+        if not run.writes:
+            return run
+        resolved = _plain(config)
+        try:
+            (run.path / "artifacts").mkdir(parents=True, exist_ok=True)
+            run._lock = open(run.path / ".lock", "w")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the run directory {run.path} is not writable ({error}); choose another --workdir"
+            ) from error
+        try:
+            fcntl.flock(run._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                f"another process is running in {run.path}; wait for it or choose another --workdir"
+            ) from error
+        stored_path = run.path / "config.json"
+        if stored_path.exists():
+            lines = difference(json.loads(stored_path.read_text()), resolved)
+            if lines:
+                raise RunDirectoryError(
+                    f"{run.path} holds a run with another config (stored -> asked):\n  "
+                    + "\n  ".join(lines)
+                    + "\nUse its config again, or choose another --workdir."
+                )
+        else:
+            write_atomically(stored_path, json.dumps(resolved, indent=2) + "\n")
+        return run
+
+    def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
+        """A run inside this one, in the folder `name`; it stops when this one is asked to."""
+        run = Run.open(self.path / name, config)
+        run.stop_asked = self.stop_asked
+        return run
+
+    def close(self) -> None:
+        """Flush the logs and let go of the directory."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # -- stopping ---------------------------------------------------------------------------------------------------
+
+    def stop_on_sigterm(self) -> None:
+        """From now on SIGTERM asks the run to stop at the next safe place instead of ending the process."""
+
+        def ask(signum, frame):
+            del frame
+            logging.warning("received %s: saving and stopping", signal.Signals(signum).name)
+            self.stop_asked.set()
+
+        signal.signal(signal.SIGTERM, ask)
+
+    def check_stop(self) -> None:
+        """Raise `Preempted` where nothing would be lost, if the run was asked to stop."""
+        if self.stop_asked.is_set():
+            raise Preempted(f"stopped on request; {self.path} is complete up to here")
+
+    # -- what a run says --------------------------------------------------------------------------------------------
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and the same values to TensorBoard."""
+        if not self.writes:
+            return
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}  # JSON has no NaN
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
+        for key, value in values.items():
+            self._tensorboard.add_scalar(key, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run computes it again."""
+        path = self.path / "metrics.jsonl"
+        if not self.writes or not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # cut off by a kill
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        write_atomically(path, "".join(kept))
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    # -- what a run finds -------------------------------------------------------------------------------------------
+
+    def artifact(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make()` gives, computed once and kept in artifacts/.
+
+        Args:
+          name: a file name; its ending says what it holds: ".json", or ".npz" for a flat dict of arrays.
+          make: () -> value; called only if the file is not there yet.
+        """
+        path = self.path / "artifacts" / name
+        if path.suffix not in (".json", ".npz"):
+            raise ValueError(f"artifact {name!r}: the name must end in .json or .npz")
+        if not path.exists():
+            self.check_stop()
+            value = make()
+            if self.writes:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, _encode(path.suffix, value))
+            else:
+                return value
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+    def checkpoints(self, best: tuple[str, str] | None = None) -> checkpoint.Checkpoints:
+        """The run's checkpoints; see `launch.checkpoint`."""
+        return checkpoint.Checkpoints(self.path / "checkpoints", best=best)
+
+    def result(self) -> dict[str, float] | None:
+        """The finished run's result, or None while it is not finished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, result: Mapping[str, float]) -> dict[str, float]:
+        """Write result.json, the last thing a run does."""
+        result = {k: float(v) for k, v in result.items()}
+        if self.writes:
+            write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        return result
+
+
+def _encode(suffix: str, value: Any) -> bytes:
+    if suffix == ".json":
+        return (json.dumps(value, indent=2) + "\n").encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, **jax.tree.map(np.asarray, value))
+    return buffer.getvalue()

@@ -1,0 +1,176 @@
+"""Where arrays live and how a pure step becomes one compiled program over the devices.
+
+Two modes, the same state layout, so that checkpoints move between them:
+  "jit"   one program over the global batch; batch norm and anything else that looks across examples sees all of it.
+  "pmap"  each device runs the step on its own share and gradients are averaged over the axis "data", as
+          DistributedDataParallel trains: batch statistics and in-batch negatives are per device. Built on `shard_map`,
+          on which `jax.pmap` itself stands.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MODES = ("jit", "pmap")
+RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
+    """Join the other processes of this run, if there are any.
+
+    They are found from the arguments, from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or from
+    the scheduler (SLURM, Open MPI, Cloud TPU, Kubernetes indexed jobs), through `jax.distributed.initialize`. A lone
+    process starts nothing. Call it before anything else touches JAX's devices.
+
+    Raises:
+      ValueError: the coordinator is given without the number of processes or this one's id.
+    """
+    env = os.environ
+    coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator:
+        num_processes = num_processes if num_processes is not None else int(env.get("JAX_NUM_PROCESSES", -1))
+        process_id = process_id if process_id is not None else int(env.get("JAX_PROCESS_ID", -1))
+        if num_processes < 1 or not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"a coordinator ({coordinator}) needs --num_processes (got {num_processes}) and --process_id from 0 "
+                f"to one less (got {process_id}), or JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            )
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif (
+        int(env.get("SLURM_NTASKS", 1)) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or env.get("TPU_WORKER_HOSTNAMES", "").count(",") > 0
+    ):
+        jax.distributed.initialize()
+    else:
+        return
+    logging.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def _path(path) -> str:
+    """A pytree path as 'params/conv1/kernel'."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh with axes ("data", "model"), a mode, and rules that say which parameters are split over "model".
+
+    Attributes:
+      mesh: devices, shape (data, model); model is 1 unless parameters are split.
+      mode: "jit" or "pmap".
+      rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; no match is replicated. Optimiser
+        states end in their parameter's path, so one rule covers both.
+    """
+
+    mesh: Mesh
+    mode: str = "jit"
+    rules: Sequence[tuple[str, P]] = ()
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def data_shards(self) -> int:
+        return self.mesh.shape["data"]
+
+    def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
+        """Refuse a global batch that does not divide evenly over the devices."""
+        if batch_size < 1 or batch_size % self.data_shards:
+            below = batch_size // self.data_shards * self.data_shards
+            raise ValueError(
+                f"{name}={batch_size} does not divide over {self.data_shards} devices; "
+                f"take {below or self.data_shards} or {below + self.data_shards}"
+            )
+
+    def state_shardings(self, state) -> Any:
+        """A NamedSharding for every leaf of `state`, by the rules."""
+
+        def sharding(path, leaf):
+            for pattern, spec in self.rules:
+                if re.search(pattern, _path(path)) and len(spec) <= np.ndim(leaf):
+                    return NamedSharding(self.mesh, spec)
+            return self.replicated
+
+        return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def place(self, state) -> Any:
+        """Put a state (the same on every process) on the devices, in buffers of its own, safe to donate."""
+        copy = jax.jit(lambda tree: tree, out_shardings=self.state_shardings(state))
+        return copy(jax.tree.map(np.asarray, state))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's share of a global batch -> global arrays split over "data"."""
+        sharding = NamedSharding(self.mesh, P("data"))
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def replicate(self, tree) -> Any:
+        """The same host arrays on every process -> one copy on every device."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, self.replicated, lambda i: a[i]), tree)
+
+    def compile(self, step: Callable, state) -> Callable:
+        """`step(state, batch, *, axis_name=None) -> (state, metrics)` as one donated, sharded program.
+
+        Args:
+          step: pure; averages its gradients, metrics and statistics over `axis_name` when one is given.
+          state: an example state, arrays or shapes, for its shardings.
+
+        Returns:
+          `(state, batch) -> (state, metrics)`; the state that goes in is consumed, metrics are replicated scalars.
+        """
+        if self.mode == "jit":
+            shardings = (self.state_shardings(state), self.replicated)
+            return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+        def sharded(state, batch):
+            specs = {k: P() if k == RESIDENT else P("data") for k in batch}
+            # check_vma=False: the step averages its own gradients; with the check on, those of replicated
+            # parameters would come out summed over the devices before that.
+            mapped = jax.shard_map(
+                lambda state, batch: step(state, batch, axis_name="data"),
+                mesh=self.mesh,
+                in_specs=(P(), specs),
+                out_specs=(P(), P()),
+                check_vma=False,
+            )
+            return mapped(state, batch)
+
+        return jax.jit(sharded, donate_argnums=0)
+
+
+def layout(
+    mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] = (), devices=None
+) -> Layout:
+    """A layout over all devices (of all processes) or over `devices`.
+
+    Args:
+      mode: "jit" or "pmap".
+      model: how many devices share one copy of the parameters ("jit" only).
+      rules: which parameters are split; see `Layout`.
+
+    Raises:
+      ValueError: an unknown mode, or a `model` that does not divide the devices or asks for parameter sharding in "pmap".
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown sharding mode {mode!r}; there are {', '.join(MODES)}")
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if model < 1 or devices.size % model:
+        raise ValueError(f"model={model} does not divide {devices.size} devices")
+    if mode == "pmap" and (model > 1 or rules):
+        raise ValueError("mode 'pmap' keeps whole parameters on every device; split them in mode 'jit'")
+    # Auto axes: GSPMD decides inside jit. `jax.make_mesh` would make explicit ones by default.
+    mesh = Mesh(devices.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    return Layout(mesh, mode, tuple(rules))

@@ -1,0 +1,111 @@
+"""Run one experiment: `python -m launch.train --config=configs/robustgrad/X.py --workdir=DIR [--config.a.b=v …]`.
+
+The same command on the same folder continues a run that was stopped or killed; a finished one prints its result.
+"""
+
+import difflib
+import importlib.util
+import shlex
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import sharding
+from launch.loop import NonFiniteLoss
+from launch.run import Preempted, Run, RunDirectoryError, flatten
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no scheduler says it")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes take part, with --coordinator")
+_PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def find(experiment: str):
+    """The `run` function of an experiment given by its dotted name.
+
+    Raises:
+      ValueError: there is no such module, or it has no `run`.
+    """
+    try:
+        module = importlib.import_module(experiment)
+    except ModuleNotFoundError as error:
+        if error.name and not experiment.startswith(error.name):
+            raise  # the experiment is there; something it needs is not
+        raise ValueError(
+            f"config.experiment={experiment!r}: no such module; it is a dotted name such as 'robustgrad_jax.experiment'"
+        ) from error
+    if not callable(getattr(module, "run", None)):
+        raise ValueError(f"config.experiment={experiment!r}: the module has no function run(config, run)")
+    return module.run
+
+
+def execute(config, workdir: str) -> dict[str, float]:
+    """Run a config's experiment in a run directory, or give the result of one that is finished.
+
+    Raises:
+      Preempted: the run was asked to stop and has saved what it had.
+    """
+    experiment = find(config.experiment)
+    run = Run.open(workdir, config)
+    try:
+        run.stop_on_sigterm()
+        result = run.result()
+        if result is not None:
+            logging.info("%s is finished", workdir)
+            return result
+        return run.finish(experiment(run.config, run))
+    finally:
+        run.close()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        result = execute(_CONFIG.value, _WORKDIR.value)
+    except Preempted as stop:
+        command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
+        print(f"{stop}; resume with the same command:\n  {command}", flush=True)
+        return
+    except (RunDirectoryError, NonFiniteLoss) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    if jax.process_index() == 0:
+        width = max(map(len, result))
+        print("\n".join(f"{key:<{width}}  {value:.6g}" for key, value in result.items()), flush=True)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's flag parsing, with an answer that helps when a config key does not exist."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"{error}{_known_keys(argv)}")
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown nested key
+        sys.exit(f"{error}{_known_keys(argv)}")
+
+
+def _known_keys(argv: list[str]) -> str:
+    """If an override names a key that the config lacks: which, and those that exist."""
+    files = [a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")]
+    if not files:
+        return ""
+    path, _, argument = files[-1].partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = flatten(module.get_config(*([argument] if argument else [])))
+    asked = [a.lstrip("-").split("=", 1)[0].removeprefix("config.") for a in argv if a.lstrip("-").startswith("config.")]
+    lines = []
+    for key in (k for k in asked if k not in known):
+        near = difflib.get_close_matches(key, known, n=1)
+        lines.append(f"\nunknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return "".join(lines) + ("\nthere are: " + ", ".join(sorted(known)) if lines else "")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
