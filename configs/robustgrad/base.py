@@ -1,0 +1,75 @@
+"""What every robustgrad config has in common; the files beside this one set what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """All fields with the published defaults (Joo et al., AAAI 2023); durations are strings such as "90 epochs"."""
+    config = ConfigDict()
+    config.experiment = "robustgrad_jax.experiment"
+    config.seed = 0
+    config.batch_size = 128
+    config.duration = "300 epochs"
+
+    config.data = data = ConfigDict()
+    data.name = "cifar10"  # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits (bundled)
+    data.path = ""  # where the files or the prepared TFDS data are; "" is the usual place
+    data.val_examples = 5000  # held out of the training set, by seed
+    data.train_examples = 0  # 0: all of them
+    data.test_examples = 0
+    data.image_size = 0  # 0: as stored
+    data.crop_padding = 4  # random crop after so many pixels of zeros on each side; 0: none
+    data.flip = True
+    data.workers = 0  # Grain worker processes for streamed sets; 0: threads
+    data.classes = ""  # image_folder: "", "imagenet100", or a text file with the class folders to keep
+    data.mean = ()  # image_folder, idx: per channel in [0, 1]; (): their defaults
+    data.std = ()
+
+    config.model = model = ConfigDict()
+    model.name = "lenet"
+    model.activation = "softplus"  # ReLU has no second derivative
+    model.beta = 3.0
+
+    config.regularizer = regularizer = ConfigDict()
+    regularizer.name = "l2_cosine"
+    regularizer.radius = 4.0  # ε, in 1/255 of the pixel range
+    regularizer.l2_weight = 0.01
+    regularizer.cosine_weight = 1.0
+    regularizer.noise = "uniform"  # uniform, gaussian, gradient, gradient_sign
+    regularizer.detach_source = True
+    regularizer.variant = "difference"  # difference, jvp
+    regularizer.hessian_weight = 1e-3
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adam"
+    optimizer.learning_rate = 1e-3
+    optimizer.weight_decay = 4e-5
+    optimizer.clip_norm = 0.5
+    optimizer.momentum = 0.0
+    optimizer.nesterov = False
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.decay_mask = (".*",)
+    optimizer.schedule = schedule = ConfigDict()
+    schedule.name = "step"  # constant, step, cosine
+    schedule.milestones = ("100 epochs", "150 epochs")
+    schedule.factor = 0.1
+    schedule.warmup = "0 steps"
+    schedule.final = 0.0
+
+    config.sharding = ConfigDict()
+    config.sharding.mode = "jit"  # jit: one global batch; pmap: batch norm per device, as the original trains
+
+    config.loop = loop = ConfigDict()
+    loop.log_every = 50  # steps
+    loop.eval_every = "1 epoch"
+    loop.checkpoint_every = "1 epoch"
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.batch_size = 128
+    evaluation.examples = 0  # test images for RPS and the upper-bound study; 0: all
+    evaluation.radii = (4.0, 8.0, 16.0)
+    evaluation.draws = 10
+    evaluation.upper_bound = True
+    return config

@@ -1,0 +1,12 @@
+"""LeNet on CIFAR-10 with local gradient alignment, the published hyperparameters.
+
+    python -m launch.train --config=configs/robustgrad/cifar10_lenet.py --workdir=runs/cifar10_lenet
+
+Data: TFDS `cifar10`, prepared once (README). Other methods: `--config.regularizer.name=none|hessian|…`.
+"""
+
+from configs.robustgrad import base
+
+
+def get_config():
+    return base.get_config()  # the base is this experiment

@@ -1,0 +1,19 @@
+"""ResNet-18 (3x3 stem) on CIFAR-10 with local gradient alignment, the published hyperparameters.
+
+    python -m launch.train --config=configs/robustgrad/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
+
+Data: TFDS `cifar10`, prepared once (README). The original trains with batch norm per device: `--config.sharding.mode=pmap`.
+"""
+
+from configs.robustgrad import base
+
+
+def get_config():
+    config = base.get_config()
+    config.model.name = "resnet18_cifar"
+    config.duration = "200 epochs"
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 1e-2
+    config.regularizer.cosine_weight = 0.1
+    config.regularizer.hessian_weight = 1e-4
+    return config

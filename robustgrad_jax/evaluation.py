@@ -1,0 +1,111 @@
+"""What Joo et al. 2023 measure on the test set: accuracy, similarity under random perturbation, the upper-bound study.
+
+Every function here is per example, pure, and made for `launch.loop.masked_means`: (variables, batch, draw) -> {name: (n,)}.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from launch import keys
+from robustgrad_jax import metrics
+from robustgrad_jax.regularizers.alignment import draw_noise, hessian_vector_product, input_gradient
+
+Prepare = Callable[[Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+
+def _frozen(model) -> Callable:
+    """The model in evaluation mode as a logits_fn; `params` are all its variables."""
+    return lambda variables, x: (model.apply(variables, x)[0], None)
+
+
+def accuracy(model, prepare: Prepare) -> Callable:
+    """Accuracy and cross-entropy of the clean images, for validation and test.
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      prepare: batch -> (x normalised, y).
+    """
+
+    def measure(variables, batch, draw):
+        del draw
+        x, y = prepare(batch)
+        logits, _ = model.apply(variables, x)
+        log_probabilities = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
+        return {"accuracy": (logits.argmax(-1) == y).astype(x.dtype), "cross_entropy": loss}
+
+    return measure
+
+
+def random_perturbation_similarity(model, prepare: Prepare, *, std, radius: float, seed: int) -> Callable:
+    """RPS: how alike the gradient's heat maps are before and after a uniform draw of radius ε/255.
+
+    The heat map is the channel sum of |∇g|, divided by its maximum; cosine, Pearson correlation (pcc), SSIM and mean
+    squared error compare the two maps. `gradient_cosine` compares the signed gradients themselves: the quantity that the
+    regulariser trains. Perturbed images are clipped to the value range of their batch, as in the published code.
+
+    Args:
+      std: per channel, what the images were divided by.
+      radius: ε in units of 1/255 of the pixel range.
+      seed: of the draws; draw number and test-set index give each image its own.
+    """
+
+    def measure(variables, batch, draw):
+        x, y = prepare(batch)
+        key = keys.stream(seed, "rps", draw)
+        noise = draw_noise("uniform", key, batch["slot"], x.shape, radius / (255 * jnp.asarray(std)), x.dtype)
+        perturbed = jnp.clip(x + noise, x.min(), x.max())
+        logits_fn = _frozen(model)
+        before, _, _ = input_gradient(logits_fn, variables, x, y)
+        after, logits, _ = input_gradient(logits_fn, variables, perturbed, y)
+        a, b = metrics.heatmap(before), metrics.heatmap(after)
+        return {
+            "cosine": metrics.cosine(a, b),
+            "pcc": metrics.pearson(a, b),
+            "ssim": metrics.ssim(a, b),
+            "mse": metrics.mse(a, b),
+            "gradient_cosine": metrics.cosine(before, after),
+            "accuracy": (logits.argmax(-1) == y).astype(x.dtype),
+        }
+
+    return measure
+
+
+def upper_bound(model, prepare: Prepare, *, std, radius: float, seed: int) -> Callable:
+    """The quantities of the paper's upper-bound study, for one gaussian draw z of scale ε/(255 σ).
+
+    l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2, gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and
+    bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of ‖H‖_F
+    once the draws are averaged. (The published code divides that sum by the radius; the number of draws is right.)
+
+    Args: as in `random_perturbation_similarity`.
+    """
+
+    def measure(variables, batch, draw):
+        x, y = prepare(batch)
+        key = keys.stream(seed, "upper_bound", draw)
+        direction = draw_noise("gaussian", key, batch["slot"], x.shape, 1.0, x.dtype)
+        scale = radius / (255 * jnp.asarray(std, x.dtype))
+        logits_fn = _frozen(model)
+        source, along_noise, _, _ = hessian_vector_product(logits_fn, variables, x, y, scale * direction)
+        perturbed, _, _ = input_gradient(logits_fn, variables, x + scale * direction, y)
+        _, along_v, _, _ = hessian_vector_product(logits_fn, variables, x, y, direction)
+        square = lambda a: jnp.sum(jnp.square(a), axis=(1, 2, 3))
+        norm, product = jnp.sqrt(square(perturbed)), jnp.sqrt(square(along_noise))
+        return {
+            "l2": square(source - perturbed),
+            "cosine_distance": metrics.cosine_distance(source, perturbed),
+            "gradient_norm": norm,
+            "hessian_product_norm": product,
+            "bound": product / (norm + 1e-8),
+            "hessian_frobenius": square(along_v),
+        }
+
+    return measure
+
+
+def hutchinson(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """From the mean over draws of ‖Hv‖² to the estimate of ‖H‖_F, image by image."""
+    return {**values, "hessian_frobenius": jnp.sqrt(values["hessian_frobenius"])}
