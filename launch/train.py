@@ -5,6 +5,7 @@ The same command on the same folder continues a run that was stopped or killed; 
 
 import difflib
 import importlib.util
+import logging as python_logging
 import shlex
 import sys
 
@@ -65,6 +66,8 @@ def execute(config, workdir: str) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    logging.use_absl_handler()
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
     sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         result = execute(_CONFIG.value, _WORKDIR.value)
@@ -83,10 +86,8 @@ def parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an answer that helps when a config key does not exist."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"{error}{_known_keys(argv)}")
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown nested key
-        sys.exit(f"{error}{_known_keys(argv)}")
+    except (flags.Error, AttributeError, KeyError) as error:  # the last two: an unknown nested key in ml_collections
+        sys.exit(_known_keys(argv) or str(error))
 
 
 def _known_keys(argv: list[str]) -> str:
@@ -103,8 +104,8 @@ def _known_keys(argv: list[str]) -> str:
     lines = []
     for key in (k for k in asked if k not in known):
         near = difflib.get_close_matches(key, known, n=1)
-        lines.append(f"\nunknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return "".join(lines) + ("\nthere are: " + ", ".join(sorted(known)) if lines else "")
+        lines.append(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return "\n".join([*lines, "there are: " + ", ".join(sorted(known))]) if lines else ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""Starting the project's commands the way a user does, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The environment of a child process that sees `devices` fake CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def start(*args, devices: int = 1) -> subprocess.Popen:
+    """`python ARGS…` from the repository's root, output piped as text, errors into it."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, args)],
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int | None = 0, timeout: float = 300) -> str:
+    """Wait for a started command; its output, if it exits with `code` (None: with any but 0)."""
+    output, _ = process.communicate(timeout=timeout)
+    assert (process.returncode == code) if code is not None else process.returncode, output
+    return output
+
+
+def train(config, workdir, *overrides: str, devices: int = 1) -> subprocess.Popen:
+    """`python -m launch.train --config=CONFIG --workdir=WORKDIR OVERRIDES…`, started."""
+    return start("-m", "launch.train", f"--config={config}", f"--workdir={workdir}", *overrides, devices=devices)

@@ -1,0 +1,164 @@
+"""The command line: runs, resumes to the same numbers after SIGTERM and SIGKILL, and refuses what it should."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.commands import finish, train
+
+TOY = "tests/launch/toy.py"
+
+
+def logged(workdir) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def wait_for_step(process, workdir, step: int) -> None:
+    """Until the run has logged `step`, while it is alive."""
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in logged(workdir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run never got there"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from start to end, undisturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, finish(train(TOY, workdir, "--config.steps=60"))
+
+
+def same_numbers(workdir, whole):
+    np.testing.assert_array_equal(np.load(workdir / "params.npy"), np.load(whole / "params.npy"))
+    values = lambda rows: [{k: v for k, v in r.items() if k not in ("time", "train/steps_per_second")} for r in rows]
+    assert [r["step"] for r in logged(workdir)] == sorted(r["step"] for r in logged(workdir))
+    by_step = {(r["step"], *r): r for r in values(logged(whole))}
+    for row in values(logged(workdir)):  # a window that a stop cut in two has another mean, but no other step
+        assert row["step"] in {key[0] for key in by_step} or "train/loss" in row
+        if "val/distance" in row:
+            assert row == by_step[row["step"], *row]
+
+
+def test_run_directory(whole):
+    workdir, output = whole
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["steps"] == 60 and config["nested"] == {"names": ["a", "b"], "rate": 0.1}
+    rows = logged(workdir)
+    assert [r["step"] for r in rows if "train/loss" in r][-1] == 60
+    assert [r["step"] for r in rows if "val/distance" in r] == list(range(4, 61, 4))
+    losses = [r["train/loss"] for r in rows if "train/loss" in r]
+    assert losses[-1] < losses[0]
+    assert list((workdir / "tensorboard").glob("events.*"))
+    result = json.loads((workdir / "result.json").read_text())
+    assert f"{result['distance']:.6g}" in output
+
+
+def test_a_finished_run_gives_its_result_again(whole):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    output = finish(train(TOY, workdir, "--config.steps=60"))
+    assert "distance" in output and (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
+    reference, _ = whole
+    workdir = tmp_path / "run"
+    process = train(TOY, workdir, "--config.steps=60", "--config.pause=0.05")
+    wait_for_step(process, workdir, 6)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 0)
+    assert "resume with the same command" in output and not (workdir / "result.json").exists()
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    assert f"saved at step {max(saved)} of 60" in output
+    output = finish(train(TOY, workdir, "--config.steps=60", "--config.pause=0.05"))
+    assert f"continuing from step {max(saved)} of 60" in output
+    same_numbers(workdir, reference)
+
+
+def test_sigkill_at_random_moments_changes_no_bit(whole, tmp_path):
+    reference, _ = whole
+    workdir = tmp_path / "run"
+    rng = np.random.default_rng(time.time_ns())
+    command = (TOY, workdir, "--config.steps=60", "--config.pause=0.03")
+    for target in sorted(rng.integers(4, 50, 2)):
+        process = train(*command)
+        wait_for_step(process, workdir, int(target))
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        finish(process, -signal.SIGKILL)
+    finish(train(*command))
+    same_numbers(workdir, reference)
+
+
+def test_a_checkpoint_cut_off_is_passed_over(whole, tmp_path):
+    """The newest checkpoint loses its data: training goes on from the one before, says so, and ends the same."""
+    reference, _ = whole
+    workdir = tmp_path / "run"
+    command = (TOY, workdir, "--config.steps=60", "--config.pause=0.05")
+    process = train(*command)
+    wait_for_step(process, workdir, 12)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for path in newest.rglob("d"):
+        shutil.rmtree(path)
+    output = finish(train(*command))
+    assert str(newest.name) in output and "continuing from step" in output
+    assert f"continuing from step {newest.name} of" not in output
+    same_numbers(workdir, reference)
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    output = finish(train(TOY, tmp_path / "run", "--config.steps=60", "--config.nan_at=17"), None)
+    assert "the loss is nan at step 17" in output
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == 16 and not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["--config.nested.raet=1"], ["nested.raet", "did you mean 'nested.rate'", "nan_at"]),
+        (["--config.stepz=1"], ["stepz", "did you mean 'steps'"]),
+        (["--config.steps=many"], ["steps", "many"]),
+        (["--config.experiment=tests.launch.nothing"], ["tests.launch.nothing", "no such module"]),
+        (["--config.experiment=tests.commands"], ["no function run"]),
+        (["--config.batch_size=6"], ["batch_size=6", "4 devices", "take 4 or 8"]),
+        (["--config.mode=mpi"], ["unknown sharding mode 'mpi'", "jit, pmap"]),
+        (["leftover"], ["not understood: leftover"]),
+    ],
+)
+def test_bad_input(tmp_path, overrides, expected):
+    output = finish(train(TOY, tmp_path / "run", *overrides, devices=4), None)
+    for text in expected:
+        assert text in output
+
+
+def test_another_config_on_the_same_directory(whole):
+    workdir, _ = whole
+    output = finish(train(TOY, workdir, "--config.steps=60", "--config.nested.rate=0.2"), None)
+    assert "nested.rate: 0.1 -> 0.2" in output and "another --workdir" in output
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    output = finish(train(TOY, tmp_path / "file" / "run"), None)
+    assert "not writable" in output and str(tmp_path / "file" / "run") in output
+
+
+def test_two_processes_on_one_directory(tmp_path):
+    first = train(TOY, tmp_path / "run", "--config.steps=10000", "--config.pause=0.05")
+    try:
+        wait_for_step(first, tmp_path / "run", 2)
+        output = finish(train(TOY, tmp_path / "run", "--config.steps=10000", "--config.pause=0.05"), None)
+        assert "another process is running" in output
+    finally:
+        first.kill()
+        first.communicate()
