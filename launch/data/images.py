@@ -1,0 +1,87 @@
+"""Decoding and cropping of single images on the host, with Pillow."""
+
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Random resized crop (Szegedy et al. 2015, "Going deeper with convolutions"), bounds as in torchvision.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+
+
+def decoding_threads() -> int:
+    """How many images to decode at once in a process: the cores it may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
+
+
+def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.Image:
+    """Decodes an image file whatever its format and colour mode.
+
+    Alpha is dropped, as torchvision does; 16-bit grey keeps its upper 8 bits.
+
+    Args:
+      data: the file's bytes, or its path.
+      name: what the error calls it.
+      mode: RGB or L.
+
+    Raises:
+      ValueError: names the image if it is missing, truncated or not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert(mode)
+    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
+        raise ValueError(
+            f"cannot decode image {name}: {type(error).__name__}: {error}. Replace the file or remove it"
+        ) from error
+
+
+def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
+    """A random part of the image resized to (size, size), then flipped with probability 1/2 if `flip`.
+
+    Returns:
+      uint8, (size, size, 3).
+    """
+    left, top, width, height = crop_box(*image.size, rng)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
+
+
+def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a crop whose area and log aspect ratio are uniform in `AREA` and `RATIO`.
+
+    After ten draws that do not fit, the largest centred crop of an admissible ratio.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    w = min(width, max(1, round(height * RATIO[1])))
+    h = min(height, max(1, round(width / RATIO[0])))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def centre_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The centre of the image after its short side is resized to size * 256 / 224.
+
+    Returns:
+      uint8, (size, size, 3).
+    """
+    short = round(size * 256 / 224)
+    width, height = image.size
+    target = (max(short, short * width // height), max(short, short * height // width))
+    image = image.resize(target, Image.Resampling.BILINEAR)
+    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,0 +1,217 @@
+"""What a data set is once read: splits in memory or streamed, and the seeded hold-out that cuts them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+# Keeps the hold-out draw apart from the order of batches, which is drawn from the same seed.
+_HOLD_OUT = 0x401D
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A split small enough to live on the device.
+
+    Attributes:
+      images: uint8, (n, h, w, c), channels last, 0 to 255.
+      labels: int32, (n,).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 of shape (n, h, w, c), got {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int32 of shape {self.images.shape[:1]}, "
+                f"got {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return tuple(self.images.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A random-access split that is decoded on the fly, on the host.
+
+    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2;
+    evaluation batches take the centre crop after resizing the short side to 256/224 of the image size.
+
+    Attributes:
+      source: `source[row]` is a PIL image of mode RGB; picklable if `workers` > 0.
+      labels: int32, (n,), the label of every row of `source`.
+      image_size: side of the square images delivered, in pixels.
+      flip: flip training images at random.
+      workers: Grain worker processes; 0 decodes in threads of this process.
+    """
+
+    source: Sequence[Image.Image]
+    labels: np.ndarray
+    image_size: int
+    flip: bool = True
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.source),):
+            raise ValueError(
+                f"labels must be int32 of shape ({len(self.source)},), "
+                f"got {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return (self.image_size, self.image_size, 3)
+
+
+Split = Arrays | Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A data set ready for training.
+
+    Attributes:
+      train: training split.
+      val: validation split, disjoint from `train`; None when no example is held out.
+      test: test split.
+      classes: class names; label k is `classes[k]`.
+      mean: per channel, in [0, 1] units (pixel / 255).
+      std: per channel, in [0, 1] units; what a perturbation radius in pixels is divided by.
+      image_shape: (h, w, c) of every image delivered.
+      note: one line that says what was read from where, and how it was cut.
+    """
+
+    train: Split
+    val: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int]
+    note: str
+
+
+class Rows(Sequence):
+    """The rows `rows` of a random-access source, in that order."""
+
+    def __init__(self, source: Sequence, rows: np.ndarray):
+        if isinstance(source, Rows):
+            source, rows = source.source, source.rows[rows]
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.source[int(self.rows[index])]
+
+
+def select(split: Split, rows: np.ndarray) -> Split:
+    """The examples `rows` (int, (m,)) of a split, in that order."""
+    labels = split.labels[rows]
+    if isinstance(split, Arrays):
+        return Arrays(split.images[rows], labels)
+    return dataclasses.replace(split, source=Rows(split.source, rows), labels=labels)
+
+
+def hold_out(
+    train: Split, *, seed: int, val_examples: int, train_examples: int
+) -> tuple[Split, Split | None]:
+    """Cuts a training split in two disjoint ones, a pure function of the seed.
+
+    Args:
+      train: all the training examples.
+      seed: of the draw. With one seed, a smaller `train_examples` is a subset of a larger one.
+      val_examples: how many are held out; 0 for none.
+      train_examples: how many of the others are kept; 0 for all.
+
+    Returns:
+      (train, val), each in the order of the original rows; val is None if `val_examples` is 0.
+
+    Raises:
+      ValueError: if fewer examples are there than asked for.
+    """
+    n = len(train)
+    if val_examples < 0 or train_examples < 0:
+        raise ValueError(
+            f"val_examples={val_examples} and train_examples={train_examples} must not be negative"
+        )
+    if val_examples >= n:
+        raise ValueError(
+            f"val_examples={val_examples} leaves nothing of the {n} training examples; take fewer"
+        )
+    if train_examples > n - val_examples:
+        raise ValueError(
+            f"train_examples={train_examples} of {n} training examples, {val_examples} of them held out for "
+            f"validation: at most {n - val_examples}, or 0 for all of them"
+        )
+    if val_examples == 0 and train_examples in (0, n):
+        return train, None
+    order = _draw(n, seed)
+    val = select(train, np.sort(order[:val_examples])) if val_examples else None
+    end = val_examples + train_examples if train_examples else n
+    return select(train, np.sort(order[val_examples:end])), val
+
+
+def subset(split: Split, *, seed: int, examples: int, name: str) -> Split:
+    """A seeded subset of `examples` rows (0: all of them), in the order of the original rows.
+
+    `name` is the config field to name in the error raised when the split is too small.
+    """
+    if examples < 0 or examples > len(split):
+        raise ValueError(
+            f"{name}={examples} of {len(split)} examples: take 1 to {len(split)}, or 0 for all of them"
+        )
+    if examples in (0, len(split)):
+        return split
+    return select(split, np.sort(_draw(len(split), seed)[:examples]))
+
+
+def _draw(n: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _HOLD_OUT)))).permutation(n)
+
+
+def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images (n, h, w, c), in [0, 1] units, to 4 decimals.
+
+    Exact: computed from the counts of the 256 values.
+    """
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        centre = (counts * values).sum() / counts.sum()
+        mean.append(round(float(centre), 4))
+        std.append(round(float(np.sqrt((counts * (values - centre) ** 2).sum() / counts.sum())), 4))
+    return tuple(mean), tuple(std)
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 images (n, h, w, c), c 1 or 3, to (n, size, size, c), bilinear with antialiasing."""
+    if size in (0, images.shape[1]) and images.shape[1] == images.shape[2]:
+        return images
+    if size == 0:
+        raise ValueError(
+            f"image_size=0 keeps the native size, but {images.shape[1:3]} is not square: give a size"
+        )
+    out = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        out[i] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(out.shape[1:])
+    return out

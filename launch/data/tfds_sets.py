@@ -1,0 +1,240 @@
+"""Data prepared with TensorFlow Datasets, read without TensorFlow from array_record files."""
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from launch.data import images
+from launch.data.folder import class_list
+from launch.data.splits import Arrays, Rows
+
+VERSIONS = {"cifar10": "3.0.2", "fashion_mnist": "3.0.1", "imagenet2012": "5.1.0"}
+_CHUNK = 256  # records a thread reads at once
+
+log = logging.getLogger(__name__)
+
+
+class Records(Sequence):
+    """The images of a prepared split as PIL images of mode RGB.
+
+    Opened on first use, so that a worker process receives only the path.
+    """
+
+    def __init__(self, directory: Path, split: str):
+        self.directory, self.split = str(directory), split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> Image.Image:
+        record = _read(self._source, [index], f"{self.split} split in {self.directory}")[0]
+        return images.decode(record["image"], name=self.describe(index, record))
+
+    def describe(self, index: int, record: dict) -> str:
+        """What an error calls a record: its number, split and folder and, if it has one, its file's name."""
+        file = record.get("file_name", b"")
+        file = f" ({file.decode()})" if file else ""
+        return f"record {index}{file} of split {self.split!r} in {self.directory}"
+
+    @functools.cached_property
+    def _source(self):
+        return _open(self.directory, self.split)
+
+    def __getstate__(self):
+        return {"directory": self.directory, "split": self.split}
+
+
+def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]:
+    """Decodes a prepared data set of small images into memory.
+
+    Args:
+      name: cifar10 or fashion_mnist.
+      path: TFDS data folder; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Returns:
+      (train, test, class names, note).
+
+    Raises:
+      FileNotFoundError: not prepared there, in the version and format wanted.
+      ValueError: a record that cannot be read or decoded, named.
+    """
+    directory = prepared(name, path)
+    info = tfds.builder_from_directory(directory).info
+    mode = "L" if info.features["image"].shape[-1] == 1 else "RGB"
+    train, test = (_decode_all(Records(directory, split), mode) for split in ("train", "test"))
+    return train, test, tuple(info.features["label"].names), f"{name} (TFDS) from {directory}"
+
+
+def load_imagenet100(path: str = "") -> tuple[tuple, tuple, tuple[str, ...], str]:
+    """The classes of ImageNet (ILSVRC 2012) listed in imagenet100_wnids.txt, labelled 0 to 99 in that order.
+
+    Labels of all records are read once and cached; images are decoded when they are asked for.
+
+    Args:
+      path: TFDS data folder; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Returns:
+      (train, test, WordNet ids, note); a part is (source of PIL images, labels int32 (n,)), and test is
+      ImageNet's validation split.
+
+    Raises:
+      As `load_arrays`.
+    """
+    directory = prepared("imagenet2012", path)
+    names = tfds.builder_from_directory(directory).info.features["label"].names
+    wanted = class_list("imagenet100")
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(f"{directory} does not know {len(missing)} of the 100 classes, {missing[0]} for one")
+    relabel = np.full(len(names), -1, np.int32)
+    relabel[[names.index(name) for name in wanted]] = np.arange(len(wanted))
+    parts = []
+    for split in ("train", "validation"):
+        records = Records(directory, split)
+        labels = relabel[label_index(records)]
+        rows = np.flatnonzero(labels >= 0)
+        if not len(rows):
+            raise ValueError(f"none of the 100 classes is in split {split!r} in {directory}")
+        parts.append((Rows(records, rows), labels[rows]))
+    return parts[0], parts[1], wanted, f"ImageNet-100 (TFDS imagenet2012) from {directory}"
+
+
+def prepared(name: str, path: str = "") -> Path:
+    """DATA_DIR/name/version of a prepared data set: the version wanted, else the newest of the same major."""
+    root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    version = VERSIONS[name]
+    home = root / name
+    found = (
+        sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
+    )
+    same = [v for v in found if v.split(".")[0] == version.split(".")[0]]
+    if not same:
+        versions = f"versions found: {', '.join(found)}" if found else "nothing prepared found"
+        raise FileNotFoundError(
+            f"{name} {version} is not prepared in {home} ({versions}). {_how(name, root)}"
+        )
+    best = version if version in same else max(same, key=lambda v: tuple(map(int, v.split("."))))
+    _check_format(home / best, name, root)
+    return home / best
+
+
+def label_index(records: Records) -> np.ndarray:
+    """Labels of all records, int64 (n,), without decoding images; cached as .npy in $XDG_CACHE_HOME/alignax.
+
+    A first read goes through the whole split on disk once.
+    """
+    builder = tfds.builder_from_directory(records.directory)
+    n = len(records)
+    place = hashlib.sha256(str(Path(records.directory).resolve()).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignax"
+    file = cache / f"labels-{builder.name}-{builder.version}-{records.split}-{n}-{place}.npy"
+    if file.is_file():
+        try:
+            labels = np.load(file, allow_pickle=False)
+            if labels.shape == (n,) and labels.dtype == np.int64:
+                return labels
+            log.warning("%s has shape %s, not (%d,): reading the labels again", file, labels.shape, n)
+        except (ValueError, EOFError, OSError) as error:
+            log.warning("%s cannot be read (%s): reading the labels again", file, error)
+    labels = np.empty(n, np.int64)
+
+    def keep(start: int, found: list[dict]):
+        labels[start : start + len(found)] = [record["label"] for record in found]
+
+    _scan(records, keep, f"labels of {builder.name} {records.split}")
+    _save(file, labels)
+    return labels
+
+
+def _decode_all(records: Records, mode: str) -> Arrays:
+    n = len(records)
+    shape = tfds.builder_from_directory(records.directory).info.features["image"].shape
+    pixels, labels = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
+
+    def keep(start: int, found: list[dict]):
+        for index, record in enumerate(found, start):
+            image = np.asarray(
+                images.decode(record["image"], name=records.describe(index, record), mode=mode)
+            )
+            if image.shape[:2] != shape[:2]:
+                raise ValueError(
+                    f"{records.describe(index, record)} is {image.shape[:2]} pixels, not {shape[:2]}"
+                )
+            pixels[index], labels[index] = image.reshape(shape), record["label"]
+
+    _scan(records, keep, f"{Path(records.directory).parent.name} {records.split}")
+    return Arrays(pixels, labels)
+
+
+def _scan(records: Records, keep: Callable[[int, list[dict]], None], title: str):
+    """Calls keep(first index, records) on chunks of all records, in threads: decoding releases the GIL."""
+    n, where = len(records), f"{records.split} split in {records.directory}"
+
+    def work(start: int) -> int:
+        stop = min(start + _CHUNK, n)
+        keep(start, _read(records._source, list(range(start, stop)), where))
+        return stop - start
+
+    with (
+        ThreadPoolExecutor(images.decoding_threads()) as pool,
+        tqdm(total=n, desc=title, unit="image", disable=None, leave=False) as bar,
+    ):
+        for done in pool.map(work, range(0, n, _CHUNK)):
+            bar.update(done)
+
+
+def _open(directory: str, split: str):
+    builder = tfds.builder_from_directory(directory, file_format="array_record")
+    if split not in builder.info.splits:
+        raise ValueError(f"{directory} has no split {split!r}, only {', '.join(builder.info.splits)}")
+    # Pillow decodes, not TFDS: a damaged image is then named, and an index of labels needs no decoding.
+    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _read(source, indices: list[int], where: str) -> list[dict]:
+    try:
+        return source.__getitems__(indices)
+    except Exception as error:  # array_record's readers raise RuntimeError, IndexError, and protobuf its own
+        raise ValueError(
+            f"cannot read records {indices[0]} to {indices[-1]} of {where}: {type(error).__name__}: {error}. "
+            "Copy or prepare it again"
+        ) from error
+
+
+def _check_format(directory: Path, name: str, root: Path):
+    if not any(directory.glob("*.array_record*")):
+        raise FileNotFoundError(
+            f"{directory} has no array_record files (another format?). {_how(name, root)}"
+        )
+
+
+def _how(name: str, root: Path) -> str:
+    by_hand = " (ImageNet's archives lie in DATA_DIR/downloads/manual)" if name == "imagenet2012" else ""
+    return (
+        f"Prepare it once on a machine with TensorFlow{by_hand}: "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}:{VERSIONS[name]}', data_dir='{root}', file_format='array_record')"
+        f'.download_and_prepare()" - then copy {name}/ here; '
+        "config.path or $TFDS_DATA_DIR is the folder it lies in."
+    )
+
+
+def _save(file: Path, array: np.ndarray):
+    """Writes through a temporary file, so that no reader sees half of it; failure is only logged."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            np.save(temporary, array)
+        os.replace(temporary.name, file)
+    except OSError as error:
+        log.warning("cannot keep %s (%s): the labels will be read again next time", file, error)

@@ -1,0 +1,176 @@
+"""Sets in memory: IDX files, digits, the seeded hold-out, and what is said of bad input."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from launch import data
+from launch.data import idx, splits
+
+
+def config(name, **fields):
+    base = dict(
+        name=name, path="", val_examples=0, train_examples=0, test_examples=0, image_size=0, crop_padding=0,
+        flip=False, workers=0,
+    )  # fmt: skip
+    return FrozenConfigDict({**base, **fields})
+
+
+def idx_bytes(array):
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty training images in plain files, six test images in gzipped ones; both image sets by part."""
+    rng = np.random.default_rng(0)
+    images = {part: rng.integers(0, 256, (n, 6, 6), np.uint8) for part, n in (("train", 20), ("t10k", 6))}
+    for part, values in images.items():
+        pairs = (("images-idx3", values), ("labels-idx1", np.arange(len(values), dtype=np.uint8) % 4))
+        for kind, array in pairs:
+            content, name = idx_bytes(array), f"{part}-{kind}-ubyte"
+            if part == "t10k":
+                content, name = gzip.compress(content), name + ".gz"
+            (tmp_path / name).write_bytes(content)
+    return tmp_path, images
+
+
+def test_idx_files_plain_and_gzipped(folder):
+    path, images = folder
+    found = data.load(config("idx", path=str(path)), seed=0)
+    np.testing.assert_array_equal(found.train.images[..., 0], images["train"])
+    np.testing.assert_array_equal(found.test.images[..., 0], images["t10k"])
+    np.testing.assert_array_equal(found.train.labels, np.arange(20) % 4)
+    assert found.val is None and found.classes == ("0", "1", "2", "3") and found.image_shape == (6, 6, 1)
+    assert found.mean == (round(float(images["train"].mean() / 255), 4),)
+    assert found.std == (round(float((images["train"] / 255).std()), 4),)
+    assert str(path) in found.note and "20 train of 20" in found.note
+    given = data.load(config("idx", path=str(path), mean=(0.5,), std=(0.25,)), seed=0)
+    assert (given.mean, given.std) == ((0.5,), (0.25,))
+    assert idx.available(path) and not idx.available(path / "nothing")
+
+
+def test_fashion_mnist_of_the_debian_package():
+    if not idx.available():
+        pytest.skip(f"no Fashion-MNIST in {idx.DEFAULT_FOLDER}: apt-get install dataset-fashion-mnist")
+    found = data.load(config("idx", val_examples=5000), seed=0)
+    assert [len(part) for part in (found.train, found.val, found.test)] == [55000, 5000, 10000]
+    assert found.classes[9] == "Ankle boot" and found.train.image_shape == (28, 28, 1)
+    assert np.bincount(found.test.labels).tolist() == [1000] * 10
+    np.testing.assert_allclose((found.mean, found.std), ((0.2860,), (0.3530,)), atol=1e-4)
+
+
+def test_idx_files_that_are_damaged_are_named(folder):
+    path, _ = folder
+    name = path / "train-images-idx3-ubyte"
+    good = name.read_bytes()
+    name.write_bytes(good[:-5])
+    with pytest.raises(ValueError, match=rf"{name} is truncated: .*\(20, 6, 6\), 736 bytes, found 731"):
+        idx.load(path)
+    name.write_bytes(good[:7])
+    with pytest.raises(ValueError, match=rf"{name} is truncated: 7 bytes"):
+        idx.load(path)
+    name.write_bytes(b"\x00\x00\x0d\x03" + good[4:])
+    with pytest.raises(
+        ValueError, match=rf"{name} is not an IDX file .* begins 00 00 0d 03, expected 00 00 08 03"
+    ):
+        idx.load(path)
+    name.write_bytes(idx_bytes(np.zeros((19, 6, 6), np.uint8)))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte has 19 images, .*has 20 labels"):
+        idx.load(path)
+    name.write_bytes(good)
+    zipped = path / "t10k-images-idx3-ubyte.gz"
+    zipped.write_bytes(zipped.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"{zipped} is truncated or not a gzip file"):
+        idx.load(path)
+    zipped.write_bytes(b"no gzip at all")
+    with pytest.raises(ValueError, match=rf"{zipped} is truncated or not a gzip file"):
+        idx.load(path)
+
+
+def test_idx_files_that_are_missing_are_named(folder, tmp_path):
+    path, _ = folder
+    (path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"t10k-labels-idx1-ubyte.*apt-get install dataset-fashion-mnist"
+    ):
+        idx.load(path)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/nothing with IDX files.*apt-get install"):
+        data.load(config("idx", path=str(tmp_path / "nothing")), seed=0)
+
+
+def test_digits_are_cut_the_same_way_every_time():
+    found = data.load(config("digits", val_examples=137), seed=0)
+    assert [len(part) for part in (found.train, found.val, found.test)] == [1300, 137, 360]
+    assert found.image_shape == (16, 16, 1) and len(found.classes) == 10
+    assert found.train.images.min() == 0 and found.train.images.max() == 255
+    again, other = (data.load(config("digits", val_examples=137), seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(found.val.images, again.val.images)
+    np.testing.assert_array_equal(found.test.images, other.test.images)
+    assert not np.array_equal(found.val.images, other.val.images)
+    whole = np.concatenate([found.train.images, found.val.images])
+    np.testing.assert_allclose(found.mean[0], whole.mean() / 255, atol=1e-4)
+    np.testing.assert_allclose(found.std[0], (whole / 255).std(), atol=1e-4)
+
+
+def test_digits_are_the_eight_by_eight_images():
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    found = data.load(config("digits", image_size=8), seed=0)
+    scaled = {
+        np.rint(image * 255 / 16).astype(np.uint8).tobytes(): k
+        for image, k in zip(source.images, source.target, strict=True)
+    }
+    pairs = zip(found.test.images[..., 0], found.test.labels, strict=True)
+    assert all(scaled[image.tobytes()] == label for image, label in pairs)
+
+
+def test_hold_out_is_disjoint_and_nested():
+    whole = splits.Arrays(np.zeros((50, 1, 1, 1), np.uint8), np.arange(50, dtype=np.int32))
+    train, val = splits.hold_out(whole, seed=3, val_examples=10, train_examples=0)
+    assert sorted([*train.labels, *val.labels]) == list(range(50)) and len(val) == 10
+    fewer, same = splits.hold_out(whole, seed=3, val_examples=10, train_examples=12)
+    assert set(fewer.labels) < set(train.labels) and len(fewer) == 12
+    np.testing.assert_array_equal(val.labels, same.labels)
+
+
+def test_sizes_that_do_not_fit_are_refused(folder):
+    path = str(folder[0])
+    with pytest.raises(ValueError, match="val_examples=20 leaves nothing of the 20 training examples"):
+        data.load(config("idx", path=path, val_examples=20), seed=0)
+    with pytest.raises(ValueError, match=r"train_examples=16 of 20 .* at most 15"):
+        data.load(config("idx", path=path, val_examples=5, train_examples=16), seed=0)
+    with pytest.raises(ValueError, match="test_examples=7 of 6 examples"):
+        data.load(config("idx", path=path, test_examples=7), seed=0)
+    with pytest.raises(ValueError, match=r"mean=\(0.1, 0.2\) must have 1 values"):
+        data.load(config("idx", path=path, mean=(0.1, 0.2)), seed=0)
+    with pytest.raises(ValueError, match=r"std=\(0.0,\) must have 1 values, all positive"):
+        data.load(config("idx", path=path, std=(0.0,)), seed=0)
+    few = data.load(config("idx", path=path, val_examples=5, train_examples=8, test_examples=3), seed=0)
+    assert [len(part) for part in (few.train, few.val, few.test)] == [8, 5, 3]
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(
+        ValueError, match="no data set 'cifar'; there are: cifar10, digits, fashion_mnist, idx"
+    ):
+        data.load(ConfigDict(dict(name="cifar")), seed=0)
+    with pytest.raises(ValueError, match="crop_padding=4 is for sets held on the device"):
+        data.load(config("imagenet100", crop_padding=4), seed=0)
+    with pytest.raises(ValueError, match="set image_size"):
+        data.load(config("image_folder"), seed=0)
+
+
+def test_resizing_keeps_what_it_averages():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, :, 4:, 1] = 200
+    half = splits.resize_all(images, 4)
+    assert half.shape == (2, 4, 4, 3) and not half[1].any()
+    assert half[0, 0, 0].tolist() == [0, 0, 0] and half[0, 0, 3].tolist() == [0, 200, 0]
+    assert splits.resize_all(images, 8) is images
+    with pytest.raises(ValueError, match="not square"):
+        splits.resize_all(images[:, :4], 0)

@@ -1,0 +1,196 @@
+"""Data prepared with TFDS, read without TensorFlow: small stand-ins of the same name and version."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import FrozenConfigDict
+from PIL import Image
+
+from launch import data
+from launch.data import feed, tfds_sets
+from launch.data.folder import class_list
+
+WNIDS = class_list("imagenet100")
+CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def prepare(folder, name, version, examples, labels, shape, encoding="png"):
+    """Prepares `examples`, split -> [(PIL image or file, label)], as TFDS data of that name and version."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+
+        def _info(self):
+            image = tfds.features.Image(shape=shape, encoding_format=encoding)
+            features = {"image": image, "label": tfds.features.ClassLabel(names=labels)}
+            if encoding == "jpeg":
+                features["file_name"] = tfds.features.Text()
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {split: self._generate_examples(rows) for split, rows in examples.items()}
+
+        def _generate_examples(self, rows):
+            for i, (image, label) in enumerate(rows):
+                extra = {"file_name": f"image_{i}.JPEG"} if encoding == "jpeg" else {}
+                yield i, {"image": image, "label": label, **extra}
+
+    Builder.name = name
+    Builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / name / version
+
+
+def config(name, path, **fields):
+    base = dict(
+        name=name, path=str(path), val_examples=0, train_examples=0, test_examples=0, image_size=0,
+        crop_padding=0, flip=True, workers=0,
+    )  # fmt: skip
+    return FrozenConfigDict({**base, **fields})
+
+
+def small_images(counts, shape, classes):
+    rng = np.random.default_rng(0)
+    pixels = {split: rng.integers(0, 256, (n, *shape), np.uint8) for split, n in counts.items()}
+    return {
+        split: [(Image.fromarray(image.squeeze()), i % classes) for i, image in enumerate(values)]
+        for split, values in pixels.items()
+    }
+
+
+def as_set(images, labels):
+    """Examples as a set: TFDS shuffles them when it prepares them."""
+    return {(np.asarray(image).tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "shape", "mean"),
+    [
+        ("cifar10", "3.0.2", (32, 32, 3), (0.4914, 0.4822, 0.4465)),
+        ("fashion_mnist", "3.0.1", (28, 28, 1), (0.2860,)),
+    ],
+)
+def test_small_sets_are_decoded_into_memory(tmp_path, name, version, shape, mean):
+    examples = small_images({"train": 300, "test": 11}, shape, 10)
+    prepare(tmp_path, name, version, examples, CIFAR_NAMES, shape)
+    found = data.load(config(name, tmp_path), seed=0)
+    assert found.classes == CIFAR_NAMES and found.mean == mean and found.image_shape == shape
+    for split, part in (("train", found.train), ("test", found.test)):
+        assert isinstance(part, data.Arrays) and len(part) == len(examples[split])
+        assert as_set(part.images, part.labels) == as_set(*zip(*examples[split], strict=True))
+    assert str(tmp_path) in found.note and version in found.note
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_default_place_is_the_one_of_tfds(tmp_path, monkeypatch):
+    prepare(
+        tmp_path,
+        "cifar10",
+        "3.0.2",
+        small_images({"train": 4, "test": 2}, (32, 32, 3), 10),
+        CIFAR_NAMES,
+        (32, 32, 3),
+    )
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    found = data.load(config("cifar10", "", val_examples=1), seed=0)
+    assert [len(part) for part in (found.train, found.val, found.test)] == [3, 1, 2]
+
+
+def jpeg(level, size=(40, 30)):
+    file = io.BytesIO()
+    Image.new("RGB", size, (level, level, level)).save(file, "JPEG", quality=95)
+    return io.BytesIO(file.getvalue())
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """Label names backwards, strangers between; grey level is twice the label, 250 for strangers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = [name for wnid in reversed(WNIDS) for name in (wnid, "x" + wnid)]
+
+    def rows(wanted):
+        return [(jpeg(2 * k), names.index(WNIDS[k])) for k in wanted] + [(jpeg(250), 1), (jpeg(250), 3)]
+
+    examples = {"train": rows([0, 1, 2, 50, 98, 99, 99]), "validation": rows([0, 3, 99])}
+    prepare(tmp_path, "imagenet2012", "5.1.0", examples, names, (None, None, 3), "jpeg")
+    return tmp_path
+
+
+def test_imagenet100_is_restricted_and_relabelled(imagenet):
+    found = data.load(config("imagenet100", imagenet, image_size=16), seed=0)
+    assert found.classes == WNIDS and found.image_shape == (16, 16, 3) and found.val is None
+    assert sorted(found.train.labels) == [0, 1, 2, 50, 98, 99, 99] and sorted(found.test.labels) == [0, 3, 99]
+    batch = next(feed.eval_batches(found.train, batch_size=7))
+    np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
+    held = data.load(config("imagenet100", imagenet, image_size=16, val_examples=2, test_examples=1), seed=0)
+    assert [len(part) for part in (held.train, held.val, held.test)] == [5, 2, 1]
+    batch = next(feed.train_batches(held.train, seed=0, batch_size=5))
+    np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
+    assert data.load(config("imagenet100", imagenet), seed=0).image_shape == (224, 224, 3)
+
+
+def test_imagenet100_in_worker_processes(imagenet):
+    found = data.load(config("imagenet100", imagenet, image_size=16, workers=1), seed=0)
+    batch = next(feed.eval_batches(found.train, batch_size=7))
+    np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
+
+
+def test_labels_are_read_once_and_a_damaged_cache_is_replaced(imagenet, monkeypatch, caplog):
+    records = tfds_sets.Records(tfds_sets.prepared("imagenet2012", str(imagenet)), "train")
+    labels = tfds_sets.label_index(records)
+    (file,) = (imagenet / "cache/alignax").iterdir()
+    assert file.name.startswith("labels-imagenet2012-5.1.0-train-9-") and file.suffix == ".npy"
+
+    def refuse(*args):
+        raise AssertionError("the records were read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tfds_sets, "_scan", refuse)
+        np.testing.assert_array_equal(tfds_sets.label_index(records), labels)
+    file.write_bytes(file.read_bytes()[:90])
+    np.testing.assert_array_equal(tfds_sets.label_index(records), labels)
+    assert "reading the labels again" in caplog.text
+    np.testing.assert_array_equal(np.load(file), labels)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_corrupt_record_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cut = io.BytesIO(jpeg(9).getvalue()[:300])
+    examples = {"train": [(cut, 0)], "validation": [(jpeg(1), 0)]}
+    place = prepare(tmp_path, "imagenet2012", "5.1.0", examples, WNIDS, (None, None, 3), "jpeg")
+    found = data.load(config("imagenet100", tmp_path), seed=0)
+    message = rf"cannot decode image record 0 \(image_0.JPEG\) of split 'train' in {place}"
+    with pytest.raises(ValueError, match=message):
+        next(feed.train_batches(found.train, seed=0, batch_size=1))
+
+
+def test_a_truncated_record_file_is_named(tmp_path):
+    examples = small_images({"train": 40, "test": 2}, (32, 32, 3), 10)
+    place = prepare(tmp_path, "cifar10", "3.0.2", examples, CIFAR_NAMES, (32, 32, 3))
+    (file,) = place.glob("*train.array_record*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"cannot read .*train.* in {place}.*[Cc]opy or prepare it again"):
+        data.load(config("cifar10", tmp_path), seed=0)
+
+
+def test_data_that_are_not_prepared(tmp_path):
+    how = r"Prepare it once on a machine with TensorFlow.*cifar10:3\.0\.2.*array_record"
+    with pytest.raises(
+        FileNotFoundError, match=rf"cifar10 3\.0\.2 is not prepared in {tmp_path}/cifar10 .*{how}"
+    ):
+        data.load(config("cifar10", tmp_path), seed=0)
+    with pytest.raises(FileNotFoundError, match=r"imagenet2012 5\.1\.0 is not prepared .*downloads/manual"):
+        data.load(config("imagenet100", tmp_path), seed=0)
+    examples = small_images({"train": 2, "test": 2}, (32, 32, 3), 10)
+    prepare(tmp_path, "cifar10", "2.9.0", examples, CIFAR_NAMES, (32, 32, 3))
+    with pytest.raises(FileNotFoundError, match=r"versions found: 2\.9\.0"):
+        data.load(config("cifar10", tmp_path), seed=0)
+    place = prepare(tmp_path, "cifar10", "3.0.0", examples, CIFAR_NAMES, (32, 32, 3))
+    assert len(data.load(config("cifar10", tmp_path), seed=0).train) == 2  # same major version: same examples
+    for file in place.glob("*.array_record*"):
+        file.rename(str(file).replace("array_record", "tfrecord"))
+    with pytest.raises(FileNotFoundError, match=rf"{place} has no array_record files.*{how}"):
+        data.load(config("cifar10", tmp_path), seed=0)
