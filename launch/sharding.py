@@ -93,15 +93,31 @@ class Layout:
             )
 
     def state_shardings(self, state) -> Any:
-        """A NamedSharding for every leaf of `state`, by the rules."""
+        """A NamedSharding for every leaf of `state`, by the rules.
+
+        Raises:
+          ValueError: a rule matches no leaf, or splits an axis into unequal parts; the leaf is named.
+        """
+        unused = {pattern for pattern, _ in self.rules}
 
         def sharding(path, leaf):
+            name = _path(path)
             for pattern, spec in self.rules:
-                if re.search(pattern, _path(path)) and len(spec) <= np.ndim(leaf):
-                    return NamedSharding(self.mesh, spec)
+                if not re.search(pattern, name):
+                    continue
+                unused.discard(pattern)
+                found = NamedSharding(self.mesh, spec)
+                try:
+                    found.shard_shape(leaf.shape)
+                except ValueError as error:
+                    raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
+                return found
             return self.replicated
 
-        return jax.tree_util.tree_map_with_path(sharding, state)
+        shardings = jax.tree_util.tree_map_with_path(sharding, state)
+        if unused:
+            raise ValueError(f"no parameter matches the partition rules {sorted(unused)}")
+        return shardings
 
     def place(self, state) -> Any:
         """Put a state (the same on every process) on the devices, in buffers of its own, safe to donate."""
