@@ -39,6 +39,20 @@ def get_config() -> ConfigDict:
     regularizer.detach_source = True
     regularizer.variant = "difference"  # difference, jvp
     regularizer.hessian_weight = 1e-3
+    # The neighbours below follow other papers; their numbers are those papers' where they fit, not Joo et al.'s.
+    regularizer.iga_weight = 0.5
+    regularizer.iga_steps = 3  # of sign ascent; 0: the triplet loss of the clean image
+    regularizer.atex_weight = 1.0
+    regularizer.atex_draws = 1
+    regularizer.atex_temperature = 1.0
+    regularizer.ig_norm_weight = 1.0
+    regularizer.ig_norm_steps = 2
+    regularizer.ig_norm_path_steps = 5
+    regularizer.ig_norm_attack_path_steps = 3
+    regularizer.ig_norm_sum = False  # True: IG-SUM-NORM
+    regularizer.ig_norm_beta = 0.1
+    regularizer.curvature_weight = 4.0
+    regularizer.curvature_h = 1.5  # ℓ2 length in the network's input
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adam"

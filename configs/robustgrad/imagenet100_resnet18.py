@@ -15,6 +15,7 @@ def get_config():
     config.duration = "90 epochs"
     config.data.name = "imagenet100"
     config.data.image_size = 224
+    config.data.crop_padding = 0  # streamed images take random resized crops
     config.data.workers = 8
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 1e-2

@@ -20,7 +20,15 @@ from robustgrad_jax.regularizers.alignment import (
     input_gradient,
 )
 
-__all__ = ["NAMES", "create", "draw_noise", "gradient_alignment", "hessian_norm", "hessian_vector_product"]
+__all__ = [
+    "NAMES",
+    "create",
+    "draw_noise",
+    "gradient_alignment",
+    "hessian_norm",
+    "hessian_vector_product",
+    "input_gradient",
+]
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,55 @@ def _hessian(i: _Inputs):
     return i.config.hessian_weight * value, logits, aux, {"hessian": value}
 
 
+def _iga(i: _Inputs):
+    value, logits, aux = neighbours.input_gradient_spatial_alignment(
+        *i.pass_, radius=i.radius, steps=i.config.iga_steps, key=i.key, slots=i.slots
+    )
+    return i.config.iga_weight * value, logits, aux, {"iga": value}
+
+
+def _atex(i: _Inputs):
+    value, logits, aux = neighbours.atex(
+        *i.pass_,
+        radius=i.radius,
+        draws=i.config.atex_draws,
+        temperature=i.config.atex_temperature,
+        key=i.key,
+        slots=i.slots,
+    )
+    return i.config.atex_weight * value, logits, aux, {"atex": value}
+
+
+def _ig_norm(i: _Inputs):
+    value, logits, aux = neighbours.ig_norm(
+        *i.pass_,
+        radius=i.radius,
+        steps=i.config.ig_norm_steps,
+        path_steps=i.config.ig_norm_path_steps,
+        attack_path_steps=i.config.ig_norm_attack_path_steps,
+        sum_norm=i.config.ig_norm_sum,
+        beta=i.config.ig_norm_beta,
+        key=i.key,
+        slots=i.slots,
+    )
+    return i.config.ig_norm_weight * value, logits, aux, {"ig_norm": value}
+
+
+def _curvature(i: _Inputs):
+    value, logits, aux = neighbours.curvature(*i.pass_, h=i.config.curvature_h)
+    return i.config.curvature_weight * value, logits, aux, {"curvature": value}
+
+
 _TERMS = {
     "none": _none,
     "l2": _alignment("l2"),
     "cosine": _alignment("cosine"),
     "l2_cosine": _alignment("l2", "cosine"),
     "hessian": _hessian,
+    "iga": _iga,
+    "atex": _atex,
+    "ig_norm": _ig_norm,
+    "curvature": _curvature,
 }
 NAMES = tuple(_TERMS)
 
