@@ -1,5 +1,6 @@
 """The one training loop: dispatch steps ahead of the host, look at the numbers now and then, save, resume, stop safely."""
 
+import functools
 import itertools
 import queue
 import threading
@@ -26,9 +27,10 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
-    """Build batches and start their transfer to the devices in a thread, at most `depth` ahead.
+    """Build batches and start their transfer to the devices in a thread: `depth` wait, one more is in its hand.
 
-    An exception in the thread is raised where the next batch is asked for. Closing the generator ends the thread.
+    An exception in the thread is raised where the next batch is asked for. Closing the generator ends the
+    thread.
     """
     buffer: queue.Queue = queue.Queue(depth)
     closed = threading.Event()
@@ -122,6 +124,20 @@ def _asked_to_stop(run: Run, step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+def _reporter(run: Run, start: int, steps: int) -> tuple[tqdm, Callable[[int, dict[str, float]], None]]:
+    """A progress bar, and what moves it and logs the means of the steps up to one."""
+    progress = tqdm(
+        total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not run.writes, mininterval=1.0
+    )
+
+    def emit(at: int, values: dict[str, float]) -> None:
+        run.log(at, {f"train/{k}": v for k, v in values.items()})
+        progress.set_postfix({LOSS: f"{values[LOSS]:.4g}"}, refresh=False)
+        progress.update(at - progress.n)
+
+    return progress, emit
+
+
 def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
@@ -173,15 +189,7 @@ def fit(
     run.rewind(start)
     compiled = layout.compile(step, state)
     extra = {} if resident is None else {sharding.RESIDENT: layout.replicate(resident)}
-    progress = tqdm(
-        total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not run.writes, mininterval=1.0
-    )
-
-    def emit(at: int, values: dict[str, float]) -> None:
-        run.log(at, {f"train/{k}": v for k, v in values.items()})
-        progress.set_postfix({LOSS: f"{values[LOSS]:.4g}"}, refresh=False)
-        progress.update(at - progress.n)
-
+    progress, emit = _reporter(run, start, steps)
     windows = _Windows(emit, start)
     feed = prefetch(itertools.islice(batches(start), steps - start), layout.put)
     try:
@@ -211,6 +219,31 @@ def fit(
     return state
 
 
+@functools.partial(jax.jit, static_argnames="fn")
+def _draw(fn: Callable, variables, batch, repeat) -> dict[str, jax.Array]:
+    # Module-level, with `fn` static: the evaluations of one training run share one compiled program.
+    values = fn(variables, batch, repeat)
+    for name, value in values.items():
+        if value.shape != batch["mask"].shape:
+            raise ValueError(f"{name} has shape {value.shape}, the batch's mask {batch['mask'].shape}")
+    return values
+
+
+@functools.partial(jax.jit, static_argnames=("finish", "repeats", "sharding"))
+def _fold(values: dict[str, jax.Array], mask: jax.Array, *, finish: Callable, repeats: int, sharding):
+    """Sums over a batch of what `finish` makes of each example's mean over the repeats."""
+    values = finish({k: v / repeats for k, v in values.items()})
+    # where, not a product: whatever the padding's value is, it must not reach the sum
+    values = {k: jnp.where(mask, v, 0) for k, v in values.items()} | {"examples": mask}
+    totals = {k: jnp.sum(v, dtype=jnp.promote_types(v.dtype, jnp.float32)) for k, v in values.items()}
+    return jax.lax.with_sharding_constraint(totals, sharding)
+
+
+@jax.jit
+def _add(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
 def masked_means(
     layout: sharding.Layout,
     fn: Callable[..., dict[str, jax.Array]],
@@ -225,7 +258,7 @@ def masked_means(
     """Means over a data set of what `fn` gives for every example: summed under the mask on the devices, divided once.
 
     Args:
-      fn: `(variables, batch, repeat) -> {name: (n,) array}`, pure.
+      fn: `(variables, batch, repeat) -> {name: (n,) array}`, pure; compiled once for as long as it is the same object.
       variables: handed to `fn`, on the devices.
       batches: padded evaluation batches with a "mask".
       resident: handed to `fn` as `batch["resident"]`, on the devices.
@@ -242,30 +275,16 @@ def masked_means(
       ValueError: there are no examples, or `fn` gives an array of another shape than the mask.
     """
     extra = {} if resident is None else {sharding.RESIDENT: resident}
-
-    def draw(values, variables, batch, repeat):
-        new = fn(variables, batch, repeat)
-        for name, value in new.items():
-            if value.shape != batch["mask"].shape:
-                raise ValueError(f"{name} has shape {value.shape}, the batch's mask {batch['mask'].shape}")
-        return new if values is None else jax.tree.map(jnp.add, values, new)
-
-    def fold(sums, values, mask):
-        values = finish({k: v / repeats for k, v in values.items()})
-        # where, not a product: whatever the padding's value is, it must not reach the sum
-        values = {k: jnp.where(mask, v, 0) for k, v in values.items()} | {"examples": mask}
-        totals = {k: jnp.sum(v, dtype=jnp.promote_types(v.dtype, jnp.float32)) for k, v in values.items()}
-        return totals if sums is None else jax.tree.map(jnp.add, sums, totals)
-
-    draw, fold = jax.jit(draw), jax.jit(fold, out_shardings=layout.replicated)
     numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
     sums = None
     for batch in prefetch(batches, layout.put):
         check_stop()
         values = None
         for number in numbers:
-            values = draw(values, variables, batch | extra, number)
-        sums = fold(sums, values, batch["mask"])
+            new = _draw(fn, variables, batch | extra, number)
+            values = new if values is None else _add(values, new)
+        totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
+        sums = totals if sums is None else _add(sums, totals)
     if sums is None or not sums["examples"]:
         raise ValueError("there is no example to evaluate")
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}

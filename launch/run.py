@@ -86,34 +86,40 @@ class Run:
           RunDirectoryError: it is not writable, another process works in it, or it belongs to another config.
         """
         run = cls(Path(path), FrozenConfigDict(config))
-        if not run.writes:
-            return run
-        resolved = _plain(config)
+        if run.writes:
+            try:
+                run._claim(_plain(config))
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    def _claim(self, resolved: dict[str, Any]) -> None:
+        """Make the directory, lock it, and see that its config is this one."""
         try:
-            (run.path / "artifacts").mkdir(parents=True, exist_ok=True)
-            run._lock = open(run.path / ".lock", "w")
+            (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
             raise RunDirectoryError(
-                f"the run directory {run.path} is not writable ({error}); choose another --workdir"
+                f"the run directory {self.path} is not writable ({error}); choose another --workdir"
             ) from error
         try:
-            fcntl.flock(run._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirectoryError(
-                f"another process is running in {run.path}; wait for it or choose another --workdir"
+                f"another process is running in {self.path}; wait for it or choose another --workdir"
             ) from error
-        stored_path = run.path / "config.json"
+        stored_path = self.path / "config.json"
         if stored_path.exists():
             lines = difference(json.loads(stored_path.read_text()), resolved)
             if lines:
                 raise RunDirectoryError(
-                    f"{run.path} holds a run with another config (stored -> asked):\n  "
+                    f"{self.path} holds a run with another config (stored -> asked):\n  "
                     + "\n  ".join(lines)
                     + "\nUse its config again, or choose another --workdir."
                 )
         else:
             write_atomically(stored_path, json.dumps(resolved, indent=2) + "\n")
-        return run
 
     def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
         """A run inside this one, in the folder `name`; it stops when this one is asked to."""
@@ -134,6 +140,8 @@ class Run:
 
     def stop_on_sigterm(self) -> None:
         """From now on SIGTERM asks the run to stop at the next safe place instead of ending the process."""
+        if jax.process_count() > 1:
+            return  # JAX's own handler is in place: it makes the processes agree on the step to stop after
 
         def ask(signum, frame):
             del frame

@@ -106,10 +106,10 @@ class Layout:
                 if not re.search(pattern, name):
                     continue
                 unused.discard(pattern)
-                found = NamedSharding(self.mesh, spec)
                 try:
+                    found = NamedSharding(self.mesh, spec)
                     found.shard_shape(leaf.shape)
-                except ValueError as error:
+                except (ValueError, IndexError) as error:  # IndexError: more axes than the leaf has
                     raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
                 return found
             return self.replicated

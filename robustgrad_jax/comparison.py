@@ -46,6 +46,7 @@ def run(config, run: Run) -> dict[str, float]:
     for seed in config.comparison.seeds:
         for name in config.comparison.regularizers:
             member = ConfigDict(config)
+            member.unlock()
             del member.comparison
             member.experiment = "robustgrad_jax.experiment"
             member.seed = seed

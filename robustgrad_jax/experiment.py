@@ -18,6 +18,7 @@ from flax import struct
 
 from launch import checkpoint, data, duration, keys, loop, optim, sharding
 from launch.data import augment, feed
+from launch.data import splits as data_splits
 from launch.run import Run
 from robustgrad_jax import evaluation, models, regularizers
 
@@ -125,7 +126,7 @@ def evaluator(layout: sharding.Layout, split, batch_size: int, check_stop: Calla
 def measure(config, run: Run, layout: sharding.Layout, model, splits, prepare, variables) -> dict[str, float]:
     """Test accuracy, RPS at every radius and the upper-bound study, each cached in the run directory."""
     options = config.evaluation
-    subset = data.subset(splits.test, seed=config.seed, examples=options.examples, name="evaluation.examples")
+    subset = data_splits.subset(splits.test, seed=config.seed, examples=options.examples, name="evaluation.examples")
     common = dict(std=splits.std, seed=config.seed)
     on_test = evaluator(layout, splits.test, options.batch_size, run.check_stop)
     on_subset = evaluator(layout, subset, options.batch_size, run.check_stop)

@@ -1,144 +1,19 @@
-"""LeNet and ResNets in linen, with the module names of the PyTorch originals.
+"""The networks by name: built, and filled with weights that were trained in PyTorch.
 
-Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last; logits
-(n, num_classes); `out` a dict with every named intermediate, so that attributions need no hooks. With `train=True`
-batch norm uses the batch's own statistics and the caller passes `mutable=["batch_stats"]`.
+Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last;
+logits (n, num_classes); `out` a dict with every named intermediate. See `robustgrad_jax.networks`.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from robustgrad_jax import activations, conv, pooling
-
-
-def _uniform_fan_in(fan_in: int) -> Callable:
-    """PyTorch's default initial values of weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    bound = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def _conv(
-    x: jax.Array, features: int, size: int, name: str, *, stride: int = 1, bias: bool = False, init=None
-) -> jax.Array:
-    """A square convolution padded by size // 2, as in the originals."""
-    init = init or _uniform_fan_in(size * size * x.shape[-1])
-    pad = size // 2
-    return nn.Conv(
-        features,
-        (size, size),
-        (stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        use_bias=bias,
-        kernel_init=init,
-        bias_init=init,
-        conv_general_dilated=conv.conv_general_dilated,
-        name=name,
-    )(x)
-
-
-def _dense(x: jax.Array, features: int, name: str) -> jax.Array:
-    init = _uniform_fan_in(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
-
-
-class LeNet(nn.Module):
-    """Four 3x3 convolutions (32-32-pool-64-64-pool) and two dense layers: Joo et al. 2023's small network."""
-
-    num_classes: int
-    activation: Callable
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del train  # nothing here behaves differently
-        if min(x.shape[1:3]) < 4:
-            raise ValueError(f"lenet halves the image twice and needs at least 4x4 pixels, got {x.shape}")
-        out = {}
-        for stage, width in ((1, 32), (2, 64)):
-            for index in (1, 2):
-                name = f"conv{stage}{index}"
-                x = out[name] = self.activation(_conv(x, width, 3, name, bias=True))
-            x = out[f"pool{stage}"] = pooling.max_pool(x, 2)
-        x = x.reshape(len(x), -1)
-        x = out["fc1"] = self.activation(_dense(x, 256, "fc1"))
-        x = out["logits"] = _dense(x, self.num_classes, "fc2")
-        return x, out
-
-
-class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1-3x3-1x1 with four times the width going out (bottleneck).
-
-    The stride sits on the first 3x3 convolution, as in torchvision.
-    """
-
-    width: int
-    stride: int
-    bottleneck: bool
-    activation: Callable
-    conv_init: Callable | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
-        layers = ((self.width, 3, self.stride), (self.width, 3, 1))
-        if self.bottleneck:
-            layers = ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1))
-        shortcut = x
-        for i, (features, size, stride) in enumerate(layers, 1):
-            x = _conv(x, features, size, f"conv{i}", stride=stride, init=self.conv_init)
-            x = norm(name=f"bn{i}")(x)
-            if i < len(layers):
-                x = self.activation(x)
-        if self.stride != 1 or shortcut.shape[-1] != x.shape[-1]:
-            shortcut = _conv(
-                shortcut, x.shape[-1], 1, "shortcut_conv", stride=self.stride, init=self.conv_init
-            )
-            shortcut = norm(name="shortcut_bn")(shortcut)
-        return self.activation(x + shortcut)
-
-
-class ResNet(nn.Module):
-    """Residual network (He et al. 2016): `imagenet_stem` is 7x7 stride 2 + 3x3 max-pool, otherwise 3x3 stride 1."""
-
-    num_classes: int
-    activation: Callable
-    depths: Sequence[int]
-    bottleneck: bool
-    imagenet_stem: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # torchvision initialises its ResNets so; the CIFAR ones have PyTorch's default.
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal") if self.imagenet_stem else None
-        out = {}
-        size, stride = (7, 2) if self.imagenet_stem else (3, 1)
-        x = _conv(x, 64, size, "conv1", stride=stride, init=init)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="bn1")(x)
-        x = out["stem"] = self.activation(x)
-        if self.imagenet_stem:
-            x = out["pool"] = pooling.max_pool(x, 3, 2, 1)
-        for stage, depth in enumerate(self.depths):
-            for index in range(depth):
-                x = Block(
-                    64 * 2**stage,
-                    2 if stage > 0 and index == 0 else 1,
-                    self.bottleneck,
-                    self.activation,
-                    init,
-                    name=f"layer{stage + 1}_{index}",
-                )(x, train)
-                out[f"layer{stage + 1}_{index}"] = x
-        x = out["features"] = x.mean((1, 2))
-        x = out["logits"] = _dense(x, self.num_classes, "fc")
-        return x, out
-
+from robustgrad_jax import activations, weights
+from robustgrad_jax.networks import LeNet, ResNet
 
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 NAMES = ("lenet", *(f"{name}_cifar" for name in _DEPTHS), *_DEPTHS)
@@ -168,3 +43,42 @@ def create(name: str, *, num_classes: int, activation: str = "softplus", beta: f
         return LeNet(num_classes, act)
     depth = name.removesuffix("_cifar")
     return ResNet(num_classes, act, _DEPTHS[depth], depth == "resnet50", depth == name)
+
+
+def from_torch(name: str, tensors: Mapping[str, np.ndarray]) -> dict:
+    """Our variables from a PyTorch state dict, strictly.
+
+    Args:
+      name: one of `NAMES`.
+      tensors: name -> array as PyTorch lays it out. Names are torchvision's for the ImageNet ResNets and the
+        published code's for LeNet (conv11 conv12 conv21 conv22 fc1 fc2) and the CIFAR ResNets (conv1 bn1
+        layerK.J.convI shortcut.0 shortcut.1 linear). `num_batches_tracked` has no counterpart: passed over.
+
+    Returns:
+      {"params": …, "batch_stats": …} (no "batch_stats" for LeNet), with the arrays' own dtype. The number of
+      classes and of input channels, and LeNet's image size, are those of the tensors.
+
+    Raises:
+      ValueError: the model is unknown, or tensors are missing, extra or of another shape than the model's;
+        the message lists them all.
+    """
+    check(name)
+    tensors = {k: np.asarray(v) for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    num_classes, image_shape = weights.sizes(name, tensors)
+    model = create(name, num_classes=num_classes)
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    return weights.convert(name, tensors, template)
+
+
+def load(name: str, path: str | Path) -> dict:
+    """Our variables from a safetensors file with PyTorch's names; see `from_torch`.
+
+    Raises:
+      FileNotFoundError, ValueError: the file is absent, is not a whole safetensors file, or does not fit the
+        model; the message names the file.
+    """
+    tensors = weights.read(path)
+    try:
+        return from_torch(name, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,17 +1,14 @@
-"""PyTorch state dicts to our variables, strictly: what is missing, extra or mis-shaped is listed and refused."""
+"""PyTorch's names and memory layouts turned into ours; `robustgrad_jax.models.from_torch` is the way in."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-
-from robustgrad_jax import models
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -20,6 +17,76 @@ _LEAVES = {
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
+_LENET_CHANNELS = 64  # of the maps that LeNet's first dense layer takes, flattened
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+      FileNotFoundError, ValueError: the file is absent, or is not a whole safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def sizes(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, tuple[int, int, int]]:
+    """The number of classes and the image shape (h, w, c) that the weights were made for.
+
+    Only LeNet's weights fix h and w. A tensor that is absent or has too few dimensions counts as an ordinary
+    one, for `convert` to list with the others that are wrong.
+    """
+
+    def size(tensor: str, axis: int, otherwise: int) -> int:
+        shape = np.shape(tensors.get(tensor, ()))
+        return shape[axis] if axis < len(shape) and shape[axis] else otherwise
+
+    head = {"lenet": "fc2"}.get(name, "linear" if name.endswith("_cifar") else "fc")
+    classes = size(f"{head}.weight", 0, size(f"{head}.bias", 0, 10))
+    if name != "lenet":
+        return classes, (32, 32, size("conv1.weight", 1, 3))
+    inputs = size("fc1.weight", 1, _LENET_CHANNELS * 64)
+    side = max(1, round((inputs / _LENET_CHANNELS) ** 0.5))
+    return classes, (4 * side, 4 * side, size("conv11.weight", 1, 3))
+
+
+def convert(name: str, tensors: Mapping[str, np.ndarray], template: Mapping) -> dict:
+    """The tensors in the layout of a model's variables.
+
+    Args:
+      name: of the model.
+      tensors: PyTorch's name -> array.
+      template: the model's variables as shapes.
+
+    Raises:
+      ValueError: tensors are missing, extra or of another shape; the message lists them all.
+    """
+    flat = traverse_util.flatten_dict(template)
+    names = {path: _torch_name(path, name.endswith("_cifar")) for path in flat}
+    problems = []
+    if missing := sorted(set(names.values()) - set(tensors)):
+        problems.append(f"missing {', '.join(missing)}")
+    if extra := sorted(set(tensors) - set(names.values())):
+        problems.append(f"not in the model {', '.join(extra)}")
+    ours = {}
+    for path, leaf in flat.items():
+        if names[path] not in tensors:
+            continue
+        tensor, wanted = tensors[names[path]], _torch_shape(path[-1], leaf)
+        flattened = name == "lenet" and path[-2:] == ("fc1", "kernel")
+        if tensor.shape == wanted:
+            ours[path] = np.ascontiguousarray(_to_ours(tensor, path[-1], flattened))
+        else:
+            hint = " (for square images, the only ones it takes)" if flattened else ""
+            problems.append(f"{names[path]} has shape {tensor.shape}, the model's has {wanted}{hint}")
+    if problems:
+        raise ValueError(f"these weights do not fit {name}: " + "; ".join(problems))
+    return traverse_util.unflatten_dict(ours)
 
 
 def _torch_name(path: tuple[str, ...], cifar: bool) -> str:
@@ -35,91 +102,22 @@ def _torch_name(path: tuple[str, ...], cifar: bool) -> str:
     return ".".join([*names, _LEAVES[collection, leaf]])
 
 
-def _input_shape(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """The image shape (1, h, w, c) that the weights were made for; only LeNet's weights fix h and w."""
-    stem = "conv11.weight" if name == "lenet" else "conv1.weight"
-    channels = tensors[stem].shape[1]
-    if name != "lenet":
-        return (1, 32, 32, channels)
-    side = round((tensors["fc1.weight"].shape[1] / 64) ** 0.5)
-    return (1, 4 * side, 4 * side, channels)
+def _torch_shape(leaf: str, ours: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """The shape that PyTorch gives a leaf of our shape."""
+    if leaf != "kernel":
+        return ours.shape
+    *window, inputs, outputs = ours.shape
+    return (outputs, inputs, *window)
 
 
-def _to_ours(leaf: str, tensor: np.ndarray, channels: int | None) -> np.ndarray:
+def _to_ours(tensor: np.ndarray, leaf: str, flattened: bool) -> np.ndarray:
+    """One tensor, channels last; `flattened`: its inputs are an image, (c, h, w) there and (h, w, c) here."""
     if leaf != "kernel":
         return tensor
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)  # out, in, h, w -> h, w, in, out
-    if channels:  # flattened as (c, h, w) there and as (h, w, c) here
-        side = round((tensor.shape[1] / channels) ** 0.5)
-        tensor = tensor.reshape(len(tensor), channels, side, side).transpose(0, 2, 3, 1).reshape(len(tensor), -1)
+    if flattened:
+        side = round((tensor.shape[1] / _LENET_CHANNELS) ** 0.5)
+        images = tensor.reshape(len(tensor), _LENET_CHANNELS, side, side)
+        tensor = images.transpose(0, 2, 3, 1).reshape(len(tensor), -1)
     return tensor.T
-
-
-def from_torch(name: str, tensors: Mapping[str, np.ndarray]) -> dict:
-    """Our variables from a PyTorch state dict.
-
-    Args:
-      name: one of `models.NAMES`.
-      tensors: name -> array as PyTorch lays it out. Names are torchvision's for the ImageNet ResNets and the published
-        code's for LeNet (conv11 conv12 conv21 conv22 fc1 fc2) and the CIFAR ResNets (conv1 bn1 layerK.J.convI
-        shortcut.0 shortcut.1 linear). `num_batches_tracked` has no counterpart and is passed over.
-
-    Returns:
-      {"params": …, "batch_stats": …} (no "batch_stats" for LeNet), with the arrays' own dtype.
-
-    Raises:
-      ValueError: the model is unknown, or tensors are missing, extra or of another shape than the model's; the message
-        lists them all.
-    """
-    head = {"lenet": "fc2"}.get(name, "linear" if name.endswith("_cifar") else "fc")
-    tensors = {k: np.asarray(v) for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    # The three tensors that fix the architecture's free sizes come first, so that the rest can be checked by name.
-    needed = {f"{head}.weight", "conv11.weight" if name == "lenet" else "conv1.weight"}
-    needed |= {"fc1.weight"} if name == "lenet" else set()
-    absent = sorted(needed - set(tensors))
-    num_classes = 1 if absent else len(tensors[f"{head}.weight"])
-    model = models.create(name, num_classes=num_classes)
-    shape = (1, 32, 32, 3) if absent else _input_shape(name, tensors)
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))
-    template = traverse_util.flatten_dict(template)
-    names = {path: _torch_name(path, name.endswith("_cifar")) for path in template}
-    missing = sorted(set(names.values()) - set(tensors))
-    extra = sorted(set(tensors) - set(names.values()))
-    if missing or extra:
-        raise ValueError(
-            f"these weights do not fit {name}: missing {missing or 'nothing'}, extra {extra or 'nothing'}"
-        )
-    ours, wrong = {}, []
-    for path, leaf in template.items():
-        channels = 64 if name == "lenet" and path[-2] == "fc1" else None
-        tensor = tensors[names[path]]
-        rank = len(leaf.shape)
-        if tensor.ndim == rank:
-            array = _to_ours(path[-1], tensor, channels if tensor.ndim == 2 and tensor.shape[1] == leaf.shape[0] else None)
-        if tensor.ndim != rank or array.shape != leaf.shape:
-            wrong.append(f"{names[path]} is {tensor.shape}, the model's (channels last) is {leaf.shape}")
-            continue
-        ours[path] = np.ascontiguousarray(array)
-    if wrong:
-        raise ValueError(f"these weights do not fit {name}: " + "; ".join(wrong))
-    return traverse_util.unflatten_dict(ours)
-
-
-def load(name: str, path: str | Path) -> dict:
-    """Our variables from a safetensors file with PyTorch's names; see `from_torch`.
-
-    Raises:
-      FileNotFoundError, ValueError: the file is absent, is not a whole safetensors file, or does not fit the model.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        return from_torch(name, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

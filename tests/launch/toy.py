@@ -1,4 +1,7 @@
-"""A run small enough to be started many times: least squares by SGD with momentum, through the real loop."""
+"""A run small enough to be started many times: least squares by SGD with momentum, through the real loop.
+
+On any number of processes: each yields its contiguous share of the same global batches.
+"""
 
 import time
 
@@ -52,15 +55,30 @@ def run(config, run):
         updates, opt_state = optimizer.update(gradients, state.opt_state)
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
 
+    def share(batch):  # this process's contiguous part of a global batch
+        size = config.batch_size // jax.process_count()
+        first = size * jax.process_index()
+        return {k: v[first : first + size] for k, v in batch.items()}
+
     def batches(start):
         for at in range(start, 10**9):
             rng = np.random.default_rng((config.seed, at))
             time.sleep(config.pause)
             x = rng.normal(size=(config.batch_size, 5)).astype(np.float32)
-            yield {"x": x, "y": x.sum(1)}
+            yield share({"x": x, "y": x.sum(1)})
 
     layout = sharding.layout(config.mode)
     layout.check_batch(config.batch_size)
+    held_out = np.random.default_rng(config.seed).normal(size=(config.batch_size, 5)).astype(np.float32)
+    mask = np.arange(config.batch_size) < config.batch_size - 1
+
+    def error(params, batch, repeat):
+        return {"val/error": jnp.abs(batch["x"] @ (params - 1)) + 0 * repeat}
+
+    def evaluate(state):
+        found = loop.masked_means(layout, error, state.params, [share({"x": held_out, "mask": mask})])
+        return {"val/distance": float(jnp.abs(state.params - 1).sum()), "val/error": found["val/error"]}
+
     with run.checkpoints(best=("val/distance", "min")) as checkpoints:
         state = loop.fit(
             run,
@@ -70,10 +88,11 @@ def run(config, run):
             steps=config.steps,
             layout=layout,
             checkpoints=checkpoints,
-            evaluate=lambda state: {"val/distance": float(jnp.abs(state.params - 1).sum())},
+            evaluate=evaluate,
             log_every=2,
             eval_every=4,
             checkpoint_every=3,
         )
-    np.save(run.path / "params.npy", np.asarray(state.params))
+    if run.writes:
+        np.save(run.path / "params.npy", np.asarray(state.params))
     return {"distance": float(jnp.abs(state.params - 1).sum())}

@@ -1,6 +1,6 @@
 """Logits, input gradients, both distances, the Hessian term and every parameter gradient against PyTorch double backward.
 
-float64, LeNet and ResNet-18 with batch norm in training mode, weights carried over by `weights.from_torch`.
+float64, LeNet and ResNet-18 with batch norm in training mode, weights carried over by `models.from_torch`.
 """
 
 import copy
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustgrad_jax import models, weights
+from robustgrad_jax import models
 from robustgrad_jax.regularizers import alignment
 
 torch = pytest.importorskip("torch")
@@ -36,7 +36,7 @@ def case(request):
     x, noise, direction = rng.normal(size=(3, n, *shape))
     y = rng.integers(0, 7, n)
     with jax.enable_x64(True):
-        ours = weights.from_torch(name, {k: v.numpy() for k, v in theirs.state_dict().items()})
+        ours = models.from_torch(name, {k: v.numpy() for k, v in theirs.state_dict().items()})
         yield name, theirs, ours, x, y, 0.1 * noise, direction
 
 
@@ -88,7 +88,7 @@ def training_logits(name, variables):
 def check_parameter_gradients(name, gradients, theirs):
     """Every parameter's gradient, carried over like the weights themselves."""
     buffers = {k: v.numpy() for k, v in theirs.named_buffers()}
-    wanted = weights.from_torch(
+    wanted = models.from_torch(
         name, {k: p.grad.numpy() for k, p in theirs.named_parameters()} | buffers
     )["params"]
     errors = jax.tree.map(relative, gradients, wanted)

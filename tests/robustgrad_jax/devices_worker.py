@@ -1,0 +1,115 @@
+"""Run by test_devices.py with 8 fake CPU devices: prints, as JSON, how far each mode is from its one-device reference.
+
+float64. The gradients are read from SGD's momentum buffer, which after the first step is the gradient itself.
+"""
+
+import json
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from configs.robustgrad import base
+from launch import sharding
+from robustgrad_jax import experiment, models, networks, regularizers
+
+BATCH, SHAPE = 16, (8, 8, 3)
+
+
+def network(name):
+    activation = models.create("lenet", num_classes=1).activation
+    if name == "lenet":
+        return models.create("lenet", num_classes=5)
+    return networks.ResNet(5, activation, (1, 1), bottleneck=False, imagenet_stem=False)
+
+
+def as_double(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
+
+
+def build(name):
+    model = network(name)
+    optimizer = optax.chain(optax.trace(decay=0.9), optax.scale(-0.05))
+    state = as_double(experiment.create_state(model, optimizer, SHAPE, 0))
+    config = base.get_config().regularizer
+    config.update({"l2_weight": 0.5, "radius": 32.0})
+    penalty = partial(regularizers.create(config), std=(0.2, 0.2, 0.2))
+    prepare = lambda batch, step: (batch["x"] + 0 * step, batch["y"])
+    step = experiment.make_step(model, optimizer, penalty, prepare, seed=3)
+    return jax.tree.map(np.asarray, state), step
+
+
+def batch_at(step):
+    rng = np.random.default_rng(step)
+    x = rng.normal(size=(BATCH, *SHAPE))
+    return {"x": x, "y": rng.integers(0, 5, BATCH), "slot": np.arange(BATCH, dtype=np.int32)}
+
+
+def train(state, step, layout, steps=3):
+    """(state, metrics) after every step, on the host."""
+    compiled = layout.compile(step, state)
+    state = layout.place(state)
+    history = []
+    for at in range(steps):
+        state, metrics = compiled(state, layout.put(batch_at(at)))
+        history.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state's buffers are donated
+    return history
+
+
+def per_device_reference(state, step, shards=8, steps=3):
+    """What `pmap` mode means, by hand on one device: every shard by itself, then the mean of what they found.
+
+    All shards start from the same state, so with an update linear in the gradient the mean of the updated states is
+    the update by the mean gradient.
+    """
+    alone = jax.jit(step)
+    size = BATCH // shards
+    mean = lambda *leaves: jnp.stack(leaves).mean(0).astype(leaves[0].dtype)
+    history = []
+    for at in range(steps):
+        shares = [{k: v[i * size : (i + 1) * size] for k, v in batch_at(at).items()} for i in range(shards)]
+        state, metrics = jax.tree.map(mean, *[alone(state, share) for share in shares])
+        history.append((state, metrics))
+    return history
+
+
+def apart(ours, reference, relative=True):
+    """Largest difference of any leaf, relative to that leaf's largest entry."""
+
+    def error(a, b):
+        scale = np.abs(b).max() if relative else 1.0
+        return float(np.abs(a - b).max() / scale) if scale else float(np.abs(a).max())
+
+    return max(jax.tree.leaves(jax.tree.map(error, ours, reference)))
+
+
+def main():
+    out = {"devices": jax.device_count()}
+    for name, rule in {
+        "lenet": (r"fc1/kernel$", P(None, "model")),
+        "resnet": (r"layer2_0/conv\d/kernel$", P(None, None, None, "model")),
+    }.items():
+        state, step = build(name)
+        single = train(state, step, sharding.layout(devices=jax.devices()[:1]))
+        jit = train(state, step, sharding.layout("jit"))
+        split = train(state, step, sharding.layout("jit", model=2, rules=[rule]))
+        pmap = train(state, step, sharding.layout("pmap"))
+        by_hand = per_device_reference(state, step)
+        for at in (0, 2):
+            out[f"{name}-{at + 1}"] = {
+                "jit": apart(jit[at], single[at]),
+                "split parameters": apart(split[at], single[at]),
+                "pmap": apart(pmap[at][0], by_hand[at][0]),  # the logged norm is that of the mean gradient
+                "pmap against one": apart(pmap[at], single[at]),
+                "moved": apart(single[at][0].params, state.params, relative=False),
+            }
+    json.dump(out, sys.stdout)
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        main()

@@ -1,0 +1,311 @@
+"""The experiment and its configs: smallest real runs through the command line, published numbers, refusals."""
+
+import ast
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from launch import data, duration, optim, sharding
+from launch.data import sets
+from launch.run import Run, flatten
+from launch.train import find
+from robustgrad_jax import activations, comparison, experiment, models, regularizers
+from robustgrad_jax.regularizers.alignment import NOISE_KINDS
+from tests.commands import ROOT, finish, train
+from tests.launch.test_train import logged
+
+FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "robustgrad").glob("[!_]*.py"))
+RUNNABLE = [p for p in FILES if p.stem != "base"]
+SMALL = (
+    "--config.batch_size=16",
+    "--config.data.train_examples=64",
+    "--config.data.val_examples=32",
+    "--config.data.test_examples=24",
+    "--config.data.image_size=12",
+    "--config.optimizer.schedule.milestones=('2 steps',)",
+    "--config.loop.log_every=1",
+    "--config.evaluation.batch_size=16",
+    "--config.evaluation.examples=20",
+    "--config.evaluation.draws=2",
+    "--config.evaluation.radii=(8.0,)",
+)
+
+
+def load(path) -> ConfigDict:
+    return importlib.import_module(".".join(path.with_suffix("").parts)).get_config()
+
+
+# -- configs ----------------------------------------------------------------------------------
+
+
+def test_the_published_configs_are_there():
+    names = {p.stem for p in RUNNABLE}
+    assert names >= {"cifar10_lenet", "cifar10_resnet18", "imagenet100_resnet18"}
+    assert names >= {"fashion_mnist_lenet", "digits_lenet"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_config_names_what_exists(path):
+    config = load(path)
+    assert callable(find(config.experiment))
+    models.check(config.model.name)
+    activations.get(config.model.activation, config.model.beta)
+    assert config.data.name in data.NAMES
+    assert config.sharding.mode in sharding.MODES
+    assert config.regularizer.noise in NOISE_KINDS
+    for name in regularizers.NAMES:  # every method by --config.regularizer.name
+        config.regularizer.name = name
+        regularizers.create(config.regularizer)
+
+    def to_steps(text):
+        return duration.to_steps(text, examples=45_000, batch_size=config.batch_size)
+
+    total = to_steps(config.duration)
+    optim.create(config.optimizer, total_steps=total, to_steps=to_steps)
+    assert all(to_steps(m) < total for m in config.optimizer.schedule.milestones)
+    assert to_steps(config.loop.eval_every) > 0 and to_steps(config.loop.checkpoint_every) > 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_config_can_be_frozen_stored_and_overridden(path):
+    config = load(path)
+    plain = json.loads(config.to_json())
+    assert not Run.__module__.startswith("tests") and plain.keys() == config.keys()
+    config.lock()
+    with pytest.raises((AttributeError, KeyError), match="learning_rat"):
+        config.optimizer.learning_rat = 1.0
+    for key, value in flatten(FrozenConfigDict(config)).items():
+        assert isinstance(value, str | bool | int | float | tuple), key
+        assert not (isinstance(value, int) and key.endswith(("radius", "weight", "rate"))), (
+            f"{key}: not a float"
+        )
+    assert flatten(config).keys() == flatten(load(FILES[[p.stem for p in FILES].index("base")])).keys()
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=str)
+def test_a_config_says_how_to_run_it(path):
+    text = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+    assert f"python -m launch.train --config={path} --workdir=runs/{path.stem}" in text
+
+
+PUBLISHED = {
+    "cifar10_lenet": {
+        "data.name": "cifar10",
+        "model.name": "lenet",
+        "optimizer.name": "adam",
+        "optimizer.weight_decay": 4e-5,
+        "duration": "300 epochs",
+        "optimizer.schedule.milestones": ("100 epochs", "150 epochs"),
+        "regularizer.l2_weight": 0.01,
+        "regularizer.cosine_weight": 1.0,
+        "regularizer.hessian_weight": 1e-3,
+        "data.crop_padding": 4,
+        "data.flip": True,
+    },
+    "cifar10_resnet18": {
+        "data.name": "cifar10",
+        "model.name": "resnet18_cifar",
+        "optimizer.name": "adamw",
+        "optimizer.weight_decay": 1e-2,
+        "duration": "200 epochs",
+        "optimizer.schedule.milestones": ("100 epochs", "150 epochs"),
+        "regularizer.l2_weight": 0.01,
+        "regularizer.cosine_weight": 0.1,
+        "regularizer.hessian_weight": 1e-4,
+        "data.crop_padding": 4,
+        "data.flip": True,
+    },
+    "imagenet100_resnet18": {
+        "data.name": "imagenet100",
+        "model.name": "resnet18",
+        "optimizer.name": "adamw",
+        "optimizer.weight_decay": 1e-2,
+        "duration": "90 epochs",
+        "optimizer.schedule.milestones": ("40 epochs", "60 epochs", "80 epochs"),
+        "regularizer.l2_weight": 1.0,
+        "regularizer.cosine_weight": 0.01,
+        "regularizer.hessian_weight": 1e-3,
+        "data.image_size": 224,
+        "data.flip": True,
+    },
+}
+EVERYWHERE = {
+    "batch_size": 128,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.clip_norm": 0.5,
+    "optimizer.schedule.name": "step",
+    "optimizer.schedule.factor": 0.1,
+    "model.activation": "softplus",
+    "model.beta": 3.0,
+    "regularizer.name": "l2_cosine",
+    "regularizer.radius": 4.0,
+    "regularizer.noise": "uniform",
+    "regularizer.detach_source": True,
+    "evaluation.radii": (4.0, 8.0, 16.0),
+    "evaluation.draws": 10,
+    "evaluation.upper_bound": True,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hyperparameters(name):
+    """Joo et al. 2023, section 5 and appendix."""
+    config = flatten(load(ROOT.joinpath("configs/robustgrad", f"{name}.py").relative_to(ROOT)))
+    wanted = EVERYWHERE | PUBLISHED[name]
+    assert {key: config[key] for key in wanted} == wanted
+
+
+def test_published_normalisation():
+    assert sets.CIFAR10 == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert sets.IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ({"regularizer.name": "l3"}, ["unknown regularizer 'l3'", *regularizers.NAMES]),
+        ({"model.name": "vgg"}, ["unknown model 'vgg'", *models.NAMES]),
+        ({"model.activation": "tanh"}, ["unknown activation 'tanh'", "gelu, relu, silu, softplus"]),
+        ({"data.name": "mnist"}, ["no data set 'mnist'", *data.NAMES]),
+        ({"optimizer.name": "lion"}, ["unknown optimiser 'lion'", *optim.OPTIMIZERS]),
+        ({"optimizer.schedule.name": "linear"}, ["unknown schedule 'linear'", *optim.SCHEDULES]),
+        ({"sharding.mode": "ddp"}, ["unknown sharding mode 'ddp'", *sharding.MODES]),
+        ({"duration": "3 weeks"}, ["3 weeks", "epochs, steps, examples"]),
+        ({"data.val_examples": 0}, ["data.val_examples=0", "hold some out"]),
+        ({"batch_size": 0}, ["batch_size=0"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_run_is_refused_with_what_can(override, expected):
+    """Before anything is computed: there is no run directory to touch."""
+    config = load(next(p for p in FILES if p.stem == "digits_lenet"))
+    config.update_from_flattened_dict(override)
+    with pytest.raises(ValueError) as error:
+        experiment.run(FrozenConfigDict(config), None)
+    for text in expected:
+        assert text in str(error.value)
+
+
+# -- runs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Three steps on the bundled digits, with evaluation after each."""
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    every = ("--config.duration=3 steps", "--config.loop.eval_every=1 steps")
+    command = ("configs/robustgrad/digits_lenet.py", workdir, *SMALL, *every)
+    return workdir, command, finish(train(*command))
+
+
+def test_the_smallest_run(digits):
+    workdir, _, output = digits
+    assert "handwritten digits" in output
+    result = json.loads((workdir / "result.json").read_text())
+    keys = ("cosine", "pcc", "ssim", "mse", "gradient_cosine", "accuracy")
+    bounds = ("l2", "cosine_distance", "gradient_norm", "hessian_product_norm", "bound", "hessian_frobenius")
+    wanted = {"best_step", "val/accuracy", "val/cross_entropy"}
+    wanted |= {"test/accuracy", "test/cross_entropy", "test/examples"}
+    wanted |= {f"rps-8/{k}" for k in (*keys, "examples")} | {
+        f"upper-bound/{k}" for k in (*bounds, "examples")
+    }
+    assert result.keys() == wanted
+    assert all(np.isfinite(v) for v in result.values())
+    assert result["test/examples"] == 24 and result["rps-8/examples"] == result["upper-bound/examples"] == 20
+    assert 0.5 < result["rps-8/cosine"] <= 1 and 0 <= result["test/accuracy"] <= 1
+    for key, value in result.items():
+        assert re.search(rf"^{re.escape(key)} +{re.escape(f'{value:.6g}')}$", output, re.MULTILINE)
+    assert {p.name for p in (workdir / "artifacts").iterdir()} == {
+        "test.json",
+        "rps-8.json",
+        "upper-bound.json",
+    }
+
+
+def test_the_loss_is_cross_entropy_and_the_weighted_terms(digits):
+    rows = [row for row in logged(digits[0]) if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        terms = 0.01 * row["train/l2"] + 1.0 * row["train/cosine"]
+        assert terms > 0 and row["train/loss"] == pytest.approx(row["train/cross_entropy"] + terms, rel=1e-5)
+        assert 0 <= row["train/accuracy"] <= 1 and row["train/gradient_norm"] > 0
+
+
+def test_the_best_checkpoint_on_validation_is_measured(digits):
+    workdir = digits[0]
+    result = json.loads((workdir / "result.json").read_text())
+    accuracy = {row["step"]: row["val/accuracy"] for row in logged(workdir) if "val/accuracy" in row}
+    assert set(accuracy) == {1, 2, 3}
+    best = max(accuracy, key=lambda step: (accuracy[step], step))
+    assert result["best_step"] == best and result["val/accuracy"] == pytest.approx(accuracy[best])
+
+
+def test_what_is_measured_is_measured_once(digits):
+    """Without its result the run goes through its stages again and finds all of them done."""
+    workdir, _, _ = digits
+    before = json.loads((workdir / "result.json").read_text())
+    artifacts = {p.name: p.stat().st_mtime_ns for p in (workdir / "artifacts").iterdir()}
+    lines = (workdir / "metrics.jsonl").read_text()
+    run = Run.open(workdir, ConfigDict(json.loads((workdir / "config.json").read_text())))
+    try:
+        again = experiment.run(run.config, run)
+    finally:
+        run.close()
+    assert again == pytest.approx(before)
+    assert artifacts == {p.name: p.stat().st_mtime_ns for p in (workdir / "artifacts").iterdir()}
+    assert lines == (workdir / "metrics.jsonl").read_text()
+
+
+def test_the_demo(tmp_path):
+    """Both networks trained a little, a table of both, and nothing done twice."""
+    workdir = tmp_path / "demo"
+    digits = ("--config.data.name=digits", "--config.duration=2 steps", "--config.loop.eval_every=2 steps")
+    milestone = "--config.optimizer.schedule.milestones=('1 steps',)"
+    output = finish(train("configs/demo.py", workdir, *SMALL, *digits, milestone))
+    table = (workdir / "table.md").read_text()
+    assert table in output
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert header == ["regulariser", "accuracy", "cosine ε=8", "PCC ε=8", "SSIM ε=8"]
+    assert [row[0] for row in rows] == ["none", "l2_cosine"]
+    result = json.loads((workdir / "result.json").read_text())
+    for row in rows:
+        member = json.loads((workdir / f"{row[0]}-seed0" / "result.json").read_text())
+        keys = ("test/accuracy", "rps-8/cosine", "rps-8/pcc", "rps-8/ssim")
+        assert row[1:] == [f"{member[key]:.3f}" for key in keys]
+        assert {key: result[f"{row[0]}/{key}"] for key in member} == member
+    configs = [json.loads((workdir / f"{row[0]}-seed0" / "config.json").read_text()) for row in rows]
+    assert [c["regularizer"].pop("name") for c in configs] == ["none", "l2_cosine"]
+    assert configs[0] == configs[1]  # the same budget and the same seed
+
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+    (workdir / "result.json").unlink()
+    run = Run.open(workdir, ConfigDict(json.loads((workdir / "config.json").read_text())))
+    try:
+        assert comparison.run(run.config, run) == pytest.approx(result)
+    finally:
+        run.close()
+    changed = {p.name for p, time in before.items() if not p.exists() or p.stat().st_mtime_ns != time}
+    assert changed <= {"result.json", "table.md"} and (workdir / "table.md").read_text() == table
+
+
+def test_the_table():
+    results = {
+        "none": [{"test/accuracy": 0.5, "rps-4/cosine": 0.1, "rps-4/pcc": 0.2, "rps-4/ssim": 0.3}],
+        "l2": [
+            {"test/accuracy": 0.4, "rps-4/cosine": 0.6, "rps-4/pcc": 0.5, "rps-4/ssim": 0.25},
+            {"test/accuracy": 0.6, "rps-4/cosine": 0.8, "rps-4/pcc": 0.5, "rps-4/ssim": 0.75},
+        ],
+    }
+    assert comparison.table(results, (4.0,)).splitlines() == [
+        "| regulariser | accuracy | cosine ε=4 | PCC ε=4 | SSIM ε=4 |",
+        "|---|---|---|---|---|",
+        "| none | 0.500 | 0.100 | 0.200 | 0.300 |",
+        "| l2 | 0.500 ± 0.141 | 0.700 ± 0.141 | 0.500 ± 0.000 | 0.500 ± 0.354 |",
+    ]

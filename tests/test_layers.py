@@ -1,0 +1,140 @@
+"""How the house is built: who may import whom, and how long a file and a function may be."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+METHODS = {"robustgrad_jax", "tldr_jax", "rtd_jax"}
+# package -> the packages of ours that it may import besides itself
+ALLOWED = {
+    "configs": set(),
+    "launch": set(),
+    "clip_jax": set(),
+    "robustgrad_jax": {"launch"},
+    "tldr_jax": {"launch", "clip_jax"},
+    "rtd_jax": {"launch", "clip_jax"},
+}
+OURS = set(ALLOWED) | {"benchmarks", "tests"}
+FOREIGN = {"torch", "torchvision", "tensorflow"}  # for tests and benchmarks, not for the packages
+FILE_LINES, FUNCTION_LINES = 400, 60
+
+
+def files() -> list[Path]:
+    found = [p for package in ALLOWED for p in sorted((ROOT / package).rglob("*.py"))]
+    return [p.relative_to(ROOT) for p in found]
+
+
+def module(path: Path) -> str:
+    """launch/data/__init__.py -> launch.data"""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(source: str, path: Path) -> set[str]:
+    """The top-level names that a file imports, wherever in it; relative imports count as its own package."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0] if node.level == 0 else path.parts[0])
+    return names
+
+
+def forbidden(source: str, path: Path) -> set[str]:
+    own = path.parts[0]
+    return imported(source, path) & ((OURS | FOREIGN) - ALLOWED[own] - {own})
+
+
+def function_lengths(source: str) -> dict[str, int]:
+    """Lines of every function without its docstring: what has to be read to follow it."""
+    lengths = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            lengths[node.name] = lines
+    return lengths
+
+
+def test_every_package_of_the_tree_is_known():
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert packages <= OURS, "a new package needs a line in ALLOWED"
+    assert {"configs", "launch", "robustgrad_jax"} <= packages
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_imports_run_one_way(path):
+    assert not forbidden((ROOT / path).read_text(), path)
+
+
+@pytest.mark.parametrize(
+    "path, source, found",
+    [
+        ("launch/a.py", "def f():\n    from robustgrad_jax.models import create", {"robustgrad_jax"}),
+        ("launch/a.py", "import launch.run\nfrom . import loop", set()),
+        ("configs/a.py", "from launch import loop\nfrom configs import demo", {"launch"}),
+        ("robustgrad_jax/a.py", "import tldr_jax.x as y, launch", {"tldr_jax"}),
+        ("rtd_jax/a.py", "import clip_jax\nimport launch\nimport tests.commands", {"tests"}),
+        ("clip_jax/a.py", "import launch\nimport torch.nn.functional as F", {"launch", "torch"}),
+    ],
+)
+def test_what_counts_as_forbidden(path, source, found):
+    assert forbidden(source, Path(path)) == found
+
+
+def test_every_module_imports_without_torch_and_tensorflow():
+    """In a process of its own, where either import fails."""
+    program = (
+        "import sys, json, importlib\n"
+        f"for name in {sorted(FOREIGN)}: sys.modules[name] = None\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        "try:\n    import torch\nexcept ImportError: print('blocked')\n"
+    )
+    modules = [module(path) for path in files()]
+    assert "launch.data" in modules and "robustgrad_jax.models" in modules
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(modules)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("blocked")
+
+
+def test_importing_starts_no_backend():
+    """`jax.distributed.initialize` has to come before JAX's first look at its devices: no module may look."""
+    program = (
+        "import sys, json, importlib\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        "from jax._src import xla_bridge\n"
+        "print(json.dumps(list(xla_bridge._backends)))\n"
+    )
+    if importlib.util.find_spec("jax._src.xla_bridge") is None:
+        pytest.skip("this JAX keeps its backends elsewhere")
+    modules = [module(path) for path in files()]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(modules)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_lengths(path):
+    source = (ROOT / path).read_text()
+    assert len(source.splitlines()) <= FILE_LINES
+    if path.parts[0] != "configs":  # a config is one flat list of fields
+        long = {name: lines for name, lines in function_lengths(source).items() if lines > FUNCTION_LINES}
+        assert not long
+
+
+def test_function_lengths():
+    body = "\n".join("    x = 1" for _ in range(70))
+    source = f'def f():\n    """Two\n    lines."""\n    x = 2\n\n\nclass C:\n    async def g(self):\n{body}\n'
+    assert function_lengths(source.replace("    x = 1", "        x = 1")) == {"f": 2, "g": 71}
