@@ -136,7 +136,7 @@ def main() -> None:
         side, model, batch, regularizer = args.serve
         serve(side, model, int(batch), regularizer)
         return
-    print("| model, batch | regulariser | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n|---|---|---|---|---|---|---|")
+    print("| model, batch | regulariser | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 7 + "|")
     for model in args.cases:
         for regularizer in args.regularizers:
             row = pair(model, CASES[model], regularizer, args.steps, args.warmup)

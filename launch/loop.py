@@ -1,4 +1,4 @@
-"""The one training loop: dispatch steps ahead of the host, look at the numbers now and then, save, resume, stop safely."""
+"""The one training loop: dispatch steps ahead of the host, look at the numbers now and then, save, resume, stop."""
 
 import functools
 import itertools

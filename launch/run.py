@@ -1,4 +1,4 @@
-"""The run directory: what a run is (config.json), what it said (metrics.jsonl, TensorBoard), what it found (result.json).
+"""The run directory: what a run is (config.json), what it said (metrics.jsonl), what it found (result.json).
 
 Running the same command on the same directory continues; another config on it is refused with the difference shown.
 """
@@ -98,7 +98,7 @@ class Run:
         """Make the directory, lock it, and see that its config is this one."""
         try:
             (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held open as long as the run is
         except OSError as error:
             raise RunDirectoryError(
                 f"the run directory {self.path} is not writable ({error}); choose another --workdir"

@@ -178,7 +178,7 @@ def layout(
       rules: which parameters are split; see `Layout`.
 
     Raises:
-      ValueError: an unknown mode, or a `model` that does not divide the devices or asks for parameter sharding in "pmap".
+      ValueError: an unknown mode, a `model` that does not divide the devices, or split parameters in "pmap".
     """
     if mode not in MODES:
         raise ValueError(f"unknown sharding mode {mode!r}; there are {', '.join(MODES)}")

@@ -100,7 +100,8 @@ def _known_keys(argv: list[str]) -> str:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     known = flatten(module.get_config(*([argument] if argument else [])))
-    asked = [a.lstrip("-").split("=", 1)[0].removeprefix("config.") for a in argv if a.lstrip("-").startswith("config.")]
+    given = [a.lstrip("-").split("=", 1)[0] for a in argv]
+    asked = [key.removeprefix("config.") for key in given if key.startswith("config.")]
     lines = []
     for key in (k for k in asked if k not in known):
         near = difflib.get_close_matches(key, known, n=1)

@@ -27,8 +27,8 @@ from jax.interpreters import ad, batching, mlir
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 # Sizes of the CPU kernel gradient's im2col tile, found by measurement on LeNet and ResNet shapes. The tile
-# has to stay near the second-level cache's size (a whole-batch im2col is 3-8 times slower, most of it page
-# faults), but below some 512 positions updating the accumulated kernel costs more than the cache saves.
+# has to stay near the second-level cache's size (a whole-batch im2col of a large map is 3-8 times slower), but
+# below some 512 positions updating the accumulated kernel costs more than the cache saves.
 _TILE_BYTES = 2_400_000
 _TILE_POSITIONS = 512
 

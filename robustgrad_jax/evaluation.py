@@ -1,6 +1,6 @@
 """What Joo et al. 2023 measure on the test set: accuracy, similarity under random perturbation, the upper-bound study.
 
-Every function here is per example, pure, and made for `launch.loop.masked_means`: (variables, batch, draw) -> {name: (n,)}.
+Every function here is per example, pure, and for `launch.loop.masked_means`: (variables, batch, draw) -> {name: (n,)}.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,8 +43,7 @@ def random_perturbation_similarity(model, prepare: Prepare, *, std, radius: floa
     """RPS: how alike the gradient's heat maps are before and after a uniform draw of radius ε/255.
 
     The heat map is the channel sum of |∇g|, divided by its maximum; cosine, Pearson correlation (pcc), SSIM and mean
-    squared error compare the two maps. `gradient_cosine` compares the signed gradients themselves: the quantity that the
-    regulariser trains. Perturbed images are clipped to the value range of their batch, as in the published code.
+    squared error compare the two maps. `gradient_cosine` compares the signed gradients, which the regulariser trains. Perturbed images are clipped to the value range of their batch, as in the published code.
 
     Args:
       std: per channel, what the images were divided by.
@@ -77,8 +76,8 @@ def upper_bound(model, prepare: Prepare, *, std, radius: float, seed: int) -> Ca
     """The quantities of the paper's upper-bound study, for one gaussian draw z of scale ε/(255 σ).
 
     l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2, gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and
-    bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of ‖H‖_F
-    once the draws are averaged. (The published code divides that sum by the radius; the number of draws is right.)
+    bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of
+    ‖H‖_F once the draws are averaged. (The published code divides by the radius; the number of draws is right.)
 
     Args: as in `random_perturbation_similarity`.
     """

@@ -1,4 +1,4 @@
-"""Train a classifier whose input gradients resist perturbation, keep the best on validation, measure it on the test set.
+"""Train a classifier whose input gradients resist perturbation, keep the best on validation, measure it on test data.
 
 Configs: `configs/robustgrad/`. Method: Joo et al., "Towards More Robust Interpretation via Local Gradient Alignment",
 AAAI 2023 (arXiv 2211.15900).
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import logging
 from flax import linen as nn
@@ -154,7 +153,7 @@ def run(config, run: Run) -> dict[str, float]:
     penalty = regularizers.create(config.regularizer)
     splits = data.load(config.data, seed=config.seed)
     if splits.val is None:
-        raise ValueError("config.data.val_examples=0: the best checkpoint is chosen on validation examples; hold some out")
+        raise ValueError("config.data.val_examples=0: hold out some, the best checkpoint is chosen on them")
     logging.info("%s", splits.note)
     model = models.create(
         config.model.name,

@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/robustgrad/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
-Data: TFDS `cifar10`, prepared once (README). The original trains with batch norm per device: `--config.sharding.mode=pmap`.
+Data: TFDS `cifar10`, prepared once (README). The original trains with batch norm per device:
+`--config.sharding.mode=pmap`.
 """
 
 from configs.robustgrad import base

@@ -1,7 +1,7 @@
 """What is added to the cross-entropy: local gradient alignment and the methods that it is compared with.
 
-To add one: write a pure function of `logits_fn(params, x) -> (logits, aux)` that gives its value and the clean pass, give
-it an adapter and a line in `_TERMS`, and its weight a field in `configs/robustgrad/base.py`.
+To add one: write a pure function of `logits_fn(params, x) -> (logits, aux)` that gives its value and the clean pass,
+give it an adapter and a line in `_TERMS`, and its weight a field in `configs/robustgrad/base.py`.
 """
 
 from collections.abc import Callable, Mapping

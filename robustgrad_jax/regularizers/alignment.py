@@ -1,7 +1,7 @@
 """Local gradient alignment (Joo et al., AAAI 2023) and the Hessian-norm baseline (Dombrowski et al. 2022).
 
-Everything here is a pure function of a `logits_fn(params, x) -> (logits, aux)`: x (n, h, w, c) normalised, logits (n, k),
-aux any pytree (a model's batch statistics, say). g(x) is the *logit* of the true class, neither a probability nor a
+Everything here is a pure function of a `logits_fn(params, x) -> (logits, aux)`: x (n, h, w, c) normalised, logits
+(n, k), aux any pytree (batch statistics, say). g(x) is the *logit* of the true class, neither a probability nor a
 loss. With batch norm in training mode an image's logit leans on the whole batch; as in the original, the gradient is
 that of the batch's sum.
 """

@@ -129,7 +129,7 @@ def fit(tmp_path, losses, *, step=add, layout=None, **options):
 
 def test_logged_values_are_means_of_every_step(tmp_path):
     losses = np.random.default_rng(0).normal(size=14)
-    evaluate = lambda state: {"val/total": float(state.total)}  # noqa: E731
+    evaluate = lambda state: {"val/total": float(state.total)}
     state, rows = fit(tmp_path, losses, log_every=4, eval_every=6, evaluate=evaluate)
     windows = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in windows] == [4, 6, 8, 12, 14]  # an evaluation ends a window
@@ -290,7 +290,7 @@ def padded(values, size):
 def test_masked_means_are_numpys():
     values = np.random.default_rng(0).normal(size=11).astype(np.float32)
     scale = jnp.float32(2)
-    measure = lambda scale, batch, repeat: {"x": scale * batch["x"], "positive": batch["x"] > 0}  # noqa: E731
+    measure = lambda scale, batch, repeat: {"x": scale * batch["x"], "positive": batch["x"] > 0}
     found = loop.masked_means(sharding.layout(), measure, scale, padded(values, 4))
     np.testing.assert_allclose(found["x"], 2 * values.astype(np.float64).mean(), rtol=1e-5)
     np.testing.assert_allclose(found["positive"], (values > 0).mean(), rtol=1e-6)
@@ -300,8 +300,8 @@ def test_masked_means_are_numpys():
 def test_repeats_and_what_is_done_with_each_examples_mean():
     """sqrt of the mean over draws, then the mean over examples: not the root of the mean of everything."""
     values = np.random.default_rng(1).uniform(1, 9, size=5).astype(np.float32)
-    measure = lambda _, batch, repeat: {"a": batch["x"] * (repeat + 1)}  # noqa: E731
-    finish = lambda means: {"root": jnp.sqrt(means["a"]), "plain": means["a"]}  # noqa: E731
+    measure = lambda _, batch, repeat: {"a": batch["x"] * (repeat + 1)}
+    finish = lambda means: {"root": jnp.sqrt(means["a"]), "plain": means["a"]}
     found = loop.masked_means(sharding.layout(), measure, None, padded(values, 4), repeats=3, finish=finish)
     np.testing.assert_allclose(found["root"], np.sqrt(values * 2).mean(), rtol=1e-5)
     np.testing.assert_allclose(found["plain"], (values * 2).mean(), rtol=1e-5)
@@ -325,13 +325,13 @@ def test_evaluating_again_compiles_nothing():
 def test_resident_arrays_reach_the_measure():
     layout = sharding.layout()
     table = layout.replicate({"table": np.arange(8, dtype=np.float32) ** 2})
-    measure = lambda _, batch, repeat: {"a": batch[sharding.RESIDENT]["table"][batch["slot"]]}  # noqa: E731
+    measure = lambda _, batch, repeat: {"a": batch[sharding.RESIDENT]["table"][batch["slot"]]}
     found = loop.masked_means(layout, measure, None, padded(np.zeros(6), 4), resident=table)
     np.testing.assert_allclose(found["a"], np.mean(np.arange(6) ** 2))
 
 
 def test_nothing_to_evaluate():
-    measure = lambda _, batch, repeat: {"a": batch["x"]}  # noqa: E731
+    measure = lambda _, batch, repeat: {"a": batch["x"]}
     nothing = [{"x": np.ones(4, np.float32), "mask": np.zeros(4, bool)}]
     for batches in ([], nothing):
         with pytest.raises(ValueError, match="there is no example to evaluate"):
@@ -339,7 +339,7 @@ def test_nothing_to_evaluate():
 
 
 def test_a_value_per_batch_is_refused():
-    measure = lambda _, batch, repeat: {"mean": batch["x"].mean(keepdims=True)}  # noqa: E731
+    measure = lambda _, batch, repeat: {"mean": batch["x"].mean(keepdims=True)}
     with pytest.raises(ValueError, match=r"mean has shape \(1,\), the batch's mask \(4,\)"):
         loop.masked_means(sharding.layout(), measure, None, padded(np.ones(6), 4))
 
@@ -352,7 +352,7 @@ def test_a_request_to_stop_ends_an_evaluation():
         if len(calls) == 2:
             raise Preempted("now")
 
-    measure = lambda _, batch, repeat: {"a": batch["x"]}  # noqa: E731
+    measure = lambda _, batch, repeat: {"a": batch["x"]}
     with pytest.raises(Preempted):
         loop.masked_means(sharding.layout(), measure, None, padded(np.ones(40), 4), check_stop=check_stop)
     assert len(calls) == 2

@@ -1,4 +1,4 @@
-"""Logits, input gradients, both distances, the Hessian term and every parameter gradient against PyTorch double backward.
+"""Logits, input gradients, distances, the Hessian term and all parameter gradients against PyTorch double backward.
 
 float64, LeNet and ResNet-18 with batch norm in training mode, weights carried over by `models.from_torch`.
 """
@@ -30,7 +30,7 @@ def case(request):
     theirs = reference.create(name, num_classes=7, in_channels=shape[2], image_size=shape[0]).double()
     with torch.no_grad():
         for key, value in theirs.state_dict().items():
-            if "running" in key or "bn" in key and value.is_floating_point():
+            if "running" in key or ("bn" in key and value.is_floating_point()):
                 value.copy_(torch.rand_like(value) + 0.5)
     rng = np.random.default_rng(0)
     x, noise, direction = rng.normal(size=(3, n, *shape))

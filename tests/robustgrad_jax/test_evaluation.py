@@ -106,7 +106,7 @@ def test_accuracy(case):
 
 
 def test_random_perturbation_similarity(case):
-    """Image by image and draw by draw; perturbed images clipped to what their batch, without padding, spans."""
+    """Image by image and draw by draw; perturbed images clipped to what their batch spans, unpadded."""
     theirs, variables, split, x = case
     noise = draws("uniform", "rps", x.shape, RADIUS / (255 * STD))
     wanted = {k: [] for k in ("cosine", "pcc", "ssim", "mse", "gradient_cosine", "accuracy")}

@@ -173,7 +173,7 @@ def test_running_statistics_move_as_pytorchs():
     torch.manual_seed(0)
     theirs = reference.create("resnet18_cifar").double().train()
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
-    numpy = lambda: {k: v.numpy().copy() for k, v in theirs.state_dict().items()}  # noqa: E731
+    numpy = lambda: {k: v.numpy().copy() for k, v in theirs.state_dict().items()}
     with jax.enable_x64(True):
         before = models.from_torch("resnet18_cifar", numpy())
         theirs(torch.tensor(np.moveaxis(x, -1, 1)))

@@ -62,7 +62,7 @@ def test_every_value_arrives_once(lenet):
     """What goes in comes out, moved but not changed: as many values, the same ones."""
     ours = models.from_torch("lenet", lenet)
     assert "batch_stats" not in ours
-    values = lambda tree: np.sort(np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)]))  # noqa: E731
+    values = lambda tree: np.sort(np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)]))
     np.testing.assert_array_equal(values(ours), values(lenet))
     single = {k: v.astype(np.float32) for k, v in lenet.items()}
     assert {a.dtype for a in jax.tree.leaves(models.from_torch("lenet", single))} == {np.dtype("float32")}
