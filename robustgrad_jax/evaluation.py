@@ -43,7 +43,8 @@ def random_perturbation_similarity(model, prepare: Prepare, *, std, radius: floa
     """RPS: how alike the gradient's heat maps are before and after a uniform draw of radius ε/255.
 
     The heat map is the channel sum of |∇g|, divided by its maximum; cosine, Pearson correlation (pcc), SSIM and mean
-    squared error compare the two maps. `gradient_cosine` compares the signed gradients, which the regulariser trains. Perturbed images are clipped to the value range of their batch, as in the published code.
+    squared error compare the two maps. `gradient_cosine` compares the signed gradients, which the regulariser trains.
+    Perturbed images are clipped to the value range of their batch, as in the published code.
 
     Args:
       std: per channel, what the images were divided by.

@@ -26,7 +26,8 @@ def problem():
 
 
 def config(name, **changes):
-    values = {**base.get_config().regularizer.to_dict(), "name": name, "radius": 255.0, **changes}  # large: penalties well above rounding
+    # a large radius: penalties well above rounding
+    values = {**base.get_config().regularizer.to_dict(), "name": name, "radius": 255.0, **changes}
     return SimpleNamespace(**values)
 
 
