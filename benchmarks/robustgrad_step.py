@@ -91,11 +91,11 @@ def serve(side: str, model: str, batch: int, regularizer: str) -> None:
         print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
 
 
-def pair(model: str, batch: int, regularizer: str, steps: int, warmup: int) -> dict:
+def pair(model: str, batch: int, regularizer: str, *, steps: int, warmup: int, pythons: dict[str, str]) -> dict:
     """Alternate the two sides; medians, peaks, and the median of the pairwise ratios."""
 
     def launch(side):
-        command = [sys.executable, "-m", "benchmarks.robustgrad_step", "--serve", side, model, str(batch), regularizer]
+        command = [pythons[side], "-m", "benchmarks.robustgrad_step", "--serve", side, model, str(batch), regularizer]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     children = {side: launch(side) for side in ("torch", "jax")}
@@ -130,16 +130,20 @@ def main() -> None:
     parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS), choices=REGULARIZERS)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--jax_python", default=sys.executable, help="interpreter of our side, if another than this")
     parser.add_argument("--serve", nargs=4, metavar=("SIDE", "MODEL", "BATCH", "REGULARIZER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         side, model, batch, regularizer = args.serve
         serve(side, model, int(batch), regularizer)
         return
+    pythons = {"torch": sys.executable, "jax": args.jax_python}
     print("| model, batch | regulariser | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 7 + "|")
     for model in args.cases:
         for regularizer in args.regularizers:
-            row = pair(model, CASES[model], regularizer, args.steps, args.warmup)
+            row = pair(
+                model, CASES[model], regularizer, steps=args.steps, warmup=args.warmup, pythons=pythons
+            )
             print(
                 f"| {model}, {CASES[model]} | {regularizer} | {row['torch']:.3f} | {row['jax']:.3f} | "
                 f"**{row['ratio']:.2f}** | {row['torch_peak'] / 1e9:.2f} | {row['jax_peak'] / 1e9:.2f} |",

@@ -15,17 +15,26 @@ import numpy as np
 
 @jax.custom_jvp
 def _unit_softplus(x: jax.Array) -> jax.Array:
-    # log1p(u), as log(1 + u) plus what rounding 1 + u lost: as accurate, in two thirds of the time on a CPU
+    # log1p(u) = 2 artanh(u / (2 + u)) as a power series: the argument is at most 1/3, so few terms are exact to
+    # rounding, and without a logarithm XLA's CPU backend fuses all of it into the loop around it
     u = jnp.exp(-jnp.abs(x))
-    v = 1 + u
-    return jnp.maximum(x, 0) + (jnp.log(v) + (u - (v - 1)) / v)
+    ratio = u / (2 + u)
+    square = ratio * ratio
+    series = jnp.zeros_like(x)
+    for odd in range(_SERIES_END[jnp.finfo(x.dtype).bits], 0, -2):
+        series = series * square + 1 / odd
+    return jnp.maximum(x, 0) + 2 * ratio * series
+
+
+# The largest exponent of the series, by the bits of the type: (1/3)^odd / odd is then below half a unit of rounding.
+_SERIES_END = {16: 13, 32: 13, 64: 31}
 
 
 @jax.custom_jvp
 def _gate(x: jax.Array) -> jax.Array:
-    """The logistic function, from the same exponential as softplus, which then is computed once."""
-    u = jnp.exp(-jnp.abs(x))
-    return jnp.where(x >= 0, 1, u) / (1 + u)
+    # Not from softplus's exponential: XLA would compute that once and keep it in memory between the two passes, which
+    # costs more than a second transcendental function inside the loops that read x anyway.
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
 
 
 @_unit_softplus.defjvp
@@ -50,7 +59,7 @@ def softplus(x: jax.Array, beta: float = 1.0) -> jax.Array:
     PyTorch's `Softplus(beta, threshold=20)` returns x where beta x > 20: a difference below 3e-9 / beta.
     """
     _check_beta(beta)
-    return _unit_softplus(x * beta) / beta
+    return _unit_softplus(x * beta) * (1 / beta)
 
 
 def _check_beta(beta: float) -> None:

@@ -98,9 +98,7 @@ class Block(nn.Module):
             if i < len(layers):
                 x = self.activation(x)
         if self.stride != 1 or shortcut.shape[-1] != x.shape[-1]:
-            shortcut = _conv(
-                shortcut, x.shape[-1], 1, "shortcut_conv", stride=self.stride, init=self.conv_init
-            )
+            shortcut = _conv(shortcut, x.shape[-1], 1, "shortcut_conv", stride=self.stride, init=self.conv_init)
             shortcut = norm(name="shortcut_bn")(shortcut)
         return self.activation(x + shortcut)
 

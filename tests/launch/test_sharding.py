@@ -119,9 +119,7 @@ def test_a_state_can_be_given_away_without_losing_the_callers():
     layout = sharding.layout()
     host = {f"a{n}": np.full(n, 1.0, np.float32) for n in (1, 16, 1024, 100_000)}
     ours = jax.tree.map(jnp.array, host)
-    double = layout.compile(
-        lambda state, batch, *, axis_name=None: (jax.tree.map(lambda a: 2 * a, state), {}), host
-    )
+    double = layout.compile(lambda state, batch, *, axis_name=None: (jax.tree.map(lambda a: 2 * a, state), {}), host)
     for original in (host, ours):
         state = first = layout.place(original)
         for _ in range(3):
@@ -170,8 +168,7 @@ def same_training(workdir, reference):
     ours, theirs = (np.load(path / "params.npy") for path in (workdir, reference))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     ours, theirs = (
-        {row["step"]: row["val/error"] for row in logged(path) if "val/error" in row}
-        for path in (workdir, reference)
+        {row["step"]: row["val/error"] for row in logged(path) if "val/error" in row} for path in (workdir, reference)
     )
     assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 5
     results = [json.loads((path / "result.json").read_text()) for path in (workdir, reference)]

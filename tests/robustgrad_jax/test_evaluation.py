@@ -36,9 +36,7 @@ def case():
             layer.weight.mul_(10)
     rng = np.random.default_rng(0)
     # a contrast of its own for every image: the last one's range is far narrower than the first four's
-    images = (rng.integers(0, 256, (N, SIDE, SIDE, 3)) * np.linspace(1, 0.3, N)[:, None, None, None]).astype(
-        np.uint8
-    )
+    images = (rng.integers(0, 256, (N, SIDE, SIDE, 3)) * np.linspace(1, 0.3, N)[:, None, None, None]).astype(np.uint8)
     split = Arrays(images, rng.integers(0, CLASSES, N).astype(np.int32))
     x = (images / 255 - MEAN) / STD
     with jax.enable_x64(True):
@@ -66,9 +64,7 @@ def draws(kind, stream, shape, radius):
     """Every draw of every image: (draw, image, h, w, c)."""
     slots = jnp.arange(N)
     return [
-        np.asarray(
-            alignment.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64)
-        )
+        np.asarray(alignment.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64))
         for d in range(DRAWS)
     ]
 
@@ -98,9 +94,7 @@ def test_accuracy(case):
         logits = theirs(torch.tensor(np.moveaxis(x, -1, 1)))
     y = torch.tensor(split.labels, dtype=torch.int64)
     found = means(split, variables, evaluation.accuracy(model(), prepare))
-    assert found["cross_entropy"] == pytest.approx(
-        torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-9
-    )
+    assert found["cross_entropy"] == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-9)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
     assert found["examples"] == N
 
@@ -138,9 +132,7 @@ def test_upper_bound_study(case):
     theirs, variables, split, x = case
     directions = draws("gaussian", "upper_bound", x.shape, 1.0)
     scale = RADIUS / (255 * STD)
-    wanted = {
-        k: [] for k in ("l2", "cosine_distance", "gradient_norm", "hessian_product_norm", "bound", "squared")
-    }
+    wanted = {k: [] for k in ("l2", "cosine_distance", "gradient_norm", "hessian_product_norm", "bound", "squared")}
     for i, (image, y) in enumerate(zip(x, split.labels, strict=True)):
         source = gradient(theirs, image, y)[0][0].numpy()
         for direction in directions:

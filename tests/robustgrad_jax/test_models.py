@@ -151,8 +151,8 @@ def test_initial_values_of_residual_networks(imagenet_stem):
     relu = activations.get("relu")
     model = networks.ResNet(10, relu, (1, 1), bottleneck=True, imagenet_stem=imagenet_stem)
     variables = initial(model, (8, 8, 3))
-    kernel = np.asarray(variables["params"]["layer2_0"]["conv2"]["kernel"]).ravel()
-    convolution = torch.nn.Conv2d(128, 128, 3, bias=False)
+    kernel = np.asarray(variables["params"]["layer2_0"]["conv3"]["kernel"]).ravel()
+    convolution = torch.nn.Conv2d(128, 512, 1, bias=False)
     torch.manual_seed(0)
     if imagenet_stem:
         torch.nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
