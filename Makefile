@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs
 
+# XLA maps its buffers anew every step; with huge pages (glibc, Linux) that costs a few page faults, not tens of thousands.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: demo test lint bench clean
 
 $(BIN)/python:

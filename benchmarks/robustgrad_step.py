@@ -9,6 +9,7 @@ Both sides do the whole step: forward, penalty, gradients, clipping, update, on 
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -39,7 +40,7 @@ def jax_step(model: str, batch: int, regularizer: str):
     state = experiment.create_state(network, optimizer, (32, 32, 3), 0)
     penalty = partial(regularizers.create(config.regularizer), std=(0.2, 0.2, 0.2))
     step = experiment.make_step(network, optimizer, penalty, lambda b, step: (b["x"], b["y"]), 0)
-    layout = sharding.layout()
+    layout = sharding.layout("pmap" if jax.device_count() > 1 else "jit")
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=(batch, 32, 32, 3)).astype(np.float32), "y": rng.integers(0, 10, batch)}
     data = layout.put(data | {"slot": np.arange(batch, dtype=np.int32)})
@@ -91,12 +92,17 @@ def serve(side: str, model: str, batch: int, regularizer: str) -> None:
         print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
 
 
-def pair(model: str, batch: int, regularizer: str, *, steps: int, warmup: int, pythons: dict[str, str]) -> dict:
+def pair(model: str, batch: int, regularizer: str, *, steps: int, warmup: int, devices: int, python: str) -> dict:
     """Alternate the two sides; medians, peaks, and the median of the pairwise ratios."""
 
     def launch(side):
-        command = [pythons[side], "-m", "benchmarks.robustgrad_step", "--serve", side, model, str(batch), regularizer]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        interpreter = python if side == "jax" else sys.executable
+        command = [interpreter, "-m", "benchmarks.robustgrad_step", "--serve", side, model, str(batch), regularizer]
+        # Huge pages for both: XLA maps its buffers anew every step, and small pages are faulted in one by one.
+        env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
+        if side == "jax":
+            env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     children = {side: launch(side) for side in ("torch", "jax")}
 
@@ -130,6 +136,7 @@ def main() -> None:
     parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS), choices=REGULARIZERS)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="CPU devices of our side: one a core")
     parser.add_argument("--jax_python", default=sys.executable, help="interpreter of our side, if another than this")
     parser.add_argument("--serve", nargs=4, metavar=("SIDE", "MODEL", "BATCH", "REGULARIZER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -137,12 +144,17 @@ def main() -> None:
         side, model, batch, regularizer = args.serve
         serve(side, model, int(batch), regularizer)
         return
-    pythons = {"torch": sys.executable, "jax": args.jax_python}
     print("| model, batch | regulariser | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 7 + "|")
     for model in args.cases:
         for regularizer in args.regularizers:
             row = pair(
-                model, CASES[model], regularizer, steps=args.steps, warmup=args.warmup, pythons=pythons
+                model,
+                CASES[model],
+                regularizer,
+                steps=args.steps,
+                warmup=args.warmup,
+                devices=args.devices,
+                python=args.jax_python,
             )
             print(
                 f"| {model}, {CASES[model]} | {regularizer} | {row['torch']:.3f} | {row['jax']:.3f} | "
