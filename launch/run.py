@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 from tensorboardX import SummaryWriter
 
@@ -109,6 +110,8 @@ class Run:
             raise RunDirectoryError(
                 f"another process is running in {self.path}; wait for it or choose another --workdir"
             ) from error
+        except OSError as error:  # some cluster file systems have no locks
+            logging.warning("%s cannot be locked (%s): see to it that one run alone uses it", self.path, error)
         stored_path = self.path / "config.json"
         if stored_path.exists():
             lines = difference(json.loads(stored_path.read_text()), resolved)
@@ -196,7 +199,7 @@ class Run:
         path = self.path / "artifacts" / name
         if path.suffix not in (".json", ".npz"):
             raise ValueError(f"artifact {name!r}: the name must end in .json or .npz")
-        if not path.exists():
+        if not _process_0_says(path.exists()):
             self.check_stop()
             value = make()
             if self.writes:
@@ -216,7 +219,7 @@ class Run:
     def result(self) -> dict[str, float] | None:
         """The finished run's result, or None while it is not finished."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if _process_0_says(path.exists()) else None
 
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""
@@ -224,6 +227,13 @@ class Run:
         if self.writes:
             write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
         return result
+
+
+def _process_0_says(answer: bool) -> bool:
+    """Process 0's answer, on every process: a file that only some of them see yet must not part their ways."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def _encode(suffix: str, value: Any) -> bytes:
