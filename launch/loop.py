@@ -12,18 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from launch import sharding
 from launch.checkpoint import Checkpoints, abstract
 from launch.run import Preempted, Run
 
-LOSS = "loss"  # the metric that must stay finite
+LOSS = "loss"  # the metric that every step has; all of them must stay finite
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became NaN or infinite; the last checkpoint is from before."""
+    """The loss or another metric of a step, the gradient's norm say, is NaN or infinite; what was saved is older."""
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
@@ -69,59 +68,61 @@ def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) 
         thread.join(timeout=5)
 
 
+_NEVER = np.iinfo(np.int32).max
+
+
 @jax.jit
-def _summarise(window: list[dict[str, jax.Array]]) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Means over a window of steps, and each step's loss, in one small program."""
-    mean = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *window)
-    return mean, jnp.stack([metrics[LOSS] for metrics in window])
+def _gather(total: dict, metrics: dict[str, jax.Array], step: jax.Array) -> dict:
+    """Add one step's metrics to a window's sums; remember the first step where one of them was not finite."""
+    bad = jnp.any(jnp.stack([~jnp.isfinite(value) for value in metrics.values()]))
+    first = jnp.minimum(total["bad"], jnp.where(bad, step, _NEVER))
+    return {"sums": {k: total["sums"][k] + v for k, v in metrics.items()}, "bad": first}
 
 
 class _Windows:
-    """Metrics of the steps since the last look, and the summaries that are on their way to the host.
+    """Metrics of the steps since the last look, summed on the device, and those that are on their way to the host.
 
-    A summary is read one window after it was started, so the device never waits for the host; reading it also keeps
-    the host from running more than two windows ahead.
+    A window is read one window after it was closed, so the device never waits for the host; reading it also keeps the
+    host from running more than two windows ahead.
     """
 
     def __init__(self, emit: Callable[[int, dict[str, float]], None], start: int):
         self.emit = emit
-        self.steps: list[dict[str, jax.Array]] = []
+        self.total: dict | None = None
         self.pending: list[tuple[int, Any]] = []
+        self.closed = self.step = start
         self.seen = (start, time.perf_counter())
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        self.steps.append(metrics)
+        self.step += 1
+        if self.total is None:
+            self.total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(_NEVER)}
+        self.total = _gather(self.total, metrics, np.int32(self.step))
 
     def turn(self, step: int, *, wait: bool = False) -> None:
-        """Start the summary of the steps up to `step`; read those started before, or all of them."""
-        if self.steps:
-            summary = _summarise(self.steps)
-            jax.tree.map(lambda a: a.copy_to_host_async(), summary)
-            self.pending.append((step, summary))
-            self.steps = []
+        """Close the window at `step`; read the one closed before, or with `wait` this one too."""
+        if self.total is not None:
+            jax.tree.map(lambda a: a.copy_to_host_async(), self.total)
+            self.pending.append((step, self.total))
+            self.total = None
         while self.pending and (wait or len(self.pending) > 1):
             self._read(*self.pending.pop(0))
 
-    def _read(self, step: int, summary) -> None:
-        mean, losses = jax.device_get(summary)
-        first = step - len(losses) + 1
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
+    def _read(self, step: int, total) -> None:
+        total = jax.device_get(total)
+        if total["bad"] != _NEVER:
+            sums = total["sums"]
+            names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
             raise NonFiniteLoss(
-                f"the loss is {losses[bad[0]]} at step {first + bad[0]}; the last checkpoint is from before that step. "
-                "A lower learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
+                f"not finite at step {total['bad']}: {names}; the last checkpoint is from before that step. A lower "
+                "learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
             )
+        count, self.closed = step - self.closed, step
         before, then = self.seen
         now = time.perf_counter()
         self.seen = (step, now)
-        self.emit(step, {k: float(v) for k, v in mean.items()} | {"steps_per_second": (step - before) / (now - then)})
-
-
-def _asked_to_stop(run: Run, step: int) -> bool:
-    """Whether to stop after `step`; in a run of many processes all give the same answer at the same step."""
-    if jax.process_count() == 1:
-        return run.stop_asked.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
+        means = {k: float(v) / count for k, v in total["sums"].items()}
+        self.emit(step, means | {"steps_per_second": (step - before) / (now - then)})
 
 
 def _reporter(run: Run, start: int, steps: int) -> tuple[tqdm, Callable[[int, dict[str, float]], None]]:
@@ -197,7 +198,7 @@ def fit(
             with jax.transfer_guard("disallow"):  # a hidden copy in the step's arguments would cost every step
                 state, metrics = compiled(state, batch | extra)
             windows.add(metrics)
-            stop = _asked_to_stop(run, at)
+            stop = run.stop_requested()
             evaluates = evaluate is not None and _due(at, eval_every, steps)
             saves = stop or evaluates or _due(at, checkpoint_every, steps)
             if saves or (log_every > 0 and at % log_every == 0):

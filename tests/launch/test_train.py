@@ -117,9 +117,17 @@ def test_a_checkpoint_cut_off_is_passed_over(whole, tmp_path):
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     output = finish(train(TOY, tmp_path / "run", "--config.steps=60", "--config.nan_at=17"), None)
-    assert "the loss is nan at step 17" in output
+    assert "not finite at step 17: loss is nan" in output
     saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(saved) == 16 and not (tmp_path / "run" / "result.json").exists()
+
+
+def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
+    """The update of step 16 is NaN although its loss is not: the checkpoint due then must not be written."""
+    output = finish(train(TOY, tmp_path / "run", "--config.steps=60", "--config.nan_gradient_at=16"), None)
+    assert "not finite at step 16: gradient_norm is nan" in output
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == 15
 
 
 @pytest.mark.parametrize(

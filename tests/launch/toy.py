@@ -24,6 +24,7 @@ def get_config():
             "batch_size": 8,
             "mode": "jit",
             "nan_at": -1,
+            "nan_gradient_at": -1,
             "pause": 0.0,
             "nested": {"rate": 0.1, "names": ("a", "b")},
         }
@@ -50,10 +51,14 @@ def run(config, run):
             return jnp.where(state.step == config.nan_at - 1, jnp.nan, loss)
 
         loss, gradients = jax.value_and_grad(objective)(state.params)
+        gradients = jnp.where(state.step == config.nan_gradient_at - 1, jnp.nan, gradients)
         if axis_name:
             loss, gradients = jax.lax.pmean((loss, gradients), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state)
-        return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
+        return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+        }
 
     def share(batch):  # this process's contiguous part of a global batch
         size = config.batch_size // jax.process_count()
