@@ -5,6 +5,7 @@ Running the same command on the same directory continues; another config on it i
 
 import fcntl
 import io
+import itertools
 import json
 import math
 import signal
@@ -76,6 +77,7 @@ class Run:
         self.path, self.config = path, config
         self.writes = jax.process_index() == 0
         self.stop_asked = threading.Event()
+        self._asked = itertools.count(1)
         self._lock = None
         self._tensorboard = None
 
@@ -86,13 +88,18 @@ class Run:
         Raises:
           RunDirectoryError: it is not writable, another process works in it, or it belongs to another config.
         """
+        if "://" in str(path):
+            raise RunDirectoryError(f"{path} is no folder: mount the bucket, or take a file system that all hosts see")
         run = cls(Path(path), FrozenConfigDict(config))
-        if run.writes:
-            try:
+        refusal = None
+        try:
+            if run.writes:
                 run._claim(_plain(config))
-            except BaseException:
-                run.close()
-                raise
+        except BaseException as error:
+            run.close()
+            refusal = error
+        if _process_0_says(refusal is not None):  # the others must not wait for a process that has gone
+            raise refusal or RunDirectoryError(f"process 0 refuses {path}; its log says why")
         return run
 
     def _claim(self, resolved: dict[str, Any]) -> None:
@@ -127,7 +134,7 @@ class Run:
     def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
         """A run inside this one, in the folder `name`; it stops when this one is asked to."""
         run = Run.open(self.path / name, config)
-        run.stop_asked = self.stop_asked
+        run.stop_asked, run._asked = self.stop_asked, self._asked
         return run
 
     def close(self) -> None:
@@ -153,9 +160,16 @@ class Run:
 
         signal.signal(signal.SIGTERM, ask)
 
+    def stop_requested(self) -> bool:
+        """Whether to stop here. In a run of many processes all must ask equally often: all get the same answer."""
+        if jax.process_count() == 1:
+            return self.stop_asked.is_set()
+        # The agreement is on a count that only grows, whatever stage of whichever run inside this one asks.
+        return multihost_utils.reached_preemption_sync_point(next(self._asked))
+
     def check_stop(self) -> None:
         """Raise `Preempted` where nothing would be lost, if the run was asked to stop."""
-        if self.stop_asked.is_set():
+        if self.stop_requested():
             raise Preempted(f"stopped on request; {self.path} is complete up to here")
 
     # -- what a run says --------------------------------------------------------------------------------------------
@@ -225,7 +239,8 @@ class Run:
         """Write result.json, the last thing a run does."""
         result = {k: float(v) for k, v in result.items()}
         if self.writes:
-            write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+            finite = {k: v if math.isfinite(v) else None for k, v in result.items()}
+            write_atomically(self.path / "result.json", json.dumps(finite, indent=2) + "\n")
         return result
 
 

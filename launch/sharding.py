@@ -9,7 +9,7 @@ Two modes, the same state layout, so that checkpoints move between them:
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,36 +23,50 @@ MODES = ("jit", "pmap")
 RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
 
 
-def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
-    """Join the other processes of this run, if there are any.
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    automatic: bool = False,
+) -> None:
+    """Join the other processes of this run, if there are any, through `jax.distributed.initialize`.
 
-    They are found from the arguments, from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or from
-    the scheduler (SLURM, Open MPI, Cloud TPU, Kubernetes indexed jobs), through `jax.distributed.initialize`. A lone
-    process starts nothing. Call it before anything else touches JAX's devices.
+    The others are found from the arguments; from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
+    or by JAX itself in a SLURM step or under mpirun of more than one task, on a TPU slice that names its workers in the
+    environment, in a Kubernetes indexed job (which needs `pip install jax[k8s]`), and wherever `automatic` asks for it.
+    A lone process starts nothing. Call it before anything else touches JAX's devices.
 
     Raises:
-      ValueError: the coordinator is given without the number of processes or this one's id.
+      ValueError: of coordinator, number of processes and this one's id, some are given and others are not.
     """
     env = os.environ
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator:
-        num_processes = num_processes if num_processes is not None else int(env.get("JAX_NUM_PROCESSES", -1))
-        process_id = process_id if process_id is not None else int(env.get("JAX_PROCESS_ID", -1))
-        if num_processes < 1 or not 0 <= process_id < num_processes:
+    if coordinator or num_processes is not None or process_id is not None:
+        count = num_processes if num_processes is not None else int(env.get("JAX_NUM_PROCESSES", -1))
+        this = process_id if process_id is not None else int(env.get("JAX_PROCESS_ID", -1))
+        if not coordinator or count < 1 or not 0 <= this < count:
             raise ValueError(
-                f"a coordinator ({coordinator}) needs --num_processes (got {num_processes}) and --process_id from 0 "
-                f"to one less (got {process_id}), or JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+                f"several processes need --coordinator=HOST:PORT (got {coordinator}), --num_processes (got {count}) "
+                f"and --process_id from 0 to one less (got {this}), or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+                "and JAX_PROCESS_ID"
             )
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    elif (
-        int(env.get("SLURM_NTASKS", 1)) > 1
-        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or env.get("TPU_WORKER_HOSTNAMES", "").count(",") > 0
-    ):
+        jax.distributed.initialize(coordinator, count, this)
+    elif automatic or _is_one_of_many(env):
         jax.distributed.initialize()
     else:
         return
     logging.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def _is_one_of_many(env: Mapping[str, str]) -> bool:
+    """Whether the environment says that a scheduler has started several of us."""
+    return (
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # the step's, not the allocation's: a bare command is alone
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "") + env.get("TPU_PROCESS_ADDRESSES", "")
+        or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env)
+    )
 
 
 def _path(path) -> str:

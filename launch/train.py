@@ -8,6 +8,7 @@ import importlib.util
 import logging as python_logging
 import shlex
 import sys
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -22,6 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metr
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no scheduler says it")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes take part, with --coordinator")
 _PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "let JAX find the other processes, as on a Cloud TPU slice")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
     logging.use_absl_handler()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
-    sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
     try:
         result = execute(_CONFIG.value, _WORKDIR.value)
     except Preempted as stop:
@@ -78,8 +80,11 @@ def main(argv: list[str]) -> None:
     except (RunDirectoryError, NonFiniteLoss) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if jax.process_index() == 0:
-        width = max(map(len, result))
-        print("\n".join(f"{key:<{width}}  {value:.6g}" for key, value in result.items()), flush=True)
+        table = Path(_WORKDIR.value) / "table.md"
+        width = max(map(len, result), default=0)
+        shown = {key: "nan" if value is None else f"{value:.6g}" for key, value in result.items()}
+        lines = [f"{key:<{width}}  {value}" for key, value in shown.items()]
+        print(table.read_text() if table.exists() else "\n".join(lines), flush=True)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -92,6 +97,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def _known_keys(argv: list[str]) -> str:
     """If an override names a key that the config lacks: which, and those that exist."""
+    argv = " ".join(argv).replace("--config ", "--config=").split()  # absl takes both forms
     files = [a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")]
     if not files:
         return ""

@@ -50,7 +50,12 @@ def test_the_coordinator_from_arguments_and_environment(started, monkeypatch):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("SLURM_NTASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "8"), ("TPU_WORKER_HOSTNAMES", "t1k-0,t1k-1")],
+    [
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "8"),
+        ("TPU_WORKER_HOSTNAMES", "t1k-0,t1k-1"),
+        ("TPU_PROCESS_ADDRESSES", "t1k-0:8476,t1k-1:8476"),
+    ],
 )
 def test_a_schedulers_processes_find_each_other(started, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
@@ -58,9 +63,32 @@ def test_a_schedulers_processes_find_each_other(started, monkeypatch, name, valu
     assert started == [()]
 
 
+def test_an_indexed_job_of_kubernetes_and_the_flag(started, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    sharding.initialize()
+    assert started == []  # any pod has that one
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    sharding.initialize()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    sharding.initialize(automatic=True)
+    assert started == [(), ()]
+
+
+def test_a_bare_command_in_an_allocation_of_many_is_alone(started, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    sharding.initialize()
+    assert started == []
+
+
+def test_a_number_of_processes_without_a_coordinator_is_refused(started):
+    with pytest.raises(ValueError, match=r"need --coordinator=HOST:PORT .got None., --num_processes .got 4."):
+        sharding.initialize(None, 4, 1)
+    assert started == []
+
+
 @pytest.mark.parametrize("processes, process", [(None, 0), (2, None), (2, 2), (2, -1), (0, 0)])
 def test_a_coordinator_alone_is_not_enough(started, processes, process):
-    with pytest.raises(ValueError, match=r"coordinator \(host:1\) needs --num_processes .* --process_id"):
+    with pytest.raises(ValueError, match=r"--coordinator=HOST:PORT \(got host:1\), --num_processes .* --process_id"):
         sharding.initialize("host:1", processes, process)
     assert started == []
 
