@@ -7,6 +7,7 @@ RUNS := runs
 # XLA maps its buffers anew every step; with huge pages (glibc, Linux) that costs a few page faults, not tens of thousands.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint bench clean
 
 $(BIN)/python:

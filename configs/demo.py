@@ -18,17 +18,17 @@ _FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def get_config():
-    fashion = _FASHION_MNIST.is_dir()
+    fashion = (_FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file()
     config = (fashion_mnist_lenet if fashion else digits_lenet).get_config()
     config.experiment = "robustgrad_jax.comparison"
     config.comparison = ConfigDict({"regularizers": ("none", "l2_cosine"), "seeds": (0,)})
     config.batch_size = 32
-    config.duration = "1200 steps"
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.schedule.milestones = ("1000 steps",)
+    config.duration = "2000 steps"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule.milestones = ("1500 steps",)
     config.loop.log_every = 50
-    config.loop.eval_every = "400 steps"
-    config.loop.checkpoint_every = "400 steps"
+    config.loop.eval_every = "500 steps"
+    config.loop.checkpoint_every = "500 steps"
     config.evaluation.examples = 256
     if fashion:
         config.data.val_examples = 1000

@@ -10,13 +10,11 @@ from launch.files import write_atomically
 from launch.run import Run
 from robustgrad_jax import experiment
 
-COLUMNS = {"accuracy": "test/accuracy"}
-
 
 def columns(radii: Sequence[float]) -> dict[str, str]:
     """Column title -> key of a result: accuracy, and the three similarities at every radius."""
     names = {"cosine": "cosine", "pcc": "PCC", "ssim": "SSIM"}
-    return COLUMNS | {
+    return {"accuracy": "test/accuracy"} | {
         f"{title} ε={radius:g}": f"rps-{radius:g}/{key}" for radius in radii for key, title in names.items()
     }
 
@@ -63,7 +61,6 @@ def run(config, run: Run) -> dict[str, float]:
     text = table(results, config.evaluation.radii)
     if run.writes:
         write_atomically(run.path / "table.md", text)
-        print(f"\n{len(config.comparison.seeds)} seed(s), {config.duration} each:\n{text}", flush=True)
     means = {
         f"{name}/{key}": float(np.mean([r[key] for r in runs])) for name, runs in results.items() for key in runs[0]
     }

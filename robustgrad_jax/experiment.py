@@ -19,7 +19,7 @@ from launch import checkpoint, data, duration, keys, loop, optim, sharding
 from launch.data import augment, feed
 from launch.data import splits as data_splits
 from launch.run import Run
-from robustgrad_jax import evaluation, models, regularizers
+from robustgrad_jax import evaluation, metrics, models, regularizers
 
 
 @struct.dataclass
@@ -106,7 +106,8 @@ def make_prepare(splits: data.Splits, config) -> tuple[Callable, Callable]:
 def evaluator(layout: sharding.Layout, split, batch_size: int, check_stop: Callable) -> Callable:
     """`(fn, variables, **options) -> {name: mean}` over a split; its images are placed on the devices once."""
     placed = layout.replicate(feed.resident(split))
-    batch_size = min(batch_size, -(-len(split) // layout.data_shards) * layout.data_shards)
+    shards = layout.data_shards
+    batch_size = -(-min(batch_size, len(split)) // shards) * shards  # at most one padded row a device more than asked
 
     def means(fn, variables, **options):
         batches = feed.eval_batches(
@@ -120,6 +121,24 @@ def evaluator(layout: sharding.Layout, split, batch_size: int, check_stop: Calla
         )
 
     return means
+
+
+def check_evaluation(config, splits: data.Splits) -> None:
+    """Refuse, before training, what could only fail after it."""
+    options, names = config.evaluation, ("val/accuracy", "val/cross_entropy")
+    data_splits.subset(splits.test, seed=config.seed, examples=options.examples, name="evaluation.examples")
+    if options.draws < 1:
+        raise ValueError(f"evaluation.draws={options.draws}: at least 1")
+    if options.radii and min(splits.image_shape[:2]) < metrics.SSIM_WINDOW:
+        raise ValueError(
+            f"images of shape {splits.image_shape} are smaller than SSIM's window of {metrics.SSIM_WINDOW} pixels: "
+            "take a larger data.image_size, or evaluation.radii=()"
+        )
+    if config.loop.best_metric not in names or config.loop.best_mode not in ("max", "min"):
+        raise ValueError(
+            f"loop.best_metric={config.loop.best_metric!r}, loop.best_mode={config.loop.best_mode!r}: the metrics are "
+            f"{', '.join(names)}, the modes max and min"
+        )
 
 
 def measure(config, run: Run, layout: sharding.Layout, model, splits, prepare, variables) -> dict[str, float]:
@@ -136,7 +155,7 @@ def measure(config, run: Run, layout: sharding.Layout, model, splits, prepare, v
         values = run.artifact(f"rps-{radius:g}.json", lambda fn=fn: on_subset(fn, variables, repeats=options.draws))
         result |= {f"rps-{radius:g}/{k}": v for k, v in values.items()}
     if options.upper_bound:
-        fn = evaluation.upper_bound(model, prepare, radius=config.regularizer.radius, **common)
+        fn = evaluation.upper_bound(model, prepare, radius=options.upper_bound_radius, **common)
         finish = evaluation.hutchinson
         values = run.artifact(
             "upper-bound.json", lambda: on_subset(fn, variables, repeats=options.draws, finish=finish)
@@ -155,6 +174,7 @@ def run(config, run: Run) -> dict[str, float]:
     if splits.val is None:
         raise ValueError("config.data.val_examples=0: hold out some, the best checkpoint is chosen on them")
     logging.info("%s", splits.note)
+    check_evaluation(config, splits)
     model = models.create(
         config.model.name,
         num_classes=len(splits.classes),
@@ -173,7 +193,7 @@ def run(config, run: Run) -> dict[str, float]:
         values = on_val(validate, state.variables)
         return {f"val/{k}": v for k, v in values.items() if k != "examples"}
 
-    with run.checkpoints(best=("val/accuracy", "max")) as checkpoints:
+    with run.checkpoints(best=(config.loop.best_metric, config.loop.best_mode)) as checkpoints:
         state = loop.fit(
             run,
             state=state,

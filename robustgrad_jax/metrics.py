@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 COSINE_EPS = 1e-8  # torch.nn.functional.cosine_similarity's default
+SSIM_WINDOW = 11  # pixels, Wang et al. 2004
 
 
 def _same_shape(name: str, a: Array, b: Array) -> None:
@@ -78,7 +79,7 @@ def ssim(
     b: Array,
     *,
     data_range: float = 1.0,
-    window: int = 11,
+    window: int = SSIM_WINDOW,
     sigma: float = 1.5,
     boundary: str = "reflect",
 ) -> Array:

@@ -17,12 +17,12 @@ def get_config() -> ConfigDict:
     data.val_examples = 5000  # held out of the training set, by seed
     data.train_examples = 0  # 0: all of them
     data.test_examples = 0
-    data.image_size = 0  # 0: as stored
+    data.image_size = 0  # 0: as stored (digits: 16, imagenet100: 224)
     data.crop_padding = 4  # random crop after so many pixels of zeros on each side; 0: none
     data.flip = True
     data.workers = 0  # Grain worker processes for streamed sets; 0: threads
     data.classes = ""  # image_folder: "", "imagenet100", or a text file with the class folders to keep
-    data.mean = ()  # image_folder, idx: per channel in [0, 1]; (): their defaults
+    data.mean = ()  # per channel in [0, 1]; (): the data set's own
     data.std = ()
 
     config.model = model = ConfigDict()
@@ -79,6 +79,8 @@ def get_config() -> ConfigDict:
     loop.log_every = 50  # steps
     loop.eval_every = "1 epoch"
     loop.checkpoint_every = "1 epoch"
+    loop.best_metric = "val/accuracy"  # or val/cross_entropy, with "min": which checkpoint is tested
+    loop.best_mode = "max"
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 128
@@ -86,4 +88,5 @@ def get_config() -> ConfigDict:
     evaluation.radii = (4.0, 8.0, 16.0)
     evaluation.draws = 10
     evaluation.upper_bound = True
+    evaluation.upper_bound_radius = 4.0
     return config
