@@ -169,6 +169,61 @@ def test_hessian_norm(case):
     check_parameter_gradients(name, gradients, theirs)
 
 
+@pytest.mark.parametrize("detach_source", [True, False])
+def test_jvp_variants_parameter_gradients(detach_source):
+    """∇g(x) + Hz under `jax.grad`: third derivatives, against PyTorch on LeNet."""
+    torch.manual_seed(0)
+    theirs = reference.create("lenet", num_classes=7, in_channels=3, image_size=8).double()
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 3, 8, 8, 3))
+    y = rng.integers(0, 7, 3)
+    xt = to_torch(x).requires_grad_()
+    gradient = reference.input_gradient(theirs(xt), xt, torch.tensor(y), create_graph=True)
+    (product,) = torch.autograd.grad((gradient * to_torch(noise)).sum(), xt, create_graph=True)
+    source = gradient.detach() if detach_source else gradient
+    l2, cosine = reference.alignment_distances(source, gradient + product)
+    (0.3 * l2 + 0.7 * cosine).backward()
+    with jax.enable_x64(True):
+        ours = models.from_torch("lenet", {k: v.numpy() for k, v in theirs.state_dict().items()})
+        logits_fn = training_logits("lenet", ours)
+
+        def loss(params):
+            l2, cosine, _, _ = alignment.gradient_alignment(
+                logits_fn, params, jnp.asarray(x), y, jnp.asarray(noise), detach_source=detach_source, variant="jvp"
+            )
+            return 0.3 * l2 + 0.7 * cosine
+
+        gradients = jax.jit(jax.grad(loss))(ours["params"])
+        for p in theirs.parameters():  # the last bias has no part in any input gradient
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        wanted = models.from_torch("lenet", {k: p.grad.numpy() for k, p in theirs.named_parameters()})["params"]
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
+        jax.tree.map(close, gradients, wanted)
+
+
+def test_parameter_gradient_by_differentiating_one_jvp(case):
+    """The alignment's parameter gradient is that of jvp(g; x', u) with u = ∂R/∂∇g(x') held constant."""
+    name, _, ours, x, y, noise, _ = case
+    logits_fn = training_logits(name, ours)
+    x, moved, stop = jnp.asarray(x), jnp.asarray(x + noise), jax.lax.stop_gradient
+
+    def penalty(params):
+        l2, cosine, _, _ = alignment.gradient_alignment(logits_fn, params, x, y, jnp.asarray(noise))
+        return 0.3 * l2 + 0.7 * cosine
+
+    def one_jvp(params):
+        frozen = stop(params)
+        source = alignment.input_gradient(logits_fn, frozen, x, y)[0]
+        there = alignment.input_gradient(logits_fn, frozen, moved, y)[0]
+        weights = lambda g: sum(w * d for w, d in zip((0.3, 0.7), alignment.distances(source, g), strict=True))
+        score = lambda x: jnp.take_along_axis(logits_fn(params, x)[0], jnp.asarray(y)[:, None], 1).sum()
+        return jax.jvp(score, (moved,), (jax.grad(weights)(there),))[1]
+
+    ours_, direct = (jax.jit(jax.grad(f))(ours["params"]) for f in (penalty, one_jvp))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(direct))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9 * largest), ours_, direct)
+
+
 def test_jvp_variant_is_the_linearisation(case):
     """∇g(x) + H z, with H z from PyTorch's double backward; then l2 = ‖Hz‖² and the cosine follow by numpy."""
     name, theirs, ours, x, y, noise, _ = case
