@@ -230,6 +230,11 @@ def _draw(fn: Callable, variables, batch, repeat) -> dict[str, jax.Array]:
     return values
 
 
+@functools.partial(jax.jit, static_argnames="fn")
+def _once(fn: Callable, variables, batch):
+    return fn(variables, batch)
+
+
 @functools.partial(jax.jit, static_argnames=("finish", "repeats", "sharding"))
 def _fold(values: dict[str, jax.Array], mask: jax.Array, *, finish: Callable, repeats: int, sharding):
     """Sums over a batch of what `finish` makes of each example's mean over the repeats."""
@@ -253,6 +258,7 @@ def masked_means(
     *,
     resident: Any = None,
     repeats: int = 1,
+    once: Callable[[Any, Mapping[str, jax.Array]], Any] | None = None,
     finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = dict,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -266,6 +272,7 @@ def masked_means(
       repeats: how often each batch is gone through, with repeat = 0, 1, …: the draws of a random perturbation, say. A
         loop on the host, one compiled program a draw: XLA on CPU runs second-order convolutions inside its own loops
         several times slower.
+      once: `(variables, batch) -> pytree`, what a batch's repeats have in common, for `fn` in `batch["once"]`.
       finish: applied to each example's mean over the repeats: a root, say.
       check_stop: called between batches; may raise.
 
@@ -280,9 +287,11 @@ def masked_means(
     sums = None
     for batch in prefetch(batches, layout.put):
         check_stop()
-        values = None
+        values, batch = None, batch | extra
+        if once is not None:
+            batch |= {"once": _once(once, variables, batch)}
         for number in numbers:
-            new = _draw(fn, variables, batch | extra, number)
+            new = _draw(fn, variables, batch, number)
             values = new if values is None else _add(values, new)
         totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
         sums = totals if sums is None else _add(sums, totals)

@@ -3,14 +3,14 @@
 Every function here is per example, pure, and for `launch.loop.masked_means`: (variables, batch, draw) -> {name: (n,)}.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from launch import keys
 from robustgrad_jax import metrics
-from robustgrad_jax.regularizers.alignment import draw_noise, hessian_vector_product, input_gradient
+from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient
 
 Prepare = Callable[[Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
@@ -39,8 +39,19 @@ def accuracy(model, prepare: Prepare) -> Callable:
     return measure
 
 
-def random_perturbation_similarity(model, prepare: Prepare, *, std, radius: float, seed: int) -> Callable:
-    """RPS: how alike the gradient's heat maps are before and after a uniform draw of radius ε/255.
+def clean_maps(model, prepare: Prepare) -> Callable:
+    """(variables, batch) -> the clean images' gradients (n, h, w, c) and heat maps (n, h, w): what all draws share."""
+
+    def maps(variables, batch):
+        x, y = prepare(batch)
+        gradient, _, _ = input_gradient(_frozen(model), variables, x, y)
+        return {"gradient": gradient, "heatmap": metrics.heatmap(gradient)}
+
+    return maps
+
+
+def random_perturbation_similarity(model, prepare: Prepare, *, std, radii: Sequence[float], seed: int) -> Callable:
+    """RPS: how alike the gradient's heat maps are before and after a uniform draw of radius ε/255, for every ε.
 
     The heat map is the channel sum of |∇g|, divided by its maximum; cosine, Pearson correlation (pcc), SSIM and mean
     squared error compare the two maps. `gradient_cosine` compares the signed gradients, which the regulariser trains.
@@ -48,27 +59,32 @@ def random_perturbation_similarity(model, prepare: Prepare, *, std, radius: floa
 
     Args:
       std: per channel, what the images were divided by.
-      radius: ε in units of 1/255 of the pixel range.
+      radii: each ε in units of 1/255 of the pixel range; one uniform draw is scaled to all of them.
       seed: of the draws; draw number and test-set index give each image its own.
+
+    Returns:
+      (variables, batch, draw) -> {"rps-4/cosine": (n,), …}; needs `clean_maps`' result as `batch["once"]`.
     """
 
     def measure(variables, batch, draw):
         x, y = prepare(batch)
-        key = keys.stream(seed, "rps", draw)
-        noise = draw_noise("uniform", key, batch["slot"], x.shape, radius / (255 * jnp.asarray(std)), x.dtype)
-        perturbed = jnp.clip(x + noise, x.min(), x.max())
-        logits_fn = _frozen(model)
-        before, _, _ = input_gradient(logits_fn, variables, x, y)
-        after, logits, _ = input_gradient(logits_fn, variables, perturbed, y)
-        a, b = metrics.heatmap(before), metrics.heatmap(after)
-        return {
-            "cosine": metrics.cosine(a, b),
-            "pcc": metrics.pearson(a, b),
-            "ssim": metrics.ssim(a, b),
-            "mse": metrics.mse(a, b),
-            "gradient_cosine": metrics.cosine(before, after),
-            "accuracy": (logits.argmax(-1) == y).astype(x.dtype),
-        }
+        uniform = draw_noise("uniform", keys.stream(seed, "rps", draw), batch["slot"], x.shape, 1.0, x.dtype)
+        before, a = batch["once"]["gradient"], batch["once"]["heatmap"]
+        values = {}
+        for radius in radii:
+            perturbed = jnp.clip(x + radius / (255 * jnp.asarray(std, x.dtype)) * uniform, x.min(), x.max())
+            after, logits, _ = input_gradient(_frozen(model), variables, perturbed, y)
+            b = metrics.heatmap(after)
+            found = {
+                "cosine": metrics.cosine(a, b),
+                "pcc": metrics.pearson(a, b),
+                "ssim": metrics.ssim(a, b),
+                "mse": metrics.mse(a, b),
+                "gradient_cosine": metrics.cosine(before, after),
+                "accuracy": (logits.argmax(-1) == y).astype(x.dtype),
+            }
+            values |= {f"rps-{radius:g}/{name}": value for name, value in found.items()}
+        return values
 
     return measure
 
@@ -80,7 +96,9 @@ def upper_bound(model, prepare: Prepare, *, std, radius: float, seed: int) -> Ca
     bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of
     ‖H‖_F once the draws are averaged. (The published code divides by the radius; the number of draws is right.)
 
-    Args: as in `random_perturbation_similarity`.
+    Args:
+      std, seed: as in `random_perturbation_similarity`.
+      radius: ε in units of 1/255 of the pixel range.
     """
 
     def measure(variables, batch, draw):
@@ -89,9 +107,10 @@ def upper_bound(model, prepare: Prepare, *, std, radius: float, seed: int) -> Ca
         direction = draw_noise("gaussian", key, batch["slot"], x.shape, 1.0, x.dtype)
         scale = radius / (255 * jnp.asarray(std, x.dtype))
         logits_fn = _frozen(model)
-        source, along_noise, _, _ = hessian_vector_product(logits_fn, variables, x, y, scale * direction)
-        perturbed, _, _ = input_gradient(logits_fn, variables, x + scale * direction, y)
-        _, along_v, _, _ = hessian_vector_product(logits_fn, variables, x, y, direction)
+        gradient_of = lambda x: input_gradient(logits_fn, variables, x, y)[0]
+        source, product_with = jax.linearize(gradient_of, x)  # one pass for both Hessian-vector products
+        along_noise, along_v = product_with(scale * direction), product_with(direction)
+        perturbed = gradient_of(x + scale * direction)
         square = lambda a: jnp.sum(jnp.square(a), axis=(1, 2, 3))
         norm, product = jnp.sqrt(square(perturbed)), jnp.sqrt(square(along_noise))
         return {

@@ -150,10 +150,12 @@ def measure(config, run: Run, layout: sharding.Layout, model, splits, prepare, v
     on_subset = evaluator(layout, subset, options.batch_size, run.check_stop)
     result = run.artifact("test.json", lambda: on_test(evaluation.accuracy(model, prepare), variables))
     result = {f"test/{k}": v for k, v in result.items()}
-    for radius in options.radii:
-        fn = evaluation.random_perturbation_similarity(model, prepare, radius=radius, **common)
-        values = run.artifact(f"rps-{radius:g}.json", lambda fn=fn: on_subset(fn, variables, repeats=options.draws))
-        result |= {f"rps-{radius:g}/{k}": v for k, v in values.items()}
+    if options.radii:
+        fn = evaluation.random_perturbation_similarity(model, prepare, radii=options.radii, **common)
+        once = evaluation.clean_maps(model, prepare)
+        values = run.artifact("rps.json", lambda: on_subset(fn, variables, repeats=options.draws, once=once))
+        result |= values | {"rps/examples": values["examples"]}
+        del result["examples"]
     if options.upper_bound:
         fn = evaluation.upper_bound(model, prepare, radius=options.upper_bound_radius, **common)
         finish = evaluation.hutchinson

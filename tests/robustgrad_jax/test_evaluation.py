@@ -121,11 +121,14 @@ def test_random_perturbation_similarity(case):
             wanted["gradient_cosine"].append(flat_cosine(before.numpy(), after.numpy()))
             wanted["accuracy"].append(float(logits.argmax() == y))
     assert clipped > 50
-    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radius=RADIUS, seed=SEED)
-    found = means(split, variables, fn, repeats=DRAWS)
+    radii = (RADIUS / 2, RADIUS)
+    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radii=radii, seed=SEED)
+    found = means(split, variables, fn, repeats=DRAWS, once=evaluation.clean_maps(model(), prepare))
     assert found.pop("examples") == N
-    assert found == pytest.approx({k: np.mean(v) for k, v in wanted.items()}, rel=1e-6)
-    assert 0.01 < found["cosine"] < 0.99  # a perturbation that can be seen
+    half, full = ({k: found[f"rps-{radius:g}/{k}"] for k in wanted} for radius in radii)
+    assert full == pytest.approx({k: np.mean(v) for k, v in wanted.items()}, rel=1e-6)
+    assert 0.01 < full["cosine"] < 0.99  # a perturbation that can be seen
+    assert full["cosine"] < half["cosine"]
 
 
 def test_upper_bound_study(case):
@@ -163,9 +166,15 @@ def test_padding_has_no_influence(case):
     batches = list(feed.eval_batches(split, batch_size=BATCH))
     np.testing.assert_array_equal(batches[-1]["row"], [N - 1] * BATCH)
     np.testing.assert_array_equal(batches[-1]["mask"], [True, False, False, False])
-    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radius=RADIUS, seed=SEED)
+    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radii=(RADIUS,), seed=SEED)
+    once = evaluation.clean_maps(model(), prepare)
     resident = jax.tree.map(jnp.asarray, feed.resident(split))
-    run = jax.jit(lambda batch: fn(variables, batch | {sharding.RESIDENT: resident}, 0))
+
+    @jax.jit
+    def run(batch):
+        batch = batch | {sharding.RESIDENT: resident}
+        return fn(variables, batch | {"once": once(variables, batch)}, 0)
+
     padded = run(batches[-1])
     alone = run({"row": np.array([N - 1], np.int32), "slot": np.array([N - 1], np.int32)})
     for key, value in alone.items():

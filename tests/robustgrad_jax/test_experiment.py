@@ -221,16 +221,16 @@ def test_the_smallest_run(digits):
     bounds = ("l2", "cosine_distance", "gradient_norm", "hessian_product_norm", "bound", "hessian_frobenius")
     wanted = {"best_step", "val/accuracy", "val/cross_entropy"}
     wanted |= {"test/accuracy", "test/cross_entropy", "test/examples"}
-    wanted |= {f"rps-8/{k}" for k in (*keys, "examples")} | {f"upper-bound/{k}" for k in (*bounds, "examples")}
+    wanted |= {f"rps-8/{k}" for k in keys} | {"rps/examples"} | {f"upper-bound/{k}" for k in (*bounds, "examples")}
     assert result.keys() == wanted
     assert all(np.isfinite(v) for v in result.values())
-    assert result["test/examples"] == 24 and result["rps-8/examples"] == result["upper-bound/examples"] == 20
+    assert result["test/examples"] == 24 and result["rps/examples"] == result["upper-bound/examples"] == 20
     assert 0.5 < result["rps-8/cosine"] <= 1 and 0 <= result["test/accuracy"] <= 1
     for key, value in result.items():
         assert re.search(rf"^{re.escape(key)} +{re.escape(f'{value:.6g}')}$", output, re.MULTILINE)
     assert {p.name for p in (workdir / "artifacts").iterdir()} == {
         "test.json",
-        "rps-8.json",
+        "rps.json",
         "upper-bound.json",
     }
 
