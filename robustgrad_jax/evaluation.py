@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from launch import keys
 from robustgrad_jax import metrics
-from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient
+from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient, squared_norm
 
 Prepare = Callable[[Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
@@ -111,15 +111,14 @@ def upper_bound(model, prepare: Prepare, *, std, radius: float, seed: int) -> Ca
         source, product_with = jax.linearize(gradient_of, x)  # one pass for both Hessian-vector products
         along_noise, along_v = product_with(scale * direction), product_with(direction)
         perturbed = gradient_of(x + scale * direction)
-        square = lambda a: jnp.sum(jnp.square(a), axis=(1, 2, 3))
-        norm, product = jnp.sqrt(square(perturbed)), jnp.sqrt(square(along_noise))
+        norm, product = jnp.sqrt(squared_norm(perturbed)), jnp.sqrt(squared_norm(along_noise))
         return {
-            "l2": square(source - perturbed),
+            "l2": squared_norm(source - perturbed),
             "cosine_distance": metrics.cosine_distance(source, perturbed),
             "gradient_norm": norm,
             "hessian_product_norm": product,
             "bound": product / (norm + 1e-8),
-            "hessian_frobenius": square(along_v),
+            "hessian_frobenius": squared_norm(along_v),
         }
 
     return measure

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from launch import keys
+
 
 def crop_flip(key: jax.Array, images: jax.Array, slots: jax.Array, *, padding: int, flip: bool) -> jax.Array:
     """Random crop of the zero-padded images, and a horizontal flip with probability 1/2.
@@ -24,7 +26,7 @@ def crop_flip(key: jax.Array, images: jax.Array, slots: jax.Array, *, padding: i
     """
     if padding == 0 and not flip:
         return images
-    shift, mirrored = jax.vmap(lambda slot: _draw(jax.random.fold_in(key, slot), padding))(slots)
+    shift, mirrored = jax.vmap(_draw, (0, None))(keys.per_example(key, slots), padding)
     return _shift_mirror(images, shift, mirrored & flip)
 
 

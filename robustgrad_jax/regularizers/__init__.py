@@ -18,6 +18,7 @@ from robustgrad_jax.regularizers.alignment import (
     hessian_norm,
     hessian_vector_product,
     input_gradient,
+    squared_norm,
 )
 
 __all__ = [
@@ -70,7 +71,7 @@ def _alignment(*terms: str) -> Callable:
 def _hessian(i: _Inputs):
     direction = draw_noise("gaussian", i.key, i.slots, i.x.shape, 1.0, i.x.dtype)
     _, product, logits, aux = hessian_vector_product(*i.pass_, direction)
-    value = jnp.mean(jnp.sum(jnp.square(product), axis=(1, 2, 3)))
+    value = jnp.mean(squared_norm(product))
     return i.config.hessian_weight * value, logits, aux, {"hessian": value}
 
 

@@ -49,14 +49,14 @@ def hessian_vector_product(logits_fn: LogitsFn, params, x, y, direction):
     return gradient, product, logits, aux
 
 
-def _squared_norm(a: jax.Array) -> jax.Array:
+def squared_norm(a: jax.Array) -> jax.Array:
     """Squared ℓ2 norm over pixels and channels: (n, …) -> (n,)."""
     return jnp.sum(jnp.square(a), axis=tuple(range(1, a.ndim)))
 
 
 def distances(source: jax.Array, perturbed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Batch means of the squared ℓ2 distance and of the cosine distance (1 - cos)/2 of two gradients (n, …)."""
-    l2 = jnp.mean(_squared_norm(source - perturbed))
+    l2 = jnp.mean(squared_norm(source - perturbed))
     return l2, jnp.mean(metrics.cosine_distance(source, perturbed))
 
 
@@ -117,7 +117,7 @@ def hessian_norm(logits_fn: LogitsFn, params, x, y, direction) -> jax.Array:
     Returns:
       A scalar, exact under `jax.grad` with respect to params.
     """
-    return jnp.mean(_squared_norm(hessian_vector_product(logits_fn, params, x, y, direction)[1]))
+    return jnp.mean(squared_norm(hessian_vector_product(logits_fn, params, x, y, direction)[1]))
 
 
 def draw_noise(kind: str, key: jax.Array, slots: jax.Array, shape, radius, dtype=jnp.float32):
@@ -141,7 +141,7 @@ def draw_noise(kind: str, key: jax.Array, slots: jax.Array, shape, radius, dtype
 
         def along(gradient):
             direction = jnp.sign(gradient) if kind == "gradient_sign" else gradient
-            norm = jnp.sqrt(_squared_norm(direction))[:, None, None, None]
+            norm = jnp.sqrt(squared_norm(direction))[:, None, None, None]
             return radius * direction / (norm + 1e-8)
 
         return along
