@@ -100,7 +100,7 @@ def test_terms_that_are_not_used_cost_nothing(problem):
     plain = jax.jit(jax.grad(lambda p: -jax.nn.log_softmax(logits_fn(p, x)[0])[jnp.arange(N), y].mean()))
     assert flops(problem, "none") == plain.lower(params).compile().cost_analysis()["flops"]
     # A constant source gradient: its own second derivatives must be gone from the program.
-    assert flops(problem, "l2_cosine") < 0.8 * flops(problem, "l2_cosine", detach_source=False)
+    assert flops(problem, "l2_cosine") < 0.9 * flops(problem, "l2_cosine", detach_source=False)
 
 
 def test_unknown_names_list_the_alternatives(problem):
