@@ -1,4 +1,4 @@
-"""LeNet on scikit-learn's bundled handwritten digits with local gradient alignment: nothing to download, a minute.
+"""LeNet on scikit-learn's bundled handwritten digits with local gradient alignment: nothing to download.
 
     python -m launch.train --config=configs/robustgrad/digits_lenet.py --workdir=runs/digits_lenet
 """

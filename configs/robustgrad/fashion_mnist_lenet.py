@@ -1,4 +1,4 @@
-"""LeNet on Fashion-MNIST's IDX files with local gradient alignment: real images, hours on a laptop, minutes on a GPU.
+"""LeNet on Fashion-MNIST's IDX files with local gradient alignment: real images on a laptop.
 
     python -m launch.train --config=configs/robustgrad/fashion_mnist_lenet.py --workdir=runs/fashion_mnist_lenet
 
