@@ -176,7 +176,7 @@ def fit(
       The state after the last step, on the devices.
 
     Raises:
-      NonFiniteLoss: the loss is NaN or infinite; nothing bad was saved.
+      NonFiniteLoss: the loss or another metric is NaN or infinite; nothing bad was saved.
       Preempted: SIGTERM came; the state is saved.
     """
     state = layout.place(state)
