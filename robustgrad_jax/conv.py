@@ -26,15 +26,11 @@ from jax.interpreters import ad, batching, mlir
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# Sizes of the CPU kernel gradient's im2col tile, found by measurement on LeNet and ResNet shapes. The tile
+# Sizes of the CPU kernel gradient's im2col tile, found by measurement on whole LeNet and ResNet steps. The tile
 # has to stay near the second-level cache's size (a whole-batch im2col of a large map is 3-8 times slower), but
 # below some 512 positions updating the accumulated kernel costs more than the cache saves.
-_TILE_BYTES = 2_400_000
+_TILE_BYTES = 1_600_000
 _TILE_POSITIONS = 512
-# Dense maps at least this large with this many channels going in: the native operation is a quarter faster there
-# (93 against 120 GFLOP/s at 32x32x64, 94 against 134 at 56x56x64), and nowhere else that LeNet and ResNets go.
-_NATIVE_POSITIONS = 1024
-_NATIVE_CHANNELS = 64
 
 
 def conv_general_dilated(
@@ -131,10 +127,6 @@ def _native_kernel_grad(x, dy, *, window, **params):
 def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
     """im2col(x)^T dy, summed over tiles of whole images, or of bands of rows where one image is too large."""
     n, height, width, channels = dy.shape
-    if strides == (1, 1) and height * width >= _NATIVE_POSITIONS and x.shape[3] >= _NATIVE_CHANNELS:
-        return _native_kernel_grad(
-            x, dy, image=image, window=window, strides=strides, padding=padding, precision=precision
-        )
     columns = window[0] * window[1] * x.shape[3]
     tile = max(_TILE_POSITIONS, _TILE_BYTES // (columns * x.dtype.itemsize))
     product = functools.partial(_im2col_product, window=window, strides=strides, precision=precision)
