@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.duration = "300 epochs"
 
     config.data = data = ConfigDict()
-    data.name = "cifar10"  # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits (bundled)
+    data.name = "cifar10"  # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits, scenes (bundled)
     data.path = ""  # where the files or the prepared TFDS data are; "" is the usual place
     data.val_examples = 5000  # held out of the training set, by seed
     data.train_examples = 0  # 0: all of them
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     data.flip = True
     data.workers = 0  # Grain worker processes for streamed sets; 0: threads
     data.classes = ""  # image_folder: "", "imagenet100", or a text file with the class folders to keep
+    data.correlation = 0.95  # scenes: the share of training images whose background gives the class away
     data.mean = ()  # per channel in [0, 1]; (): the data set's own
     data.std = ()
 

@@ -7,7 +7,7 @@ import numpy as np
 from launch.data import idx
 from launch.data.splits import Arrays, Split, Splits, Stream, hold_out, moments, resize_all, select, subset
 
-NAMES = ("cifar10", "digits", "fashion_mnist", "idx", "image_folder", "imagenet100")
+NAMES = ("cifar10", "digits", "fashion_mnist", "idx", "image_folder", "imagenet100", "scenes")
 
 # Per channel, of the training images in [0, 1] units.
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -28,7 +28,8 @@ def load(config, *, seed: int) -> Splits:
         seeded subset; 0 for all), `image_size` (0 for native), `crop_padding`, `flip`, `workers` (Grain
         processes of a stream; 0 for threads). Optional: `mean` and `std`, tuples per channel in [0, 1] units,
         in place of the data set's own; for image_folder `classes`: "" for all folders, "imagenet100", or a
-        text file of class folders, one a line.
+        text file of class folders, one a line; for scenes `correlation`: the share of the training images, 0.95
+        by default, whose background gives the class away (see `launch.data.scenes.classification`).
       seed: of the hold-out and of the subsets.
 
     Returns:
@@ -45,6 +46,7 @@ def load(config, *, seed: int) -> Splits:
         "idx": lambda: _idx(config),
         "image_folder": lambda: _image_folder(config),
         "imagenet100": lambda: _imagenet100(config),
+        "scenes": lambda: _scenes(config),
     }
     if config.name not in loaders:
         raise ValueError(f"no data set {config.name!r}; there are: {', '.join(NAMES)}")
@@ -119,6 +121,15 @@ def _image_folder(config) -> Loaded:
     train, val, test, classes, note = folder.load(config.path, classes=config.get("classes", ""))
     held = _stream(*val, config) if val else None
     return _stream(*train, config), held, _stream(*test, config), classes, IMAGENET, note
+
+
+def _scenes(config) -> Loaded:
+    from launch.data import scenes
+
+    # The images are the same whatever the seed of a run is.
+    found = scenes.classification(0, correlation=config.get("correlation", 0.95)).splits
+    train, test = _resized(found.train, config), _resized(found.test, config)
+    return train, None, test, found.classes, (found.mean, found.std), "Scenes, curved or angular shapes"
 
 
 def _resized(split: Arrays, config) -> Arrays:

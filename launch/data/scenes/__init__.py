@@ -1,0 +1,50 @@
+"""Scenes: a small procedural world of images with captions and full attributes, for runs that need no download.
+
+    pairs = scenes.pairs(0, 24_000, held_out=False, captions_per_image=2)     # images, captions, attributes
+    fresh = scenes.captions(pairs.attributes, seed=1)                         # the same scenes in other words
+    texts = scenes.prompts("shape", "star")                                   # "a photo of a star", …
+    data = scenes.classification(0)             # curved or angular, with a spurious background; groups beside it
+    benchmark = scenes.retrieval(0)             # composed retrieval; its training texts: scenes.triplets(0, 8_000)
+
+`world` says what there is, `rendering` draws it (`shapes`, `textures`), `language` and `edits` put it in words, `tasks`
+makes data sets of it.
+`python -m launch.data.scenes --out FILE.png` draws a contact sheet.
+"""
+
+from launch.data.scenes.edits import modifications
+from launch.data.scenes.language import captions
+from launch.data.scenes.rendering import IMAGE_SIZE, render
+from launch.data.scenes.tasks import (
+    Classification,
+    Pairs,
+    Retrieval,
+    Triplets,
+    classification,
+    pairs,
+    retrieval,
+    triplets,
+)
+from launch.data.scenes.world import ATTRIBUTES, SYNONYMS, held_out
+from launch.data.scenes.zeroshot import KEYWORDS, MAX_WORDS, prompts, vocabulary
+
+__all__ = [
+    "ATTRIBUTES",
+    "IMAGE_SIZE",
+    "KEYWORDS",
+    "MAX_WORDS",
+    "SYNONYMS",
+    "Classification",
+    "Pairs",
+    "Retrieval",
+    "Triplets",
+    "captions",
+    "classification",
+    "held_out",
+    "modifications",
+    "pairs",
+    "prompts",
+    "render",
+    "retrieval",
+    "triplets",
+    "vocabulary",
+]
