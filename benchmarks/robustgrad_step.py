@@ -1,34 +1,29 @@
 """One training step of local gradient alignment: ours against the published step in PyTorch eager.
 
-    python -m benchmarks.robustgrad_step [--cases lenet resnet18_cifar] [--regularizers none l2_cosine hessian]
+    python -m benchmarks.robustgrad_step [--cases "lenet none" "lenet l2_cosine" …]
 
-Both sides run in processes of their own, one step each in turn, so that whatever else the machine does hits both alike;
-the ratio is the median over the pairs. Peak memory is the process's largest resident set (host memory, so on CPU).
-Both sides do the whole step: forward, penalty, gradients, clipping, update, on the same images and noise radius.
+Both sides do the whole step: forward, penalty, gradients, clipping, update, on the same images and noise radius. Peak
+memory is the process's largest resident set (host memory, so on CPU).
 
-With `--devices N` ours runs in mode "pmap" over N CPU devices, each with its share of the batch: one a core uses both
-cores of operations that XLA runs on one. Batch norm then sees that share, as under DistributedDataParallel, while
-PyTorch's sees the whole batch; LeNet has none, its numbers are the same.
+Ours runs in mode "pmap" over one CPU device a core, each with its share of the batch (`--devices 1` for one program
+over the whole batch): so all cores take part where XLA runs an operation on one. Batch norm then sees that share, as
+under DistributedDataParallel, while PyTorch's sees the whole batch; LeNet has none, its numbers are the same.
 """
 
-import argparse
-import json
 import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Callable
+from functools import partial
 
-CASES = {"lenet": 128, "resnet18_cifar": 32}  # model -> batch size; both on 32x32x3
+from benchmarks import alternate
+
+BATCHES = {"lenet": 128, "resnet18_cifar": 32}  # on 32x32x3
 REGULARIZERS = ("none", "l2_cosine", "hessian")
 SCALE = 4 / 255 / 0.2
+CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
 
 
 def jax_step(model: str, batch: int, regularizer: str):
     """() -> None, one step of ours, its result awaited."""
-    from functools import partial
-
     import jax
     import numpy as np
 
@@ -84,90 +79,11 @@ def torch_step(model: str, batch: int, regularizer: str):
     return run
 
 
-def serve(side: str, model: str, batch: int, regularizer: str) -> None:
-    """Child process: a line in, one timed step, a line out."""
-    run = {"jax": jax_step, "torch": torch_step}[side](model, batch, regularizer)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        # Linux counts kilobytes, macOS bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+def step(model: str, regularizer: str, side: str) -> Callable[[], None]:
+    return {"jax": jax_step, "torch": torch_step}[side](model, BATCHES[model], regularizer)
 
 
-def pair(model: str, batch: int, regularizer: str, *, steps: int, warmup: int, devices: int, python: str) -> dict:
-    """Alternate the two sides; medians, peaks, and the median of the pairwise ratios."""
-
-    def launch(side):
-        interpreter = python if side == "jax" else sys.executable
-        command = [interpreter, "-m", "benchmarks.robustgrad_step", "--serve", side, model, str(batch), regularizer]
-        # Huge pages for both: XLA maps its buffers anew every step, and small pages are faulted in one by one.
-        env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ | {"JAX_PLATFORMS": "cpu"}
-        if side == "jax":
-            env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    children = {side: launch(side) for side in ("torch", "jax")}
-
-    def one(side):
-        children[side].stdin.write("step\n")
-        children[side].stdin.flush()
-        line = children[side].stdout.readline()
-        if not line:
-            raise RuntimeError(f"the {side} side of {model} {regularizer} died; its error is above")
-        return json.loads(line)
-
-    try:
-        rounds = [{side: one(side) for side in children} for _ in range(warmup + steps)][warmup:]
-    finally:
-        for child in children.values():
-            child.stdin.close()
-            child.wait()
-    seconds = {side: [r[side]["seconds"] for r in rounds] for side in children}
-    return {
-        "torch": statistics.median(seconds["torch"]),
-        "jax": statistics.median(seconds["jax"]),
-        "ratio": statistics.median(t / j for t, j in zip(seconds["torch"], seconds["jax"], strict=True)),
-        "torch_peak": rounds[-1]["torch"]["peak"],
-        "jax_peak": rounds[-1]["jax"]["peak"],
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS), choices=REGULARIZERS)
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices of our side")
-    parser.add_argument("--jax_python", default=sys.executable, help="interpreter of our side, if another than this")
-    parser.add_argument("--serve", nargs=4, metavar=("SIDE", "MODEL", "BATCH", "REGULARIZER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if any(CASES[case] % args.devices for case in args.cases):
-        parser.error(f"--devices {args.devices} does not divide the batches {[CASES[case] for case in args.cases]}")
-    if args.serve:
-        side, model, batch, regularizer = args.serve
-        serve(side, model, int(batch), regularizer)
-        return
-    print("| model, batch | regulariser | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 7 + "|")
-    for model in args.cases:
-        for regularizer in args.regularizers:
-            row = pair(
-                model,
-                CASES[model],
-                regularizer,
-                steps=args.steps,
-                warmup=args.warmup,
-                devices=args.devices,
-                python=args.jax_python,
-            )
-            print(
-                f"| {model}, {CASES[model]} | {regularizer} | {row['torch']:.3f} | {row['jax']:.3f} | "
-                f"**{row['ratio']:.2f}** | {row['torch_peak'] / 1e9:.2f} | {row['jax_peak'] / 1e9:.2f} |",
-                flush=True,
-            )
-
+CASES = {f"{model} {name}": partial(step, model, name) for model in BATCHES for name in REGULARIZERS}
 
 if __name__ == "__main__":
-    main()
+    alternate.main("benchmarks.robustgrad_step", __doc__, CASES, devices=CORES)

@@ -1,0 +1,21 @@
+"""Every benchmark runs, both sides, and prints what it says it prints; no figure is judged."""
+
+import re
+
+import pytest
+
+from benchmarks import alternate
+from tests.commands import finish, start
+
+
+@pytest.mark.parametrize("module, case", [("robustgrad_step", "lenet none"), ("clip", "text as used")])
+def test_one_row(module, case):
+    lines = finish(start("-m", f"benchmarks.{module}", "--cases", case, "--steps", "1", "--warmup", "1")).splitlines()
+    row = next(line for line in lines if line.startswith(f"| {case} |"))
+    seconds = [float(v) for v in re.findall(r"\d+\.\d+", row)]
+    assert len(seconds) == 5 and all(v > 0 for v in seconds)
+
+
+def test_a_side_that_dies_is_named():
+    with pytest.raises(RuntimeError, match="the torch side of 'no such case' died"):
+        alternate.pair("benchmarks.clip", "no such case", steps=1, warmup=0, devices=1, python="python3")
