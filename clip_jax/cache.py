@@ -1,0 +1,102 @@
+"""Arrays kept on disk, found again by what they were computed from."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+_DIGEST = 32  # bytes of a SHA-256, which stands after the array in an entry's file
+
+
+def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[int], make: Callable) -> np.ndarray:
+    """An array from the cache, or made and put there.
+
+    An entry is `folder`/HASH.npy, which appears whole or not at all; `numpy.load` reads it. One that is damaged is made
+    again, and the log says so.
+
+    Args:
+      folder: made if it is not there.
+      description: everything that the array depends on, as JSON values; its hash is the entry's name.
+      shape: of the array, none of it 0.
+      make: () -> the array, float32.
+
+    Returns:
+      The array, float32, read-only, mapped from the file into memory.
+    """
+    name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    path = Path(folder) / f"{name}.npy"
+    if path.is_file():
+        try:
+            return _read(path, tuple(shape))
+        except ValueError as error:
+            logging.warning("cache entry %s is damaged (%s); computing it again", path, error)
+    _write(path, make())
+    return _read(path, tuple(shape))
+
+
+def fingerprint(tree: Any) -> str:
+    """A hash of a tree of arrays: of its paths, types, shapes and every byte (about a second for a gigabyte)."""
+
+    def digest(item) -> str:
+        path, leaf = item
+        array = np.ascontiguousarray(leaf)
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}"
+        return head + hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(digest, jax.tree_util.tree_leaves_with_path(tree))
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def file_list(paths: Sequence[str | Path]) -> str:
+    """A hash of files by their absolute path, size and time of modification; their content is not read.
+
+    Raises:
+      FileNotFoundError: names the first that is not there.
+    """
+    entries = []
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no image file {path}") from error
+        entries.append((os.path.abspath(path), state.st_size, state.st_mtime_ns))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if path.stat().st_size <= _DIGEST:
+        raise ValueError("it is too short")
+    content = np.memmap(path, np.uint8, "r")
+    if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:].tobytes():
+        raise ValueError("its checksum does not match")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.shape != shape or array.dtype != np.float32:
+        raise ValueError(f"it holds {array.dtype} {array.shape}, not float32 {shape}")
+    return array
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            np.save(file, array)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which colleagues on a cluster could not read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,229 @@
+"""Configs from and to the files beside published weights, Hugging Face's config.json and OpenCLIP's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.config import ClipConfig, ImageTower, TextTower
+
+# -- Hugging Face's config.json ---------------------------------------------------------------
+
+_HF_ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",  # the same formula
+}
+_HF_LEGACY_EOS = 2  # the id that transformers takes for "largest_id": the first published files carried it by mistake
+_HF_TOWER = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+}
+_HF_IMAGE = _HF_TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
+_HF_TEXT = _HF_TOWER | {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "eos_token_id": "eos_token_id",
+    "bos_token_id": "bos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+# transformers leaves out of a section what equals its own defaults, so these are part of the format.
+_HF_DEFAULTS = {
+    "vision_config": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 32,
+        "num_channels": 3,
+        "model_type": "clip_vision_model",
+    },
+    "text_config": {
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "intermediate_size": 2048,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+        "bos_token_id": 49406,
+        "pad_token_id": 1,
+        "model_type": "clip_text_model",
+    },
+}
+
+
+def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
+    """The config that a Hugging Face CLIP folder's `config.json` describes.
+
+    transformers leaves out of the sections it writes (they carry a `model_type`) every field that equals its own
+    default; those are filled in. Any other section must be complete.
+
+    Args:
+      config: the parsed file.
+
+    Raises:
+      ValueError: not a CLIP, fields missing, or values that we cannot compute; the message names the field.
+    """
+    kind = config.get("model_type", "clip")
+    if kind != "clip":
+        raise ValueError(f"model_type is {kind!r}; only 'clip' can be read")
+    if not isinstance(config.get("projection_dim"), int):
+        raise ValueError(f"the field projection_dim is {'not an integer' if 'projection_dim' in config else 'missing'}")
+    image, text = _section(config, "vision_config", _HF_IMAGE), _section(config, "text_config", _HF_TEXT)
+    rule = "largest_id" if text["eos_token_id"] == _HF_LEGACY_EOS else "eos_token_id"
+    if rule == "largest_id":
+        text["eos_token_id"] = None
+    towers = {"image": ImageTower(**image), "text": TextTower(**text, end_rule=rule)}
+    return ClipConfig(**towers, projection=config["projection_dim"])
+
+
+def _section(config: Mapping[str, Any], name: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Our fields from one section; `<name>_dict`, where present, overrides it, as in transformers."""
+    if not isinstance(config.get(name), Mapping):
+        raise ValueError(f"the section {name} is missing")
+    found = dict(config[name]) | dict(config.get(f"{name}_dict") or {})
+    defaults = _HF_DEFAULTS[name]
+    if found.get("model_type") == defaults["model_type"]:
+        found = defaults | found
+    missing = sorted(theirs for theirs in fields.values() if theirs not in found)
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    if found.get("num_channels", 3) != 3:
+        raise ValueError(f"{name}.num_channels is {found['num_channels']}; only 3 can be read")
+    if found["hidden_act"] not in _HF_ACTIVATIONS:
+        known = ", ".join(_HF_ACTIVATIONS)
+        raise ValueError(f"{name}.hidden_act is unknown: {found['hidden_act']!r}; there are {known}")
+    found["hidden_act"] = _HF_ACTIVATIONS[found["hidden_act"]]
+    return {ours: found[theirs] for ours, theirs in fields.items()}
+
+
+def to_huggingface(config: ClipConfig) -> dict[str, Any]:
+    """The content of a `config.json` that transformers and `from_huggingface` read as `config`.
+
+    How to compute (dtype, remat, unroll) is no part of it.
+
+    Raises:
+      ValueError: a text tower that ends at id 2, which transformers would take for the rule "largest_id".
+    """
+    text = {theirs: getattr(config.text, ours) for ours, theirs in _HF_TEXT.items()}
+    if config.text.end_rule == "largest_id":
+        text["eos_token_id"] = _HF_LEGACY_EOS
+    elif config.text.eos_token_id == _HF_LEGACY_EOS:
+        raise ValueError("config.json cannot say eos_token_id=2: transformers takes it for the rule 'largest_id'")
+    image = {theirs: getattr(config.image, ours) for ours, theirs in _HF_IMAGE.items()}
+    sections = {"vision_config": image | {"num_channels": 3}, "text_config": text}
+    for name, section in sections.items():
+        if section["hidden_act"] == "gelu_tanh":
+            section["hidden_act"] = "gelu_pytorch_tanh"
+        section |= {"projection_dim": config.projection, "model_type": _HF_DEFAULTS[name]["model_type"]}
+    head = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": config.projection}
+    return head | {"logit_scale_init_value": 2.6592} | sections
+
+
+# -- OpenCLIP's open_clip_config.json ---------------------------------------------------------
+
+_OPENCLIP_IMAGE = {
+    "layers": 12,
+    "width": 768,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+    "image_size": 224,
+    "act_kwargs": {},
+    "norm_kwargs": {},
+}
+_OPENCLIP_TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 512,
+    "heads": 8,
+    "layers": 12,
+    "mlp_ratio": 4.0,
+    "pool_type": "argmax",
+    "eos_id": None,
+    "pad_id": 0,
+    "act_kwargs": {},
+    "norm_kwargs": {},
+}
+# Fields that change nothing we compute: training's dropout, and the tokenizer, which its own files describe.
+_OPENCLIP_IGNORED = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
+# Architectures that we do not have: these fields may be there with the value that means the plain tower.
+_OPENCLIP_PLAIN = {
+    "timm_model_name": None,
+    "hf_model_name": None,
+    "ls_init_value": None,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "final_ln_after_pool": False,
+    "no_causal_mask": False,
+    "embed_cls": False,
+    "proj_bias": False,
+    "proj_type": "linear",
+    "pos_embed_type": "learnable",
+}
+
+
+def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
+    """The config that an OpenCLIP folder's `open_clip_config.json` describes.
+
+    What the file leaves out has OpenCLIP's own default (its CLIPVisionCfg and CLIPTextCfg).
+
+    Args:
+      config: the parsed file, or its part "model_cfg".
+
+    Raises:
+      ValueError: fields missing, or an architecture other than the plain vision and text transformer; the message
+        names the field.
+    """
+    config = config.get("model_cfg", config)
+    head = {"embed_dim", "vision_cfg", "text_cfg"}
+    if missing := sorted(head - set(config)):
+        raise ValueError(f"model_cfg lacks {', '.join(missing)}")
+    if unknown := sorted(set(config) - head - {"quick_gelu", "custom_text", "init_logit_scale", "output_dict"}):
+        raise ValueError(f"model_cfg has fields of another kind of model: {', '.join(unknown)}")
+    quick = bool(config.get("quick_gelu", False))
+    image = _openclip_section(config, "vision_cfg", _OPENCLIP_IMAGE | {"pool_type": "tok"}, quick)
+    text = _openclip_section(config, "text_cfg", _OPENCLIP_TEXT, quick)
+    if not isinstance(image["layers"], int):
+        raise ValueError(f"vision_cfg.layers is {image['layers']!r}, a ResNet; only vision transformers can be read")
+    if image.pop("pool_type") != "tok":
+        raise ValueError("vision_cfg.pool_type is not 'tok', the class token")
+    pool, eos = text.pop("pool_type"), text.pop("eos_id")
+    rules = {"argmax": ("largest_id", None), "eos": ("eos_token_id", eos)}
+    if pool not in rules:
+        raise ValueError(f"text_cfg.pool_type is unknown: {pool!r}; there are {', '.join(rules)}")
+    rule, eos = rules[pool]
+    image["heads"] = image["width"] // image.pop("head_width")
+    text["pad_token_id"] = text.pop("pad_id")
+    return ClipConfig(
+        image=ImageTower(**image),
+        text=TextTower(**text, end_rule=rule, eos_token_id=eos),
+        projection=config["embed_dim"],
+    )
+
+
+def _openclip_section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+    """One section's fields over the defaults, with ours for the perceptron's width, activation and epsilon."""
+    found = {k: v for k, v in config[name].items() if k not in _OPENCLIP_IGNORED}
+    for key in sorted(set(found) - set(defaults)):
+        if key not in _OPENCLIP_PLAIN or found.pop(key) != _OPENCLIP_PLAIN[key]:
+            raise ValueError(f"{name}.{key}={config[name][key]!r} means an architecture that cannot be read")
+    found = dict(defaults) | found
+    act, norm = found.pop("act_kwargs") or {}, found.pop("norm_kwargs") or {}
+    if set(norm) - {"eps"} or set(act) - {"approximate"} or act.get("approximate", "none") not in ("none", "tanh"):
+        raise ValueError(f"{name}: unknown act_kwargs {act} or norm_kwargs {norm}")
+    plain = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
+    return found | {
+        "mlp_width": int(found["width"] * found.pop("mlp_ratio")),
+        "activation": "quick_gelu" if quick else plain,
+        "norm_eps": float(norm.get("eps", 1e-5)),  # PyTorch's
+    }

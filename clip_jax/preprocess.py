@@ -1,0 +1,311 @@
+"""Images to pixels: CLIP's resize, crop and normalisation, with Pillow and numpy.
+
+Equal to transformers' `CLIPImageProcessor` (version 5, Pillow backend) but for two things, on purpose: the rotation
+that EXIF notes is applied, and 16-bit grey is scaled to 8 bits where Pillow's own conversion clips it to white. Like
+transformers, and unlike OpenAI's original, which drops alpha, transparent images are laid on white.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Source = str | Path | Image.Image | np.ndarray
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TARGET_RATIO = 1.25  # of the sides, at most, after target padding
+_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image of any size to the pixels of a tower.
+
+    Attributes:
+      size: pixels of the short side after resizing, or (height, width) to resize to regardless of the aspect ratio.
+      crop: side of the centred square that is cut out, in pixels.
+      mean, std: of the RGB channels, in units of `rescale` times the 8-bit value.
+      resample: Pillow's number of the filter; 3 is bicubic.
+      rescale: factor of the 8-bit values, 1/255.
+
+    Raises:
+      ValueError: a crop that is larger than the resized image, or an unknown filter.
+    """
+
+    size: int | tuple[int, int]
+    crop: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resample: int = 3
+    rescale: float = 1 / 255
+
+    def __post_init__(self):
+        short = self.size if isinstance(self.size, int) else min(self.size)
+        if not 0 < self.crop <= short:
+            raise ValueError(f"crop={self.crop} must be positive and at most the resized short side, {short}")
+        if self.resample not in _FILTERS.values():
+            names = ", ".join(f"{number} ({name})" for name, number in _FILTERS.items())
+            raise ValueError(f"unknown resample={self.resample!r}; there are {names}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean and std need three values, std positive ones; got {self.mean} and {self.std}")
+
+
+def preprocess(
+    spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False
+) -> np.ndarray:
+    """Resized, cropped and normalised images.
+
+    Args:
+      spec: how.
+      images: n paths, PIL images or uint8 arrays (h, w, 3), or one of them; or a uint8 array (n, h, w, 3), which costs
+        one vectorised pass where it has the final size already.
+      target_pad: pad elongated images with black first; see `pad_to_ratio`.
+
+    Returns:
+      float32 (n, crop, crop, 3).
+
+    Raises:
+      FileNotFoundError, ValueError, TypeError: an image that is absent, unreadable or of a kind that has no defined
+        conversion, by its file or index.
+    """
+    return normalise(spec, crop_all(spec, images, target_pad=target_pad))
+
+
+def crop_all(
+    spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False
+) -> np.ndarray:
+    """As `preprocess`, before the normalisation: uint8 (n, crop, crop, 3)."""
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        images = [images]
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4:
+            raise ValueError(f"an array of images has to be uint8 (n, h, w, 3), got {images.dtype} {images.shape}")
+        if is_cropped(spec, images):
+            return images
+    cropped = np.empty((len(images), spec.crop, spec.crop, 3), np.uint8)
+    for i, image in enumerate(images):
+        cropped[i] = crop(spec, image, name=f"number {i}", target_pad=target_pad)
+    return cropped
+
+
+def is_cropped(spec: Preprocessing, images: np.ndarray) -> bool:
+    """Whether an array is a stack of images for which `crop` would change nothing."""
+    sizes = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
+    return images.dtype == np.uint8 and images.shape[1:] == (*sizes, 3) and sizes == (spec.crop, spec.crop)
+
+
+def crop(spec: Preprocessing, image: Source, *, name: str = "", target_pad: bool = False) -> np.ndarray:
+    """One image, resized and cropped.
+
+    Args:
+      spec: how.
+      image: a path, a PIL image or a uint8 array (h, w, 3).
+      name: what an error calls an image that has no file.
+      target_pad: see `pad_to_ratio`.
+
+    Returns:
+      uint8 (crop, crop, 3).
+
+    Raises: as `preprocess`.
+    """
+    image = read(image, name=name)
+    if target_pad:
+        image = pad_to_ratio(image, TARGET_RATIO)
+    image = image.resize(_resized(spec, *image.size), resample=spec.resample)
+    left, top = (image.width - spec.crop) // 2, (image.height - spec.crop) // 2
+    return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
+
+
+def normalise(spec: Preprocessing, images):
+    """uint8 (..., h, w, 3), of numpy or of JAX (then inside jit) -> float32, by mean and standard deviation."""
+    *lead, height, width, _ = images.shape
+    mean, std = np.asarray(spec.mean, np.float64), np.asarray(spec.std, np.float64)
+    scale, shift = (np.tile(x.astype(np.float32), height * width) for x in (spec.rescale / std, mean / std))
+    values = images.reshape(*lead, height * width * 3).astype(np.float32)  # numpy is slow along an axis of three
+    values *= scale
+    values -= shift
+    return values.reshape(images.shape)
+
+
+def read(image: Source, *, name: str = "") -> Image.Image:
+    """An image in RGB, upright.
+
+    Transparent parts become white, 16-bit grey is scaled to 8 bits, the rotation that EXIF notes is applied.
+
+    Args:
+      image: a path, a PIL image or a uint8 array (h, w, 3).
+      name: what an error calls an image that has no file.
+
+    Raises: as `preprocess`.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"image {name}: arrays have to be uint8 (h, w, 3), got {image.dtype} {image.shape}")
+        return Image.fromarray(image)
+    if isinstance(image, str | Path):
+        with _naming(str(image)), Image.open(image) as file:
+            return _to_rgb(file)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image {name} must be a path, a PIL image or a uint8 array, not {type(image).__name__}")
+    with _naming(getattr(image, "filename", "") or name):
+        return _to_rgb(image)
+
+
+def pad_to_ratio(image: Image.Image, ratio: float) -> Image.Image:
+    """Black bars on both sides of the shorter axis, so that the longer is at most (up to a pixel) `ratio` times it.
+
+    The preprocessing of composed image retrieval since CLIP4Cir (Baldrati et al. 2022, section 3.3), with ratio 1.25.
+    """
+    width, height = image.size
+    if max(width, height) / min(width, height) < ratio:
+        return image
+    least = max(width, height) / ratio
+    across, down = (max(int((least - side) / 2), 0) for side in image.size)
+    return ImageOps.expand(image, (across, down, across, down), fill=0)
+
+
+def _resized(spec: Preprocessing, width: int, height: int) -> tuple[int, int]:
+    """(width, height) after resizing."""
+    if not isinstance(spec.size, int):
+        return spec.size[1], spec.size[0]
+    long = int(spec.size * max(width, height) / min(width, height))
+    return (spec.size, long) if width <= height else (long, spec.size)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and max(map(abs, image.getextrema())) > 65535):
+        raise ValueError(f"mode {image.mode} states no range of its values; convert it to 8 bits a channel first")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, also where an older Pillow opens them as mode I
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Says which image it was that could not be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image file {name}") from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
+        raise ValueError(
+            f"cannot read image {name}: {type(error).__name__}: {error}. Replace the file or remove it"
+        ) from error
+
+
+# -- Files of a checkpoint -----------------------------------------------------------------
+
+
+def load(folder: str | Path, config) -> Preprocessing:
+    """A checkpoint folder's preprocessing.
+
+    From preprocessor_config.json, processor_config.json (Hugging Face) or open_clip_config.json (OpenCLIP). A folder
+    with none of them gets what all published CLIPs share: bicubic, CLIP's mean and standard deviation, at the
+    tower's image size.
+
+    Args:
+      folder: the checkpoint's.
+      config: its ClipConfig.
+
+    Raises:
+      ValueError: a file that is not JSON, asks for steps that CLIP's preprocessing has not, or crops to another size
+        than the image tower takes.
+    """
+    size = config.image.image_size
+    for name, part, read_config in (
+        ("preprocessor_config.json", None, from_huggingface),
+        ("processor_config.json", "image_processor", from_huggingface),
+        ("open_clip_config.json", "preprocess_cfg", lambda values: from_openclip(values, size)),
+    ):
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        try:
+            values = json.loads(path.read_bytes())
+            values = values if part is None else values.get(part)
+            if values is None:
+                continue
+            spec = read_config(values)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        if spec.crop != size:
+            raise ValueError(f"{path} crops images to {spec.crop} pixels, the image tower takes {size}")
+        return spec
+    return Preprocessing(size=size, crop=size)
+
+
+def from_huggingface(values: Mapping[str, Any]) -> Preprocessing:
+    """The content of a preprocessor_config.json; what it leaves out is as in transformers' CLIPImageProcessor.
+
+    Raises:
+      ValueError: it switches a step off, pads, or crops to something that is not square.
+    """
+    wanted = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
+    for key, value in wanted.items():
+        if bool(values.get(key, value)) != value:
+            raise ValueError(f"{key}={values[key]} is not supported, only {value}")
+    size, cut = values.get("size", 224), values.get("crop_size", 224)
+    sides = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+    square = {"height": cut, "width": cut} if isinstance(cut, int) else dict(cut)
+    if sides.keys() not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"size {size} is not supported, only shortest_edge, or height and width")
+    if square.keys() != {"height", "width"} or square["height"] != square["width"]:
+        raise ValueError(f"crop_size {cut} is not supported, only height and width that are equal")
+    return Preprocessing(
+        size=sides["shortest_edge"] if "shortest_edge" in sides else (sides["height"], sides["width"]),
+        crop=square["height"],
+        mean=tuple(values.get("image_mean", CLIP_MEAN)),
+        std=tuple(values.get("image_std", CLIP_STD)),
+        resample=values.get("resample", 3),
+        rescale=values.get("rescale_factor", 1 / 255),
+    )
+
+
+def to_huggingface(spec: Preprocessing) -> dict[str, Any]:
+    """The content of preprocessor_config.json, as transformers' CLIPImageProcessor reads it."""
+    square = isinstance(spec.size, int)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": spec.size} if square else dict(zip(("height", "width"), spec.size, strict=True)),
+        "resample": spec.resample,
+        "do_center_crop": True,
+        "crop_size": {"height": spec.crop, "width": spec.crop},
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_convert_rgb": True,
+    }
+
+
+def from_openclip(values: Mapping[str, Any], image_size: int) -> Preprocessing:
+    """The "preprocess_cfg" of an open_clip_config.json; what it leaves out is as in OpenCLIP.
+
+    Raises:
+      ValueError: an unknown interpolation or resize mode.
+    """
+    interpolation, mode = values.get("interpolation", "bicubic"), values.get("resize_mode", "shortest")
+    if interpolation not in _FILTERS:
+        raise ValueError(f"unknown interpolation {interpolation!r}; there are {', '.join(_FILTERS)}")
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"unsupported resize_mode {mode!r}; there are shortest, squash")
+    return Preprocessing(
+        size=image_size if mode == "shortest" else (image_size, image_size),
+        crop=image_size,
+        mean=tuple(values.get("mean", CLIP_MEAN)),
+        std=tuple(values.get("std", CLIP_STD)),
+        resample=_FILTERS[interpolation],
+    )

@@ -1,0 +1,77 @@
+"""Parameters split over devices by the rules: embeddings and gradients on 4 fake devices against one."""
+
+import json
+import re
+
+import jax
+import pytest
+
+from clip_jax.config import VARIANTS
+from clip_jax.sharding import partition_rules
+from tests.clip_jax.towers import TINY, parameters
+from tests.commands import finish, start
+
+
+@pytest.fixture(scope="module")
+def found():
+    found = json.loads(finish(start("-m", "tests.clip_jax.devices_worker", "sharding", devices=4)).splitlines()[-1])
+    assert found["devices"] == 4 and found["dtype"] == "float64"
+    return found
+
+
+def test_what_is_split(found):
+    """Heads and hidden units over the two halves of the axis "model", by hand."""
+    halves = {}
+    for tower, layers, width, mlp in (("image", 3, 32, 48), ("text", 2, 24, 96)):
+        halves |= {
+            f"{tower}/blocks/qkv/kernel": [[layers, width, 3, width], [layers, width, 3, width // 2]],
+            f"{tower}/blocks/qkv/bias": [[layers, 3, width], [layers, 3, width // 2]],
+            f"{tower}/blocks/out/kernel": [[layers, width, width], [layers, width // 2, width]],
+            f"{tower}/blocks/up/kernel": [[layers, width, mlp], [layers, width, mlp // 2]],
+            f"{tower}/blocks/up/bias": [[layers, mlp], [layers, mlp // 2]],
+            f"{tower}/blocks/down/kernel": [[layers, mlp, width], [layers, mlp // 2, width]],
+        }
+    assert found["shards"] == halves | {"text/tokens": [[99, 24], [99, 12]]}
+
+
+def test_same_embeddings_and_gradients(found):
+    assert found["embeddings"] < 1e-10
+    assert found["gradients"] < 1e-10
+    assert found["metrics"] < 1e-10
+    assert found["gradients lie as parameters"]
+
+
+def test_no_weight_is_gathered(found):
+    """All-gathers are of activations: their first axis is a share of the batch, never a kernel's."""
+    kernels = {"32,3,32", "32,32", "32,48", "48,32", "24,3,24", "24,24", "24,96", "96,24", "99,24"}
+    shapes = [re.search(r"\[([\d,]+)\]", shape)[1] for shape in found["gathered"]]
+    assert not [shape for shape in shapes if any(shape.endswith(kernel) for kernel in kernels)]
+
+
+def paths(tree):
+    return ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_every_rule_is_used_for_one_tower_alone():
+    params = parameters(TINY)
+    for name in ("image", "text"):
+        rules = partition_rules(TINY, 2, towers=[name])
+        assert all(any(re.search(pattern, path) for path in paths({name: params[name]})) for pattern, _ in rules)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_divides_over_four(name):
+    assert partition_rules(VARIANTS[name], 4)
+
+
+@pytest.mark.parametrize(
+    "shards, expected", [(8, "heads=4 of the image tower does not divide by 8"), (3, "heads=4 of the image tower")]
+)
+def test_towers_that_do_not_divide_are_refused(shards, expected):
+    with pytest.raises(ValueError, match=expected):
+        partition_rules(TINY, shards)
+
+
+def test_an_unknown_tower_is_refused():
+    with pytest.raises(ValueError, match="unknown tower 'audio'; there are image, text"):
+        partition_rules(TINY, 2, towers=["audio"])
