@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
     config.duration = "300 epochs"
 
     config.data = data = ConfigDict()
-    data.name = "cifar10"  # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits, scenes (bundled)
+    # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits, scenes (bundled)
+    data.name = "cifar10"
     data.path = ""  # where the files or the prepared TFDS data are; "" is the usual place
     data.val_examples = 5000  # held out of the training set, by seed
     data.train_examples = 0  # 0: all of them
