@@ -53,16 +53,21 @@ class Clip:
 
     @property
     def marker_id(self) -> int:
-        """Id of the token "$", which stands for a pseudo token; 259 in OpenAI's vocabulary.
+        """Id of the token "$", which stands for a pseudo token: the tokenizer's, without one that of CLIP's vocabulary.
 
         Raises:
-          FileNotFoundError: there is no tokenizer.
-          ValueError: "$" is not one token of it.
+          ValueError: "$" is not one token of the tokenizer, or there is none and the vocabulary is not CLIP's.
         """
-        found = self._tokenizer("the marker's id").marker_id
-        if found is None:
+        if self.tokenizer is None:
+            if self.config.text.vocab_size <= tokenizer.MARKER_ID:
+                raise ValueError(
+                    f"{self.source or 'this CLIP'} has no tokenizer, and its vocabulary of "
+                    f"{self.config.text.vocab_size} is not CLIP's: pass a marker_id"
+                )
+            return tokenizer.MARKER_ID
+        if self.tokenizer.marker_id is None:
             raise ValueError(f'"{tokenizer.MARKER}" is not one token of the tokenizer: pass the marker_id of another')
-        return found
+        return self.tokenizer.marker_id
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
         """Token ids of n texts (or one): int32 (n, t), t the shortest static length that holds the longest text.
@@ -112,12 +117,12 @@ class Clip:
           intermediates: also return a dict of what lies in between.
 
         Raises:
-          ValueError: shapes that do not fit; a text without its markers, where ids are a NumPy array. Inside `jit`
-            and on a device their values are not looked at: call `clip_jax.model.check_marker` before.
+          ValueError: shapes that do not fit; a text without its markers. Inside `jit` values cannot be looked at: call
+            `clip_jax.model.check_marker` where the ids are made.
         """
         if pseudo_tokens is not None:
             marker_id = self.marker_id if marker_id is None else marker_id
-            if isinstance(ids, np.ndarray):
+            if not isinstance(ids, jax.core.Tracer):
                 model.check_marker(ids, marker_id, pseudo_tokens.shape[1] if pseudo_tokens.ndim == 3 else None)
         return model.encode_text(
             self.config, params, ids, pseudo_tokens=pseudo_tokens, marker_id=marker_id, intermediates=intermediates

@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 MARKER = "$"  # stands for a pseudo token in a text
+MARKER_ID = 259  # its id in CLIP's vocabulary: 256 bytes, then the same as ends of words, of which "$" is the fourth
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _WORDS = (

@@ -109,7 +109,7 @@ def test_a_text_without_the_marker_is_refused(clip):
     with pytest.raises(ValueError, match="text 1 has the marker 259 0 times"):
         clip.encode_text(clip.params, ids, pseudo_tokens=pseudo)
     with pytest.raises(ValueError, match="text 0 has the marker 259 1 times; the pseudo tokens need 2"):
-        clip.encode_text(clip.params, ids, pseudo_tokens=jnp.zeros((2, 2, 20)))
+        clip.encode_text(clip.params, jnp.asarray(ids), pseudo_tokens=jnp.zeros((2, 2, 20)))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16])
@@ -154,13 +154,20 @@ def test_without_a_tokenizer(clip, tmp_path):
     pixels, ids = checkpoints.inputs(clip.config)
     for ours, wanted in zip(checkpoints.embed(loaded, pixels, ids), checkpoints.embed(clip, pixels, ids), strict=True):
         np.testing.assert_array_equal(ours, wanted)
-    with_marker = partial(loaded.encode_text, pseudo_tokens=jnp.zeros((3, 20)), marker_id=int(ids[0, 1]))
-    assert jax.eval_shape(with_marker, loaded.params, ids).shape == (3, 28)
-    for needs in (lambda: loaded.tokenize(["x"]), lambda: loaded.marker_id):
-        with pytest.raises(FileNotFoundError) as error:
-            needs()
-        for name in (str(tmp_path / "clip"), "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
-            assert name in str(error.value)
+    marked, pseudo = clip.tokenize(["a $ circle"]), jnp.ones((1, 20))
+    ours, wanted = (c.encode_text(c.params, marked, pseudo_tokens=pseudo) for c in (loaded, clip))
+    np.testing.assert_array_equal(ours, wanted)  # the marker is that of CLIP's vocabulary
+    with pytest.raises(FileNotFoundError) as error:
+        loaded.tokenize(["x"])
+    for name in (str(tmp_path / "clip"), "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert name in str(error.value)
+
+
+def test_no_marker_in_a_vocabulary_that_is_not_clips(clip):
+    text = replace(clip.config.text, vocab_size=99, end_rule="largest_id", eos_token_id=None)
+    small = replace(clip, config=replace(clip.config, text=text), tokenizer=None)
+    with pytest.raises(ValueError, match="no tokenizer, and its vocabulary of 99 is not CLIP's: pass a marker_id"):
+        _ = small.marker_id
 
 
 def test_without_preprocessing(clip, folder):
