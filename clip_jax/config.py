@@ -20,7 +20,7 @@ def _choose(kind: str, name: str, known: tuple[str, ...]) -> None:
 def _check_positive(tower, *names: str) -> None:
     for name in names:
         value = getattr(tower, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
@@ -126,7 +126,7 @@ class ClipConfig:
       projection: width of the shared embedding space.
       dtype: of the activations and matrix products; softmax, layer norms and pooling are float32 at least.
       remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`).
-      unroll: blocks per iteration of the loop over the layers, or True for all (`jax.lax.scan`).
+      unroll: blocks per iteration of the loop over the layers (`jax.lax.scan`); True, stored as a number, for all.
     """
 
     image: ImageTower
@@ -138,7 +138,9 @@ class ClipConfig:
 
     def __post_init__(self):
         _choose("dtype", self.dtype, DTYPES)
-        _check_positive(self, "projection")
+        if isinstance(self.unroll, bool):  # True equals 1, and equal configs share compiled programs
+            object.__setattr__(self, "unroll", max(self.image.layers, self.text.layers) if self.unroll else 1)
+        _check_positive(self, "projection", "unroll")
 
 
 # -- published variants -----------------------------------------------------------------------

@@ -40,6 +40,8 @@ def test_parameter_counts(name):
 def test_configs_are_static_arguments():
     assert hash(TINY) == hash(replace(TINY)) and replace(TINY) == TINY
     assert replace(TINY, remat=True) != TINY
+    assert replace(TINY, unroll=True) != TINY and replace(TINY, unroll=True).unroll == 3
+    assert replace(TINY, unroll=False) == TINY
 
 
 # -- contradictions ---------------------------------------------------------------------------
@@ -73,6 +75,7 @@ def test_contradictions_in_a_tower(tower, change, expected):
     [
         ({"dtype": "float8"}, "unknown dtype 'float8'; there are float32, bfloat16"),
         ({"projection": 0}, "projection must be a positive integer, got 0"),
+        ({"unroll": 0}, "unroll must be a positive integer, got 0"),
     ],
 )
 def test_contradictions_in_a_config(change, expected):
