@@ -28,7 +28,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.robustgrad_step
