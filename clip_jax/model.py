@@ -206,7 +206,7 @@ def init(config: ClipConfig, key: jax.Array) -> Params:
     size = config.image.image_size
     image = ImageEncoder(config).init(image_key, jnp.zeros((1, size, size, 3)))
     text = TextEncoder(config).init(text_key, jnp.zeros((1, 1), jnp.int32))
-    return {"image": image["params"], "text": text["params"], "logit_scale": jnp.log(1 / 0.07)}
+    return {"image": image["params"], "text": text["params"], "logit_scale": jnp.asarray(-np.log(0.07), jnp.float32)}
 
 
 @partial(jax.jit, static_argnames=("config", "intermediates"))
