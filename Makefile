@@ -32,6 +32,7 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.robustgrad_step
+	$(BIN)/python -m benchmarks.clip
 
 clean:
 	rm -rf $(VENV) build *.egg-info
