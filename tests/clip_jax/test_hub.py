@@ -19,17 +19,6 @@ from tests.clip_jax import checkpoints
 from tests.commands import ROOT
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return checkpoints.whole()
-
-
-@pytest.fixture
-def folder(clip, tmp_path):
-    clip_jax.save(clip, tmp_path / "clip")
-    return tmp_path / "clip"
-
-
 @pytest.mark.parametrize("text", ["openai/clip-vit-base-patch32", "laion/CLIP-ViT-H-14.x_y", "runs/clip"])
 def test_hub_names(text):
     assert hub.is_name(text)

@@ -16,17 +16,6 @@ from clip_jax import preprocess, tokenizer
 from tests.clip_jax import checkpoints
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return checkpoints.whole()
-
-
-@pytest.fixture
-def folder(clip, tmp_path):
-    clip_jax.save(clip, tmp_path / "clip")
-    return tmp_path / "clip"
-
-
 def edit(path, **changes):
     """Fields of a JSON file changed, or removed (None)."""
     content = json.loads(path.read_text())

@@ -16,17 +16,6 @@ from clip_jax import clip as clip_module
 from tests.clip_jax import checkpoints
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return checkpoints.whole()
-
-
-@pytest.fixture
-def folder(clip, tmp_path):
-    clip_jax.save(clip, tmp_path / "clip")
-    return tmp_path / "clip"
-
-
 def test_half_precision_on_disk(clip, tmp_path):
     clip_jax.save(clip, tmp_path / "half", dtype="float16")
     stored = load_file(tmp_path / "half" / "model.safetensors")
