@@ -21,6 +21,7 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[torch]'
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps zennit==0.5.1  # asks for torchvision, which the tests do without
 	touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run
