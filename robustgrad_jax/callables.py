@@ -1,0 +1,67 @@
+"""Functions of a network as pytrees: their weights are arguments of what is compiled, not constants inside it.
+
+Attacks, curves and sensitivities compile functions that they are given. A closure over the weights bakes them into
+the program, which is then compiled again for every checkpoint; a `jax.tree_util.Partial` carries them as leaves. So
+`Partial(attributions.gradient, logits_of(model, variables))` is an attribution that compiles once a model. Plain
+functions are taken as well; they compile once per function object.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.tree_util import Partial
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logits:
+    """Equal for equal models, so that two calls of `logits_of` share one program."""
+
+    model: nn.Module
+
+    def __call__(self, variables, x):
+        return self.model.apply(variables, x)[0]
+
+
+def logits_of(model: nn.Module, variables) -> Partial:
+    """logits_fn(x) -> (n, classes) of a model in evaluation mode.
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      variables: the model's, with its batch statistics.
+    """
+    return Partial(_Logits(model), variables)
+
+
+def as_pytree(fn: Callable) -> Partial:
+    """`fn` as an argument that `jax.jit` takes: a Partial as it is, any other function by its identity."""
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+def traced(*trees) -> bool:
+    """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def map_chunks(fn: Callable[[jax.Array], Any], count: int, chunk: int) -> Any:
+    """fn(0 … count - 1) in chunks: a loop over ceil(count / chunk) calls, each with `chunk` int32 indices.
+
+    Args:
+      fn: (chunk,) -> pytree of (chunk, …) arrays; the last call's surplus indices repeat the last one, and what it
+        gives for them is dropped.
+      chunk: how many indices at a time; memory grows with it.
+
+    Returns:
+      The pytree of (count, …) arrays.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    chunk = min(chunk, count)
+    calls = -(-count // chunk)
+    indices = jnp.minimum(jnp.arange(calls * chunk), count - 1).reshape(calls, chunk)
+    if calls == 1:
+        return fn(indices[0])
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], jax.lax.map(fn, indices))
