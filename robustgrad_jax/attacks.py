@@ -27,7 +27,8 @@ from jax import Array
 from jax.tree_util import Partial
 
 from launch import keys
-from robustgrad_jax import activations, attack_loop, metrics
+from launch.networks import activations
+from robustgrad_jax import attack_loop, metrics
 from robustgrad_jax.callables import as_pytree, logits_of
 
 NAMES = ("manipulate", "top_k", "mass_center", "pgd", "random_sign")

@@ -1,7 +1,7 @@
 """The networks as lists of layers, with batch norm merged into the convolutions: what relevance runs back through.
 
 Layer-wise rules need every linear map, sum and pooling as a thing of its own, with its input and output, which
-the modules in `robustgrad_jax.networks` do not give. Tests hold the two descriptions together: the logits agree.
+the modules in `launch.networks.cnn` do not give. Tests hold the two descriptions together: the logits agree.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from robustgrad_jax import activations, conv, pooling
-from robustgrad_jax.networks import LeNet, ResNet
+from launch.networks import activations, conv, pooling
+from launch.networks.cnn import LeNet, ResNet
 
 BATCH_NORM_EPSILON = 1e-5  # what the networks add to the variance
 _NONNEGATIVE = (jax.nn.relu, activations.softplus)  # activations that never return less than 0

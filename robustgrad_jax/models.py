@@ -1,7 +1,7 @@
 """The networks by name: built, and filled with weights that were trained in PyTorch.
 
 Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last;
-logits (n, num_classes); `out` a dict with every named intermediate. See `robustgrad_jax.networks`.
+logits (n, num_classes); `out` a dict with every named intermediate. See `launch.networks.cnn`.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from robustgrad_jax import activations, weights
-from robustgrad_jax.networks import LeNet, ResNet
+from launch.networks import activations, weights
+from launch.networks.cnn import LeNet, ResNet
 
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 NAMES = ("lenet", *(f"{name}_cifar" for name in _DEPTHS), *_DEPTHS)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.networks.cnn import ResNet
 from robustgrad_jax import attributions, models
-from robustgrad_jax.networks import ResNet
 
 torch = pytest.importorskip("torch")
 captum = pytest.importorskip("captum.attr")

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from configs.robustgrad import base
 from launch import sharding
-from robustgrad_jax import experiment, models, networks, regularizers
+from launch.networks import cnn
+from robustgrad_jax import experiment, models, regularizers
 
 BATCH, SHAPE = 16, (8, 8, 3)
 
@@ -24,7 +25,7 @@ def network(name):
     activation = models.create("lenet", num_classes=1).activation
     if name == "lenet":
         return models.create("lenet", num_classes=5)
-    return networks.ResNet(5, activation, (1, 1), bottleneck=False, imagenet_stem=False)
+    return cnn.ResNet(5, activation, (1, 1), bottleneck=False, imagenet_stem=False)
 
 
 def as_double(tree):

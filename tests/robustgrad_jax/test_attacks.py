@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustgrad_jax import activations, attacks, callables, metrics, models
+from launch.networks import activations
+from robustgrad_jax import attacks, callables, metrics, models
 
 SHAPE = (6, 5, 2)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustgrad_jax import activations, lrp, lrp_layers, lrp_rules, models, networks, pooling
+from launch.networks import activations, cnn, pooling
+from robustgrad_jax import lrp, lrp_layers, lrp_rules, models
 
 BOUNDS = {"low": np.array([-2.0, -2.5, -3.0]), "high": np.array([2.0, 2.5, 3.0])}
 OPTIONS = {name: BOUNDS if name == "epsilon_gamma_box" else {} for name in lrp.NAMES}
@@ -21,11 +22,11 @@ def float64():
 
 
 def residual(activation=jax.nn.relu, *, bottleneck=False, imagenet_stem=False):
-    return networks.ResNet(5, activation, (1, 1), bottleneck, imagenet_stem)
+    return cnn.ResNet(5, activation, (1, 1), bottleneck, imagenet_stem)
 
 
 NETWORKS = {
-    "lenet": lambda activation=jax.nn.relu: networks.LeNet(5, activation),
+    "lenet": lambda activation=jax.nn.relu: cnn.LeNet(5, activation),
     "basic": residual,
     "basic, 7x7 stem": functools.partial(residual, imagenet_stem=True),
     "bottleneck": functools.partial(residual, bottleneck=True),
@@ -373,4 +374,4 @@ def test_wrong_inputs():
     with pytest.raises(ValueError, match="no 'layer2_0' where the model has one; there are conv1"):
         lrp.relevance(model, {**variables, "params": params}, x, y)
     with pytest.raises(TypeError, match="not of Dense"):
-        lrp.relevance(networks.nn.Dense(3), variables, x, y)
+        lrp.relevance(cnn.nn.Dense(3), variables, x, y)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustgrad_jax import activations, models, networks
+from launch.networks import activations, cnn
+from robustgrad_jax import models
 
 torch = pytest.importorskip("torch")
 from benchmarks import torch_robustgrad as reference  # noqa: E402
@@ -149,7 +150,7 @@ def test_initial_values_are_distributed_as_pytorchs():
 def test_initial_values_of_residual_networks(imagenet_stem):
     """3x3 stem: PyTorch's default. 7x7 stem: normal with variance 2/fan_out, as torchvision."""
     relu = activations.get("relu")
-    model = networks.ResNet(10, relu, (1, 1), bottleneck=True, imagenet_stem=imagenet_stem)
+    model = cnn.ResNet(10, relu, (1, 1), bottleneck=True, imagenet_stem=imagenet_stem)
     variables = initial(model, (8, 8, 3))
     kernel = np.asarray(variables["params"]["layer2_0"]["conv3"]["kernel"]).ravel()
     convolution = torch.nn.Conv2d(128, 512, 1, bias=False)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustgrad_jax import activations
+from launch.networks import activations
 
 torch = pytest.importorskip("torch")
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from robustgrad_jax import conv, pooling
+from launch.networks import conv, pooling
 
 
 def _uniform_fan_in(fan_in: int) -> Callable:

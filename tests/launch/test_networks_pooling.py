@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustgrad_jax import pooling
+from launch.networks import pooling
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from robustgrad_jax import conv
+from launch.networks import conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -230,7 +230,7 @@ def test_bad_shapes_raise_the_errors_of_lax():
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from robustgrad_jax import conv
+from launch.networks import conv
 
 assert jax.device_count() == 8
 jax.config.update("jax_enable_x64", True)
