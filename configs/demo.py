@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/demo.py --workdir=runs/demo
 
 Fashion-MNIST where Debian's `dataset-fashion-mnist` is installed, scikit-learn's bundled digits otherwise; the log says
-which. About five minutes on two cores. Three seeds: `--config.comparison.seeds="(0,1,2)"`. Small batches and a larger
+which. About six minutes on two cores. Three seeds: `--config.comparison.seeds="(0,1,2)"`. Small batches and a larger
 step than the paper's, so that within minutes the plain network bends enough for its attributions to be fragile; the
 regulariser's radius and weights are the published ones.
 """
@@ -30,6 +30,8 @@ def get_config():
     config.loop.eval_every = "500 steps"
     config.loop.checkpoint_every = "500 steps"
     config.evaluation.examples = 256
+    config.evaluation.attack_examples = 128
+    config.evaluation.attack_radii = (8.0,)
     if fashion:
         config.data.val_examples = 1000
         config.data.test_examples = 2000

@@ -158,8 +158,11 @@ class Checkpoints:
         self._remove_unfinished()
         return self._restore(sorted(self._manager.all_steps(), reverse=True), abstract_state)
 
-    def restore_best(self, abstract_state: Any) -> tuple[Any, int, dict[str, float]]:
+    def restore_best(self, abstract_state: Any, *, part: bool = False) -> tuple[Any, int, dict[str, float]]:
         """The best state by the metric to go by, its step and its metrics; otherwise as `restore_latest`.
+
+        Args:
+          part: `abstract_state` may lack whole top-level entries that are stored: the optimiser's state, say.
 
         Raises:
           ValueError: also if no metric to go by was given, or no checkpoint has it.
@@ -168,7 +171,7 @@ class Checkpoints:
             raise ValueError("no best checkpoint: Checkpoints was made without best=(metric, 'max' or 'min')")
         self.wait()
         steps = sorted(filter(self._scored, self._manager.all_steps()), key=self._rank, reverse=True)
-        found = self._restore(steps, abstract_state)
+        found = self._restore(steps, abstract_state, part)
         if found is None:
             raise ValueError(
                 f"no checkpoint in {self._directory} was saved with the metric {self._best[0]!r}"
@@ -194,19 +197,20 @@ class Checkpoints:
         name, mode = self._best
         return self._metrics[step][name] * (1 if mode == "max" else -1), step
 
-    def _restore(self, steps: Sequence[int], abstract_state: Any) -> tuple[Any, int] | None:
+    def _restore(self, steps: Sequence[int], abstract_state: Any, part: bool = False) -> tuple[Any, int] | None:
         if not steps:
             return None
         step, damaged = self._first_sound(steps)
         path = self._directory / str(step)
         asked = _flatten(abstract_state)
         info = _read_info(path)
-        _check_same(info["leaves"], {name: _signature(x) for name, x in asked.items()}, path)
+        wanted = {name.split("/")[0] for name in (asked if part else info["leaves"])}
+        stored = {name: x for name, x in info["leaves"].items() if name.split("/")[0] in wanted}
+        _check_same(stored, {name: _signature(x) for name, x in asked.items()}, path)
         # Orbax asks for the arrays alone, each on the devices where it is wanted.
         args = {name: _restore_args(x) for name, x in asked.items() if x.size}
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=args, restore_args=args))
-        )["state"]
+        restore = ocp.args.PyTreeRestore(item=args, restore_args=args, partial_restore=part)
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
         leaves = [_own(restored.get(name), x, info["keys"].get(name)) for name, x in asked.items()]
         self._move_aside(damaged)
         if damaged:

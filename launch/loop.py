@@ -259,6 +259,7 @@ def masked_means(
     resident: Any = None,
     repeats: int = 1,
     once: Callable[[Any, Mapping[str, jax.Array]], Any] | None = None,
+    compile_once: bool = True,
     finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = dict,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -273,6 +274,8 @@ def masked_means(
         loop on the host, one compiled program a draw: XLA on CPU runs second-order convolutions inside its own loops
         several times slower.
       once: `(variables, batch) -> pytree`, what a batch's repeats have in common, for `fn` in `batch["once"]`.
+      compile_once: whether `once` is compiled as one program. False calls it as it is, on device arrays, for what is
+        a loop of compiled calls on the host.
       finish: applied to each example's mean over the repeats: a root, say.
       check_stop: called between batches; may raise.
 
@@ -289,7 +292,8 @@ def masked_means(
         check_stop()
         values, batch = None, batch | extra
         if once is not None:
-            batch |= {"once": _once(once, variables, batch)}
+            common = _once(once, variables, batch) if compile_once else once(variables, batch)
+            batch |= {"once": common}
         for number in numbers:
             new = _draw(fn, variables, batch, number)
             values = new if values is None else _add(values, new)

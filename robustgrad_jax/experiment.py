@@ -1,5 +1,7 @@
 """Train a classifier whose input gradients resist perturbation, keep the best on validation, measure it on test data.
 
+With `config.train=False` the training is left out, and the network of `config.init_from` is measured.
+
 Configs: `configs/robustgrad/`. Method: Joo et al., "Towards More Robust Interpretation via Local Gradient Alignment",
 AAAI 2023 (arXiv 2211.15900).
 """
@@ -17,9 +19,9 @@ from flax import struct
 
 from launch import checkpoint, data, duration, keys, loop, optim, sharding
 from launch.data import augment, feed
-from launch.data import splits as data_splits
+from launch.files import write_atomically
 from launch.run import Run
-from robustgrad_jax import evaluation, metrics, models, regularizers
+from robustgrad_jax import evaluation, gallery, models, regularizers, suite, tables, trained
 
 
 @struct.dataclass
@@ -103,37 +105,9 @@ def make_prepare(splits: data.Splits, config) -> tuple[Callable, Callable]:
     return augmented, prepare
 
 
-def evaluator(layout: sharding.Layout, split, batch_size: int, check_stop: Callable) -> Callable:
-    """`(fn, variables, **options) -> {name: mean}` over a split; its images are placed on the devices once."""
-    placed = layout.replicate(feed.resident(split))
-    shards = layout.data_shards
-    batch_size = -(-min(batch_size, len(split)) // shards) * shards  # at most one padded row a device more than asked
-
-    def means(fn, variables, **options):
-        batches = feed.eval_batches(
-            split,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return loop.masked_means(
-            layout, fn, variables, batches, resident=placed, check_stop=check_stop, **options
-        )
-
-    return means
-
-
-def check_evaluation(config, splits: data.Splits) -> None:
-    """Refuse, before training, what could only fail after it."""
-    options, names = config.evaluation, ("val/accuracy", "val/cross_entropy")
-    data_splits.subset(splits.test, seed=config.seed, examples=options.examples, name="evaluation.examples")
-    if options.draws < 1:
-        raise ValueError(f"evaluation.draws={options.draws}: at least 1")
-    if options.radii and min(splits.image_shape[:2]) < metrics.SSIM_WINDOW:
-        raise ValueError(
-            f"images of shape {splits.image_shape} are smaller than SSIM's window of {metrics.SSIM_WINDOW} pixels: "
-            "take a larger data.image_size, or evaluation.radii=()"
-        )
+def check_best(config) -> None:
+    """Refuse, before training, a choice of the best checkpoint that there is not."""
+    names = ("val/accuracy", "val/cross_entropy")
     if config.loop.best_metric not in names or config.loop.best_mode not in ("max", "min"):
         raise ValueError(
             f"loop.best_metric={config.loop.best_metric!r}, loop.best_mode={config.loop.best_mode!r}: the metrics are "
@@ -141,54 +115,21 @@ def check_evaluation(config, splits: data.Splits) -> None:
         )
 
 
-def measure(config, run: Run, layout: sharding.Layout, model, splits, prepare, variables) -> dict[str, float]:
-    """Test accuracy, RPS at every radius and the upper-bound study, each cached in the run directory."""
-    options = config.evaluation
-    subset = data_splits.subset(splits.test, seed=config.seed, examples=options.examples, name="evaluation.examples")
-    common = dict(std=splits.std, seed=config.seed)
-    on_test = evaluator(layout, splits.test, options.batch_size, run.check_stop)
-    on_subset = evaluator(layout, subset, options.batch_size, run.check_stop)
-    result = run.artifact("test.json", lambda: on_test(evaluation.accuracy(model, prepare), variables))
-    result = {f"test/{k}": v for k, v in result.items()}
-    if options.radii:
-        fn = evaluation.random_perturbation_similarity(model, prepare, radii=options.radii, **common)
-        once = evaluation.clean_maps(model, prepare)
-        values = run.artifact("rps.json", lambda: on_subset(fn, variables, repeats=options.draws, once=once))
-        result |= values | {"rps/examples": values["examples"]}
-        del result["examples"]
-    if options.upper_bound:
-        fn = evaluation.upper_bound(model, prepare, radius=options.upper_bound_radius, **common)
-        finish = evaluation.hutchinson
-        values = run.artifact(
-            "upper-bound.json", lambda: on_subset(fn, variables, repeats=options.draws, finish=finish)
-        )
-        result |= {f"upper-bound/{k}": v for k, v in values.items()}
-    return result
+def train(config, run: Run, layout: sharding.Layout, model, splits: data.Splits, penalty: Callable, initial):
+    """Train, or go on training; the variables of the best checkpoint, on the devices, and its step and metrics.
 
-
-def run(config, run: Run) -> dict[str, float]:
-    """Data, model, training, the best checkpoint, and what it is worth."""
-    layout = sharding.layout(config.sharding.mode)
-    layout.check_batch(config.batch_size)
-    models.check(config.model.name)
-    penalty = regularizers.create(config.regularizer)
-    splits = data.load(config.data, seed=config.seed)
-    if splits.val is None:
-        raise ValueError("config.data.val_examples=0: hold out some, the best checkpoint is chosen on them")
-    logging.info("%s", splits.note)
-    check_evaluation(config, splits)
-    model = models.create(
-        config.model.name,
-        num_classes=len(splits.classes),
-        activation=config.model.activation,
-        beta=config.model.beta,
-    )
+    Args:
+      penalty: from `regularizers.create`.
+      initial: variables to begin with, or None for random ones.
+    """
     to_steps = partial(duration.to_steps, examples=len(splits.train), batch_size=config.batch_size)
     steps = to_steps(config.duration)
     optimizer, _ = optim.create(config.optimizer, total_steps=steps, to_steps=to_steps)
     augmented, prepare = make_prepare(splits, config)
     state = create_state(model, optimizer, splits.image_shape, config.seed)
-    on_val = evaluator(layout, splits.val, config.evaluation.batch_size, lambda: None)
+    if initial is not None:
+        state = state.replace(**initial, opt_state=optimizer.init(initial["params"]))
+    on_val = suite.evaluator(layout, splits.val, config.evaluation.batch_size, lambda: None)
     validate = evaluation.accuracy(model, prepare)
 
     def evaluate(state: State) -> dict[str, float]:
@@ -219,5 +160,40 @@ def run(config, run: Run) -> dict[str, float]:
         )
         best, best_step, best_metrics = checkpoints.restore_best(checkpoint.abstract(state))
     logging.info("%s: best at step %d of %d", config.regularizer.name, best_step, steps)
-    result = measure(config, run, layout, model, splits, prepare, best.variables)
-    return {"best_step": best_step, **best_metrics, **result}
+    return best.variables, {"best_step": best_step, **best_metrics}
+
+
+def run(config, run: Run) -> dict[str, float]:
+    """Data, model, training or the weights of another run, and what the best checkpoint is worth."""
+    layout = sharding.layout(config.sharding.mode)
+    layout.check_batch(config.batch_size)
+    models.check(config.model.name)
+    penalty = regularizers.create(config.regularizer)
+    if not config.train and not config.init_from:
+        raise ValueError("config.train=False: give --config.init_from=RUN_OR_FILE, a run directory or .safetensors")
+    splits = data.load(config.data, seed=config.seed)
+    if config.train and splits.val is None:
+        raise ValueError("config.data.val_examples=0: hold out some, the best checkpoint is chosen on them")
+    logging.info("%s", splits.note)
+    model = models.create(
+        config.model.name,
+        num_classes=len(splits.classes),
+        activation=config.model.activation,
+        beta=config.model.beta,
+    )
+    check_best(config)
+    prepare = make_prepare(splits, config)[1]
+    planned = suite.blocks(config, model, splits, prepare)
+    initial = None
+    if config.init_from:
+        template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *splits.image_shape)))
+        initial = trained.load(config.init_from, config, {"batch_stats": {}} | template)
+    if config.train:
+        variables, found = train(config, run, layout, model, splits, penalty, initial)
+    else:
+        variables, found = layout.place(initial), {}
+    result = found | suite.measure(config, run, layout, planned, splits, variables)
+    if run.writes:
+        write_atomically(run.path / "table.md", tables.one_run(result))
+        gallery.of_run(run.path, result)
+    return result

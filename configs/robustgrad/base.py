@@ -84,11 +84,35 @@ def get_config() -> ConfigDict:
     loop.best_metric = "val/accuracy"  # or val/cross_entropy, with "min": which checkpoint is tested
     loop.best_mode = "max"
 
+    config.train = True  # False: measure the network of init_from
+    config.init_from = ""  # a run directory of robustgrad_jax.experiment, or PyTorch weights as .safetensors
+
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 128
-    evaluation.examples = 0  # test images for RPS and the upper-bound study; 0: all
-    evaluation.radii = (4.0, 8.0, 16.0)
+    evaluation.examples = 0  # test images for rps and the upper bound; 0: all
+    evaluation.attributions = ("gradient",)
+    evaluation.composites = ()  # LRP: epsilon, epsilon_plus, … as attributions lrp_epsilon, …
+    evaluation.path_steps = 50  # of integrated_gradients
+    evaluation.samples = 50  # of smoothgrad and expected_gradients
+    evaluation.noise_level = 0.15  # of smoothgrad, as a share of an image's range
+    evaluation.references = 100  # training images that expected_gradients draws from; 0: all
+    evaluation.grad_cam_layer = ""  # "": the last one
+    evaluation.perturbations = ("rps", "aam")  # and top_k, mass_center, pgd, random_sign
+    evaluation.metrics = ("cosine", "pcc", "ssim", "mse", "signed_cosine")  # and spearman, top_k, ssim_published
+    evaluation.top_k = 0  # pixels of the metric and of the attack; 0: a fiftieth of the image
+    evaluation.radii = (4.0, 8.0, 16.0)  # of rps: ε, in 1/255 of the pixel range
     evaluation.draws = 10
+    evaluation.attack_radii = (4.0, 8.0, 16.0)
+    evaluation.attack_steps = 100
+    evaluation.attack_gamma = 0.5  # aam: weight of the heat map against that of the logits
+    evaluation.attack_beta = 20.0  # of the softplus that ReLU networks are attacked through
+    evaluation.attack_examples = 0  # test images for attacks, curves and sensitivity; 0: all
+    evaluation.curves = ("insertion", "adversarial_insertion")  # and deletion
+    evaluation.curve_steps = 20
+    evaluation.sensitivity = ()  # max_sensitivity, average_sensitivity, local_lipschitz, …
+    evaluation.sensitivity_radius = 4.0
+    evaluation.sensitivity_draws = 10
     evaluation.upper_bound = True
     evaluation.upper_bound_radius = 4.0
+    evaluation.pictures = 6  # attacked images that the figures show
     return config

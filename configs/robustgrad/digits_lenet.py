@@ -14,4 +14,5 @@ def get_config():
     config.data.crop_padding = 0
     config.data.flip = False
     config.optimizer.schedule.milestones = ("20 epochs", "25 epochs")
+    config.evaluation.attack_examples = 200
     return config

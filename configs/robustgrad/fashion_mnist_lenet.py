@@ -17,4 +17,5 @@ def get_config():
     config.data.flip = False
     config.optimizer.schedule.milestones = ("6 epochs", "8 epochs")
     config.evaluation.examples = 1000
+    config.evaluation.attack_examples = 200
     return config

@@ -24,4 +24,5 @@ def get_config():
     config.regularizer.cosine_weight = 0.01
     config.regularizer.hessian_weight = 1e-3
     config.evaluation.examples = 1000
+    config.evaluation.attack_examples = 1000
     return config

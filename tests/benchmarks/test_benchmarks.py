@@ -7,10 +7,21 @@ import pytest
 from benchmarks import alternate
 from tests.commands import finish, start
 
+QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2")
 
-@pytest.mark.parametrize("module, case", [("robustgrad_step", "lenet none"), ("clip", "text as used")])
-def test_one_row(module, case):
-    lines = finish(start("-m", f"benchmarks.{module}", "--cases", case, "--steps", "1", "--warmup", "1")).splitlines()
+
+@pytest.mark.parametrize(
+    "module, case, options",
+    [
+        ("robustgrad_step", "lenet none", ()),
+        ("clip", "text as used", ()),
+        ("robustgrad_eval", "lenet rps", QUICK),
+        ("robustgrad_eval", "lenet aam", QUICK),
+    ],
+)
+def test_one_row(module, case, options):
+    command = ("-m", f"benchmarks.{module}", "--cases", case, "--steps", "1", "--warmup", "1", *options)
+    lines = finish(start(*command)).splitlines()
     row = next(line for line in lines if line.startswith(f"| {case} |"))
     seconds = [float(v) for v in re.findall(r"\d+\.\d+", row)]
     assert len(seconds) == 5 and all(v > 0 for v in seconds)

@@ -335,6 +335,23 @@ def test_another_state_is_refused_and_nothing_moved(tmp_path):
         _assert_identical(checkpoints.restore_latest(abstract(_state()))[0], _state())
 
 
+def test_part_of_a_state(tmp_path):
+    """Whole top-level entries may be left out, and only those."""
+    with Checkpoints(tmp_path, best=("accuracy", "max")) as checkpoints:
+        checkpoints.save(3, _state(3, seed=1), {"accuracy": 0.5})
+        asked = {"params": abstract(_state().params)}
+        found, step, _ = checkpoints.restore_best(asked, part=True)
+        assert step == 3
+        _assert_identical(found, {"params": _state(seed=1).params})
+        with pytest.raises(ValueError, match=r"only in the checkpoint: step; opt/.* and \d+ more"):
+            checkpoints.restore_best(asked)
+        kernel = {"params": {"dense": {"kernel": asked["params"]["dense"]["kernel"]}}}
+        with pytest.raises(ValueError, match="only in the checkpoint: params/dense/bias"):
+            checkpoints.restore_best(kernel, part=True)
+        with pytest.raises(ValueError, match="missing in the checkpoint: batch_stats"):
+            checkpoints.restore_best({**asked, "batch_stats": jnp.zeros(1)}, part=True)
+
+
 def test_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot make the checkpoint directory .*/file/checkpoints"):

@@ -305,6 +305,23 @@ def test_repeats_and_what_is_done_with_each_examples_mean():
     np.testing.assert_allclose(found["plain"], (values * 2).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_repeats_have_in_common_is_found_once_a_batch(compiled):
+    values = np.random.default_rng(2).normal(size=6).astype(np.float32)
+    called = []
+
+    def once(shift, batch):
+        called.append(isinstance(batch["x"], jax.core.Tracer))
+        return batch["x"] + shift
+
+    measure = lambda _, batch, repeat: {"a": batch["once"] * repeat}
+    found = loop.masked_means(
+        sharding.layout(), measure, jnp.float32(3), padded(values, 4), repeats=3, once=once, compile_once=compiled
+    )
+    assert found["a"] == pytest.approx(values.mean() + 3, rel=1e-5)
+    assert called == ([True] if compiled else [False, False])
+
+
 def test_evaluating_again_compiles_nothing():
     """However many batches, repeats and evaluations: the measure is traced once."""
     traced = []

@@ -7,8 +7,10 @@ import pytest
 
 from launch import keys, loop, sharding
 from launch.data import Arrays, feed
-from robustgrad_jax import evaluation, models
+from robustgrad_jax import attacks, callables, evaluation, metrics, models, under_attack
+from robustgrad_jax.evaluation import Compare, Subject
 from robustgrad_jax.regularizers import alignment
+from robustgrad_jax.under_attack import Attack
 
 torch = pytest.importorskip("torch")
 ssim = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
@@ -60,6 +62,14 @@ def model():
     return models.create("lenet", num_classes=CLASSES)
 
 
+def gradient_of(model, variables, x, y, slots=None):
+    return alignment.input_gradient(lambda v, x: (model.apply(v, x)[0], None), variables, x, y)[0]
+
+
+def subject(attribute=gradient_of):
+    return Subject(model(), prepare, attribute)
+
+
 def draws(kind, stream, shape, radius):
     """Every draw of every image: (draw, image, h, w, c)."""
     slots = jnp.arange(N)
@@ -103,7 +113,8 @@ def test_random_perturbation_similarity(case):
     """Image by image and draw by draw; perturbed images clipped to what their batch spans, unpadded."""
     theirs, variables, split, x = case
     noise = draws("uniform", "rps", x.shape, RADIUS / (255 * STD))
-    wanted = {k: [] for k in ("cosine", "pcc", "ssim", "mse", "gradient_cosine", "accuracy")}
+    names = ("cosine", "pcc", "ssim", "mse", "signed_cosine")
+    wanted = {k: [] for k in (*names, "accuracy")}
     clipped = 0
     for i, (image, y) in enumerate(zip(x, split.labels, strict=True)):
         batch = x[i // BATCH * BATCH : i // BATCH * BATCH + BATCH]
@@ -118,13 +129,15 @@ def test_random_perturbation_similarity(case):
             wanted["pcc"].append(np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1])
             wanted["ssim"].append(ssim(a[None, None], b[None, None], data_range=1.0).item())
             wanted["mse"].append(((a - b) ** 2).mean().item())
-            wanted["gradient_cosine"].append(flat_cosine(before.numpy(), after.numpy()))
+            wanted["signed_cosine"].append(flat_cosine(before.numpy(), after.numpy()))
             wanted["accuracy"].append(float(logits.argmax() == y))
     assert clipped > 50
     radii = (RADIUS / 2, RADIUS)
-    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radii=radii, seed=SEED)
-    found = means(split, variables, fn, repeats=DRAWS, once=evaluation.clean_maps(model(), prepare))
+    case_ = subject()
+    fn = evaluation.random_perturbation_similarity(case_, std=STD, radii=radii, compare=Compare(names), seed=SEED)
+    found = means(split, variables, fn, repeats=DRAWS, once=evaluation.clean(case_))
     assert found.pop("examples") == N
+    assert all(found[f"rps-{radius:g}/nonfinite"] == 0 for radius in radii)
     half, full = ({k: found[f"rps-{radius:g}/{k}"] for k in wanted} for radius in radii)
     assert full == pytest.approx({k: np.mean(v) for k, v in wanted.items()}, rel=1e-6)
     assert 0.01 < full["cosine"] < 0.99  # a perturbation that can be seen
@@ -166,8 +179,10 @@ def test_padding_has_no_influence(case):
     batches = list(feed.eval_batches(split, batch_size=BATCH))
     np.testing.assert_array_equal(batches[-1]["row"], [N - 1] * BATCH)
     np.testing.assert_array_equal(batches[-1]["mask"], [True, False, False, False])
-    fn = evaluation.random_perturbation_similarity(model(), prepare, std=STD, radii=(RADIUS,), seed=SEED)
-    once = evaluation.clean_maps(model(), prepare)
+    fn = evaluation.random_perturbation_similarity(
+        subject(), std=STD, radii=(RADIUS,), compare=Compare(("cosine", "pcc")), seed=SEED
+    )
+    once = evaluation.clean(subject())
     resident = jax.tree.map(jnp.asarray, feed.resident(split))
 
     @jax.jit
@@ -179,3 +194,162 @@ def test_padding_has_no_influence(case):
     alone = run({"row": np.array([N - 1], np.int32), "slot": np.array([N - 1], np.int32)})
     for key, value in alone.items():
         np.testing.assert_allclose(padded[key][0], value[0], rtol=1e-9, err_msg=key)
+
+
+def attack(kind="aam", **options):
+    given = dict(kind=kind, radius=RADIUS, std=tuple(STD), steps=3, gamma=0.5, top_k=10, seed=SEED)
+    return Attack(**given | options)
+
+
+@pytest.mark.parametrize("kind", ["aam", "mass_center"])
+def test_under_attack(case, kind):
+    """The numbers of a test set, from images that were attacked one by one."""
+    theirs, variables, split, x = case
+    case_, attacked_by = subject(), attack(kind)
+    names = ("cosine", "pcc", "mse", "top_k", "signed_cosine")
+    compare = Compare(names, top_k=10)
+    fn = under_attack.under_attack(case_, attacked_by, compare=compare, curve_steps=4)
+    once = under_attack.attacked(case_, case_, attacked_by)
+    found = means(split, variables, fn, once=once, compile_once=False)
+
+    logits_fn, attribution_fn = case_.logits_fn(variables), lambda x, y: gradient_of(model(), variables, x, y)
+    wanted = {key: [] for key in (*names, "accuracy", "logits_change", "area", "target_pcc")}
+    for i, (image, y) in enumerate(zip(x, split.labels, strict=True)):
+        slot, one, label = jnp.asarray([i]), jnp.asarray(image[None]), jnp.asarray([y])
+        moved = np.asarray(attacked_by(logits_fn, attribution_fn, one, label, slot))[0]
+        assert np.abs(moved - image).max() > 0 and (np.abs(moved - image) <= RADIUS / 255 / STD * (1 + 1e-9)).all()
+        before, _, clean_logits = gradient(theirs, image, y)
+        after, _, logits = gradient(theirs, moved, y)
+        a, b = ((m[0].abs().sum(0) / m[0].abs().sum(0).max()).numpy() for m in (before, after))
+        wanted["cosine"].append(flat_cosine(a, b))
+        wanted["pcc"].append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+        wanted["mse"].append(((a - b) ** 2).mean())
+        wanted["top_k"].append(len(set(np.argsort(-a.ravel())[:10]) & set(np.argsort(-b.ravel())[:10])) / 10)
+        wanted["signed_cosine"].append(flat_cosine(before[0].numpy(), after[0].numpy()))
+        wanted["accuracy"].append(float(logits.argmax() == y))
+        wanted["logits_change"].append(((logits - clean_logits) ** 2).mean().item())
+        target = np.ones((SIDE, SIDE))
+        target[2:-2, 2:-2] = 0
+        wanted["target_pcc"].append(np.corrcoef(b.ravel(), target.ravel())[0, 1])
+        curve = metrics.insertion_curve(logits_fn, one, label, jnp.asarray(b[None]), 4)
+        wanted["area"].append(float(metrics.area(curve)[0]))
+    wanted = {key: np.mean(value) for key, value in wanted.items()}
+    group = f"{kind}-{RADIUS:g}"
+    area, target = wanted.pop("area"), wanted.pop("target_pcc")
+    assert found[f"{group}-insertion/area"] == pytest.approx(area, rel=1e-6)
+    assert {key: found[f"{group}/{key}"] for key in wanted} == pytest.approx(wanted, rel=1e-5)
+    assert (f"{group}/target_pcc" in found) == (kind == "aam")
+    if kind == "aam":
+        assert found[f"{group}/target_pcc"] == pytest.approx(target, rel=1e-5)
+    assert found[f"{group}/nonfinite"] == 0 and found["examples"] == N
+
+
+def test_the_attack_is_one_program_inside_jit(case):
+    """What accelerators run, against the loop over compiled steps that a CPU runs."""
+    _, variables, split, _ = case
+    case_ = subject()
+    run = under_attack.attacked(case_, case_, attack())
+    batch = next(iter(feed.eval_batches(split, batch_size=BATCH))) | {
+        sharding.RESIDENT: jax.tree.map(jnp.asarray, feed.resident(split))
+    }
+    found, wanted = jax.jit(run)(variables, batch), run(variables, batch)
+    np.testing.assert_allclose(found["moved"], wanted["moved"], rtol=0, atol=1e-9)
+    assert np.abs(found["moved"] - found["x"]).max() > 0.1
+
+
+def test_relu_is_attacked_through_a_smooth_copy_and_measured_as_it_is(case):
+    _, variables, split, _ = case
+    relu = models.create("lenet", num_classes=CLASSES, activation="relu")
+    case_ = Subject(relu, prepare, gradient_of)
+    through = Subject(attacks.smoothed(relu, 20.0), prepare, gradient_of)
+    batch = next(iter(feed.eval_batches(split, batch_size=BATCH))) | {
+        sharding.RESIDENT: jax.tree.map(jnp.asarray, feed.resident(split))
+    }
+    found = under_attack.attacked(case_, through, attack())(variables, batch)
+    x, y = prepare(batch)
+    smooth = models.create("lenet", num_classes=CLASSES, activation="softplus", beta=20.0)
+    moved = attack()(
+        callables.logits_of(smooth, variables), lambda x, y: gradient_of(smooth, variables, x, y), x, y, batch["slot"]
+    )
+    np.testing.assert_allclose(found["moved"], moved, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found["after"]["attribution"], gradient_of(relu, variables, moved, y), atol=1e-9)
+
+
+def test_curves_and_sensitivity(case):
+    """What their own modules give for the whole set at once; the draws belong to the images, not to the batches."""
+    _, variables, split, x = case
+    case_, x, y = subject(), jnp.asarray(x), jnp.asarray(split.labels)
+    logits_fn, attribution_fn = case_.logits_fn(variables), jax.jit(lambda x, y: gradient_of(model(), variables, x, y))
+    heatmap = metrics.heatmap(attribution_fn(x, y))
+    found = means(split, variables, evaluation.curves(case_, names=("insertion", "deletion"), steps=4))
+    for name, fn in (("insertion", metrics.insertion_curve), ("deletion", metrics.deletion_curve)):
+        points = np.asarray(fn(logits_fn, x, y, heatmap, 4)).mean(1)
+        assert [found[f"{name}/{i}"] for i in range(4)] == pytest.approx(list(points), rel=1e-9)
+        assert found[f"{name}/area"] == pytest.approx(((points[1:] + points[:-1]) / 2).mean(), rel=1e-9)
+
+    names = ("max_sensitivity", "local_lipschitz", "infidelity")
+    fn = evaluation.sensitivities(case_, std=STD, radius=8.0, names=names, samples=3, seed=SEED)
+    found = means(split, variables, fn)
+    noise = np.stack(
+        [
+            alignment.draw_noise(
+                "uniform",
+                jax.random.fold_in(keys.stream(SEED, "sensitivity"), draw),
+                jnp.arange(N),
+                x.shape,
+                jnp.asarray(8 / 255 / STD),
+                x.dtype,
+            )
+            for draw in range(3)
+        ]
+    )
+    clean, norm = attribution_fn(x, y), lambda a: np.linalg.norm(np.reshape(a, (N, -1)), axis=1)
+    moved = np.stack([norm(attribution_fn(x + z, y) - clean) for z in noise])
+    assert found["sensitivity-8/max_sensitivity"] == pytest.approx((moved / norm(clean)).max(0).mean(), rel=1e-6)
+    steps = np.stack([norm(z) for z in noise])
+    assert found["sensitivity-8/local_lipschitz"] == pytest.approx((moved / steps).max(0).mean(), rel=1e-6)
+    logit = lambda x: np.asarray(logits_fn(x))[np.arange(N), split.labels]
+    error = [np.sum(z * clean, axis=(1, 2, 3)) - (logit(x) - logit(x - z)) for z in noise]
+    assert found["sensitivity-8/infidelity"] == pytest.approx(np.square(error).mean(), rel=1e-6)
+
+
+def broken(model, variables, x, y, slots):
+    """NaN somewhere in the attribution of class 0's images; zero for class 1's."""
+    found = gradient_of(model, variables, x, y)
+    found = found.at[:, 3, 4, 0].set(jnp.where(y == 0, jnp.nan, found[:, 3, 4, 0]))
+    return jnp.where((y == 1)[:, None, None, None], 0, found)
+
+
+def test_attributions_that_are_not_finite_are_counted_and_never_averaged_away(case):
+    _, variables, split, _ = case
+    labels = np.array([0, 1, 2, 0, 2], np.int32)
+    split, case_ = Arrays(split.images, labels), subject(broken)
+    names = tuple(name for name in evaluation.SIMILARITIES if name != "ssim_published")  # its range is the batch's
+    blocks = {
+        "rps-48": (
+            evaluation.random_perturbation_similarity(
+                case_, std=STD, radii=(48.0,), compare=Compare(names, 10), seed=SEED
+            ),
+            {"repeats": 2, "once": evaluation.clean(case_), "finish": evaluation.count_nonfinite},
+            names,
+        ),
+        "aam-48": (
+            under_attack.under_attack(case_, attack(), compare=Compare(names, 10), curve_steps=4),
+            {"once": under_attack.attacked(case_, case_, attack()), "compile_once": False},
+            names,
+        ),
+        "insertion": (evaluation.curves(case_, names=("insertion",), steps=4), {}, ("area", "2")),
+        "sensitivity-8": (
+            evaluation.sensitivities(case_, std=STD, radius=8.0, names=evaluation.SENSITIVITIES, samples=2, seed=0),
+            {},
+            evaluation.SENSITIVITIES,
+        ),
+    }
+    whole = Arrays(split.images, np.array([1, 1, 2, 1, 2], np.int32))  # of one size: nothing is compiled again
+    for group, (fn, options, keys_) in blocks.items():
+        found = means(split, variables, fn, **options)
+        assert found[f"{group}/nonfinite"] * N == pytest.approx(2), group
+        assert all(np.isnan(found[f"{group}/{key}"]) for key in keys_), group
+        found = means(whole, variables, fn, **options)  # images of zero attribution have a number
+        assert found[f"{group}/nonfinite"] == 0
+        assert all(np.isfinite(found[f"{group}/{key}"]) for key in keys_), group

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import re
 
 import numpy as np
 import pytest
@@ -12,10 +11,21 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from configs.robustgrad import base
 from launch import data, duration, optim, sharding
 from launch.data import sets
+from launch.networks import activations
 from launch.run import Run, flatten
 from launch.train import find
-from robustgrad_jax import activations, comparison, experiment, models, regularizers
+from robustgrad_jax import (
+    attributions,
+    comparison,
+    evaluation,
+    experiment,
+    lrp,
+    models,
+    regularizers,
+    tables,
+)
 from robustgrad_jax.regularizers.alignment import NOISE_KINDS
+from robustgrad_jax.suite import CURVES, PERTURBATIONS
 from tests.commands import ROOT, finish, train
 from tests.launch.test_train import logged
 
@@ -32,6 +42,10 @@ SMALL = (
     "--config.evaluation.examples=20",
     "--config.evaluation.draws=2",
     "--config.evaluation.radii=(8.0,)",
+    "--config.evaluation.attack_radii=(8.0,)",
+    "--config.evaluation.attack_examples=6",
+    "--config.evaluation.attack_steps=2",
+    "--config.evaluation.curve_steps=4",
 )
 
 
@@ -146,6 +160,14 @@ EVERYWHERE = {
     "evaluation.radii": (4.0, 8.0, 16.0),
     "evaluation.draws": 10,
     "evaluation.upper_bound": True,
+    "evaluation.attributions": ("gradient",),
+    "evaluation.perturbations": ("rps", "aam"),
+    "evaluation.attack_steps": 100,
+    "evaluation.attack_gamma": 0.5,
+    "evaluation.attack_beta": 20.0,
+    "evaluation.curves": ("insertion", "adversarial_insertion"),
+    "evaluation.curve_steps": 20,
+    "evaluation.path_steps": 50,
 }
 
 
@@ -178,6 +200,26 @@ def test_published_normalisation():
         ({"duration": "3 weeks"}, ["3 weeks", "epochs, steps, examples"]),
         ({"data.val_examples": 0}, ["data.val_examples=0", "best checkpoint"]),
         ({"batch_size": 0}, ["batch_size=0"]),
+        ({"train": False}, ["--config.init_from=RUN_OR_FILE"]),
+        ({"evaluation.attributions": ("lime",)}, ["evaluation.attributions has 'lime'", *attributions.NAMES]),
+        ({"evaluation.composites": ("gamma",)}, ["evaluation.composites has 'gamma'", *lrp.NAMES]),
+        ({"evaluation.perturbations": ("fgsm",)}, ["evaluation.perturbations has 'fgsm'", *PERTURBATIONS]),
+        ({"evaluation.metrics": ("lpips",)}, ["evaluation.metrics has 'lpips'", *evaluation.SIMILARITIES]),
+        ({"evaluation.curves": ("roar",)}, ["evaluation.curves has 'roar'", *CURVES]),
+        ({"evaluation.sensitivity": ("x",)}, ["evaluation.sensitivity has 'x'", *evaluation.SENSITIVITIES]),
+        ({"evaluation.perturbations": ("rps",)}, ["'adversarial_insertion'", "no attack", "aam"]),
+        ({"evaluation.attack_steps": 0}, ["evaluation.attack_steps=0"]),
+        ({"evaluation.curve_steps": 1}, ["evaluation.curve_steps=1", "at least 2"]),
+        ({"evaluation.top_k": 257}, ["evaluation.top_k=257", "256 pixels"]),
+        ({"evaluation.attack_gamma": 0.0}, ["evaluation.attack_gamma=0.0"]),
+        ({"evaluation.radii": (8.0, -1.0)}, ["evaluation.radii=(8.0, -1.0)", "above 0"]),
+        ({"evaluation.sensitivity_radius": 0.0}, ["evaluation.sensitivity_radius=0.0", "above 0"]),
+        ({"evaluation.attack_examples": 9999}, ["evaluation.attack_examples=9999"]),
+        ({"data.image_size": 8}, ["SSIM's window of 11", "data.image_size"]),
+        (
+            {"evaluation.attributions": ("grad_cam",), "evaluation.grad_cam_layer": "layer9"},
+            ["unknown layer 'layer9'", "conv22"],
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -217,21 +259,31 @@ def test_the_smallest_run(digits):
     workdir, output = digits
     assert "handwritten digits" in output
     result = json.loads((workdir / "result.json").read_text())
-    keys = ("cosine", "pcc", "ssim", "mse", "gradient_cosine", "accuracy")
+    similar = ("cosine", "pcc", "ssim", "mse", "signed_cosine")
+    attacked = (*similar, *(f"target_{k}" for k in similar[:-1]), "accuracy", "logits_change", "nonfinite", "examples")
     bounds = ("l2", "cosine_distance", "gradient_norm", "hessian_product_norm", "bound", "hessian_frobenius")
     wanted = {"best_step", "val/accuracy", "val/cross_entropy"}
     wanted |= {"test/accuracy", "test/cross_entropy", "test/examples"}
-    wanted |= {f"rps-8/{k}" for k in keys} | {"rps/examples"} | {f"upper-bound/{k}" for k in (*bounds, "examples")}
+    wanted |= {f"gradient/rps-8/{k}" for k in (*similar, "accuracy", "nonfinite", "examples")}
+    wanted |= {f"gradient/aam-8/{k}" for k in attacked} | {f"upper-bound/{k}" for k in (*bounds, "examples")}
+    wanted |= {f"gradient/{c}/{k}" for c in ("insertion", "aam-8-insertion") for k in ("area", "nonfinite", "examples")}
     assert result.keys() == wanted
     assert all(np.isfinite(v) for v in result.values())
-    assert result["test/examples"] == 24 and result["rps/examples"] == result["upper-bound/examples"] == 20
-    assert 0.5 < result["rps-8/cosine"] <= 1 and 0 <= result["test/accuracy"] <= 1
-    for key, value in result.items():
-        assert re.search(rf"^{re.escape(key)} +{re.escape(f'{value:.6g}')}$", output, re.MULTILINE)
-    assert {p.name for p in (workdir / "artifacts").iterdir()} == {
-        "test.json",
-        "rps.json",
-        "upper-bound.json",
+    assert result["test/examples"] == 24 and result["gradient/aam-8/examples"] == 6
+    assert result["gradient/rps-8/examples"] == result["upper-bound/examples"] == 20
+    assert all(value == 0 for key, value in result.items() if key.endswith("/nonfinite"))
+    assert 0.5 < result["gradient/rps-8/cosine"] <= 1 and 0 <= result["test/accuracy"] <= 1
+    table = (workdir / "table.md").read_text()
+    assert table in output and table == tables.one_run(result)
+    assert {str(p.relative_to(workdir / "artifacts")) for p in (workdir / "artifacts").rglob("*.*")} == {
+        "evaluation/test.json",
+        "evaluation/gradient/rps.json",
+        "evaluation/gradient/aam-8.json",
+        "evaluation/gradient/aam-8.npz",
+        "evaluation/gradient/curves.json",
+        "evaluation/upper-bound.json",
+        "figures/attributions.png",
+        "figures/curves.png",
     }
 
 
@@ -257,7 +309,8 @@ def test_what_is_measured_is_measured_once(digits):
     """Without its result the run goes through its stages again and finds all of them done."""
     workdir, _ = digits
     before = json.loads((workdir / "result.json").read_text())
-    artifacts = {p.name: p.stat().st_mtime_ns for p in (workdir / "artifacts").iterdir()}
+    folder = workdir / "artifacts" / "evaluation"
+    artifacts = {p: p.stat().st_mtime_ns for p in folder.rglob("*.*")}
     lines = (workdir / "metrics.jsonl").read_text()
     run = Run.open(workdir, ConfigDict(json.loads((workdir / "config.json").read_text())))
     try:
@@ -265,7 +318,7 @@ def test_what_is_measured_is_measured_once(digits):
     finally:
         run.close()
     assert again == pytest.approx(before)
-    assert artifacts == {p.name: p.stat().st_mtime_ns for p in (workdir / "artifacts").iterdir()}
+    assert artifacts == {p: p.stat().st_mtime_ns for p in folder.rglob("*.*")}
     assert lines == (workdir / "metrics.jsonl").read_text()
 
 
@@ -278,15 +331,23 @@ def test_the_demo(tmp_path):
     table = (workdir / "table.md").read_text()
     assert table in output
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert header == ["regulariser", "accuracy", "cosine ε=8", "PCC ε=8", "SSIM ε=8"]
-    assert [row[0] for row in rows] == ["none", "l2_cosine"]
+    assert header == ["", "none", "l2_cosine"]
+    keys = {"accuracy": "test/accuracy"}
+    for group, label in (("rps-8", "RPS ε=8"), ("aam-8", "AAM ε=8")):
+        names = {"cosine": "cosine", "pcc": "PCC", "ssim": "SSIM"}
+        names |= {"accuracy": "accuracy"} if group == "aam-8" else {}
+        keys |= {f"{label}, {title}": f"gradient/{group}/{name}" for name, title in names.items()}
+    keys["insertion, area"] = "gradient/insertion/area"
+    keys["insertion, order of AAM ε=8, area"] = "gradient/aam-8-insertion/area"
+    assert [row[0] for row in rows] == list(keys)
     result = json.loads((workdir / "result.json").read_text())
-    for row in rows:
-        member = json.loads((workdir / f"{row[0]}-seed0" / "result.json").read_text())
-        keys = ("test/accuracy", "rps-8/cosine", "rps-8/pcc", "rps-8/ssim")
-        assert row[1:] == [f"{member[key]:.3f}" for key in keys]
-        assert {key: result[f"{row[0]}/{key}"] for key in member} == member
-    configs = [json.loads((workdir / f"{row[0]}-seed0" / "config.json").read_text()) for row in rows]
+    for column, name in enumerate(header[1:], 1):
+        member = json.loads((workdir / f"{name}-seed0" / "result.json").read_text())
+        assert [row[column] for row in rows] == [f"{member[key]:.3f}" for key in keys.values()]
+        assert {key: result[f"{name}/{key}"] for key in member} == member
+    for name in ("attributions", "curves"):
+        assert (workdir / "artifacts" / "gradient" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    configs = [json.loads((workdir / f"{name}-seed0" / "config.json").read_text()) for name in header[1:]]
     assert [c["regularizer"].pop("name") for c in configs] == ["none", "l2_cosine"]
     assert configs[0] == configs[1]  # the same budget and the same seed
 
@@ -298,20 +359,5 @@ def test_the_demo(tmp_path):
     finally:
         run.close()
     changed = {p.name for p, time in before.items() if not p.exists() or p.stat().st_mtime_ns != time}
-    assert changed <= {"result.json", "table.md"} and (workdir / "table.md").read_text() == table
-
-
-def test_the_table():
-    results = {
-        "none": [{"test/accuracy": 0.5, "rps-4/cosine": 0.1, "rps-4/pcc": 0.2, "rps-4/ssim": 0.3}],
-        "l2": [
-            {"test/accuracy": 0.4, "rps-4/cosine": 0.6, "rps-4/pcc": 0.5, "rps-4/ssim": 0.25},
-            {"test/accuracy": 0.6, "rps-4/cosine": 0.8, "rps-4/pcc": 0.5, "rps-4/ssim": 0.75},
-        ],
-    }
-    assert comparison.table(results, (4.0,)).splitlines() == [
-        "| regulariser | accuracy | cosine ε=4 | PCC ε=4 | SSIM ε=4 |",
-        "|---|---|---|---|---|",
-        "| none | 0.500 | 0.100 | 0.200 | 0.300 |",
-        "| l2 | 0.500 ± 0.141 | 0.700 ± 0.141 | 0.500 ± 0.000 | 0.500 ± 0.354 |",
-    ]
+    assert changed <= {"result.json", "table.md", "attributions.png", "curves.png"}
+    assert (workdir / "table.md").read_text() == table

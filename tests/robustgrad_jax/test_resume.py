@@ -22,6 +22,9 @@ OPTIONS = (
     "--config.loop.checkpoint_every=2 steps",
     "--config.evaluation.radii=(8.0,)",
     "--config.evaluation.draws=1",
+    "--config.evaluation.perturbations=('rps',)",
+    "--config.evaluation.curves=()",
+    "--config.evaluation.attack_examples=0",
     "--config.evaluation.upper_bound=False",
 )
 

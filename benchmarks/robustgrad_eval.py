@@ -1,0 +1,133 @@
+"""Evaluating attributions, ours against PyTorch eager: random perturbation similarity and attribution manipulation.
+
+    python -m benchmarks.robustgrad_eval [--cases "lenet rps" …] [--images 100 --attack_steps 100 --draws 10]
+
+Both sides measure cosine, Pearson, SSIM and MSE of gradient heat maps on the same 32x32 images, in the same batches:
+"rps" over uniform draws, "aam" before and after an attack of Adam steps. A timed step is the whole of it, ours through
+`launch.loop.masked_means` as an evaluation runs it, compiled before. One step of each side is timed unless --steps says
+otherwise: the attack on ResNet-18 takes minutes. Quick: `--images 8 --attack_steps 2 --draws 2`. Ours runs over one CPU
+device a core, the images divided among them (`--devices 1` for one program over a batch).
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import alternate
+
+BATCHES = {"lenet": 100, "resnet18_cifar": 20}  # at most so many images at a time
+RADIUS, STD = 8.0, 0.2
+CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
+SIZES = {"images": 100, "attack_steps": 100, "draws": 10}
+_ENVIRONMENT = "ROBUSTGRAD_EVAL_{}"
+
+
+def size(name: str) -> int:
+    """One of `SIZES`; the command line's, handed to the processes of both sides in the environment."""
+    return int(os.environ.get(_ENVIRONMENT.format(name.upper()), SIZES[name]))
+
+
+def examples():
+    """Images, uint8 (n, 32, 32, 3), and labels (n,)."""
+    import numpy as np
+
+    rng, n = np.random.default_rng(0), size("images")
+    return rng.integers(0, 256, (n, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, n).astype(np.int32)
+
+
+def jax_step(model: str, kind: str) -> Callable[[], None]:
+    """One evaluation of ours, its result awaited."""
+    import jax
+    import jax.numpy as jnp
+
+    from launch import sharding
+    from launch.data import Arrays, feed
+    from robustgrad_jax import evaluation, explainers, models, suite, under_attack
+
+    def prepare(batch):
+        batch = feed.materialise(batch, batch[sharding.RESIDENT])
+        return (batch["image"].astype(jnp.float32) / 255 - 0.5) / STD, batch["label"]
+
+    network, layout, images = models.create(model, num_classes=10), sharding.layout(), examples()
+    variables = layout.place(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    means = suite.evaluator(layout, Arrays(*images), BATCHES[model], lambda: None)
+    subject = evaluation.Subject(network, prepare, explainers.Explainer("gradient"))
+    compare = evaluation.Compare(("cosine", "pcc", "ssim", "mse"))
+
+    std = (STD,) * 3
+    perturbed = evaluation.random_perturbation_similarity(subject, std=std, radii=(RADIUS,), compare=compare, seed=0)
+    clean = evaluation.clean(subject)
+    attack = under_attack.Attack("aam", RADIUS, std, steps=1, gamma=0.5, top_k=1, seed=0)
+    attacked = under_attack.under_attack(subject, attack, compare=compare)
+
+    def run(steps: int, draws: int) -> None:
+        if kind == "rps":
+            means(perturbed, variables, repeats=draws, once=clean)
+            return
+        moved = under_attack.attacked(subject, subject, dataclasses.replace(attack, steps=steps))
+        means(attacked, variables, once=moved, compile_once=False)
+
+    run(steps=1, draws=1)  # compiles
+    return partial(run, size("attack_steps"), size("draws"))
+
+
+def torch_step(model: str, kind: str) -> Callable[[], None]:
+    """The same in PyTorch eager."""
+    import numpy as np
+    import torch
+
+    from benchmarks import torch_robustgrad, torch_robustgrad_eval
+
+    torch.manual_seed(0)
+    network = torch_robustgrad.create(model).eval()
+    images, labels = examples()
+    x = torch.tensor((images.transpose(0, 3, 1, 2) / 255 - 0.5).astype(np.float32) / STD)
+    y, window = torch.tensor(labels.astype(np.int64)), torch_robustgrad_eval.gaussian_window()
+    target = torch.ones(32, 32)
+    target[5:-5, 5:-5] = 0
+    radius = RADIUS / 255 / STD
+
+    def evaluate(x, y, steps: int, draws: int) -> dict:
+        if kind == "rps":
+            return torch_robustgrad_eval.random_perturbation_similarity(
+                network, x, y, radius=radius, draws=draws, window=window
+            )
+        moved = torch_robustgrad_eval.manipulate(network, x, y, target, radius=radius, steps=steps)
+        before, after = (torch_robustgrad_eval.clean_map(network, images, y) for images in (x, moved))
+        with torch.no_grad():
+            network(moved), network(x)  # accuracy and change of the logits
+        return torch_robustgrad_eval.similarities(before, after, window)
+
+    def run(steps: int, draws: int) -> None:
+        batches = zip(x.split(BATCHES[model]), y.split(BATCHES[model]), strict=True)
+        found = [evaluate(*batch, steps, draws) for batch in batches]
+        {k: torch.cat([batch[k] for batch in found]).mean().item() for k in found[0]}
+
+    run(steps=1, draws=1)
+    return partial(run, size("attack_steps"), size("draws"))
+
+
+def step(model: str, kind: str, side: str) -> Callable[[], None]:
+    return {"jax": jax_step, "torch": torch_step}[side](model, kind)
+
+
+CASES = {f"{model} {kind}": partial(step, model, kind) for kind in ("rps", "aam") for model in BATCHES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    for name in SIZES:
+        parser.add_argument(f"--{name}", type=int, default=size(name))
+    sizes, rest = parser.parse_known_args()
+    os.environ |= {_ENVIRONMENT.format(name.upper()): str(value) for name, value in vars(sizes).items()}
+    for flag, value in {"--steps": "1", "--warmup": "0"}.items():
+        rest += [] if flag in rest else [flag, value]
+    sys.argv[1:] = rest
+    alternate.main("benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""PyTorch eager: random perturbation similarity and adversarial attribution manipulation, as opponent.
+
+The procedures of Joo et al. 2023 over batches of images: the clean map once, the draws one after the other; the attack
+a loop of Adam steps, with one forward pass a step for map and logits. Attributions are input gradients of the true
+class's logit; images (n, c, h, w) normalised.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.torch_robustgrad import input_gradient
+
+
+def heatmap(gradient: Tensor) -> Tensor:
+    """Channel sum of |gradient| over its maximum: (n, c, h, w) -> (n, h, w)."""
+    total = gradient.abs().sum(1)
+    return total / total.amax((1, 2), keepdim=True)
+
+
+def gaussian_window(size: int = 11, sigma: float = 1.5) -> Tensor:
+    offsets = torch.arange(size) - size // 2
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    return torch.outer(weights, weights)[None, None]
+
+
+def ssim(a: Tensor, b: Tensor, window: Tensor) -> Tensor:
+    """Structural similarity of maps (n, h, w) in [0, 1], (n,); edges mirrored."""
+    pad = window.shape[-1] // 2
+    maps = torch.stack([a, b, a * a, b * b, a * b], 1)
+    n, k = maps.shape[:2]
+    maps = F.conv2d(F.pad(maps.flatten(0, 1)[:, None], (pad,) * 4, mode="reflect"), window)
+    mean_a, mean_b, aa, bb, ab = maps.reshape(n, k, *maps.shape[2:]).unbind(1)
+    variance_a, variance_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+    return (luminance * (2 * covariance + 9e-4) / (variance_a + variance_b + 9e-4)).mean((1, 2))
+
+
+def similarities(a: Tensor, b: Tensor, window: Tensor) -> dict[str, Tensor]:
+    """Cosine, Pearson, SSIM and MSE of maps (n, h, w), each (n,)."""
+    x, y = a.flatten(1), b.flatten(1)
+    centred = [v - v.mean(1, keepdim=True) for v in (x, y)]
+    return {
+        "cosine": F.cosine_similarity(x, y, dim=1),
+        "pcc": F.cosine_similarity(*centred, dim=1),
+        "ssim": ssim(a, b, window),
+        "mse": (x - y).square().mean(1),
+    }
+
+
+def clean_map(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.detach().requires_grad_(True)
+    return heatmap(input_gradient(model(x), x, y, create_graph=False))
+
+
+def random_perturbation_similarity(
+    model: nn.Module, x: Tensor, y: Tensor, *, radius: float, draws: int, window: Tensor
+) -> dict[str, Tensor]:
+    """Means over uniform draws of radius `radius`, in x's units, of the similarities, each (n,)."""
+    before, total = clean_map(model, x, y), None
+    for _ in range(draws):
+        moved = (x + radius * (2 * torch.rand_like(x) - 1)).clamp(x.min(), x.max())
+        found = similarities(before, clean_map(model, moved, y), window)
+        total = found if total is None else {k: total[k] + v for k, v in found.items()}
+    return {k: v / draws for k, v in total.items()}
+
+
+def manipulate(
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, radius: float, steps: int, gamma: float = 0.5
+) -> Tensor:
+    """The attacked images after `steps` of Adam on γ‖h(x̃) − h_t‖² + (1 − γ) MSE(f(x̃), f(x)), in the ℓ∞ ball."""
+    with torch.no_grad():
+        logits_before = model(x)
+    attacked = x.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([attacked], lr=4 * radius / steps)
+    for _ in range(steps):
+        logits = model(attacked)
+        found = heatmap(input_gradient(logits, attacked, y, create_graph=True))
+        loss = gamma * (found - target).square().sum()
+        loss = loss + (1 - gamma) * (logits - logits_before).square().mean(1).sum()
+        (attacked.grad,) = torch.autograd.grad(loss, attacked)
+        optimizer.step()
+        with torch.no_grad():
+            attacked.copy_(torch.clamp(attacked, x - radius, x + radius))
+    return attacked.detach()
