@@ -33,6 +33,7 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.robustgrad_step
+	$(BIN)/python -m benchmarks.robustgrad_eval
 	$(BIN)/python -m benchmarks.clip
 
 clean:

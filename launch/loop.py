@@ -241,8 +241,10 @@ def _fold(values: dict[str, jax.Array], mask: jax.Array, *, finish: Callable, re
     values = finish({k: v / repeats for k, v in values.items()})
     # where, not a product: whatever the padding's value is, it must not reach the sum
     values = {k: jnp.where(mask, v, 0) for k, v in values.items()} | {"examples": mask}
-    totals = {k: jnp.sum(v, dtype=jnp.promote_types(v.dtype, jnp.float32)) for k, v in values.items()}
-    return jax.lax.with_sharding_constraint(totals, sharding)
+    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values.values()), jnp.float32)
+    totals = jnp.stack([v.astype(dtype) for v in values.values()]).sum(1)  # one sum over devices for all
+    totals = jax.lax.with_sharding_constraint(totals, sharding)
+    return dict(zip(values, totals, strict=True))
 
 
 @jax.jit
@@ -287,6 +289,10 @@ def masked_means(
     """
     extra = {} if resident is None else {sharding.RESIDENT: resident}
     numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
+    # The devices of a CPU share few threads: with several programs under way, the sums over devices of one can take them
+    # all, and wait for ever for the part of a device that has none left.
+    shared = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    one_at_a_time = jax.block_until_ready if shared else lambda values: values
     sums = None
     for batch in prefetch(batches, layout.put):
         check_stop()
@@ -295,7 +301,7 @@ def masked_means(
             common = _once(once, variables, batch) if compile_once else once(variables, batch)
             batch |= {"once": common}
         for number in numbers:
-            new = _draw(fn, variables, batch, number)
+            new = one_at_a_time(_draw(fn, variables, batch, number))
             values = new if values is None else _add(values, new)
         totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
         sums = totals if sums is None else _add(sums, totals)

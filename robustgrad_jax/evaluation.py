@@ -133,10 +133,11 @@ def accuracy(model: nn.Module, prepare: Prepare) -> Callable:
 
 
 def clean(subject: Subject) -> Callable:
-    """(variables, batch) -> the clean images explained: what all draws share."""
+    """(variables, batch) -> the clean images explained, and the batch's value range: what all draws share."""
 
     def explain(variables, batch):
-        return subject.explain(variables, *subject.prepare(batch), batch["slot"])
+        x, y = subject.prepare(batch)
+        return subject.explain(variables, x, y, batch["slot"]) | {"range": (x.min(), x.max())}
 
     return explain
 
@@ -164,7 +165,7 @@ def random_perturbation_similarity(
         uniform = draw_noise("uniform", keys.stream(seed, "rps", draw), batch["slot"], x.shape, 1.0, x.dtype)
         values = {}
         for radius in radii:
-            perturbed = jnp.clip(x + radius / (255 * jnp.asarray(std, x.dtype)) * uniform, x.min(), x.max())
+            perturbed = jnp.clip(x + radius / (255 * jnp.asarray(std, x.dtype)) * uniform, *batch["once"]["range"])
             found = compare(batch["once"], subject.explain(variables, perturbed, y, batch["slot"]))
             found["accuracy"] = metrics.accuracy(subject.logits_fn(variables), perturbed, y)
             values |= {f"rps-{radius:g}/{name}": value for name, value in found.items()}
