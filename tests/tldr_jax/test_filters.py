@@ -1,0 +1,171 @@
+"""Filters of word lists: against a loop over the words, and what they say about what they drop."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+
+import clip_jax
+from tldr_jax import filters, templates, words
+from tldr_jax.filters import EmptyWordListError
+from tldr_jax.templates import fill
+from tldr_jax.words import WordSet
+
+TEMPLATES = templates.get("scenes")
+quiet = {"progress": False}
+
+
+@functools.cache
+def clip():
+    return clip_jax.load(clip_jax.embedded("scenes"))
+
+
+@functools.cache
+def embed_one(text):
+    return np.asarray(clip_jax.embed_texts(clip(), [text], progress=False)[0], np.float64)
+
+
+def cosine(a, b):
+    return a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
+
+
+HEAD = np.random.default_rng(0).normal(size=(64, 2))
+
+
+def head(embeddings):
+    """A classifier with random weights: it drops about half of the words."""
+    return np.maximum(embeddings, 0) @ HEAD
+
+
+def loop(word_set, *, clip_target, clip_spurious, classifier):
+    """One word at a time: the words that stay, in order, and (filter, word, taken for) of the others."""
+    kept, dropped = {}, set()
+    for lists, anchors, template, by_clip in (
+        (word_set.target, word_set.target_anchors, TEMPLATES.target_anchor, clip_target),
+        (word_set.spurious, word_set.spurious_anchors, TEMPLATES.spurious_anchor, clip_spurious),
+    ):
+        marks = {name: embed_one(fill(template, anchors[name], articles=True)) for name in lists}
+        for i, (name, listed) in enumerate(lists.items()):
+            kept[name] = []
+            for word in listed:
+                embedding, reasons = embed_one(fill(template, word, articles=True)), set()
+                if by_clip:
+                    nearest = max(marks, key=lambda other: cosine(embedding, marks[other]))
+                    if nearest != name:
+                        reasons.add(("clip", word, nearest))
+                if classifier and lists is word_set.target:
+                    logits = head(embedding)
+                    if logits.argmax() != i:
+                        reasons.add(("classifier", word, word_set.classes[logits.argmax()]))
+                dropped |= reasons
+                if not reasons:
+                    kept[name].append(word)
+    return {name: tuple(listed) for name, listed in kept.items()}, dropped
+
+
+@pytest.fixture(scope="module")
+def spoilt():
+    return words.with_junk(words.load("scenes"), 0.4, seed=0)
+
+
+@pytest.mark.parametrize("off", [None, "clip_target", "clip_spurious", "classifier"])
+def test_against_a_loop_over_words(spoilt, off):
+    switches = {name: name != off for name in ("clip_target", "clip_spurious", "classifier")}
+    kept, report = filters.apply(clip(), spoilt, TEMPLATES, logits=head, **switches, **quiet)
+    expected, dropped = loop(spoilt, **switches)
+    assert {**kept.target, **kept.spurious} == expected
+    assert {(entry.filter, entry.word, entry.taken_for) for entry in report.dropped} == dropped
+    assert 10 < len(dropped) < 60  # otherwise there is nothing to compare
+    np.testing.assert_array_equal(kept.allowed, spoilt.allowed)
+
+
+def test_no_filter_keeps_everything(spoilt):
+    kept, report = filters.apply(
+        clip(), spoilt, TEMPLATES, clip_target=False, clip_spurious=False, classifier=False, **quiet
+    )
+    assert kept.target == spoilt.target and kept.spurious == spoilt.spurious
+    assert not report.dropped and report.before == report.after
+
+
+def test_the_clip_of_scenes_tells_its_words_apart():
+    """Nothing right is dropped, and no word of the other list stays."""
+    right = words.load("scenes")
+    for share in (0.0, 0.4):
+        spoilt = words.with_junk(right, share, seed=1)
+        kept, _ = filters.apply(clip(), spoilt, TEMPLATES, classifier=False, **quiet)
+        for part in words.PARTS:
+            for name, listed in getattr(right, part).items():
+                assert set(listed) <= set(getattr(kept, part)[name]) <= set(listed) | set(right.unrelated)
+
+
+def test_values_of_different_pairs_do_not_compete():
+    """A lake is nearer to water than to the lawns of dogs, whatever the anchors of the dogs' places are."""
+    lists = words.load("scenes")
+    places = {"land": ("grass", "sand"), "water": ("lake", "sea"), "wet": ("river", "rain"), "dry": ("brick", "snow")}
+    pairs = np.array([[True, True, False, False], [False, False, True, True]])
+    anchors = {"land": "land", "water": "water", "wet": "water", "dry": "land"}
+    word_set = WordSet("x", lists.target, places, lists.target_anchors, anchors, pairs)
+    kept, report = filters.apply(clip(), word_set, TEMPLATES, clip_target=False, classifier=False, **quiet)
+    assert kept.spurious == places and not report.dropped
+    # Were they all to compete, the values with equal anchors could not be told apart.
+    everything = WordSet("x", lists.target, places, lists.target_anchors, anchors, np.ones((2, 4), bool))
+    with pytest.raises(EmptyWordListError, match="spurious 'wet'"):
+        filters.apply(clip(), everything, TEMPLATES, clip_target=False, classifier=False, **quiet)
+
+
+def test_report(spoilt):
+    kept, report = filters.apply(clip(), spoilt, TEMPLATES, logits=head, **quiet)
+    for part in words.PARTS:
+        for name, listed in getattr(spoilt, part).items():
+            gone = {entry.word for entry in report.dropped if entry.name == name}
+            assert report.before[part][name] == len(listed)
+            assert report.after[part][name] == len(getattr(kept, part)[name]) == len(set(listed) - gone)
+    assert all(entry.margin > 0 and entry.taken_for != entry.name for entry in report.dropped)
+    first = next(entry for entry in report.dropped if entry.filter == "clip" and entry.part == "target")
+    own, other = (embed_one(fill("a photo of a {}", f"{name} shape", articles=True)) for name in ("curved", "angular"))
+    embedding = embed_one(fill("a photo of a {}", first.word, articles=True))
+    difference = cosine(embedding, other) - cosine(embedding, own)
+    assert first.name == "curved" and first.margin == pytest.approx(difference, abs=1e-5)
+    text = str(report)
+    assert f"target curved: {report.after['target']['curved']} of 20 words kept; clip filter dropped" in text
+    assert re.search(rf"{first.word} \(angular\)", text) and "classifier filter dropped" in text
+    assert report.to_json()["dropped"][0]["word"] == report.dropped[0].word
+
+
+def test_an_empty_list_names_the_filter_that_emptied_it():
+    lists = words.load("scenes")
+    only_curved = lambda embeddings: np.tile([1.0, 0.0], (len(embeddings), 1))
+    with pytest.raises(EmptyWordListError, match="target 'angular': of 12, the classifier filter 12 dropped") as error:
+        filters.apply(clip(), lists, TEMPLATES, logits=only_curved, **quiet)
+    assert "switch a filter off (classifier=False)" in str(error.value)
+    swapped = WordSet(
+        "x", lists.target, {"land": ("lake", "sea"), "water": ("lawn",)}, lists.target_anchors, lists.spurious_anchors,
+        lists.allowed,
+    )  # fmt: skip
+    with pytest.raises(EmptyWordListError, match=r"spurious 'land': of 2, the clip filter 2 .*\(clip_spurious=False\)"):
+        filters.apply(clip(), swapped, TEMPLATES, classifier=False, **quiet)
+
+
+def test_scores_that_cannot_be_used():
+    lists = words.load("scenes")
+    with pytest.raises(ValueError, match="needs logits; give them, or switch it off"):
+        filters.apply(clip(), lists, TEMPLATES, **quiet)
+    with pytest.raises(ValueError, match=r"24 words in 2 classes have the shape \(24, 3\)"):
+        filters.apply(clip(), lists, TEMPLATES, logits=lambda x: np.zeros((len(x), 3)), **quiet)
+
+    def broken(embeddings):
+        scores = np.zeros((len(embeddings), 2))
+        scores[2, 1] = np.nan
+        return scores
+
+    with pytest.raises(ValueError, match="the word 'ring' are not finite"):
+        filters.apply(clip(), lists, TEMPLATES, logits=broken, **quiet)
+
+
+def test_judge_among_rivals():
+    scores = np.array([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.3, 0.9, 0.2], [0.4, 0.4, 0.4]])
+    own = np.array([0, 1, 2, 1])
+    rivals = np.array([[True, False, True], [False, True, False], [True, False, True]])
+    assert filters.judge(scores, own, rivals).tolist() == [2, 1, 0, 1]
+    assert filters.judge(scores, own, np.ones((3, 3), bool)).tolist() == [1, 1, 1, 0]

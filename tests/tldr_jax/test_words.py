@@ -1,0 +1,252 @@
+"""Word lists: those of the package, how they are read, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from launch.data.scenes import vocabulary, world
+from tldr_jax import words
+
+SMALL = {
+    "note": "by hand",
+    "target": {"cat": {"words": ["tabby", "Persian"]}, "dog": {"anchor": "hound", "words": ["pug"]}},
+    "spurious": {
+        "in": {"words": ["kitchen", "sofa"]},
+        "out": {"words": ["lawn", "street"], "description": "places outdoors"},
+        "sea": {"words": ["lawn"]},
+    },
+    "pairs": [["cat", "in"], ["cat", "out"], ["dog", "sea"]],
+    "unrelated": ["violin"],
+}
+
+
+def small(**changes):
+    return {**json.loads(json.dumps(SMALL)), **changes}
+
+
+def write(tmp_path, values):
+    path = tmp_path / "pets.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return path
+
+
+def test_a_file_of_ones_own(tmp_path):
+    found = words.load(write(tmp_path, SMALL))
+    assert found.name == "pets" and found.note == "by hand" and found.unrelated == ("violin",)
+    assert found.classes == ("cat", "dog") and found.values == ("in", "out", "sea")
+    assert found.target == {"cat": ("tabby", "Persian"), "dog": ("pug",)}
+    assert found.spurious == {"in": ("kitchen", "sofa"), "out": ("lawn", "street"), "sea": ("lawn",)}
+    assert found.target_anchors == {"cat": "cat", "dog": "hound"}
+    assert found.descriptions["spurious"] == {"in": "", "out": "places outdoors", "sea": ""}
+    assert found.allowed.tolist() == [[True, True, False], [False, False, True]]
+    assert words.rival_values(found).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+
+
+def test_without_pairs_everything_is_combined(tmp_path):
+    values = small(spurious={"in": {"words": ["kitchen"]}, "out": {"words": ["lawn"]}})
+    del values["pairs"]
+    assert words.load(write(tmp_path, values)).allowed.tolist() == [[True, True], [True, True]]
+
+
+def test_what_is_saved_is_what_was_loaded(tmp_path):
+    for name in ("spuco_animals", write(tmp_path, SMALL)):
+        before = words.load(name)
+        words.save(before, tmp_path / "copy.json")
+        after = words.load(tmp_path / "copy.json")
+        assert words.to_json(after) == words.to_json(before)
+        np.testing.assert_array_equal(after.allowed, before.allowed)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"extra": 1}, "unknown key 'extra'; there are: .*pairs"),
+        ({"target": {"cat": {"words": ["tabby"]}}}, "'target' has to be an object of at least 2"),
+        ({"spurious": {}}, "'spurious' has to be an object of at least 1"),
+        ({"target": {"cat": ["tabby"], "dog": {"words": ["pug"]}}}, "target 'cat' has to be a JSON object, not list"),
+        ({"target": {"cat": {"word": []}, "dog": {"words": ["pug"]}}}, "target 'cat' has an unknown key 'word'"),
+        ({"target": {"cat": {"words": []}, "dog": {"words": ["pug"]}}}, "target 'cat' has no words"),
+        ({"target": {"cat": {}, "dog": {"words": ["pug"]}}}, "target 'cat' has no words"),
+        ({"target": {"cat": {"words": "tabby"}, "dog": {"words": ["pug"]}}}, "target 'cat' have to be a list, not str"),
+        ({"target": {"cat": {"words": ["a", " "]}, "dog": {"words": ["pug"]}}}, "word 1 of target 'cat'.* not ' '"),
+        ({"target": {"cat": {"words": [3]}, "dog": {"words": ["pug"]}}}, "word 0 of target 'cat'.* not 3"),
+        (
+            {"target": {"cat": {"words": ["Great Dane", "great-dane"]}, "dog": {"words": ["pug"]}}},
+            "target 'cat' has 'great-dane' twice .the other is 'Great Dane'",
+        ),
+        (
+            {"target": {"cat": {"words": ["pug"]}, "dog": {"words": ["the Pug"]}}},
+            "'pug' is a word of target 'cat' and of target 'dog'",
+        ),
+        (
+            {"spurious": {"in": {"words": ["lawn"]}, "out": {"words": ["lawn"]}, "sea": {"words": ["sea"]}}},
+            "'lawn' is a word of spurious 'in' and of spurious 'out'",
+        ),
+        (
+            {"spurious": {"in": {"words": ["sofa"]}, "out": {"words": ["pug"]}, "sea": {"words": ["sea"]}}},
+            "'pug' is a word of target 'dog' and of spurious 'out'",
+        ),
+        ({"target": {"cat": {"anchor": " ", "words": ["a"]}, "dog": {"words": ["b"]}}}, "the anchor of target 'cat'"),
+        ({"pairs": [["cat", "moon"]]}, "'moon'.* classes are cat, dog; values in, out, sea"),
+        ({"pairs": "all"}, "'pairs' has to be a list"),
+        ({"pairs": [["cat", "in"], ["cat", "out"], ["cat", "sea"]]}, "'dog' is in none of the pairs"),
+        ({"pairs": [["cat", "in"], ["dog", "in"], ["dog", "out"]]}, "'sea' is in none of the pairs"),
+        (
+            {"target": {"cat": {"words": ["a"], "words_of": "waterbirds/land"}, "dog": {"words": ["b"]}}},
+            "target 'cat' has both",
+        ),
+        (
+            {"target": {"cat": {"words_of": "moonbirds/land"}, "dog": {"words": ["b"]}}},
+            "'moonbirds/land'; sets are: .*waterbirds",
+        ),
+        (
+            {"target": {"cat": {"words_of": "waterbirds/moon"}, "dog": {"words": ["b"]}}},
+            "lists of waterbirds are: landbird, waterbird, land, water",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, changes, says):
+    path = write(tmp_path, small(**changes))
+    with pytest.raises(ValueError, match=says) as error:
+        words.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_no_json_object(tmp_path):
+    with pytest.raises(ValueError, match=r"pets\.json: Expecting"):
+        words.load(write(tmp_path, "{"))
+    with pytest.raises(ValueError, match=r"pets\.json: the file has to be a JSON object, not list"):
+        words.load(write(tmp_path, []))
+
+
+def test_an_outline_may_lack_words(tmp_path):
+    path = write(tmp_path, small(target={"cat": {"description": "breeds of cats"}, "dog": {}}))
+    assert words.load(path, outline=True).target == {"cat": (), "dog": ()}
+
+
+def test_unknown_names_list_the_sets(tmp_path):
+    with pytest.raises(ValueError, match="'waterbird'; there are: celeba, scenes, spuco_animals, waterbirds, or"):
+        words.load("waterbird")
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        words.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "word, key",
+    [
+        ("The Great-horned  Owl", "great horned owl"),
+        ("great_horned owl.", "great horned owl"),
+        ("an ﬁsh pond", "fish pond"),
+        ("chuck-will’s-widow", "chuck will's widow"),
+        ("Andalusia", "andalusia"),
+        ("the", "the"),
+    ],
+)
+def test_key(word, key):
+    assert words.key(word) == key
+
+
+# -- The package's own sets --------------------------------------------------------------------
+
+SETS = {
+    "waterbirds": (("landbird", "waterbird"), ("land", "water")),
+    "celeba": (("not blond", "blond"), ("female", "male")),
+    "spuco_animals": (("landbird", "waterbird", "small dog", "big dog"), ("land", "water", "indoor", "outdoor")),
+    "scenes": (("curved", "angular"), ("land", "water")),
+}
+
+
+def test_every_set_of_the_package_is_tested():
+    assert set(words.available()) == set(SETS)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_of_the_package(name):
+    found = words.load(name)
+    assert (found.classes, found.values) == SETS[name]  # in the order of the data set's labels
+    assert found.note and all(found.descriptions[part][key] for part in words.PARTS for key in getattr(found, part))
+    if name != "scenes":
+        sizes = [len(listed) for part in words.PARTS for listed in getattr(found, part).values()]
+        assert min(sizes) >= 150 and max(sizes) <= 200
+    listed = {words.key(word) for part in words.PARTS for own in getattr(found, part).values() for word in own}
+    assert not listed & {words.key(word) for word in found.unrelated}
+
+
+def test_words_of_one_pair_of_spuco_animals_are_combined_inside_it():
+    found = words.load("spuco_animals")
+    assert found.allowed.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    birds = words.load("waterbirds")
+    assert found.target["landbird"] == birds.target["landbird"] and found.spurious["water"] == birds.spurious["water"]
+
+
+def test_scenes_has_the_words_of_its_captions():
+    found = words.load("scenes")
+    values = {"curved": world.CURVED, "angular": world.ANGULAR, "land": world.LAND, "water": world.WATER}
+    lists = {**found.target, **found.spurious}
+    assert lists == {name: tuple(w for v in own for w in world.SYNONYMS[v]) for name, own in values.items()}
+    assert set(found.unrelated) < set(vocabulary())
+
+
+def test_celeba_keeps_hair_and_gender_apart():
+    found = words.load("celeba")
+    says_gender = {"woman", "man", "girl", "boy", "female", "male", "lady", "gentleman", "actress", "mother", "father"}
+    for listed in found.target.values():
+        assert not [word for word in listed if set(word.lower().split()) & says_gender]
+    for listed in found.spurious.values():
+        assert not [word for word in listed if re.search(r"\bhair|blond|brunette|redhead", word)]
+    assert not [word for word in found.target["not blond"] if "blond" in word]
+
+
+# -- Selection and junk ------------------------------------------------------------------------
+
+
+def test_select(tmp_path):
+    found = words.load(write(tmp_path, SMALL))
+    masks = {"cat": np.array([False, True]), "dog": np.array([True])}
+    spurious = {"in": np.array([True, True]), "out": np.array([True, False]), "sea": np.array([False])}
+    kept = words.select(found, masks, spurious)
+    assert kept.target == {"cat": ("Persian",), "dog": ("pug",)}
+    assert kept.spurious == {"in": ("kitchen", "sofa"), "out": ("lawn",), "sea": ()}
+    assert kept.target_anchors == found.target_anchors
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_junk(share):
+    found = words.load("spuco_animals")
+    spoilt = words.with_junk(found, share, seed=3)
+    rivals = {
+        **{name: [other for other in found.classes if other != name] for name in found.classes},
+        **{"land": ["water"], "water": ["land"], "indoor": ["outdoor"], "outdoor": ["indoor"]},
+    }
+    for part in words.PARTS:
+        lists = getattr(found, part)
+        for name, own in lists.items():
+            after = getattr(spoilt, part)[name]
+            junk = after[len(own) :]
+            assert after[: len(own)] == own
+            assert abs(len(junk) / len(after) - share) < 0.5 / len(own)
+            wrong = {word for other in rivals[name] for word in lists[other]}
+            counts = len([word for word in junk if word in wrong]), len([w for w in junk if w in found.unrelated])
+            assert sum(counts) == len(junk) and 0 <= counts[0] - counts[1] <= 1
+            assert len(set(junk)) == len(junk)
+
+
+def test_junk_is_a_function_of_the_seed():
+    found = words.load("scenes")
+    draws = [words.with_junk(found, 0.3, seed=seed).target["curved"] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert words.with_junk(found, 0.0, seed=0).target == found.target
+
+
+def test_junk_without_unrelated_words_comes_from_the_other_lists(tmp_path):
+    values = {"target": {"a": {"words": ["x", "y"]}, "b": {"words": ["z", "w"]}}, "spurious": {"s": {"words": ["q"]}}}
+    found = words.load(write(tmp_path, values))
+    with pytest.raises(ValueError, match=r"50% junk in spurious 's' takes 1 other words, and there are 0"):
+        words.with_junk(found, 0.5, seed=0)
+    found.spurious["t"] = ("r",)
+    object.__setattr__(found, "allowed", np.ones((2, 2), bool))
+    assert set(words.with_junk(found, 0.5, seed=0).target["a"]) == {"x", "y", "z", "w"}
+    with pytest.raises(ValueError, match="outside"):
+        words.with_junk(found, 1.0, seed=0)
