@@ -1,6 +1,7 @@
 """The run directory: what a run is (config.json), what it said (metrics.jsonl), what it found (result.json).
 
-Running the same command on the same directory continues; another config on it is refused with the difference shown.
+Running the same command on the same directory continues; another config on it is refused with the difference shown,
+but for fields that the experiment declares revisable: then the earlier result goes to history/.
 """
 
 import fcntl
@@ -8,10 +9,12 @@ import io
 import itertools
 import json
 import math
+import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 from tensorboardX import SummaryWriter
 
-from launch import checkpoint
+from launch import checkpoint, versions
 from launch.files import write_atomically
 
 
@@ -82,8 +85,17 @@ class Run:
         self._tensorboard = None
 
     @classmethod
-    def open(cls, path: str | Path, config: ConfigDict | FrozenConfigDict) -> "Run":
+    def open(
+        cls, path: str | Path, config: ConfigDict | FrozenConfigDict, *, revisable: Collection[str] = ()
+    ) -> "Run":
         """Make the directory, or continue in it.
+
+        Args:
+          path: of the directory.
+          config: of the run.
+          revisable: top-level fields that may have changed since the directory was last used. An experiment that names
+            what it keeps by the fields it depends on (see `tldr_jax.stages`) can take up the rest of its work. The
+            result for the earlier config is moved to history/.
 
         Raises:
           RunDirectoryError: it is not writable, another process works in it, or it belongs to another config.
@@ -94,7 +106,8 @@ class Run:
         refusal = None
         try:
             if run.writes:
-                run._claim(_plain(config))
+                run._claim(_plain(config), revisable)
+                versions.record(run.path)
         except BaseException as error:
             run.close()
             refusal = error
@@ -102,7 +115,7 @@ class Run:
             raise refusal or RunDirectoryError(f"process 0 refuses {path}; its log says why")
         return run
 
-    def _claim(self, resolved: dict[str, Any]) -> None:
+    def _claim(self, resolved: dict[str, Any], revisable: Collection[str]) -> None:
         """Make the directory, lock it, and see that its config is this one."""
         try:
             (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
@@ -122,14 +135,28 @@ class Run:
         stored_path = self.path / "config.json"
         if stored_path.exists():
             lines = difference(json.loads(stored_path.read_text()), resolved)
-            if lines:
+            fixed = [line for line in lines if re.split(r"[.:]", line)[0] not in revisable]
+            if fixed:
                 raise RunDirectoryError(
                     f"{self.path} holds a run with another config (stored -> asked):\n  "
-                    + "\n  ".join(lines)
+                    + "\n  ".join(fixed)
                     + "\nUse its config again, or choose another --workdir."
                 )
-        else:
-            write_atomically(stored_path, json.dumps(resolved, indent=2) + "\n")
+            if not lines:
+                return
+            logging.info("%s: the config was revised (stored -> asked)\n  %s", self.path, "\n  ".join(lines))
+            self._put_aside()
+        write_atomically(stored_path, json.dumps(resolved, indent=2) + "\n")
+
+    def _put_aside(self) -> None:
+        """Move a finished result, with the config that it belongs to, to the next free history/<n>."""
+        if not (self.path / "result.json").exists():
+            return
+        history = self.path / "history"
+        folder = history / str(1 + max((int(p.name) for p in history.glob("[0-9]*")), default=0))
+        folder.mkdir(parents=True)
+        write_atomically(folder / "config.json", (self.path / "config.json").read_bytes())
+        os.replace(self.path / "result.json", folder / "result.json")
 
     def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
         """A run inside this one, in the folder `name`; it stops when this one is asked to."""

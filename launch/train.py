@@ -8,7 +8,9 @@ import importlib.util
 import logging as python_logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from absl import app, flags, logging
@@ -27,12 +29,17 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "let JAX find the other p
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def find(experiment: str):
+def find(experiment: str) -> Callable:
     """The `run` function of an experiment given by its dotted name.
 
     Raises:
       ValueError: there is no such module, or it has no `run`.
     """
+    return _module(experiment).run
+
+
+def _module(experiment: str) -> ModuleType:
+    """An experiment: `run(config, run) -> result`, and possibly `REVISABLE`, config fields for `Run.open`."""
     try:
         module = importlib.import_module(experiment)
     except ModuleNotFoundError as error:
@@ -43,7 +50,7 @@ def find(experiment: str):
         ) from error
     if not callable(getattr(module, "run", None)):
         raise ValueError(f"config.experiment={experiment!r}: the module has no function run(config, run)")
-    return module.run
+    return module
 
 
 def execute(config, workdir: str) -> dict[str, float]:
@@ -52,15 +59,15 @@ def execute(config, workdir: str) -> dict[str, float]:
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
     """
-    experiment = find(config.experiment)
-    run = Run.open(workdir, config)
+    experiment = _module(config.experiment)
+    run = Run.open(workdir, config, revisable=getattr(experiment, "REVISABLE", ()))
     try:
         run.stop_on_sigterm()
         result = run.result()
         if result is not None:
             logging.info("%s is finished", workdir)
             return result
-        return run.finish(experiment(run.config, run))
+        return run.finish(experiment.run(run.config, run))
     finally:
         run.close()
 

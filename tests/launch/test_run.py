@@ -224,3 +224,32 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     assert run.finish({"accuracy": 1}) == {"accuracy": 1.0}
     run.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_revisable_fields_may_change_and_the_earlier_result_is_kept(tmp_path):
+    base = {"seed": 0, "text": {"rate": 1.0}, "other": 1}
+    opened = Run.open(tmp_path, ConfigDict(base), revisable=("text",))
+    opened.finish({"wga": 0.5})
+    opened.close()
+    for n, rate in enumerate((2.0, 3.0), 1):
+        revised = Run.open(tmp_path, ConfigDict(base | {"text": {"rate": rate}}), revisable=("text",))
+        assert revised.result() is None
+        assert json.loads((tmp_path / "config.json").read_text())["text"] == {"rate": rate}
+        folder = tmp_path / "history" / str(n)
+        assert json.loads((folder / "config.json").read_text())["text"] == {"rate": float(n)}
+        assert json.loads((folder / "result.json").read_text()) == {"wga": 0.5 * n}
+        revised.finish({"wga": 0.5 * (n + 1)})
+        revised.close()
+    again = Run.open(tmp_path, ConfigDict(base | {"text": {"rate": 3.0}}), revisable=("text",))
+    assert again.result() == {"wga": 1.5}  # the same config: nothing to redo
+    again.close()
+
+
+def test_other_fields_are_refused_beside_revisable_ones(tmp_path):
+    Run.open(tmp_path, ConfigDict({"seed": 0, "text": {"rate": 1.0}})).close()
+    with pytest.raises(RunDirectoryError, match="seed: 0 -> 1") as refused:
+        Run.open(tmp_path, ConfigDict({"seed": 1, "text": {"rate": 2.0}}), revisable=("text",))
+    assert "rate" not in str(refused.value)
+    assert json.loads((tmp_path / "config.json").read_text())["text"] == {"rate": 1.0}
+    with pytest.raises(RunDirectoryError, match="texture"):
+        Run.open(tmp_path, ConfigDict({"seed": 0, "text": {"rate": 1.0}, "texture": 1}), revisable=("text",))

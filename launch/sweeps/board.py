@@ -1,0 +1,136 @@
+"""What a sweep shows while it runs: a line for whatever begins or ends, and on a terminal a live table under them."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from launch.loop import LOSS
+from launch.sweeps.members import STATES, Member, Status, last_lines, status
+
+_REFRESH = 1.0  # seconds
+_MOST_VALUES = 4
+_RUNNING = "running"
+
+
+class Board:
+    """The progress of a sweep's members on a text stream; a context manager.
+
+    `watch` is an executor's; members that are not running are looked at once, when they stop running.
+    """
+
+    def __init__(self, members: Iterable[Member], stream: IO[str] | None = None):
+        self.console = Console(file=stream or sys.stdout, markup=False, highlight=False)
+        self.members: dict[str, Member] = {}
+        self.statuses: dict[str, Status] = {}
+        self.since: dict[str, float] = {}
+        self.drawn = 0.0
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        for member in members:
+            self.add(member)
+
+    def add(self, member: Member) -> None:
+        """Take up a member, or look at it again."""
+        self.members[member.name] = member
+        self.statuses[member.name] = status(member)
+
+    def __enter__(self) -> "Board":
+        self.console.print(f"{len(self.members)} members: {self._counts() or 'none yet'}", soft_wrap=True)
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.live.stop()
+
+    def watch(self, running: Collection[str]) -> None:
+        """Show what runs now, and tell what has begun or ended since the last time."""
+        now = time.monotonic()
+        for name in [name for name in self.since if name not in running]:
+            self.add(self.members[name])
+            self._tell_end(name, now - self.since.pop(name))
+        for name in sorted(set(running) - self.since.keys()):
+            self.since[name] = now
+            self.console.print(f"{_RUNNING}  {name}", soft_wrap=True)
+        if self.console.is_terminal and (now - self.drawn >= _REFRESH or not running):
+            self.drawn = now
+            self.live.update(self._table(now), refresh=True)
+
+    def _tell_end(self, name: str, seconds: float) -> None:
+        found = self.statuses[name]
+        counts = Counter(s.state for s in self.statuses.values())
+        ending = {"done": "done", "failed": "failed"}.get(found.state, "stopped")
+        what = shown_values(found.result or found.values)
+        if found.state == "failed":
+            what = ": ".join([found.error, *(x for x in last_lines(self.members[name], 1) if not x.startswith("$ "))])
+        line = f"{ending:<7}  {name}  {duration(seconds)}  {what}"
+        self.console.print(f"{line.rstrip()}  [{counts['done']}/{len(self.members)}]", soft_wrap=True)
+
+    def _table(self, now: float) -> Table:
+        """The running members, as many as fit, over how many there are in each state."""
+        table = Table(box=box.SIMPLE_HEAD, caption=self._counts(), caption_justify="left", expand=True)
+        for title, justify in (("running", "left"), ("step", "right"), ("time", "right"), ("last values", "left")):
+            table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
+        fit = max(1, self.console.size.height - 8)
+        for name in sorted(self.since)[:fit]:
+            found = status(self.members[name])
+            step = "" if found.step is None else str(found.step)
+            table.add_row(name, step, duration(now - self.since[name]), shown_values(found.values))
+        if len(self.since) > fit:
+            table.add_row(f"and {len(self.since) - fit} more", "", "", "")
+        return table
+
+    def _counts(self) -> str:
+        counts = Counter(_RUNNING if n in self.since else s.state for n, s in self.statuses.items())
+        names = {"started": "stopped"}
+        states = (_RUNNING, *STATES)
+        return ", ".join(f"{counts[state]} {names.get(state, state)}" for state in states if counts[state])
+
+
+def summary(members: Iterable[Member], stream: IO[str] | None = None) -> Counter:
+    """Print a line for every member, with its result, and the end of the log of every one that failed.
+
+    Returns:
+      How many members are in each state.
+    """
+    console = Console(file=stream or sys.stdout, markup=False, highlight=False)
+    found = {member.name: (member, status(member)) for member in members}
+    width = max(map(len, found), default=0)
+    console.print()
+    for name, (member, now) in found.items():
+        what = now.error if now.state == "failed" else shown_values(now.result or {})
+        state = "stopped" if now.state == "started" else now.state
+        console.print(f"{state:<7}  {name:<{width}}  {what}".rstrip(), soft_wrap=True)
+        if now.state == "failed":
+            console.print(log_end(member), soft_wrap=True)
+    return Counter(now.state for _, now in found.values())
+
+
+def log_end(member: Member) -> str:
+    """The last lines of a member's log, indented, under its path."""
+    lines = last_lines(member) or ["(it has no log)"]
+    return "\n".join([f"    {member.path / 'log.txt'} ends:", *(f"      {line}" for line in lines)])
+
+
+def shown_values(values: Mapping[str, float | None]) -> str:
+    """A few values in one line, the loss first, speeds left out."""
+    keys = [key for key in values if not key.endswith("_per_second")]
+    keys.sort(key=lambda key: key.split("/")[-1] != LOSS)
+    number = lambda value: "nan" if value is None else f"{value:.4g}"
+    more = " …" if len(keys) > _MOST_VALUES else ""
+    return "  ".join(f"{key} {number(values[key])}" for key in keys[:_MOST_VALUES]) + more
+
+
+def duration(seconds: float) -> str:
+    """ "1:02:03", "2:03" or "3 s"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

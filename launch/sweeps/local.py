@@ -1,0 +1,233 @@
+"""Members as processes on this machine, each with devices and cores of its own.
+
+GPUs and TPU chips are handed out by the environment (`CUDA_VISIBLE_DEVICES`, `TPU_VISIBLE_CHIPS`), one to a member
+unless `processes` says otherwise. The cores are divided by CPU affinity, which XLA's thread pools follow.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from launch.run import Preempted
+from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start
+
+_POLL = 0.5  # seconds
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GRACE = 120  # seconds that members have to save when the sweep ends by an error
+_PASSED_ON = 0  # no signal has this number
+_PROBE_TIMEOUT = 180  # seconds; a TPU takes some, one that another process holds can hang
+_PROBE = """
+import json, jax
+devices = jax.local_devices()
+units = {str(getattr(d, "coords", d.id)) for d in devices}  # two cores of a TPU chip are one
+print(json.dumps([jax.default_backend(), len(units)]))
+"""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one member at a time runs on: additions to the environment, and CPU cores (none: all)."""
+
+    environment: Mapping[str, str]
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Running:
+    member: Member
+    slot: Slot
+    process: subprocess.Popen
+
+
+def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
+    """Train the members, as many at once as there are slots; see `launch.sweeps.members` for the contract.
+
+    SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM: the members save and end. A second SIGINT kills them.
+
+    Args:
+      members: asked for one more whenever a slot is free, so an iterator may decide by what has ended so far.
+
+    Raises:
+      SweepError: more processes than cores, or no answer from the devices.
+      Preempted: the sweep was asked to stop.
+    """
+    platform, names = devices(os.environ)
+    number = len(members) if isinstance(members, Sized) else sys.maxsize
+    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    free = list(divide(platform, names, cores or tuple(range(os.cpu_count() or 1)), options.processes, number))
+    source: Iterator[Member] = iter(members)
+    running: list[_Running] = []
+    exhausted = False
+    with _stopping() as asked:
+        try:
+            while True:
+                while free and not exhausted and not asked:
+                    member = next(source, None)
+                    exhausted = member is None
+                    if member is not None:
+                        running.append(_begin(sweep, member, free.pop(0), options, pinned=bool(cores)))
+                options.watch({r.member.name for r in running})
+                if not running:
+                    break
+                time.sleep(_POLL)
+                _pass_on(asked, running)
+                for ended in [r for r in running if r.process.poll() is not None]:
+                    running.remove(ended)
+                    free.append(ended.slot)
+                    if ended.process.returncode and not asked:
+                        fail(ended.member, _reason(ended.process.returncode))
+                    options.ended(ended.member)
+        finally:
+            _stop(running)
+    if asked:
+        raise Preempted(f"asked to stop by {signal.Signals(asked[0]).name}; the members that were running have saved")
+
+
+def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """JAX's platform and the names of its devices here, as the environment variable that picks them has them.
+
+    Found out by a process of its own: one that has looked at a GPU or a TPU holds it.
+
+    Raises:
+      SweepError: JAX does not start.
+    """
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        return "cpu", ()
+    try:
+        found = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env=environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT,
+            check=True,
+        )
+        platform, count = json.loads(found.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired as error:
+        raise SweepError(
+            f"JAX has not found its devices within {_PROBE_TIMEOUT} s; is another process using them?"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise SweepError(f"JAX does not start here:\n{error.stderr.strip()}") from error
+    visible = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}.get(platform)
+    names = [name.strip() for name in environment.get(visible or "", "").split(",") if name.strip()]
+    return platform, tuple(names or map(str, range(count)))
+
+
+def divide(platform: str, names: Sequence[str], cores: Sequence[int], processes: int, members: int) -> tuple[Slot, ...]:
+    """The slots of this machine.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      names: of the GPUs or TPU chips.
+      cores: of the CPU, by number.
+      processes: how many slots; 0 is one a device, or one a core on a CPU.
+      members: how many there are: fewer get more cores each.
+
+    Raises:
+      SweepError: more processes than cores, or than TPU chips.
+    """
+    units = len(cores) if platform == "cpu" else len(names)
+    count = processes or min(units, members)
+    if platform != "gpu" and count > units:
+        what = "cores" if platform == "cpu" else "TPU chips"
+        raise SweepError(f"--processes={count}, but there are {units} {what} here; take at most {units}")
+    shares = [tuple(_share(cores, i, count)) for i in range(count)]
+    if platform == "cpu":
+        return tuple(Slot({}, share) for share in shares)
+    if platform == "tpu":
+        alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+        return tuple(Slot({"TPU_VISIBLE_CHIPS": names[i], **alone}, shares[i]) for i in range(count))
+    if count <= units:
+        given = [names[i : i + 1] if not processes else _share(names, i, count) for i in range(count)]
+        return tuple(Slot({"CUDA_VISIBLE_DEVICES": ",".join(g)}, s) for g, s in zip(given, shares, strict=True))
+    together = -(-count // units)  # members on one GPU; each would take three quarters of its memory
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / together:.3f}"}
+    return tuple(Slot({"CUDA_VISIBLE_DEVICES": names[i % units], **memory}, shares[i]) for i in range(count))
+
+
+def _share(things: Sequence[Any], index: int, count: int) -> Sequence[Any]:
+    """The contiguous part of `things` that is number `index` of `count` nearly equal ones."""
+    return things[index * len(things) // count : (index + 1) * len(things) // count]
+
+
+def _begin(sweep: Sweep, member: Member, slot: Slot, options: Options, *, pinned: bool) -> _Running:
+    """Start a member's process, its output appended to its log."""
+    line = command(sweep, member)
+    with open(start(member), "ab") as log, _on(slot.cores if pinned else ()):
+        log.write(f"$ {shlex.join(line)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            line,
+            env={"PYTHONUNBUFFERED": "1", **os.environ, **slot.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
+            pass_fds=options.keep_open,
+        )
+    return _Running(member, slot, process)
+
+
+@contextlib.contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Processes started within run on these cores: they inherit the affinity of the thread that starts them."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that the signals go to which ask the sweep to stop."""
+    asked: list[int] = []
+    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    handlers = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in wanted}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(asked: list[int], running: Sequence[_Running]) -> None:
+    """Ask the members to stop once the sweep is asked; a second Ctrl-C kills them."""
+    if asked and asked[-1] != _PASSED_ON:
+        for r in running:
+            r.process.kill() if asked.count(signal.SIGINT) > 1 else r.process.terminate()
+        asked.append(_PASSED_ON)
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Leave no process behind when the sweep ends by an error."""
+    for r in running:
+        r.process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for r in running:
+        try:
+            r.process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            r.process.kill()
+            r.process.wait()
+
+
+def _reason(code: int) -> str:
+    """Why a process has ended, by its exit status."""
+    if code > 0:
+        return f"exit status {code}"
+    hint = " (out of memory? fewer --processes need less)" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"

@@ -1,0 +1,369 @@
+"""The language of --grid: which values the swept fields take.
+
+    regularizer.cosine_weight=0.01,0.1,1;seed=0:5         product: 3 · 5 members; ranges as Python's, 0 1 2 3 4
+    model.name=lenet,resnet18_cifar & optimizer.rate=1e-3,1e-4      zip: 2 members
+    optimizer.rate=~log(1e-4,1e-1,8) & optimizer.weight_decay=~uniform(0,0.1,8)    8 draws of both
+    evaluation.radii=(4.0,8.0),(16.0,)                    tuples; strings may be quoted: name="a,b"
+
+`;` binds less than `&`. Every value must have its field's type. Draws of a field depend on the seed and the field's
+name alone: asking for more of them keeps the earlier ones.
+"""
+
+import ast
+import difflib
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch.sweeps.members import SweepError
+
+DISTRIBUTIONS = ("uniform", "log")
+_SHOWN_DIGITS = 4  # of a draw: enough to search, and fit for a folder's name
+_WANTS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", tuple: "a tuple (a,b)"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the config: the type that its values have, and its own, whose elements a tuple's new ones match."""
+
+    kind: type
+    value: Any
+
+
+@dataclass(frozen=True)
+class Draws:
+    """`~log(low,high,count)`: uniform in the value or its logarithm; whole numbers, both ends included, if `whole`."""
+
+    distribution: str
+    low: float
+    high: float
+    count: int | None
+    whole: bool
+    column: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One field with its values, or with the draws that make them."""
+
+    key: str
+    values: tuple[Any, ...] | Draws
+    column: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A product of zips of axes, and the text that they were read from."""
+
+    text: str
+    terms: tuple[tuple[Axis, ...], ...]
+
+
+class _At(Exception):
+    """What is wrong, and at which position of the text; `parse` makes an error for the reader of it."""
+
+
+def fields(config: ConfigDict) -> dict[str, Field]:
+    """Every field of a config under its dotted name; placeholders have the type that they stand for."""
+    found = {}
+    for key in config:
+        kind = config.get_type(key)
+        if issubclass(kind, ConfigDict):
+            found |= {f"{key}.{inner}": field for inner, field in fields(config[key]).items()}
+        else:
+            found[key] = Field(kind, config[key])
+    return found
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+def check(overrides: Mapping[str, Any], known: Mapping[str, Field], where: str) -> dict[str, Any]:
+    """Flat overrides with values of the fields' types: whole numbers for floats become floats, lists tuples.
+
+    Args:
+      where: what an error begins with: who gave the overrides.
+
+    Raises:
+      SweepError: there is no such field, or it has another type.
+    """
+    try:
+        return {key: _coerced(value, _field(key, known)) for key, value in overrides.items()}
+    except ValueError as error:
+        raise SweepError(f"{where}: {error}") from error
+
+
+def _field(key: str, known: Mapping[str, Field]) -> Field:
+    """The field of that name, if a value can be given to it.
+
+    Raises:
+      ValueError: there is none, or it is of a type that the command line cannot set.
+    """
+    if key in known:
+        if known[key].kind not in _WANTS:
+            raise ValueError(
+                f"{key} is {known[key].value!r} in the config, which nothing can be put in the place of; write a tuple "
+                "there, or config_dict.placeholder(type)"
+            )
+        return known[key]
+    inner = [name for name in known if name.startswith(f"{key}.")]
+    if inner:
+        raise ValueError(f"{key!r} is a group of fields, sweep one of them: {', '.join(sorted(inner))}")
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown config key {key!r}{hint}\nthere are: {', '.join(sorted(known))}")
+
+
+def _coerced(value: Any, field: Field) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    kind = field.kind
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(_coerced(v, element) for v, element in zip(value, itertools.repeat(_element(field))))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is object or (type(value) is kind and not (kind is float and not math.isfinite(value))):
+        return value
+    raise ValueError(f"{value!r} is not {_WANTS[kind]}")
+
+
+def _element(field: Field) -> Field:
+    """What a tuple's elements are: of the type of those it has now, of any if it has none or they differ."""
+    kinds = {type(v) for v in field.value or ()}
+    kind = kinds.pop() if len(kinds) == 1 else object
+    return Field(kind if kind in _WANTS else object, None)
+
+
+def _literal(text: str, start: int, stop: int, field: Field) -> Any:
+    """The value that stands in text[start:stop]; `field` says how to read it."""
+    word, kind = text[start:stop], field.kind
+    if kind is object:
+        kind = _looks_like(word)
+    if kind is tuple:
+        if word[0] not in "([":
+            raise _At(f"{word!r} is not {_WANTS[tuple]}", start)
+        pieces = list(_split(text, start + 1, stop - 1, ","))
+        if len(pieces) > 1 and pieces[-1][0] == pieces[-1][1]:
+            pieces.pop()  # (1,)
+        if pieces[0][0] == pieces[0][1]:
+            return ()
+        return tuple(_literal(text, *_filled(*piece), _element(field)) for piece in pieces)
+    if word[0] in "\"'":
+        try:
+            value = ast.literal_eval(word)
+        except (SyntaxError, ValueError) as error:
+            raise _At(f"{word} is not one quoted string", start) from error
+    elif kind is str:
+        value = word
+    else:
+        value = _read(word, kind)
+    try:
+        return _coerced(value, Field(kind, field.value))
+    except ValueError as error:
+        raise _At(str(error), start) from error
+
+
+def _looks_like(word: str) -> type:
+    if word[0] in "([":
+        return tuple
+    value = _read(word, float)
+    return bool if word.lower() in ("true", "false") else type(value)
+
+
+def _read(word: str, kind: type) -> Any:
+    """An unquoted word as the type asks for, where it can be read so; as it is otherwise."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(word.lower(), word)
+    for read in (int, float):
+        try:
+            return read(word) if "_" not in word else word
+        except ValueError:
+            continue
+    return word
+
+
+# -- the text -------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str, known: Mapping[str, Field]) -> Grid:
+    """Read a grid for a config with the given fields.
+
+    Raises:
+      SweepError: malformed, an unknown field, a value of the wrong type; shows the column.
+    """
+    try:
+        stop = len(text.rstrip("; "))  # a last ; is forgiven
+        terms = tuple(
+            tuple(_axis(text, *_filled(*axis, what="key=values"), known) for axis in _split(text, *term, "&"))
+            for term in _split(text, 0, stop, ";")
+        )
+        seen: set[str] = set()
+        for axis in itertools.chain.from_iterable(terms):
+            if axis.key in seen:
+                raise _At(f"{axis.key} is there twice", axis.column)
+            seen.add(axis.key)
+        return Grid(text, terms)
+    except _At as error:
+        raise _shown(text, *error.args) from error
+
+
+def _shown(text: str, message: str, position: int) -> SweepError:
+    first, *more = message.split("\n", 1)
+    return SweepError(
+        "\n".join([f"--grid, column {position + 1}: {first}", f"  {text}", f"  {' ' * position}^", *more])
+    )
+
+
+def _split(text: str, start: int, stop: int, separator: str) -> Iterator[tuple[int, int]]:
+    """The parts of text[start:stop] between separators outside of brackets and quotes, as positions, stripped."""
+    opened: list[int] = []
+    quote, first = None, start
+    for at in range(start, stop):
+        character = text[at]
+        if quote is not None:
+            quote = None if character == text[quote] and text[at - 1] != "\\" else quote
+        elif character in "\"'" and text[:at].rstrip()[-1:] in ("", *"=,;&(["):  # not the one in don't
+            quote = at
+        elif character in "([":
+            opened.append(at)
+        elif character in ")]":
+            if not opened or text[opened.pop()] + character not in ("()", "[]"):
+                raise _At(f"nothing is open that {character!r} would close", at)
+        elif character == separator and not opened:
+            yield _stripped(text, first, at)
+            first = at + 1
+    if quote is not None:
+        raise _At("the quote is not closed", quote)
+    if opened:
+        raise _At("the bracket is not closed", opened[-1])
+    yield _stripped(text, first, stop)
+
+
+def _stripped(text: str, start: int, stop: int) -> tuple[int, int]:
+    part = text[start:stop]
+    if not part.strip():
+        return stop, stop
+    return start + len(part) - len(part.lstrip()), stop - len(part) + len(part.rstrip())
+
+
+def _filled(start: int, stop: int, what: str = "a value") -> tuple[int, int]:
+    if start == stop:
+        raise _At(f"expected {what}", start)
+    return start, stop
+
+
+def _axis(text: str, start: int, stop: int, known: Mapping[str, Field]) -> Axis:
+    equals = text.find("=", start, stop)
+    if equals < 0:
+        raise _At(f"expected key=values, got {text[start:stop]!r}", start)
+    key = text[start:equals].strip()
+    try:
+        field = _field(key, known)
+    except ValueError as error:
+        raise _At(str(error), start) from error
+    pieces = [_filled(*piece) for piece in _split(text, equals + 1, stop, ",")]
+    if any(re.match(r"~\w+\(" if field.kind is str else "~", text[first:last]) for first, last in pieces):
+        if len(pieces) > 1:
+            raise _At("draws stand alone, other values cannot be beside them", pieces[0][0])
+        return Axis(key, _draws(text, *pieces[0], field), start)
+    values = [value for piece in pieces for value in _item(text, *piece, field)]
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise _At(f"{key} takes {value!r} twice", pieces[0][0])
+    return Axis(key, tuple(values), start)
+
+
+def _item(text: str, start: int, stop: int, field: Field) -> Sequence[Any]:
+    """One value, or those of a range."""
+    bounds = re.fullmatch(r"(-?\d+):(-?\d+)(?::(-?\d+))?", text[start:stop])
+    if not bounds or field.kind not in (int, float):
+        return [_literal(text, start, stop, field)]
+    first, last, by = (int(b) if b else 1 for b in bounds.groups())
+    if by == 0 or not range(first, last, by):
+        raise _At(f"the range {bounds[0]} is empty; a:b goes from a to b - 1, a:b:c in steps of c", start)
+    return [field.kind(value) for value in range(first, last, by)]
+
+
+def _draws(text: str, start: int, stop: int, field: Field) -> Draws:
+    form = re.fullmatch(r"~(\w+)\((.*)\)", text[start:stop])
+    if not form or form[1] not in DISTRIBUTIONS:
+        raise _At("draws are " + " or ".join(f"~{name}(low,high,count)" for name in DISTRIBUTIONS), start)
+    if field.kind not in (int, float):
+        raise _At(f"only numbers can be drawn; the field wants {_WANTS[field.kind]}", start)
+    inner = start + len(form[1]) + 2
+    pieces = [_filled(*piece) for piece in _split(text, inner, stop - 1, ",")]
+    if len(pieces) not in (2, 3):
+        raise _At(f"~{form[1]} takes low, high and how many, got {len(pieces)} values", inner)
+    low, high = (_literal(text, *piece, field) for piece in pieces[:2])
+    count = _literal(text, *pieces[2], Field(int, 0)) if len(pieces) == 3 else None
+    if not low < high:
+        raise _At(f"low must be less than high, got {low} and {high}", inner)
+    if form[1] == "log" and low <= 0:
+        raise _At(f"a logarithm wants a low above 0, got {low}", inner)
+    if count is not None and count < 1:
+        raise _At(f"how many must be at least 1, got {count}", pieces[2][0])
+    return Draws(form[1], low, high, count, field.kind is int, start)
+
+
+# -- members --------------------------------------------------------------------------------------------------------
+
+
+def expand(grid: Grid, seed: int) -> list[dict[str, Any]]:
+    """The overrides of every member, the last term varying fastest; equal draws count once.
+
+    Raises:
+      SweepError: a zip of axes of unequal lengths, or draws without a count.
+    """
+    return product(*(zipped(grid, term, seed) for term in grid.terms))
+
+
+def zipped(grid: Grid, term: Sequence[Axis], seed: int) -> list[dict[str, Any]]:
+    """The overrides of one term, its axes taken side by side."""
+    columns = [_values(grid, axis, seed) for axis in term]
+    if len({len(c) for c in columns}) > 1:
+        lengths = ", ".join(f"{axis.key} {len(c)}" for axis, c in zip(term, columns, strict=True))
+        raise _shown(grid.text, f"& wants equally many values of each field, got {lengths}", term[0].column)
+    rows = [dict(zip((axis.key for axis in term), row, strict=True)) for row in zip(*columns, strict=True)]
+    return [row for index, row in enumerate(rows) if row not in rows[:index]]
+
+
+def product(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every combination of one dict out of each list, merged.
+
+    Raises:
+      SweepError: two lists set the same field.
+    """
+    keys = [{key for overrides in part for key in overrides} for part in lists]
+    for a, b in itertools.combinations(keys, 2):
+        if a & b:
+            raise SweepError(f"{', '.join(sorted(a & b))}: swept twice, by sweep() of the config and by --grid")
+    return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*lists)]
+
+
+def _values(grid: Grid, axis: Axis, seed: int) -> Sequence[Any]:
+    draws = axis.values
+    if not isinstance(draws, Draws):
+        return draws
+    if draws.count is None:
+        raise _shown(grid.text, f"~{draws.distribution}(low,high,count) wants how many", draws.column)
+    uniform = np.random.default_rng((seed, zlib.crc32(axis.key.encode()))).uniform(size=draws.count)
+    half = 0.5 if draws.whole else 0.0  # every whole number is the middle of an interval of length 1
+    low, high = draws.low - half, draws.high + half
+    if draws.distribution == "log":
+        drawn = [low * (high / low) ** u for u in uniform]
+    else:
+        drawn = [low + (high - low) * u for u in uniform]
+    return [settled(value, draws) for value in drawn]
+
+
+def settled(value: float, draws: Draws) -> float | int:
+    """A draw with few digits, within its bounds."""
+    rounded = round(value) if draws.whole else float(f"{value:.{_SHOWN_DIGITS}g}")
+    return min(max(rounded, draws.low), draws.high)

@@ -1,0 +1,194 @@
+"""The command `launch.sweep`: real members, taken up again, and what it refuses.
+
+All tests but one call its `main` in this process; the members are processes.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from launch import sweep, train
+from launch.sweeps import folder
+from launch.sweeps.members import command, config_of, load
+from tests.commands import finish, start
+
+TOY = "tests/launch/sweep_toy.py"
+
+
+def call(*args: str, config: str = TOY) -> tuple[int | str | None, str]:
+    """`python -m launch.sweep ARGS…` on CPU cores: its exit status or message, and what it printed."""
+    argv, output = ["launch.sweep", f"--config={config}", *args], io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setattr(sys, "argv", argv)
+        try:
+            sweep.main(train.parse(argv)[:1])
+            code = None
+        except SystemExit as stop:
+            code = stop.code
+    return code, output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of two members, then of two more that fail: the folder, what both printed, the logs in between."""
+    workdir = tmp_path_factory.mktemp("sweep") / "folder"
+    args = (f"--workdir={workdir}", "--config.nested.radii=(1.0,)")
+    first = call("--grid=ending=''", *args)
+    logs = {m.name: (m.path / "log.txt").read_text() for m in load(workdir).members}
+    return workdir, first, logs, call("--grid=ending='',raise", *args)
+
+
+def test_dry_run_lists_the_members_and_starts_nothing(tmp_path):
+    workdir = tmp_path / "folder"
+    process = start("-m", "launch.sweep", f"--config={TOY}", "--grid=seed=0:2", f"--workdir={workdir}", "--dry_run")
+    assert finish(process).splitlines() == ["x=0.5,seed=0", "x=0.5,seed=1", "x=2.0,seed=0", "x=2.0,seed=1"]
+    assert not workdir.exists()
+
+
+def test_members_of_sweep_and_grid_are_trained(swept):
+    workdir, (code, output), logs, _ = swept
+    assert code == 0 and output.rstrip().endswith("2 done") and len(logs) == 2
+    assert "2 members: 2 waiting" in output and "done     x=0.5,ending=  parabola 6.25" in output
+    cores = max(1, len(os.sched_getaffinity(0)) // 2)
+    for member in (m for m in load(workdir).members if m.name in logs):
+        result = json.loads((member.path / "result.json").read_text())
+        assert result["parabola"] == (member.overrides["x"] - 3) ** 2 and result["cores"] in (cores, cores + 1)
+        kept = json.loads((member.path / "config.json").read_text())
+        assert kept == json.loads(config_of(member).to_json()) and kept["nested"]["radii"] == [1.0]
+        assert (member.path / "metrics.jsonl").exists()
+
+
+def test_more_members_finished_ones_left_alone_failures_shown(swept):
+    workdir, _, logs, (code, output) = swept
+    assert code == 1 and output.rstrip().endswith("2 done, 2 failed; the same command tries them again")
+    assert "4 members: 2 waiting, 2 done" in output
+    assert output.count("      ArithmeticError: x = 2.0 was not to be") == 1  # the log's end, in the summary
+    assert "failed   x=2.0,ending=raise  exit status 1" in output
+    assert logs == {name: (workdir / name / "log.txt").read_text() for name in logs}
+    args = (f"--workdir={workdir}", "--config.nested.radii=(1.0,)")
+    code, output = call("--grid=ending='',raise", *args, "--dry_run")
+    assert code is None and output.splitlines()[:2] == ["x=0.5,ending=  (done)", "x=0.5,ending=raise  (failed)"]
+
+
+def test_another_sweep_on_the_folder(swept):
+    workdir = swept[0]
+    code, _ = call("--grid=seed=0:2", f"--workdir={workdir}", "--config.nested.radii=(1.0,)")
+    assert "holds another sweep" in code and "x=0.5,ending=raise: a member -> (absent)" in code
+    code, _ = call("--grid=ending='',raise", f"--workdir={workdir}")
+    assert "base nested.radii: [1.0] -> [4.0, 8.0]" in code
+
+
+def test_a_search_of_real_members(tmp_path):
+    args = ("--noconfig_sweep", "--grid=x=~uniform(0,10)", "--search=optuna", "--minimize=parabola")
+    code, output = call(*args, "--trials=2", f"--workdir={tmp_path}")
+    values = [json.loads((m.path / "result.json").read_text())["parabola"] for m in load(tmp_path).members]
+    assert code == 0 and len(values) == 2 and output.rstrip().endswith("2 done")
+    assert f"parabola {min(values):.6g}\n" in output.split("best: ")[1]
+    code, output = call(*args, "--trials=2", f"--workdir={tmp_path}")
+    assert code == 0 and "running" not in output
+    code, output = call(*args, "--trials=2", "--dry_run", f"--workdir={tmp_path}")
+    assert output == "x: uniform from 0.0 to 10.0\n"
+
+
+def test_sigterm_then_the_same_command(tmp_path):
+    args = ("--noconfig_sweep", "--grid=seed=0", f"--workdir={tmp_path}", "--config.pause=20")
+
+    def send():
+        while not (tmp_path / "seed=0" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    code, output = call(*args)
+    thread.join()
+    assert "asked to stop by SIGTERM" in code and "the same command:\n" in code and "'--grid=seed=0'" not in output
+    assert "--config.pause=20" in code and "stopped  seed=0" in output
+    log = (tmp_path / "seed=0" / "log.txt").read_text()
+    assert "resume with the same command" in log and not (tmp_path / "seed=0" / "error.txt").exists()
+    assert not (tmp_path / "seed=0" / "result.json").exists()
+
+
+def test_two_sweeps_at_once(tmp_path):
+    with folder.locked(tmp_path):
+        code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
+    assert "another sweep is running" in code and not (tmp_path / "sweep.json").exists()
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("launch.files.os.fsync", full)
+    code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
+    assert code == f"{tmp_path}: No space left on device; the same command goes on"
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--grid=seed=0:2;x=2"], "x: swept twice, by sweep() of the config and by --grid"),
+        (["--grid=seed=0:2;y=2"], "--grid, column 10: unknown config key 'y'"),
+        (["--grid=seed=1.5"], "column 6: 1.5 is not an integer"),
+        (["--grid=seed=1", "--config.y=3"], "unknown config key 'y'"),
+        (["--noconfig_sweep"], "nothing is swept: give --grid"),
+        (["--search=optuna", "--trials=3"], "one of --minimize=KEY, --maximize=KEY"),
+        (["--search=optuna", "--minimize=a"], "wants --trials=NUMBER"),
+        (["--search=optuna", "--trials=3", "--minimize=a", "--maximize=b"], "one of --minimize=KEY, --maximize=KEY"),
+        (["--search=optuna", "--trials=3", "--minimize=a", "--executor=vmap"], "use local"),
+        (["--trials=3"], "--trials: belongs to --search=optuna"),
+        (["--slurm=nodes=2"], "--slurm belongs to --executor=slurm"),
+        (["--num_processes=2"], "started by one process"),
+        (["--processes=10000"], "--processes=10000, but there are "),
+    ],
+)
+def test_bad_input(tmp_path, args, message):
+    code, _ = call(*args, f"--workdir={tmp_path / 'folder'}")
+    assert message in str(code)
+    assert not (tmp_path / "folder").exists() or args == ["--processes=10000"]
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return 3", "sweep() gives 3, not a list of flat overrides"),
+        ("return []", "sweep() gives [], not a list"),
+        ("return {'x': [1, 2]}", "sweep() gives ['x'], not a list"),
+        ("return [{'y': 1}]", "sweep(), member 0: unknown config key 'y'"),
+        ("return [{'x': 1}, {'x': 'a'}]", "sweep(), member 1: 'a' is not a finite number"),
+        ("yield {'x': 1}; yield {'x': 1.0}", "same member more than once: x=1.0"),
+    ],
+)
+def test_what_sweep_gives_is_checked(tmp_path, body, message):
+    config = tmp_path / "config.py"
+    config.write_text(f"from tests.launch.sweep_toy import get_config\n\n\ndef sweep():\n    {body}\n")
+    code, _ = call(f"--workdir={tmp_path / 'folder'}", "--dry_run", config=str(config))
+    assert message in code
+
+
+def test_a_config_with_an_argument(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from tests.launch import sweep_toy\n\n\ndef get_config(ending):\n    config = sweep_toy.get_config()\n"
+        "    config.ending = ending\n    return config\n\n\n"
+        "def sweep(ending):\n    return [{'seed': len(ending)}]\n"
+    )
+    code, output = call(f"--workdir={tmp_path / 'folder'}", "--dry_run", config=f"{config}:abc")
+    assert (code, output) == (None, "seed=3\n")
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        argv = ["launch.sweep", f"--config={config}:abc", f"--workdir={tmp_path / 'folder'}"]
+        patch.setattr(sys, "argv", argv)
+        flags.FLAGS(argv)
+        planned, _ = sweep.plan()
+    assert f"--config={config}:abc" in command(planned, planned.members[0])
+    assert config_of(planned.members[0]).ending == "abc"
