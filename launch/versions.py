@@ -1,0 +1,65 @@
+"""What a run was made with: versions, devices, the commit; kept in its versions.json for the report."""
+
+import functools
+import json
+import platform
+import subprocess
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from launch.files import write_atomically
+
+FILE = "versions.json"
+_PACKAGES = ("alignax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_SOURCE = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def collect() -> dict[str, str]:
+    """Name -> version of what runs here, with the devices of all processes; starts JAX's backend."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    devices = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+    found = {"python": platform.python_version()}
+    found |= {name: version for name in _PACKAGES if (version := _version(name))}
+    found |= {"platform": platform.platform(), "devices": devices, "processes": str(jax.process_count())}
+    commit = _commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def record(path: Path) -> None:
+    """Add what runs here to a run directory's versions.json, if the run was made with something else up to now.
+
+    The file is a list of mappings as of `collect`, in the order of use: a resumed run may have several.
+
+    Raises:
+      ValueError: what is there cannot be read.
+    """
+    file = path / FILE
+    try:
+        known = json.loads(file.read_text()) if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it to go on") from error
+    if not known or known[-1] != collect():
+        write_atomically(file, json.dumps([*known, collect()], indent=2) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    """The commit of the source this runs from, with "-dirty" if files were changed since; "" outside a checkout."""
+    if not (_SOURCE / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=_SOURCE, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

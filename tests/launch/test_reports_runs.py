@@ -1,0 +1,173 @@
+"""What the report finds in a folder, and that it touches nothing there."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from launch.reports import runs
+from launch.reports.runs import FAILED, FINISHED, UNFINISHED, WAITING, ReportError
+from launch.sweeps.members import SweepError
+from tests.launch import run_tree
+from tests.launch.run_tree import config, write_run
+
+
+def contents(root):
+    return {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+def test_one_run(tmp_path):
+    """All of its files, exactly; a line that is being written is not read, and null is NaN."""
+    result = {"test/accuracy": 0.5, "test/loss": None}
+    curves = {"train/loss": [2.0, None, 1.0], "val/accuracy": [0.25]}
+    path = write_run(
+        tmp_path / "run",
+        config(seed=3),
+        result,
+        curves=curves,
+        figures=["figures/b.png", "figures/a10.png", "figures/a9.png"],
+        table="| a |\n",
+        versions=[run_tree.VERSIONS],
+    )
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "time": 1, "train/lo')
+    before = contents(path)
+    (study,) = runs.read(path)
+    assert contents(path) == before
+    assert study.members == () and study.experiment == "tests.launch.toy"
+    own = study.own
+    assert own.name == "run" and own.status == FINISHED and own.problems == () and own.last_step == 30
+    assert own.config["seed"] == 3 and own.config["optimizer.milestones"] == ["1500 steps"]
+    assert own.result["test/accuracy"] == 0.5 and math.isnan(own.result["test/loss"])
+    np.testing.assert_array_equal(own.curves["train/loss"].steps, [10, 20, 30])
+    np.testing.assert_array_equal(own.curves["train/loss"].values, [2, np.nan, 1])
+    np.testing.assert_array_equal(own.curves["val/accuracy"].steps, [10])
+    assert own.logged == (run_tree.START, run_tree.START + 2)
+    assert [figure.name for figure in own.figures] == ["a9.png", "a10.png", "b.png"]
+    assert own.table == "| a |\n" and own.versions == (run_tree.VERSIONS,)
+
+
+def test_a_comparison_is_a_run_with_runs_inside(tmp_path):
+    write_run(tmp_path, config(experiment="some.comparison"), {"mean": 1.0})
+    for name in ("b-seed10", "b-seed9", "a-seed0"):
+        write_run(tmp_path / name, config(), {"x": 1.0})
+    (study,) = runs.read(tmp_path)
+    assert study.name == "" and study.experiment == "some.comparison"
+    assert [member.name for member in study.members] == ["a-seed0", "b-seed9", "b-seed10"]
+    assert len(study.all_runs) == 4
+
+
+def test_a_sweep_has_all_its_members_in_its_order(tmp_path):
+    (study,) = runs.read(run_tree.write_sweep(tmp_path / "sweep", weights=(1.0, 0.1), radii=(4.0, 16.0), seeds=(1, 0)))
+    assert study.own is None and study.keys == ("regularizer.cosine_weight", "regularizer.radius", "seed")
+    assert [member.status for member in study.members] == [FINISHED] * 6 + [FAILED, WAITING]
+    last = study.members[-1]  # known from sweep.json alone
+    assert last.config["regularizer.cosine_weight"] == 0.1 and last.config["optimizer.name"] == "adam"
+    assert [member.config["regularizer.radius"] for member in study.members] == [4, 4, 16, 16] * 2
+    assert study.members[6].log == "exit status 1\nstep 2\nTraceback\nboom"
+
+
+def test_a_member_that_failed_before_its_config_was_written(tmp_path):
+    sweep = run_tree.write_sweep(tmp_path / "sweep", weights=(1.0, 0.1), radii=(4.0,), seeds=(0, 1))
+    lost = sweep / "regularizer.cosine_weight=0.1,regularizer.radius=4.0,seed=1"
+    lost.mkdir()
+    (lost / "error.txt").write_text("exit status 1")
+    (study,) = runs.read(sweep)
+    assert study.members[-1].status == FAILED and study.members[-1].log == "exit status 1"
+
+
+def test_a_folder_of_runs_is_split_by_experiment(tmp_path):
+    """Of one kind: side by side. The only one of its kind: by itself. Two comparisons: side by side, and each alone."""
+    for name in ("m1", "m2"):
+        write_run(tmp_path / name, config(), {"x": 1.0})
+    write_run(tmp_path / "deep" / "other", config(experiment="other"), {"x": 1.0})
+    for name in ("c1", "c2"):
+        write_run(tmp_path / name, config(experiment="comparison"), {"mean": 1.0})
+        write_run(tmp_path / name / "inside", config(), {"x": 1.0})
+    write_run(tmp_path / "m1" / "artifacts" / "old", config(), {"x": 1.0})
+    write_run(tmp_path / "m1" / "history" / "1", config(), {"x": 1.0})
+    write_run(tmp_path / ".hidden", config(), {"x": 1.0})
+    (tmp_path / "m1" / "clip").mkdir()
+    (tmp_path / "m1" / "clip" / "config.json").write_text(json.dumps({"model_type": "clip"}))  # no run
+    found = {(s.name, s.experiment): (s.own and s.own.name, [m.name for m in s.members]) for s in runs.read(tmp_path)}
+    assert found == {
+        ("", "comparison"): (None, ["c1", "c2"]),
+        ("", "tests.launch.toy"): (None, ["m1", "m2"]),
+        ("c1", "comparison"): ("c1", ["inside"]),
+        ("c2", "comparison"): ("c2", ["inside"]),
+        ("deep/other", "other"): ("deep/other", []),
+    }
+
+
+def test_stages_belong_to_their_run(tmp_path):
+    """Folders of the same config, or of one without experiment; of two that differ in their digest the whole name."""
+    own = write_run(tmp_path, config(), {"x": 1.0}, curves={"loss": [1.0]})
+    write_run(own / "phi", config(), {"y": 2.0}, curves={"loss": [2.0]})
+    nested = {"duration": "5 steps"}
+    for name in ("pretrain-0123456789ab", "erm-0123456789ab", "erm-ba9876543210"):
+        write_run(own / "stages" / name, nested, curves={"val/accuracy": [3.0]})
+    for name in ("a", "b"):
+        write_run(own / name / "twice", nested, curves={"loss": [6.0]})
+    write_run(own / "stages" / "erm-0123456789ab" / "artifacts" / "old", nested, curves={"loss": [4.0]})
+    write_run(own / "model", nested | {"model_type": "clip"})  # logged nothing
+    (study,) = runs.read(tmp_path)
+    assert study.members == () and study.own.result == {"x": 1.0}
+    assert {name: curve.values.tolist() for name, curve in study.own.curves.items()} == {
+        "loss": [1],
+        "phi/loss": [2],
+        "a/twice/loss": [6],
+        "b/twice/loss": [6],
+        "erm-0123456789ab/val/accuracy": [3],
+        "erm-ba9876543210/val/accuracy": [3],
+        "pretrain/val/accuracy": [3],
+    }
+    write_run(own / "other", config(seed=7), {"x": 1.0}, curves={"loss": [5.0]})
+    (study,) = runs.read(tmp_path)
+    assert [member.name for member in study.members] == ["other"] and "other/loss" not in study.own.curves
+
+
+def test_an_only_comparison_is_shown_once(tmp_path):
+    write_run(tmp_path / "c", config(experiment="comparison"))
+    write_run(tmp_path / "c" / "inside", config(), {"x": 1.0})
+    (study,) = runs.read(tmp_path)
+    assert study.name == "c" and study.own.status == UNFINISHED and len(study.members) == 1
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_read(tmp_path):
+    write_run(tmp_path / "a", config(), {"x": 1.0}, curves={"loss": [1.0, 2.0]})
+    (tmp_path / "a" / "result.json").write_text('{"x": 1.0, "y": "fast", "z": tru')
+    broken = write_run(tmp_path / "b", config(), {"x": 1.0, "y": "fast"}, curves={"loss": [1.0, 2.0]})
+    with open(broken / "metrics.jsonl", "a") as file:
+        file.write('[1]\n{"step": 30, "time": 3, "loss": 3.0}\n')
+    write_run(tmp_path / "c", config(), {"x": 1.0}, versions=[run_tree.VERSIONS])
+    (tmp_path / "c" / "config.json").write_text("{")
+    (tmp_path / "c" / "versions.json").write_text("{}")
+    studies = runs.read(tmp_path)
+    found = {run.name: run for study in studies for run in study.all_runs}
+    assert found["a"].result == {} and found["a"].status == FINISHED
+    assert found["b"].result == {"x": 1.0} and found["b"].curves["loss"].values.tolist() == [1, 2, 3]
+    said = {name: " ".join(run.problems) for name, run in found.items()}
+    assert "a/result.json cannot be read" in said["a"]
+    assert "b/result.json: not a number: y" in said["b"] and "b/metrics.jsonl, line 3" in said["b"]
+    assert "c/config.json cannot be read" in said["c"] and "versions.json does not hold a JSON list" in said["c"]
+
+
+def test_nothing_to_report_on(tmp_path):
+    with pytest.raises(ReportError, match=r"no run in .*: looked for folders with a config.json"):
+        runs.read(tmp_path)
+    with pytest.raises(ReportError, match="is no folder"):
+        runs.read(tmp_path / "missing")
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(SweepError, match="damaged"):
+        runs.read(tmp_path)
+
+
+def test_members_outside_the_sweep_folder_are_refused(tmp_path):
+    sweep = run_tree.write_sweep(tmp_path / "sweep", weights=(1.0,), radii=(4.0,), seeds=(0, 1))
+    content = json.loads((sweep / "sweep.json").read_text())
+    content["members"][0]["name"] = os.path.join("..", "secrets")
+    (sweep / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(ReportError, match=r"not '\.\./secrets'"):
+        runs.read(sweep)
