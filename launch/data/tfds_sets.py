@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,7 +19,13 @@ from launch.data import images
 from launch.data.folder import class_list
 from launch.data.splits import Arrays, Rows
 
-VERSIONS = {"cifar10": "3.0.2", "fashion_mnist": "3.0.1", "imagenet2012": "5.1.0"}
+VERSIONS = {
+    "celeb_a": "2.1.0",
+    "cifar10": "3.0.2",
+    "coco_captions/2014": "1.1.0",
+    "fashion_mnist": "3.0.1",
+    "imagenet2012": "5.1.0",
+}
 _CHUNK = 256  # records a thread reads at once
 
 log = logging.getLogger(__name__)
@@ -107,6 +114,20 @@ def load_imagenet100(path: str = "") -> tuple[tuple, tuple, tuple[str, ...], str
             raise ValueError(f"none of the 100 classes is in split {split!r} in {directory}")
         parts.append((Rows(records, rows), labels[rows]))
     return parts[0], parts[1], wanted, f"ImageNet-100 (TFDS imagenet2012) from {directory}"
+
+
+def scan(records: Records, pick: Callable[[dict], Any], *, rows: Sequence[int] | None = None) -> list[Any]:
+    """What `pick(record)` gives of every record, or of `rows`, in order; images are not decoded.
+
+    Raises:
+      ValueError: a record that cannot be read.
+    """
+    rows = range(len(records)) if rows is None else [int(row) for row in rows]
+    where = f"{records.split} split in {records.directory}"
+    chunks = [list(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
+    with ThreadPoolExecutor(images.decoding_threads()) as pool:
+        found = pool.map(lambda chunk: [pick(record) for record in _read(records._source, chunk, where)], chunks)
+        return [value for values in found for value in values]
 
 
 def prepared(name: str, path: str = "") -> Path:

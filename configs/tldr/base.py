@@ -1,0 +1,139 @@
+"""What every tldr config has in common; the files beside this one set what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """All fields; the text stage's as in Park et al. (WACV 2025), ERM's as in Kirichenko et al. (ICLR 2023)."""
+    config = ConfigDict()
+    config.experiment = "tldr_jax.experiment"
+    config.seed = 0  # of ERM: its fresh layers, order and crops
+
+    config.data = data = ConfigDict()
+    data.name = "waterbirds"  # celeba, celeba_tfds, scenes, spuco_animals, waterbirds
+    data.path = ""  # the data set's folder; for celeba_tfds TFDS' ("" is the usual place)
+    data.image_size = 224
+    data.train_examples = 0  # a seeded subset; 0: all of them
+    data.val_examples = 0
+    data.test_examples = 0
+    data.seed = 0  # of subsets, and of Scenes
+    data.correlation = 0.95  # scenes: the share of training images whose background gives the class away
+    data.flip = True
+    data.crop_padding = 0  # images in memory: random crop after so many pixels of zeros on each side
+    data.workers = 0  # Grain worker processes of streamed images; 0: threads
+
+    config.backbone = backbone = ConfigDict()
+    backbone.name = "resnet50"  # resnet50, vit_b16, small_cnn
+    backbone.mean = ()  # per channel in [0, 1]; (): ImageNet's
+    backbone.std = ()
+
+    config.pretrain = pretrain = ConfigDict()  # scenes: attribute prediction in place of ImageNet weights
+    pretrain.duration = "0 steps"
+    pretrain.examples = 24_000
+    pretrain.seed = 0
+    pretrain.batch_size = 128
+    pretrain.optimizer = optimizer()
+    pretrain.log_every = 100  # steps
+    pretrain.eval_every = "0 steps"
+    pretrain.checkpoint_every = "0 steps"  # at the end only
+
+    config.erm = erm = ConfigDict()
+    erm.init_from = ""  # torchvision's or timm's weights, .safetensors; "": random, or pretrained on Scenes
+    erm.keep_head = False  # take the file's head too: with duration="0 steps", a classifier that is trained already
+    erm.held_out = 0.0  # a share of the training images that ERM does not see, for AFR
+    erm.duration = "100 epochs"
+    erm.batch_size = 32
+    erm.optimizer = optimizer()
+    erm.select = "last"  # or best_accuracy, best_wga: by validation
+    erm.log_every = 50
+    erm.eval_every = "1 epoch"
+    erm.checkpoint_every = "1 epoch"
+
+    config.sharding = ConfigDict()
+    config.sharding.mode = "jit"  # jit: one global batch; pmap: batch norm per device
+
+    config.clip = clip = ConfigDict()
+    clip.source = "openai/clip-vit-base-patch32"  # a folder, a hub name, or "embedded:scenes"
+    clip.batch_size = 256
+
+    config.gap = gap = ConfigDict()  # the modality gap: CLIP(image) - CLIP(caption) over image-caption pairs
+    gap.source = "coco"  # coco (annotations and images), coco_tfds, scenes, none
+    gap.path = ""  # coco: the annotations' JSON file; coco_tfds: TFDS' folder
+    gap.images = ""  # coco: the folder of images
+    gap.split = "val"  # coco_tfds: train, val, test, restval
+    gap.pairs = 1000
+    gap.seed = 0
+
+    config.projector = projector = ConfigDict()
+    projector.kind = "linear"  # or mlp: an ablation, trained by gradient
+    projector.ridge = 50.0
+    projector.gap_rows = 1  # the pairs' differences averaged to so many rows; 0: no constraint
+    projector.mlp = mlp = ConfigDict()
+    mlp.hidden = 1024
+    mlp.learning_rate = 1e-3
+    mlp.weight_decay = 1e-4
+    mlp.batch_size = 128
+    mlp.steps = 3000
+    mlp.seed = 0
+
+    config.words = words = ConfigDict()
+    words.source = ""  # a list that comes with the package, or a JSON file; "": the data set's
+    words.clip_filter = True
+    words.classifier_filter = True
+    words.junk = 0.0  # a share of every list that is words which do not belong there
+    words.junk_seed = 0
+
+    config.text = ConfigDict()
+    config.text.templates = "imagenet"  # imagenet, photo, scenes
+
+    config.retrain = retrain = ConfigDict()
+    retrain.duration = "1 epoch"  # over the group-balanced pairs of words
+    retrain.batch_size = 128
+    retrain.evaluations = 10  # heads along the way that are validated
+    retrain.seed = 0
+    retrain.learning_rate = 1e-4
+    retrain.weight_decay = 1e-4
+    retrain.grid = grid = ConfigDict()  # more than one of each: all combinations as one program, chosen on validation
+    grid.learning_rate = ()
+    grid.weight_decay = ()
+    grid.ridge = ()
+    grid.gap_rows = ()
+    grid.seed = ()
+
+    config.dfr = dfr = ConfigDict()  # Kirichenko et al. 2023, on validation images
+    dfr.penalties = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # C, chosen on half of them
+    dfr.draws = 20
+    dfr.tuning_draws = 1
+    dfr.seed = 0
+    config.class_balanced = ConfigDict(dict(dfr))  # the same without group labels
+    config.afr = afr = ConfigDict()  # Qiu et al. 2023, on the training images that erm.held_out keeps, else on all
+    afr.gammas = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+    afr.ridges = (0.0, 0.1, 0.2, 0.3, 0.4)
+    afr.learning_rate = 1e-2
+    afr.steps = 500
+    afr.evaluations = 10
+
+    config.baselines = ("erm", "zero_shot", "class_balanced", "afr", "dfr")
+    config.ablations = ("no_gap", "no_clip_filter", "no_classifier_filter", "no_filters", "mlp_projector")
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 256
+    return config
+
+
+def optimizer() -> ConfigDict:
+    """SGD as in Kirichenko et al. 2023 on Waterbirds."""
+    found = ConfigDict()
+    found.name = "sgd"
+    found.learning_rate = 1e-3
+    found.weight_decay = 1e-3
+    found.momentum = 0.9
+    found.clip_norm = 0.0
+    found.b1 = 0.9
+    found.b2 = 0.999
+    found.eps = 1e-8
+    found.schedule = schedule = ConfigDict()
+    schedule.name = "constant"
+    schedule.warmup = "0 steps"
+    schedule.final = 0.0
+    return found

@@ -1,0 +1,21 @@
+"""SpuCoAnimals: birds on land or water and dogs indoors or outdoors, ResNet-50 with ImageNet weights, CLIP ViT-B/32.
+
+    python -m launch.train --config=configs/tldr/spuco_animals_resnet50.py --workdir=runs/spuco_animals_resnet50 \\
+        --config.data.path=DIR --config.erm.init_from=resnet50.safetensors \\
+        --config.gap.path=DIR/annotations/captions_val2017.json --config.gap.images=DIR/val2017
+
+Data: DIR/spuco_birds and DIR/spuco_dogs as the spuco package unpacks them; the words of the birds' backgrounds go with
+birds only, those of the dogs' with dogs. Weights and captions as in waterbirds_resnet50.py. ERM: 42,000 images, 100
+epochs, batch 128, weight decay 1e-4.
+"""
+
+from configs.tldr import base
+
+
+def get_config():
+    config = base.get_config()
+    config.data.name = "spuco_animals"
+    config.data.workers = 8
+    config.erm.batch_size = 128
+    config.erm.optimizer.weight_decay = 1e-4
+    return config

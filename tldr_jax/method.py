@@ -1,0 +1,256 @@
+"""Text-based last-layer retraining on the cached embeddings: gap, projector, words, head (Park et al., WACV 2025).
+
+Every step is a function of the config, and what it makes is kept in the run directory under the key of `stages`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from launch import duration
+from launch.run import Run
+from tldr_jax import (
+    backbones,
+    draws,
+    filters,
+    gap,
+    heads,
+    metrics,
+    mlp_projector,
+    projector,
+    retrain,
+    stages,
+    templates,
+    text,
+    words,
+)
+from tldr_jax.heads import Head
+from tldr_jax.inputs import Inputs
+from tldr_jax.text import TextSet
+from tldr_jax.words import WordSet
+
+KINDS = ("linear", "mlp")
+SELECTIONS = ("by_wga", "by_class_balanced")
+_CHUNK = 8192  # images in one shard of the moments
+_FILES = {"celeba_tfds": "celeba"}  # the word list of a data set, where it has another name
+
+Setting = tuple[float, int]  # ridge, gap rows
+
+
+def check(config) -> None:
+    """Refuse, before training, what could only fail after it.
+
+    Raises:
+      ValueError, FileNotFoundError: unknown names, or word lists that are not there.
+    """
+    if config.projector.kind not in KINDS:
+        raise ValueError(f"no projector.kind={config.projector.kind!r}; there are {', '.join(KINDS)}")
+    if config.projector.kind == "mlp" and config.retrain.grid.ridge:
+        raise ValueError(f"retrain.grid.ridge={config.retrain.grid.ridge}: an mlp projector has no ridge, set ()")
+    if config.gap.source not in gap.SOURCES:
+        raise ValueError(f"no gap.source={config.gap.source!r}; there are {', '.join(gap.SOURCES)}")
+    if config.gap.source == "none" and any(rows for _, rows in settings(config)):
+        raise ValueError("gap.source='none' leaves the projector unconstrained: set projector.gap_rows=0 too")
+    templates.get(config.text.templates)
+    duration.to_steps(config.retrain.duration, examples=1, batch_size=1)
+    if config.retrain.evaluations < 1:
+        raise ValueError(f"retrain.evaluations={config.retrain.evaluations}: at least 1")
+    words.load(config.words.source or _FILES.get(config.data.name, config.data.name))
+
+
+def settings(config) -> list[Setting]:
+    """(ridge, gap rows) of every projector that heads are trained on."""
+    grid = config.retrain.grid
+    return list(
+        itertools.product(
+            grid.ridge or (config.projector.ridge,),
+            grid.gap_rows or (config.projector.gap_rows,),
+        )
+    )
+
+
+# -- the projector ----------------------------------------------------------------------------
+
+
+def gap_rows(config, run: Run, inputs: Inputs, count: int) -> np.ndarray | None:
+    """The modality gap in `count` rows, (count, d); None for 0, without a look at any pair."""
+    if count == 0:
+        return None
+
+    def make():
+        found = gap.pairs(config.gap)
+        return {"differences": gap.differences(inputs.clip, found, batch_size=config.clip.batch_size)}
+
+    return gap.rows(stages.keep(run, config, "gap", make)["differences"], count)
+
+
+def projectors(config, run: Run, inputs: Inputs, wanted: Sequence[Setting]) -> list[Any]:
+    """A projector for every (ridge, gap rows), fitted on the training images."""
+    relu = backbones.kind(config.backbone.name).relu
+    gaps = {rows: gap_rows(config, run, inputs, rows) for rows in {rows for _, rows in wanted}}
+    x, y = inputs.images["train"], inputs.features["train"]
+    if config.projector.kind == "mlp":
+        return [mlp_projector.fit(np.asarray(x), np.asarray(y), gaps[rows], relu=relu, **config.projector.mlp)
+                for _, rows in wanted]  # fmt: skip
+
+    def make():
+        shards = ((x[start : start + _CHUNK], y[start : start + _CHUNK]) for start in range(0, len(x), _CHUNK))
+        return dataclasses.asdict(projector.moments_of(shards))
+
+    sums = stages.keep(run, config, "moments", make)
+    moments = projector.Moments(**(sums | {"count": int(sums["count"])}))
+    return [projector.solve(moments, gaps[rows], ridge=ridge, relu=relu) for ridge, rows in wanted]
+
+
+# -- the words --------------------------------------------------------------------------------
+
+
+def word_lists(config, data) -> WordSet:
+    """The words of the config, for the classes and spurious values of the data, in their order.
+
+    Raises:
+      ValueError: lists for other classes, other values or other pairs of them.
+    """
+    name = config.words.source or _FILES.get(config.data.name, config.data.name)
+    found = words.load(name)
+    for what, own, wanted in (("classes", found.classes, data.classes), ("values", found.values, data.spurious)):
+        if tuple(own) != tuple(wanted):
+            raise ValueError(
+                f"words.source={name!r} has the {what} {', '.join(own)}; those of {config.data.name} are, in this "
+                f"order, {', '.join(wanted)}"
+            )
+    if not np.array_equal(found.allowed, data.allowed):
+        raise ValueError(f"words.source={name!r} combines other pairs than {config.data.name} has")
+    if config.words.junk:
+        found = words.with_junk(found, config.words.junk, seed=config.words.junk_seed)
+    return found
+
+
+def text_set(config, run: Run, inputs: Inputs, mapping) -> TextSet:
+    """The words that the filters keep, under every template, embedded.
+
+    Args:
+      config: of the run.
+      run: keeps the words that stayed and why others did not (words-….json), and the embeddings.
+      inputs: the data, the CLIP and the head.
+      mapping: the projector of the classifier filter.
+
+    Raises:
+      filters.EmptyWordListError: a filter leaves a list without words.
+    """
+    found, own = word_lists(config, inputs.data), templates.get(config.text.templates)
+    options = dict(cache=run.path / "artifacts" / "texts", progress=False)
+
+    def logits(embeddings: np.ndarray) -> np.ndarray:
+        return np.asarray(heads.logits(inputs.head, projector.apply(mapping, embeddings)))
+
+    def make():
+        kept, report = filters.apply(
+            inputs.clip,
+            found,
+            own,
+            logits=logits,
+            clip_target=config.words.clip_filter,
+            clip_spurious=config.words.clip_filter,
+            classifier=config.words.classifier_filter,
+            **options,
+        )
+        logging.info("%s", report)
+        return {"target": kept.target, "spurious": kept.spurious, "report": report.to_json()}
+
+    kept = stages.keep(run, config, "words", make, suffix=".json")
+    lists = {part: {name: tuple(own) for name, own in kept[part].items()} for part in words.PARTS}
+    return text.embed(inputs.clip, dataclasses.replace(found, **lists), own, **options)
+
+
+# -- the head ---------------------------------------------------------------------------------
+
+
+def retrained(config, run: Run, inputs: Inputs) -> dict[str, np.ndarray]:
+    """The text-trained heads of the grid and the two that validation images choose; kept in the run directory.
+
+    Returns:
+      `by_wga/kernel`, `by_wga/bias`, `by_class_balanced/…`: the chosen heads. Of all k members at e points: `ridge`,
+      `gap_rows`, `learning_rate`, `weight_decay`, `seed` (k,), `steps` (e,), `loss`, `val/wga`, `val/class_balanced`,
+      `test/wga` (k, e).
+    """
+
+    def make():
+        wanted = settings(config)
+        base = (config.projector.ridge, config.projector.gap_rows)
+        first, *mappings = projectors(config, run, inputs, [base, *wanted])
+        return _train(config, inputs, text_set(config, run, inputs, first), mappings, wanted)
+
+    return stages.keep(run, config, "retrain", make)
+
+
+def _train(
+    config, inputs: Inputs, found: TextSet, mappings: Sequence, wanted: Sequence[Setting]
+) -> dict[str, np.ndarray]:
+    options = config.retrain
+    examples = draws.plan(found).epoch
+    steps = duration.to_steps(options.duration, examples=examples, batch_size=options.batch_size)
+    members = retrain.grid(
+        learning_rates=options.grid.learning_rate or (options.learning_rate,),
+        weight_decays=options.grid.weight_decay or (options.weight_decay,),
+        seeds=options.grid.seed or (options.seed,),
+        projectors=range(len(mappings)),
+    )
+    trained = retrain.sweep(
+        found,
+        projector.stack(mappings),
+        members,
+        batch_size=options.batch_size,
+        steps=steps,
+        evaluations=min(options.evaluations, steps),
+    )
+    data, names = inputs.data, inputs.names
+    chosen = retrain.select(
+        trained.heads, inputs.features["val"], *inputs.labels("val"), allowed=data.allowed, names=names
+    )
+    on_test = heads.predictions(trained.heads, inputs.features["test"])
+    of_groups = metrics.group_accuracies(on_test, *inputs.labels("test"), data.allowed, names=names)
+    return {
+        **{f"{name}/{leaf}": getattr(getattr(chosen, name).head, leaf) for name in SELECTIONS for leaf in Head._fields},
+        "ridge": np.array([wanted[i][0] for i in members.projector]),
+        "gap_rows": np.array([wanted[i][1] for i in members.projector]),
+        "learning_rate": members.learning_rate,
+        "weight_decay": members.weight_decay,
+        "seed": members.seed,
+        "steps": trained.steps,
+        "loss": trained.loss,
+        "val/wga": chosen.wga,
+        "val/class_balanced": chosen.class_balanced,
+        "test/wga": metrics.worst_group(of_groups),
+    }
+
+
+def run_method(config, run: Run, inputs: Inputs) -> dict[str, dict[str, float]]:
+    """What the chosen heads are worth on the test images: `by_wga` and `by_class_balanced` -> `metrics.summary`."""
+    found = retrained(config, run, inputs)
+    return {name: inputs.test(Head(found[f"{name}/kernel"], found[f"{name}/bias"])) for name in SELECTIONS}
+
+
+def diagnose(config, run: Run, inputs: Inputs) -> dict[str, float]:
+    """`projector.diagnostics` of the config's projector on the validation images, and the words that are kept."""
+    setting = (config.projector.ridge, config.projector.gap_rows)
+    (mapping,) = projectors(config, run, inputs, [setting])
+    found = projector.diagnostics(
+        mapping,
+        gap_rows(config, run, inputs, setting[1]),
+        image_embeddings=inputs.images["val"],
+        features=inputs.features["val"],
+        labels=inputs.labels("val")[0],
+        head=inputs.head,
+    )
+    return dict(found) | word_counts(text_set(config, run, inputs, mapping), inputs.names)
+
+
+def word_counts(found: TextSet, names: metrics.Names) -> Mapping[str, float]:
+    """How many words each list has."""
+    pairs = ((names[0], found.target_class), (names[1], found.spurious_value))
+    return {f"words/{name}": float(np.sum(np.asarray(of) == i)) for own, of in pairs for i, name in enumerate(own)}

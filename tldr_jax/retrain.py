@@ -1,0 +1,356 @@
+"""A new linear head trained on projected text, and whole sweeps of them as one program (Park et al., WACV 2025).
+
+A step draws group-balanced pairs of words, averages the two embeddings of a pair, projects the mean and takes a step
+of AdamW under a cosine schedule on the head's cross-entropy. All steps are one compiled loop. The members of a sweep
+differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows); members that share a seed
+and a projector see the same batches, which are then projected once for all of them, and those that share a projector
+are projected in one product.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from launch import keys, optim
+from tldr_jax import draws, heads, metrics
+from tldr_jax.heads import Head
+from tldr_jax.projector import Projector, stack
+from tldr_jax.text import TextSet
+
+
+class Members(NamedTuple):
+    """What the k members of a sweep differ in, arrays (k,).
+
+    Attributes:
+      learning_rate, weight_decay: AdamW's.
+      seed: of the draws of words and templates, and of the initial head.
+      projector: which of the stacked projectors.
+    """
+
+    learning_rate: np.ndarray
+    weight_decay: np.ndarray
+    seed: np.ndarray
+    projector: np.ndarray
+
+
+class Trained(NamedTuple):
+    """Heads of a sweep at its evaluation points.
+
+    Attributes:
+      heads: kernel (k, e, f, C) and bias (k, e, C), float32.
+      loss: (k, e), mean training loss of the steps that lead up to each point.
+      steps: (e,), how many steps each point comes after; the last is the end.
+    """
+
+    heads: Head
+    loss: np.ndarray
+    steps: np.ndarray
+
+
+class Choice(NamedTuple):
+    """A head picked out of a sweep: which member, which evaluation point, its validation score."""
+
+    member: int
+    evaluation: int
+    score: float
+    head: Head
+
+
+class Selection(NamedTuple):
+    """Validation scores of all heads (k, e), and the best head by each; of equals the first."""
+
+    wga: np.ndarray
+    class_balanced: np.ndarray
+    by_wga: Choice
+    by_class_balanced: Choice
+
+
+class _Layout(NamedTuple):
+    """Members as a dense grid (projectors p, seeds s, members m), gaps filled with copies.
+
+    Attributes:
+      member: int (p, s, m), the member at each place.
+      place: int (k,), a place of each member, in the flat grid.
+      axis: of the grid, its length a multiple of the number of devices: it is divided among them.
+    """
+
+    member: np.ndarray
+    place: np.ndarray
+    axis: int
+
+    def sharding(self, devices: Sequence[jax.Device], dimensions: int) -> NamedSharding:
+        """Of an array that begins with so many dimensions of the grid."""
+        mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
+        spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
+        return NamedSharding(mesh, P(*spec))
+
+
+def grid(
+    *,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    projectors: Sequence[int] = (0,),
+) -> Members:
+    """Every combination, the last-named setting slowest, the learning rate fastest.
+
+    Raises:
+      ValueError: a setting without values.
+    """
+    axes = {"projectors": projectors, "seeds": seeds, "weight_decays": weight_decays, "learning_rates": learning_rates}
+    if empty := [name for name, values in axes.items() if not len(values)]:
+        raise ValueError(f"a sweep needs at least one value in {', '.join(empty)}")
+    projector, seed, decay, rate = zip(*itertools.product(*axes.values()), strict=True)
+    return Members(np.array(rate, np.float32), np.array(decay, np.float32), np.array(seed), np.array(projector))
+
+
+def train(
+    text_set: TextSet,
+    projector: Projector,
+    *,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+    batch_size: int = 128,
+    epochs: float | None = None,
+    steps: int | None = None,
+    evaluations: int = 1,
+) -> Trained:
+    """One head; see `sweep`. The results have no member axis: heads (e, f, C), loss (e,)."""
+    members = grid(learning_rates=[learning_rate], weight_decays=[weight_decay], seeds=[seed])
+    found = sweep(
+        text_set,
+        stack([projector]),
+        members,
+        batch_size=batch_size,
+        epochs=epochs,
+        steps=steps,
+        evaluations=evaluations,
+    )
+    return Trained(Head(*(a[0] for a in found.heads)), found.loss[0], found.steps)
+
+
+def sweep(
+    text_set: TextSet,
+    projectors: Projector,
+    members: Members,
+    *,
+    batch_size: int = 128,
+    epochs: float | None = None,
+    steps: int | None = None,
+    evaluations: int = 1,
+    tables: bool | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Trains a head for every member, all in one compiled program.
+
+    Args:
+      text_set: the words' embeddings.
+      projectors: stacked (`projector.stack`), a leading axis p in every array; other projectors than the linear one
+        (`mlp_projector`) are taken too.
+      members: see `grid`. Fastest where every projector is used with equally many seeds and every such pair with
+        equally many optimiser settings; else gaps are filled with work that is thrown away.
+      batch_size: text examples a step.
+      epochs, steps: how long, in passes over the balanced pairs (`draws`) or in steps; one epoch if neither is given.
+      evaluations: e, at how many points, evenly spaced, the heads are kept.
+      tables: True projects every (word, template) once, before training, and gathers f-wide rows in each step; False
+        projects each batch. None takes the cheaper by the number of rows, as long as the tables stay below 512 MB.
+      devices: the members are divided among them, by projector, seed or setting, whichever divides evenly; by default
+        all of this process.
+
+    Raises:
+      ValueError: embeddings of another width than the projector's, members of unequal number or out of range, both
+        epochs and steps, fewer steps than evaluations, and what `draws.plan` raises.
+    """
+    plan = draws.plan(text_set)
+    devices = jax.local_devices() if devices is None else devices
+    places = _arranged(members, len(jax.tree.leaves(projectors)[0]), len(devices))
+    count = _steps(plan, batch_size, epochs, steps, evaluations)
+    affine = isinstance(projectors, Projector)
+    if affine and projectors.weight.shape[-2] != np.shape(text_set.target)[-1]:
+        raise ValueError(
+            f"the projectors take embeddings of width {projectors.weight.shape[-2]}, "
+            f"the words' have {np.shape(text_set.target)[-1]}"
+        )
+    if tables is None:
+        tables = affine and _tables_pay(text_set, projectors, places, count * batch_size)
+    elif tables and not affine:
+        raise ValueError("only an affine projector commutes with the mean of two words: tables=True needs a Projector")
+    ends = np.ceil(np.linspace(0, count, evaluations + 1)[1:] - 1e-9).astype(np.int32)
+    arranged = jax.tree.map(lambda a: np.asarray(a)[places.member], members)
+    used = np.unique(members.projector)
+    put = lambda a, dimensions: jax.device_put(np.asarray(a, np.float32), places.sharding(devices, dimensions))
+    projectors = jax.tree.map(lambda a: put(np.asarray(a)[used], 1), projectors)
+    words = (put(text_set.target, 0), put(text_set.spurious, 0))
+    if tables:
+        words = tuple(map(functools.partial(_project_table, projectors), words))
+    settings = (put(arranged.learning_rate, 3), put(arranged.weight_decay, 3))
+    seeds = jax.device_put(arranged.seed[:, :, 0].astype(np.int32), places.sharding(devices, 2))
+    sharding = places.sharding(devices, 3)
+    found, loss = _train(plan, words, projectors, seeds, settings, ends, batch_size, count, tables, sharding)
+    pick = lambda a: np.moveaxis(np.asarray(a), 0, 3).reshape(-1, len(ends), *a.shape[4:])[places.place]
+    return Trained(Head(pick(found.kernel), pick(found.bias)), pick(loss), ends)
+
+
+def select(
+    trained: Head,
+    features: ArrayLike,
+    labels: ArrayLike,
+    spurious: ArrayLike,
+    *,
+    allowed: ArrayLike,
+    names: metrics.Names | None = None,
+) -> Selection:
+    """Scores every head of a sweep on validation images and picks the best by both criteria.
+
+    Args:
+      trained: `Trained.heads`, leading axes (k, e).
+      features, labels, spurious: (n, f), (n,) and (n,).
+      allowed, names: see `metrics.group_counts`.
+
+    Raises:
+      ValueError: see `metrics.group_accuracies` and `heads.predictions`.
+    """
+    allowed = np.asarray(allowed, bool)
+    predicted = heads.predictions(trained, features)
+    wga = metrics.worst_group(metrics.group_accuracies(predicted, labels, spurious, allowed, names=names))
+    balanced = metrics.class_balanced(predicted, labels, names[0] if names else len(allowed))
+
+    def best(scores: np.ndarray) -> Choice:
+        index = np.unravel_index(np.argmax(scores), scores.shape)
+        head = Head(*(np.asarray(a)[index] for a in trained))
+        return Choice(int(index[0]), int(index[1]), float(scores[index]), head)
+
+    return Selection(wga, balanced, best(wga), best(balanced))
+
+
+def features(text_set: TextSet, projector, draw: draws.Draw) -> jax.Array:
+    """Features (b, f) of a batch of text examples: the projected mean of each pair's two embeddings."""
+    return _projected((text_set.target, text_set.spurious), projector, draw, tables=False)
+
+
+def _projected(words, projector, draw: draws.Draw, tables: bool) -> jax.Array:
+    target = jnp.asarray(words[0])[draw.target, draw.target_template]
+    mean = (target + jnp.asarray(words[1])[draw.spurious, draw.spurious_template]) / 2
+    return projector.activate(mean) if tables else projector(mean)
+
+
+@jax.jit
+def _project_table(projectors: Projector, table: jax.Array) -> jax.Array:
+    """(W, T, d) -> (p, W, T, f), the ReLU left out: it follows the mean."""
+    return jax.vmap(Projector.affine, (0, None))(projectors, table)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "steps", "tables", "sharding"))
+def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, steps: int, tables: bool, sharding):
+    """Heads (e, p, s, m, …) and losses (e, p, s, m)."""
+    classes = len(plan.target.count)
+
+    def per_seed(function, words_axis):
+        """Maps over projectors, then seeds: the projector is an operand of all its seeds, not copied for each."""
+        inner = jax.vmap(function, (None, None, 0))
+        return jax.vmap(inner, (words_axis, 0, 0))
+
+    def batch(words, projector, secrets, step):
+        draw = draws.draw(plan, secrets, step, batch_size)
+        return _projected(words, projector, draw, tables), draw.label
+
+    def update(head, state, rate, decay, x, y):
+        def loss_of(head):
+            return optax.softmax_cross_entropy_with_integer_labels(heads.logits(head, x), y).mean()
+
+        loss, gradient = jax.value_and_grad(loss_of)(head)
+        updates, state = optimizer(rate, decay, steps).update(gradient, state, head)
+        return optax.apply_updates(head, updates), state, loss
+
+    def step(number, carry):
+        head, state, total = carry
+        of_step = functools.partial(batch, step=number)
+        x, y = per_seed(of_step, 0 if tables else None)(words, projectors, secrets)
+        over_members = jax.vmap(update, (0, 0, 0, 0, None, None))
+        head, state, loss = jax.vmap(jax.vmap(over_members))(head, state, *settings, x, y)
+        return head, state, total + loss
+
+    def segment(carry, bounds):
+        start, end = bounds
+        head, state, total = jax.lax.fori_loop(start, end, step, (*carry, jnp.zeros(settings[0].shape)))
+        return (head, state), (head, total / (end - start))
+
+    secrets = jax.vmap(jax.vmap(draws.secrets))(seeds)
+    of_step = per_seed(functools.partial(batch, step=0), 0 if tables else None)
+    width = jax.eval_shape(of_step, words, projectors, secrets)
+    create = lambda seed: heads.init(keys.stream(seed, "head"), width[0].shape[-1], classes)
+    start = jax.vmap(jax.vmap(create))(seeds)
+    members = settings[0].shape[2]
+    start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], members, 2), start)
+    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, *settings)
+    start, state = jax.lax.with_sharding_constraint((start, state), sharding)
+    bounds = (jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]), jnp.asarray(ends))
+    return jax.lax.scan(segment, (start, state), bounds)[1]
+
+
+def optimizer(learning_rate, weight_decay, steps: int) -> optax.GradientTransformation:
+    """AdamW with a cosine schedule down to 0 after `steps`, with PyTorch's conventions; numbers may be traced."""
+    config = dict(name="adamw", learning_rate=learning_rate, weight_decay=weight_decay, schedule=dict(name="cosine"))
+    return optim.create(config, total_steps=steps, to_steps=lambda _: 0)[0]
+
+
+def _steps(plan: draws.Plan, batch_size: int, epochs: float | None, steps: int | None, evaluations: int) -> int:
+    if epochs is not None and steps is not None:
+        raise ValueError(f"give epochs or steps, not both (got epochs={epochs}, steps={steps})")
+    if batch_size < 1 or evaluations < 1:
+        raise ValueError(f"batch_size={batch_size} and evaluations={evaluations} must be at least 1")
+    if steps is None:
+        steps = math.ceil((1 if epochs is None else epochs) * plan.epoch / batch_size)
+    if steps < evaluations:
+        raise ValueError(f"{steps} steps cannot be evaluated at {evaluations} points: train longer, or at fewer points")
+    if steps * batch_size >= 2**31:
+        raise ValueError(f"{steps} steps of {batch_size} examples are beyond 32-bit counting; train for fewer")
+    return steps
+
+
+def _arranged(members: Members, projectors: int, devices: int) -> _Layout:
+    """The members as a dense grid (p, s, m): by projector, then seed; shorter rows repeat their first entry."""
+    shapes = {np.shape(a) for a in members}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
+        raise ValueError(f"members must be arrays of one length (k,), got {[np.shape(a) for a in members]}")
+    for name in ("learning_rate", "weight_decay"):
+        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
+            raise ValueError(f"{name} must be finite and at least 0, got {values}")
+    if (chosen := np.asarray(members.projector)).min() < 0 or chosen.max() >= projectors:
+        raise ValueError(f"members use projectors {np.unique(chosen)}, but {projectors} are stacked (from 0)")
+    by_projector: dict[int, dict[int, list[int]]] = {}
+    for member, (projector, seed) in enumerate(zip(chosen, np.asarray(members.seed), strict=True)):
+        by_projector.setdefault(int(projector), {}).setdefault(int(seed), []).append(member)
+    columns = max(map(len, by_projector.values()))
+    depth = max(len(own) for seeds in by_projector.values() for own in seeds.values())
+    sizes = (len(by_projector), columns, depth)
+    axis = next((axis for axis, length in enumerate(sizes) if length % devices == 0), 2)
+    if axis == 2:
+        depth = -(-depth // devices) * devices
+    grid, place = [], np.zeros(len(chosen), np.int64)
+    for p, projector in enumerate(sorted(by_projector)):
+        rows = list(by_projector[projector].values())
+        for s, own in enumerate(rows):
+            place[own] = (p * columns + s) * depth + np.arange(len(own))
+        rows = [own + own[:1] * (depth - len(own)) for own in rows]
+        grid.append(rows + rows[:1] * (columns - len(rows)))
+    return _Layout(np.array(grid), place, axis)
+
+
+def _tables_pay(text_set: TextSet, projectors: Projector, places: _Layout, examples: int) -> bool:
+    """Whether projecting all rows once is less work than projecting every batch, and fits."""
+    rows = sum(math.prod(np.shape(table)[:2]) for table in (text_set.target, text_set.spurious))
+    used, seeds = places.member.shape[:2]
+    small = 4 * used * rows * projectors.weight.shape[-1] <= 512 * 2**20
+    return small and rows < examples * seeds
