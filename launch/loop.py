@@ -289,8 +289,8 @@ def masked_means(
     """
     extra = {} if resident is None else {sharding.RESIDENT: resident}
     numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
-    # The devices of a CPU share few threads: with several programs under way, the sums over devices of one can take them
-    # all, and wait for ever for the part of a device that has none left.
+    # The devices of a CPU share few threads: with several programs under way, the sums over devices of one can take
+    # them all, and wait for ever for the part of a device that has none left.
     shared = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     one_at_a_time = jax.block_until_ready if shared else lambda values: values
     sums = None
