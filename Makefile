@@ -35,6 +35,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.robustgrad_step
 	$(BIN)/python -m benchmarks.robustgrad_eval
 	$(BIN)/python -m benchmarks.clip
+	$(BIN)/python -m benchmarks.tldr_text_stage
 
 clean:
 	rm -rf $(VENV) build *.egg-info
