@@ -36,6 +36,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.robustgrad_eval
 	$(BIN)/python -m benchmarks.clip
 	$(BIN)/python -m benchmarks.tldr_text_stage
+	$(BIN)/python -m benchmarks.rtd_step
+	$(BIN)/python -m benchmarks.retrieval
 
 clean:
 	rm -rf $(VENV) build *.egg-info

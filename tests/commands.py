@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0"  # a third of the suite's time is LLVM's
+# Most of the suite's time was XLA's, compiling what then runs for milliseconds.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if version("jax").startswith("0.10."):  # later ones have no choice
+    COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
 
 def environment(devices: int = 1) -> dict[str, str]:

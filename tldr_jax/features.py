@@ -57,7 +57,7 @@ def of_classifier(config, outputs: int, variables: Callable[[], Mapping[str, Any
     Args:
       config: of the run: `backbone`, `data.image_size`, `evaluation.batch_size`.
       outputs: of its head.
-      variables: () -> the trained variables; asked for when the first batch comes.
+      variables: () -> the trained variables; asked for when the first batch comes, and so without other processes.
     """
     model, (mean, std) = backbones.create(config.backbone.name, outputs), erm.normalisation(config)
     mesh = Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
@@ -137,6 +137,8 @@ def tables(
     }
 
     def make(missing):
+        if "features" in missing:
+            variables()  # trained or restored by all processes together, before one of them goes through the images
         return encode(data.parts, {stage: encoders[stage] for stage in missing}, batch_size=size)
 
     found = stages.keep_tables(run, config, tuple(encoders), shapes, make)

@@ -32,7 +32,7 @@ def init(key: jax.Array, features: int, classes: int) -> Head:
 
 def logits(head: Head, features: jax.Array) -> jax.Array:
     """features (n, f) -> (n, C), of one head."""
-    return features @ head.kernel + head.bias
+    return jnp.matmul(features, head.kernel, precision="highest") + head.bias
 
 
 def predictions(heads: Head, features: ArrayLike, *, chunk: int = 4096) -> np.ndarray:

@@ -4,6 +4,7 @@ Every step is a function of the config, and what it makes is kept in the run dir
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,13 +54,16 @@ def check(config) -> None:
         raise ValueError(f"retrain.grid.ridge={config.retrain.grid.ridge}: an mlp projector has no ridge, set ()")
     if config.gap.source not in gap.SOURCES:
         raise ValueError(f"no gap.source={config.gap.source!r}; there are {', '.join(gap.SOURCES)}")
-    if config.gap.source == "none" and any(rows for _, rows in settings(config)):
+    rows = {config.projector.gap_rows, *config.retrain.grid.gap_rows}  # the first is the filter's, whatever the grid
+    if config.gap.source == "none" and any(rows):
         raise ValueError("gap.source='none' leaves the projector unconstrained: set projector.gap_rows=0 too")
+    if wrong := sorted(count for count in rows if not 0 <= count <= config.gap.pairs):
+        raise ValueError(f"projector.gap_rows={wrong[0]}: 0 to gap.pairs={config.gap.pairs}")
     templates.get(config.text.templates)
     duration.to_steps(config.retrain.duration, examples=1, batch_size=1)
     if config.retrain.evaluations < 1:
         raise ValueError(f"retrain.evaluations={config.retrain.evaluations}: at least 1")
-    words.load(config.words.source or _FILES.get(config.data.name, config.data.name))
+    words.load(_source(config))
 
 
 def settings(config) -> list[Setting]:
@@ -94,8 +98,9 @@ def projectors(config, run: Run, inputs: Inputs, wanted: Sequence[Setting]) -> l
     gaps = {rows: gap_rows(config, run, inputs, rows) for rows in {rows for _, rows in wanted}}
     x, y = inputs.images["train"], inputs.features["train"]
     if config.projector.kind == "mlp":
-        return [mlp_projector.fit(np.asarray(x), np.asarray(y), gaps[rows], relu=relu, **config.projector.mlp)
-                for _, rows in wanted]  # fmt: skip
+        arrays, options = (np.asarray(x), np.asarray(y)), config.projector.mlp
+        fitted = {rows: mlp_projector.fit(*arrays, own, relu=relu, **options) for rows, own in gaps.items()}
+        return [fitted[rows] for _, rows in wanted]
 
     def make():
         shards = ((x[start : start + _CHUNK], y[start : start + _CHUNK]) for start in range(0, len(x), _CHUNK))
@@ -109,13 +114,33 @@ def projectors(config, run: Run, inputs: Inputs, wanted: Sequence[Setting]) -> l
 # -- the words --------------------------------------------------------------------------------
 
 
+def _source(config) -> str:
+    return config.words.source or _FILES.get(config.data.name, config.data.name)
+
+
+def _check_unchanged(config, run: Run) -> None:
+    """Refuse a word list that is not what it was when this run directory kept what follows from it.
+
+    Raises:
+      ValueError: its words, anchors or pairs are others now.
+    """
+    name = _source(config)
+    values = words.to_json(words.load(name))
+    now = {field: values[field] for field in (*words.PARTS, "pairs", "unrelated")}
+    if run.artifact(f"lists-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json", lambda: now) != now:
+        raise ValueError(
+            f"the word list {name!r} has changed since {run.path} used it, and what is kept there follows from the old "
+            "one: give the new one another name (words.source), or take another run directory"
+        )
+
+
 def word_lists(config, data) -> WordSet:
     """The words of the config, for the classes and spurious values of the data, in their order.
 
     Raises:
       ValueError: lists for other classes, other values or other pairs of them.
     """
-    name = config.words.source or _FILES.get(config.data.name, config.data.name)
+    name = _source(config)
     found = words.load(name)
     for what, own, wanted in (("classes", found.classes, data.classes), ("values", found.values, data.spurious)):
         if tuple(own) != tuple(wanted):
@@ -163,8 +188,10 @@ def text_set(config, run: Run, inputs: Inputs, mapping) -> TextSet:
         return {"target": kept.target, "spurious": kept.spurious, "report": report.to_json()}
 
     kept = stages.keep(run, config, "words", make, suffix=".json")
-    lists = {part: {name: tuple(own) for name, own in kept[part].items()} for part in words.PARTS}
-    return text.embed(inputs.clip, dataclasses.replace(found, **lists), own, **options)
+    lists = {part: {name: tuple(listed) for name, listed in kept[part].items()} for part in words.PARTS}
+    # all words, so that one embedding serves every choice of filters
+    tables = text.embed(inputs.clip, found, own, **options)
+    return text.narrow(tables, found, dataclasses.replace(found, **lists))
 
 
 # -- the head ---------------------------------------------------------------------------------
@@ -173,11 +200,18 @@ def text_set(config, run: Run, inputs: Inputs, mapping) -> TextSet:
 def retrained(config, run: Run, inputs: Inputs) -> dict[str, np.ndarray]:
     """The text-trained heads of the grid and the two that validation images choose; kept in the run directory.
 
+    The words are filtered once, with the config's own projector, whatever ridges and gap rows the grid has.
+
     Returns:
       `by_wga/kernel`, `by_wga/bias`, `by_class_balanced/…`: the chosen heads. Of all k members at e points: `ridge`,
       `gap_rows`, `learning_rate`, `weight_decay`, `seed` (k,), `steps` (e,), `loss`, `val/wga`, `val/class_balanced`,
-      `test/wga` (k, e).
+      `test/wga` (k, e), which nothing is chosen by.
+
+    Raises:
+      ValueError: the word list has changed since the run directory used it.
+      filters.EmptyWordListError: see `text_set`.
     """
+    _check_unchanged(config, run)
 
     def make():
         wanted = settings(config)

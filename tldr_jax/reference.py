@@ -99,6 +99,7 @@ METHODS: Mapping[str, Callable] = {
     "afr": _afr,
     "dfr": _dfr,
 }
+WITHOUT_CLIP = ("erm", "class_balanced", "afr", "dfr")  # the same numbers whatever CLIP there is
 
 
 def check(config) -> None:

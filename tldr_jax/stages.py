@@ -85,7 +85,8 @@ def keep_tables(
       config: of the run.
       stages: one or more that are made in one pass over the same rows.
       shapes: by stage, the (rows, columns) of each of its tables.
-      make: (stages that are missing) -> iterator over (stage, table, first row, rows (k, columns)).
+      make: (stages that are missing) -> iterator over (stage, table, first row, rows (k, columns)). All processes call
+        it, for what they have to do together; process 0 alone iterates.
 
     Returns:
       By stage and table, read-only arrays mapped from their files.
@@ -94,10 +95,14 @@ def keep_tables(
       ValueError: a table was made for data of another size.
     """
     folders = {stage: run.path / "artifacts" / key(config, stage) for stage in stages}
-    missing = tuple(stage for stage in stages if not folders[stage].is_dir())
+    there = np.array([folders[stage].is_dir() for stage in stages])
+    if jax.process_count() > 1:  # a folder that only some of them see yet must not part their ways
+        there = multihost_utils.broadcast_one_to_all(there)
+    missing = tuple(stage for stage, done in zip(stages, there, strict=True) if not done)
     run.check_stop()
+    rows = make(missing) if missing else None
     if missing and run.writes:  # one pass on this host's devices; the others wait
-        _write(run, {stage: folders[stage] for stage in missing}, shapes, make(missing))
+        _write(run, {stage: folders[stage] for stage in missing}, shapes, rows)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tables")
     return {stage: {name: _map(folders[stage] / f"{name}.npy", shape) for name, shape in shapes[stage].items()}

@@ -4,7 +4,10 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """All fields; the text stage's as in Park et al. (WACV 2025), ERM's as in Kirichenko et al. (ICLR 2023)."""
+    """All fields; the text stage's as in Park et al. (WACV 2025), ERM's optimiser as in Kirichenko et al. (ICLR 2023).
+
+    Streamed training images are cropped to 8 to 100 % of their area, as for ImageNet; those authors' crops are milder.
+    """
     config = ConfigDict()
     config.experiment = "tldr_jax.experiment"
     config.seed = 0  # of ERM: its fresh layers, order and crops

@@ -18,6 +18,7 @@ QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2")
         ("robustgrad_eval", "lenet rps", QUICK),
         ("robustgrad_eval", "lenet aam", QUICK),
         ("tldr_text_stage", "head", ("--words", "4", "--head_steps", "2")),
+        ("retrieval", "topk", ()),
     ],
 )
 def test_one_row(module, case, options):

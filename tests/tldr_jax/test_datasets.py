@@ -119,6 +119,10 @@ def test_spuco_animals(tmp_path):
     test = found.parts["test"]
     assert test.classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and test.spurious.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
     assert [value_of(image) for image in test.images] == list(range(17, 25))
+    (tmp_path / "spuco_birds/test/seabirds").mkdir()
+    with pytest.raises(ValueError, match=r"test has 'seabirds', which is none of landbirds, waterbirds"):
+        spuco.load(tmp_path)
+    (tmp_path / "spuco_birds/test/seabirds").rmdir()
     (tmp_path / "spuco_dogs/val/big_dogs/garden").mkdir()
     with pytest.raises(ValueError, match=r"big_dogs has 'garden', which is none of indoor, outdoor"):
         spuco.load(tmp_path)

@@ -107,6 +107,8 @@ def test_junk_and_the_classifier_filter_are_reported(done):
         ({"projector.kind": "cubic"}, "no projector.kind='cubic'; there are linear, mlp"),
         ({"gap.source": "flickr"}, "no gap.source='flickr'; there are coco"),
         ({"gap.source": "none"}, "set projector.gap_rows=0 too"),
+        ({"gap.source": "none", "retrain.grid.gap_rows": (0,)}, "set projector.gap_rows=0 too"),
+        ({"retrain.grid.gap_rows": (1, 21)}, "projector.gap_rows=21: 0 to gap.pairs=20"),
         ({"projector.kind": "mlp", "retrain.grid.ridge": (1.0,)}, "an mlp projector has no ridge"),
         ({"text.templates": "x"}, "no templates 'x'"),
         ({"words.source": "birds"}, "no word set 'birds'"),

@@ -87,6 +87,28 @@ def test_tables_are_made_once_and_mapped(run):
     assert again["features"]["val"].shape == (2, 3)
 
 
+def test_every_process_prepares_and_one_makes_the_tables(run, monkeypatch):
+    asked = []
+
+    def make(missing):
+        asked.append(missing)  # restoring a classifier takes all of them
+        return rows(missing)
+
+    def process_0(name):
+        with monkeypatch.context() as patch:
+            patch.setattr(stages.jax, "process_count", lambda: 1)
+            patch.setattr(run, "writes", True)
+            stages.keep_tables(run, CONFIG, ("images",), SHAPES, rows)
+
+    monkeypatch.setattr(stages.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stages.multihost_utils, "broadcast_one_to_all", lambda array: array)
+    monkeypatch.setattr(stages.multihost_utils, "sync_global_devices", process_0)
+    monkeypatch.setattr(run, "check_stop", lambda: None)
+    monkeypatch.setattr(run, "writes", False)
+    found = stages.keep_tables(run, CONFIG, ("images",), SHAPES, make)
+    assert asked == [("images",)] and found["images"]["train"].shape == (5, 4)
+
+
 def test_a_table_of_data_that_have_changed_is_refused(run):
     stages.keep_tables(run, CONFIG, ("images",), SHAPES, rows)
     grown = SHAPES | {"images": {"train": (6, 4), "val": (2, 4)}}

@@ -1,11 +1,12 @@
 """Studies of several members, tables of several results, and a run on image files of one's own."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from configs.tldr import scenes
+from configs.tldr import scenes, scenes_study
 from launch import train
 from tests.tldr_jax.images import write
 from tests.tldr_jax.small import SMALL
@@ -26,6 +27,27 @@ def test_a_study_of_one_classifier(tmp_path):
     assert result["junk/20%/no filter/std"] >= 0  # over the draws
     table = (tmp_path / "run" / "table.md").read_text()
     assert "| 1e+06 |" in table and "| 20% |" in table and tables.title("zero_shot") in table
+
+
+def test_what_no_clip_changes_counts_once_a_seed(tmp_path, monkeypatch):
+    every = lambda value: dict.fromkeys(tables.METRICS, value)
+    wga = {(0, "a"): 0.1, (0, "b"): 0.3, (1, "a"): 0.4, (1, "b"): 0.8}
+    for name, fake in (
+        ("check", lambda config: None),
+        ("inputs", SimpleNamespace(load_clip=str, read=lambda config: None, prepare=lambda own, *_, **__: own)),
+        ("_methods", lambda own, *_: {"erm": every(own.seed / 4), "tldr": every(wga[own.seed, own.clip.source])}),
+        ("_variants", lambda *_: ({}, {})),
+        ("jax", SimpleNamespace(clear_caches=lambda: None)),
+    ):
+        monkeypatch.setattr(study, name, fake)
+    config = experiment.changed(scenes_study.get_config(), {"study.seeds": (0, 1), "study.clips": ("a", "b")})
+    result = study.run(config, SimpleNamespace(writes=True, path=tmp_path))
+    assert result["erm/wga"] == 0.125 and result["erm/wga/std"] == pytest.approx(np.std([0, 0.25], ddof=1))
+    values = list(wga.values())
+    assert result["tldr/wga"] == pytest.approx(0.4) and result["tldr/wga/std"] == pytest.approx(np.std(values, ddof=1))
+    overall, by_clip = (tmp_path / "table.md").read_text().split("WGA by CLIP")
+    assert "methods without CLIP: over the seeds" in overall and "| ERM | 0.125 ± 0.177 |" in overall
+    assert "| ERM | 0.125 ± 0.177 | 0.125 ± 0.177 |" in by_clip
 
 
 def test_image_files_from_folder_to_result(tmp_path):
@@ -77,6 +99,10 @@ def test_image_files_from_folder_to_result(tmp_path):
         float(found[i] == y) for i, (y, _) in enumerate(pairs)
     ]
     assert result["words/landbird"] == 2 and "tldr/wga" in result and "afr/wga" in result
+    lists["target"]["landbird"]["words"].append("disc")
+    (tmp_path / "words.json").write_text(json.dumps(lists))
+    with pytest.raises(ValueError, match=r"words\.json' has changed since .* another name"):
+        train.execute(experiment.changed(config, {"retrain.learning_rate": 0.5}), str(tmp_path / "run"))
     steps = {p.name for p in (tmp_path / "run/stages" / stages.key(config, "erm") / "checkpoints").iterdir()}
     assert {"1", "2"} >= steps and steps
 

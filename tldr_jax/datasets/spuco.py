@@ -14,6 +14,7 @@ from tldr_jax.datasets.grouped import Grouped, Part
 CLASSES = ("landbird", "waterbird", "small dog", "big dog")
 SPURIOUS = ("land", "water", "indoor", "outdoor")
 _ALLOWED = np.kron(np.eye(2, dtype=bool), np.ones((2, 2), bool))  # birds have land and water, dogs the others
+_FOLDERS = tuple(name.replace(" ", "_") + "s" for name in CLASSES)
 _LAYOUT = (
     "Expected: ROOT/spuco_birds/SPLIT/{landbirds,waterbirds}/{land,water}/*.jpg and "
     "ROOT/spuco_dogs/SPLIT/{small_dogs,big_dogs}/{indoor,outdoor}/*.jpg, SPLIT train, val, test"
@@ -37,12 +38,12 @@ def load(path: str | Path) -> Grouped:
 def _part(root: Path, split: str) -> Part:
     files, classes, spurious = [], [], []
     for label, value in np.argwhere(_ALLOWED):
-        animal = CLASSES[label].replace(" ", "_") + "s"
-        kind = Path("spuco_birds" if label < 2 else "spuco_dogs") / split
+        kind, animal = Path("spuco_birds" if label < 2 else "spuco_dogs") / split, _FOLDERS[label]
         folder = kind / animal / SPURIOUS[value]
         found = sorted(p.name for p in (root / folder).glob("*") if p.suffix.lower() in EXTENSIONS)
         if not found:
             raise FileNotFoundError(f"no images in {root / folder}. {_LAYOUT}")
+        _check_folders(root / kind, {_FOLDERS[i] for i in np.flatnonzero(_ALLOWED[:, value])})
         _check_folders(root / kind / animal, {SPURIOUS[i] for i in np.flatnonzero(_ALLOWED[label])})
         files += [str(folder / name) for name in found]
         classes += [label] * len(found)

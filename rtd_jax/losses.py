@@ -1,0 +1,142 @@
+"""The contrastive loss of RTD, and those that φ networks are trained with. Pure; embeddings need not be normalised."""
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax import losses as clip_losses
+from clip_jax.losses import normalise
+
+
+def target_anchored(
+    queries: jax.Array, targets: jax.Array, temperature: float | jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """InfoNCE over the joint batch of queries and targets (Byun et al. 2025, equation 3; arXiv 2406.09188).
+
+    Each of the 2m vectors is an anchor: query i and target i are each other's positive, all the other 2m - 2 vectors,
+    queries and targets alike, are negatives:
+
+        mean over anchors a of  -log( exp(cos(a, a⁺)/τ) / sum over b ≠ a of exp(cos(a, b)/τ) )
+
+    Args:
+      queries: float (m, d), or (g, m, d): g groups, each with its own negatives only.
+      targets: float, of the same shape; target i belongs to query i.
+      temperature: τ, above 0.
+      axis_name: of a mapped axis over which a batch is spread that shall be one set of negatives: the other devices'
+        vectors are gathered, and the devices' gradients averaged over the axis are those of the loss over all.
+
+    Returns:
+      The mean over all anchors, in nats; with an axis, of this device's share of the anchors: average it.
+
+    Raises:
+      ValueError: shapes that differ, or no (g, m, d).
+    """
+    if queries.shape != targets.shape or queries.ndim not in (2, 3):
+        raise ValueError(
+            f"queries and targets must have one shape, (m, d) or (g, m, d), got {queries.shape} and {targets.shape}"
+        )
+    if queries.ndim == 3:
+        if axis_name is not None:
+            raise ValueError("groups keep their negatives to themselves: give (m, d) with an axis_name")
+        return jax.vmap(lambda q, t: target_anchored(q, t, temperature))(queries, targets).mean()
+    queries, targets = normalise(queries), normalise(targets)
+    anchors = everything = jnp.stack([queries, targets])  # (2, m, d)
+    first = 0
+    if axis_name is not None:
+        everything = jax.lax.all_gather(anchors, axis_name, axis=1, tiled=True)
+        first = jax.lax.axis_index(axis_name) * len(queries)
+    m, every = len(queries), everything.shape[1]
+    logits = jnp.einsum("amd,bnd->ambn", anchors, everything, precision=jax.lax.Precision.HIGHEST) / temperature
+    own = (first + jnp.arange(m))[:, None] == jnp.arange(every)
+    itself = jnp.eye(2, dtype=bool)[:, None, :, None] & own[None, :, None]
+    logits = jnp.where(itself, -jnp.inf, logits)
+    positive = (queries * targets).sum(-1) / temperature
+    return (jax.nn.logsumexp(logits, axis=(2, 3)) - positive).mean()
+
+
+def accuracy(queries: jax.Array, targets: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Share of queries whose own target is the most similar of the targets; arguments as of `target_anchored`."""
+    queries, targets = normalise(queries), normalise(targets)
+    own = jnp.arange(queries.shape[-2])
+    if axis_name is not None:
+        targets = jax.lax.all_gather(targets, axis_name, tiled=True)
+        own += jax.lax.axis_index(axis_name) * queries.shape[-2]
+    similarity = jnp.matmul(queries, targets.swapaxes(-1, -2), precision=jax.lax.Precision.HIGHEST)
+    return (similarity.argmax(-1) == own).mean()
+
+
+def lincir(replaced: jax.Array, original: jax.Array) -> jax.Array:
+    """LinCIR's self-masking projection loss (Gu et al. 2024, arXiv 2312.01998): mean squared error of the components.
+
+    Args:
+      replaced: (b, d), embeddings of the captions with their keywords replaced by pseudo tokens, not normalised.
+      original: (b, d), embeddings of the captions as they are, not normalised.
+    """
+    return jnp.square(replaced - original).mean()
+
+
+def pic2word(
+    images: jax.Array, texts: jax.Array, logit_scale: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """Pic2Word's cycle loss (Saito et al. 2023, arXiv 2302.03084): CLIP's loss of images and of "a photo of [$]".
+
+    Args:
+      images: (b, d).
+      texts: (b, d), of the prompt with image i's pseudo token.
+      logit_scale: (), logarithm of the inverse temperature, that of the frozen CLIP.
+      axis_name: of the mapped axis over which the batch is spread; see `clip_jax.losses.contrastive`.
+    """
+    return clip_losses.contrastive(images, texts, logit_scale, axis_name=axis_name)[0]
+
+
+def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """1 - cos of (..., d) with (..., d), averaged."""
+    return 1 - (normalise(a) * normalise(b)).sum(-1).mean()
+
+
+def searle_inversion(
+    images: jax.Array,
+    texts: jax.Array,
+    phrases: jax.Array,
+    concepts: jax.Array,
+    *,
+    content_weight: float = 1.0,
+    concept_weight: float = 0.5,
+) -> jax.Array:
+    """SEARLE's loss of optimised tokens (Baldrati et al. 2023, arXiv 2303.15247, section 3.1).
+
+    The token has to say what the image shows, and to behave like a word among words.
+
+    Args:
+      images: (b, d).
+      texts: (b, d), of a prompt with image i's token.
+      phrases: (b, d), of a phrase about one of image i's concepts, with the token in the concept's place.
+      concepts: (b, d), of the same phrase with the concept itself.
+      content_weight: of the distance between images and texts.
+      concept_weight: of the distance between phrases and concepts.
+    """
+    return content_weight * cosine_distance(images, texts) + concept_weight * cosine_distance(phrases, concepts)
+
+
+def searle_distillation(
+    predicted: jax.Array,
+    optimised: jax.Array,
+    phrases: jax.Array,
+    concepts: jax.Array,
+    *,
+    temperature: float = 0.25,
+    distillation_weight: float = 1.0,
+    concept_weight: float = 0.75,
+) -> jax.Array:
+    """SEARLE's loss of φ (section 3.2): tokens like the optimised ones, contrasted over the joint batch, as words.
+
+    Args:
+      predicted: (b, w), φ's tokens.
+      optimised: (b, w), the same images' optimised tokens, constants.
+      phrases: (b, d); see `searle_inversion`, with φ's tokens.
+      concepts: (b, d).
+      temperature: of the contrast.
+      distillation_weight: of the contrast.
+      concept_weight: of the distance between phrases and concepts.
+    """
+    contrast = target_anchored(predicted, optimised, temperature)
+    return distillation_weight * contrast + concept_weight * cosine_distance(phrases, concepts)

@@ -1,0 +1,184 @@
+r"""Search a folder of images with an image and a text.
+
+    python -m rtd_jax.search --clip runs/rtd/clip --phi runs/rtd/phi.safetensors --gallery photos \
+        --image photos/shirt.jpg --text "is blue" --out found.png
+
+Prints the files that were found, best first, with their cosine, and draws them as a grid. `--serve` opens a page to try
+queries by hand (`pip install 'alignax[app]'`), on this machine alone unless `--host` says otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+import clip_jax
+from clip_jax.embed import list_images
+from rtd_jax import compose, figures, phi, retrieval, sources
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A gallery that can be searched.
+
+    Attributes:
+      clip: embeds the query; its text encoder trained by RTD or not.
+      network: φ for this CLIP.
+      paths: g image files.
+      gallery: float32 (g, d), their embeddings, not normalised, perhaps mapped from a file.
+      target_pad: pad elongated images; the same for gallery and queries.
+    """
+
+    clip: clip_jax.Clip
+    network: phi.Network
+    paths: Sequence[Path]
+    gallery: np.ndarray
+    target_pad: bool = True
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image that was found, and its cosine to the query."""
+
+    path: Path
+    score: float
+
+
+def index(
+    clip: clip_jax.Clip,
+    network: phi.Network,
+    folder: str | Path,
+    *,
+    target_pad: bool = True,
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> Index:
+    """Embed the images of a folder and its subfolders, or take the embeddings from the cache.
+
+    Raises:
+      FileNotFoundError: no such folder, or no images in it.
+      ValueError: φ of other widths than the CLIP's; an image that cannot be read.
+    """
+    phi.check_fits(network, clip.config)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no gallery folder {folder}")
+    paths = list_images(folder)
+    embeddings = clip_jax.embed_images(
+        clip, paths, target_pad=target_pad, batch_size=batch_size, cache=cache, progress=progress
+    )
+    return Index(clip, network, paths, embeddings, target_pad)
+
+
+def search(
+    index: Index, image: str | Path | np.ndarray | Image.Image, text: str, k: int = 10, *, keep_query: bool = False
+) -> list[Match]:
+    """The k images nearest to what an image and a text ask for, best first; ties by the order of files.
+
+    Args:
+      index: the gallery.
+      image: a file, a PIL image or uint8 (h, w, 3).
+      text: what shall be different; continues "a photo of this that …": "is blue".
+      k: how many.
+      keep_query: leave the query's own file in the gallery.
+
+    Raises:
+      ValueError: an empty text, the marker "$" in it, or k beyond the gallery.
+      FileNotFoundError: no such image.
+    """
+    embedding = clip_jax.embed_images(index.clip, [image], target_pad=index.target_pad, progress=False)
+    query = compose.queries(index.clip, index.network, embedding, [text])
+    own = None
+    if isinstance(image, str | Path) and not keep_query:
+        same = [row for row, path in enumerate(index.paths) if path.resolve() == Path(image).resolve()]
+        own = np.array(same[:1], np.int32) if same else None
+    most = len(index.paths) - (own is not None)
+    if not 1 <= k <= most:
+        raise ValueError(f"k={k}: the gallery has {most} images besides the query, take 1 to {most}")
+    rows, scores = (part[0] for part in retrieval.top_k(query, index.gallery, k, exclude=own, cosine=True))
+    return [Match(index.paths[row], float(score)) for row, score in zip(rows, scores, strict=True)]
+
+
+def draw(path: str | Path, image: str | Path, text: str, matches: Sequence[Match]) -> None:
+    """The query and what was found, as a row of pictures (PNG)."""
+    names = [f"{match.path.name[-18:]} {match.score:.2f}" for match in matches]
+    pictures = [figures.thumbnail(match.path) for match in matches]
+    figures.grid(path, [figures.Found(text, figures.thumbnail(image), pictures, names)])
+
+
+def serve(index: Index, *, host: str, port: int, k: int) -> None:
+    """A page on which queries can be tried, until it is interrupted.
+
+    Raises:
+      ImportError: gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("--serve needs the package gradio: pip install 'alignax[app]'") from error
+
+    def find(image: np.ndarray | None, text: str):
+        if image is None or not text.strip():
+            raise gradio.Error("An image and a text are needed.")
+        try:
+            matches = search(index, image, text, min(k, len(index.paths)))
+        except ValueError as error:
+            raise gradio.Error(str(error)) from error
+        return [(figures.thumbnail(match.path), f"{match.path.name} {match.score:.3f}") for match in matches]
+
+    with gradio.Blocks(title="Composed image retrieval", analytics_enabled=False) as page:
+        with gradio.Row():
+            image = gradio.Image(label="reference", type="numpy")
+            text = gradio.Textbox(label="a photo of this that …", placeholder="is blue")
+        button = gradio.Button("search")
+        found = gradio.Gallery(label="found", columns=5)
+        button.click(find, [image, text], found)
+        text.submit(find, [image, text], found)
+    page.launch(server_name=host, server_port=port, share=False)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    f = flags.FLAGS
+    try:
+        found = index(
+            sources.clip(f.clip),
+            phi.load(f.phi),
+            f.gallery,
+            target_pad=f.target_pad,
+            cache=f.cache or None,
+            progress=True,
+        )
+        if f.serve:
+            serve(found, host=f.host, port=f.port, k=f.k)
+            return
+        if not f.image or not f.text:
+            raise app.UsageError("--image and --text make the query; or --serve opens a page")
+        matches = search(found, f.image, f.text, f.k, keep_query=f.keep_query)
+        if f.out:
+            draw(f.out, f.image, f.text, matches)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    for match in matches:
+        print(f"{match.score:.4f}  {match.path}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder")
+    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt")
+    flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders")
+    flags.DEFINE_string("image", "", "the reference image")
+    flags.DEFINE_string("text", "", 'what shall be different; continues "a photo of this that"')
+    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1)
+    flags.DEFINE_string("out", "found.png", "the PNG of what was found; empty for none")
+    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings")
+    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped")
+    flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery")
+    flags.DEFINE_bool("serve", False, "open a page to try queries")
+    flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on")
+    flags.DEFINE_integer("port", 7860, "port that --serve listens on")
+    flags.mark_flags_as_required(["clip", "phi", "gallery"])
+    app.run(main)

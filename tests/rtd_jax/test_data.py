@@ -1,0 +1,248 @@
+"""Benchmarks in the layouts of their releases, written by hand: galleries, metrics, files for the test servers."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtd_jax import evaluation
+from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis, scenes, task
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def picture(path, size=(4, 3), colour=(0, 0, 0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def axes(*rows):
+    """Unit vectors along these axes of a space of 64 dimensions."""
+    return np.eye(64, dtype=np.float32)[list(rows)]
+
+
+def leaning(first, *others):
+    """A unit vector nearest to one axis, then to the others in turn."""
+    vector = np.zeros(64, np.float32)
+    for rank, row in enumerate((first, *others)):
+        vector[row] = 1 - 0.02 * rank
+    return vector / np.linalg.norm(vector)
+
+
+# -- CIRR -------------------------------------------------------------------------------------
+
+
+def make_cirr(root, split, images=55):
+    folder = "dev" if split == "val" else "test1"
+    names = [f"{folder}-{i}-img0" for i in range(images)]
+    for name in names:
+        picture(root / folder / f"{name}.png")
+    write(root / "cirr/image_splits" / f"split.rc2.{split}.json", {n: f"./{folder}/{n}.png" for n in names})
+    query = lambda pair, reference, target, members: {
+        "pairid": pair,
+        "reference": names[reference],
+        "caption": f"is number {target}",
+        "img_set": {"id": 1, "members": [names[m] for m in members]},
+        **({"target_hard": names[target], "target_soft": {names[target]: 1.0}} if split == "val" else {}),
+    }
+    queries = [query(7, 0, 1, (0, 1, 2, 3, 4, 5)), query(9, 10, 12, (10, 11, 12, 13, 14, 15))]
+    write(root / "cirr/captions" / f"cap.rc2.{split}.json", queries)
+    return names
+
+
+def test_cirr_recall_without_the_reference(tmp_path):
+    names = make_cirr(tmp_path, "val")
+    found = cirr.load(tmp_path)
+    assert list(found.ids) == names and found.reference.tolist() == [0, 10]
+    assert found.texts == {"": [("is number 1",), ("is number 12",)]}
+    gallery = axes(*range(55))
+    # First query: its reference, then the target. Second: six strangers, then the members 11, 13, and the target 12.
+    queries = np.stack([leaning(0, 1, 2), leaning(20, 21, 22, 23, 24, 25, 11, 13, 12)])
+    result = found.score(queries, gallery)
+    assert [result[f"recall_at_{k}"] for k in (1, 5, 10, 50)] == [50, 50, 100, 100]
+    assert [result[f"subset_recall_at_{k}"] for k in (1, 2, 3)] == [50, 50, 100]
+
+
+def test_cirr_submission(tmp_path):
+    names = make_cirr(tmp_path, "test1")
+    found = cirr.load(tmp_path, "test1")
+    assert found.score is None
+    queries = np.stack([leaning(0, 3, 2), leaning(14, 10, 13)])
+    files = found.submission(queries, axes(*range(55)))
+    recall, subset = files["cirr_recall.json"], files["cirr_recall_subset.json"]
+    assert {k: recall[k] for k in ("version", "metric")} == {"version": "rc2", "metric": "recall"}
+    assert subset["metric"] == "recall_subset" and set(recall) == {"version", "metric", "7", "9"}
+    assert recall["7"][:2] == [names[3], names[2]] and names[0] not in recall["7"]
+    assert recall["9"][:2] == [names[14], names[13]] and names[10] not in recall["9"]
+    assert all(len(recall[q]) == len(set(recall[q])) == 50 for q in ("7", "9"))
+    assert subset["7"] == [names[3], names[2], names[1]] and len(subset["9"]) == 3
+    assert json.loads(json.dumps(files)) == files
+
+
+def test_cirr_that_cannot_be_read(tmp_path):
+    make_cirr(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"no split 'train'.*val, test1"):
+        cirr.load(tmp_path, "train")
+    (tmp_path / "dev/dev-3-img0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 55 images.*dev-3-img0"):
+        cirr.load(tmp_path)
+    picture(tmp_path / "dev/dev-3-img0.png")
+    path = tmp_path / "cirr/captions/cap.rc2.val.json"
+    entries = json.loads(path.read_text())
+    write(path, [{**entries[0], "reference": "dev-x"}])
+    with pytest.raises(ValueError, match="not in the gallery, the first is 'dev-x'"):
+        cirr.load(tmp_path)
+    write(path, [{k: v for k, v in entries[0].items() if k != "caption"}])
+    with pytest.raises(ValueError, match="no 'caption' in"):
+        cirr.load(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is no JSON"):
+        cirr.load(tmp_path)
+
+
+# -- CIRCO ------------------------------------------------------------------------------------
+
+
+def make_circo(root, split):
+    numbers = list(range(100, 155))
+    coco = root / "COCO2017_unlabeled"
+    for number in numbers:
+        picture(coco / "unlabeled2017" / f"{number:012d}.jpg")
+    info = {"images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in numbers]}
+    write(coco / "annotations/image_info_unlabeled2017.json", info)
+    truth = lambda *ids: {"target_img_id": ids[0], "gt_img_ids": list(ids)} if split == "val" else {}
+    queries = [
+        {"id": 0, "reference_img_id": 100, "relative_caption": "is red", **truth(101, 103)},
+        {"id": 1, "reference_img_id": 110, "relative_caption": "is big", **truth(120)},
+    ]
+    write(root / f"annotations/{split}.json", queries)
+
+
+def test_circo_precision_over_several_truths(tmp_path):
+    make_circo(tmp_path, "val")
+    found = circo.load(tmp_path)
+    # First: 101 at place 1, a stranger, 103 at place 3: (1 + 2/3) / 2. Second: 120 at place 2: 1/2.
+    queries = np.stack([leaning(1, 40, 3), leaning(41, 20)])
+    result = found.score(queries, axes(*range(55)))
+    expected = 100 * ((1 + 2 / 3) / 2 + 1 / 2) / 2
+    assert result["map_at_5"] == pytest.approx(expected) and result["map_at_50"] == pytest.approx(expected)
+    assert result["recall_at_5"] == 100
+    assert {f"map_at_{k}" for k in (5, 10, 25, 50)} <= set(result)
+
+
+def test_circo_submission(tmp_path):
+    make_circo(tmp_path, "test")
+    found = circo.load(tmp_path, "test")
+    answers = found.submission(np.stack([leaning(1, 40, 3), leaning(41, 20)]), axes(*range(55)))["circo.json"]
+    assert set(answers) == {"0", "1"} and answers["0"][:3] == [101, 140, 103] and answers["1"][:2] == [141, 120]
+    assert all(len(set(ids)) == 50 for ids in answers.values())
+    assert json.loads(json.dumps(answers)) == answers  # no NumPy integers
+
+
+@pytest.mark.parametrize(
+    "answers, message",
+    [
+        ({}, "there are no answers"),
+        ({"1": [1, 2]}, "query 1: 3 different ids are needed, got 2, 2 different"),
+        ({"1": [1, 2, 2]}, "got 3, 2 different"),
+        ({"0": [1, 2, 3], "1": [1, 2, 9]}, "query 1: 9 is not in the gallery"),
+    ],
+)
+def test_answers_that_a_server_would_refuse(answers, message):
+    with pytest.raises(ValueError, match=message):
+        task.check_submission(answers, [1, 2, 3, 4], 3, "x")
+
+
+# -- FashionIQ --------------------------------------------------------------------------------
+
+
+def make_fashioniq(root):
+    for category in fashioniq.CATEGORIES:
+        names = [f"{category}{i}" for i in range(52)]
+        for i, name in enumerate(names):
+            picture(root / "images" / f"{name}.{'png' if i % 2 else 'jpg'}")
+        write(root / f"image_splits/split.{category}.val.json", names)
+        query = {"candidate": names[0], "target": names[1], "captions": ["is blue.", " has dots"]}
+        write(root / f"captions/cap.{category}.val.json", [query])
+
+
+def test_fashioniq_in_three_categories(tmp_path):
+    make_fashioniq(tmp_path)
+    found = fashioniq.load(tmp_path)
+    assert [part.name for part in found] == ["fashioniq/dress", "fashioniq/shirt", "fashioniq/toptee"]
+    assert found[0].texts == {"": [("is blue", "has dots")]}
+    query = leaning(*range(2, 13), 1)[None]  # eleven others, then the target
+    assert found[0].score(query, axes(*range(52))) == {"recall_at_10": 0, "recall_at_50": 100}
+    (tmp_path / "images/dress1.png").unlink()
+    with pytest.raises(FileNotFoundError, match="dress1"):
+        fashioniq.load(tmp_path)
+
+
+def test_means_over_categories():
+    means = evaluation._means({"fashioniq/dress/phi/r": 10.0, "fashioniq/shirt/phi/r": 20.0, "cirr/phi/r": 7.0})
+    assert means == {"fashioniq/phi/r": 15.0}
+
+
+# -- GeneCIS ----------------------------------------------------------------------------------
+
+
+def make_genecis(root):
+    image = lambda number: {"image_id": number, "instance_bbox": [10, 20, 20, 10]}
+    whole = lambda number: {"val_image_id": number}
+    for number in range(5):
+        picture(root / f"vg/{number}.jpg", (100, 80), (10 * number, 0, 0))
+        picture(root / f"coco/{number:012d}.jpg", (50, 40))
+    for name in genecis.TASKS:
+        of = image if "attribute" in name else whole
+        query = {"reference": of(0), "target": of(1), "gallery": [of(2), of(3), of(4)], "condition": "blue"}
+        other = {"reference": of(4), "target": of(3), "gallery": [of(0), of(1)], "condition": "car"}
+        write(root / f"templates/{name}.json", [query, other])
+    return {"visual_genome": root / "vg", "coco": root / "coco"}
+
+
+def test_genecis_ranks_each_query_in_its_own_gallery(tmp_path):
+    images = make_genecis(tmp_path)
+    found = genecis.load(tmp_path / "templates", images=images)
+    assert [part.name.split("/")[1] for part in found] == list(genecis.TASKS)
+    first = found[0]
+    assert len(first.images) == 5 and first.texts[""] == [("has blue",), ("has car",)]
+    # Rows by first mention: 0, 1, 2, 3, 4. First query: 2 before the target 1. Second: 4 is not in its gallery.
+    queries = np.stack([leaning(2, 1, 3), leaning(4, 3)])
+    assert first.score(queries, axes(*range(5))) == {"recall_at_1": 50, "recall_at_2": 100, "recall_at_3": 100}
+    crop = first.images[2]
+    assert crop.dtype == np.uint8 and crop.shape[:2] == (34, 34)  # 20 + 0.7 · 20 wide, the height padded
+    assert abs(int(crop[17, 17, 0]) - 20) < 4 and crop[0].max() == 0  # image 2 in the middle, black above
+    assert found[2].images[0].shape == (40, 50, 3)
+    with pytest.raises(ValueError, match="no 'instance_bbox' in"):
+        query = {"reference": {"image_id": 0}, "target": {"image_id": 1}, "gallery": [], "condition": "x"}
+        write(tmp_path / "templates/focus_attribute.json", [query])
+        genecis.load(tmp_path / "templates", images=images)
+
+
+# -- Scenes, and what all tasks refuse ---------------------------------------------------------
+
+
+def test_scenes_task():
+    found = scenes.load(3, gallery=300, queries=20)
+    assert set(found.texts) == {"", "unseen"} and len(found) == len(found.oracle) == 20
+    assert found.query_images.shape == (20, 32, 32, 3) and found.images.shape == (300, 32, 32, 3)
+    target = found.score.keywords["target"]
+    gallery = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    perfect = found.score(gallery[target], gallery)
+    assert set(perfect.values()) == {100.0} and "recall_at_1_edits_2" in perfect
+    assert found.score(gallery[found.reference], gallery)["recall_at_1"] == 0
+
+
+@pytest.mark.parametrize(
+    "ids, reference, message",
+    [([], [0], "gallery is empty"), (["a", "b", "a"], [0], "1 gallery ids occur more than once, such as 'a'"),
+     (["a"], [], "no queries")],
+)  # fmt: skip
+def test_tasks_without_sense(ids, reference, message):
+    with pytest.raises(ValueError, match=message):
+        task.Task("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)

@@ -1,0 +1,35 @@
+"""The training step on 4 fake devices, in both modes, against one device: gradients, parameters, metrics."""
+
+import json
+
+import pytest
+
+from rtd_jax import step
+from tests.commands import finish, start
+
+TOLERANCE = 1e-8
+
+
+@pytest.fixture(scope="module")
+def devices():
+    output = finish(start("-m", "tests.rtd_jax.devices_worker", devices=4), timeout=600)
+    found = json.loads(output.splitlines()[-1])
+    assert found["devices"] == 4
+    return found
+
+
+@pytest.mark.parametrize("negatives", step.NEGATIVES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_devices_have_the_gradients_of_one(devices, negatives, accumulation):
+    found = devices[f"{negatives} {accumulation}"]
+    assert found["moved"] > 1e-4  # otherwise equality would say nothing
+    assert found["jit"] < TOLERANCE and found["pmap"] < TOLERANCE
+
+
+def test_a_split_tower_has_the_gradients_of_one(devices):
+    assert devices["split"]["shards"] > 3  # leaves that no device holds whole
+    assert devices["split"]["apart"] < TOLERANCE
+
+
+def test_the_kinds_of_negatives_differ(devices):
+    assert devices["kinds apart"] > 1e-3

@@ -1,0 +1,119 @@
+"""Keywords of captions, and the rule-based triplets that are made with them."""
+
+import importlib.util
+import itertools
+
+import numpy as np
+import pytest
+
+import clip_jax
+from launch.data import scenes
+from rtd_jax import generation, masking, phrasings, triplets
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return clip_jax.load(clip_jax.embedded("scenes"))
+
+
+@pytest.mark.parametrize(
+    "text, masked",
+    [
+        ("a small red circle on the grass", "a $ on the $"),
+        ("Two dogs, a cat and a BLUE car.", "Two $ , a $ and a $ ."),
+        ("red", "$"),
+        ("nothing here to see", None),
+        ("a dog for $ 5", None),  # the marker is taken
+        ("a dog-like thing", None),  # one word, and not in the list
+    ],
+)
+def test_runs_of_keywords_become_one_marker(text, masked):
+    assert masking.mask([text], masking.create("lexicon")) == [masked]
+
+
+def test_words_of_a_world_alone():
+    matcher = masking.create("auto", {"circle", "red"})
+    assert masking.mask(["a red circle on the grass"], matcher) == ["a $ on the grass"]
+    assert "2 words" in matcher.note
+
+
+def test_the_lexicon_knows_scenes_and_its_kinds():
+    table = masking.lexicon()
+    assert scenes.KEYWORDS - table.keys() == set()
+    kinds = {table[word] for word in ("red", "azure")}, {table[word] for word in ("dog", "horse")}
+    assert kinds == ({"adjective.colour"}, {"noun.animal"})
+    assert all(kind.split(".")[0] in ("noun", "adjective") for kind in table.values())
+
+
+def test_unknown_and_missing_matchers():
+    with pytest.raises(ValueError, match="there are auto, spacy, lexicon"):
+        masking.create("nltk")
+    if importlib.util.find_spec("spacy") is None:
+        with pytest.raises(ImportError, match=r"alignax\[spacy\]"):
+            masking.create("spacy")
+        assert "built-in lexicon" in masking.create("auto").note
+
+
+def test_every_phrasing_says_what_comes_in():
+    every = (*phrasings.ADJECTIVES, *phrasings.NOUNS)
+    assert len(set(every)) == len(every) >= 24
+    for phrasing in every:
+        text = phrasing.format(old="OUT", new="IN")
+        assert "IN" in text and "$" not in text and "{" not in text
+
+
+def test_substitutes_are_of_the_same_kind_and_near(clip):
+    kinds = {word: masking.lexicon()[word] for word in ("red", "blue", "crimson", "circle", "star", "square", "sea")}
+    others = generation.substitutes(clip, kinds, nearest=2, synonym=1.1)
+    assert "sea" not in others  # alone of its kind
+    assert all(kinds[other] == kinds[word] for word, found in others.items() for other in found)
+    words = ["circle", "star", "square"]
+    vectors = clip_jax.embed_texts(clip, [f"a photo of {word}" for word in words], progress=False)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearer = max(("star", "square"), key=lambda word: vectors[0] @ vectors[words.index(word)])
+    assert others["circle"][0] == nearer
+    assert "blue" in generation.substitutes(clip, kinds, synonym=1.1)["red"]
+    none_left = generation.substitutes(clip, kinds, synonym=-1.0)
+    assert none_left == {}
+
+
+def test_rule_based_triplets(clip):
+    texts = ["a red circle on the grass", "an orange star", "a blue heart in front of the sea", "A square", "nothing"]
+    made = generation.by_rules(clip, texts, masking.create("lexicon"), seed=0, per_caption=3)
+    triplets.check(made)
+    assert set(made.references) <= set(texts) - {"nothing"} and len(made) > 4
+    for reference, modification, target in zip(made.references, made.modifications, made.targets, strict=True):
+        before, after = reference.lower().split(), target.lower().split()
+        assert len(before) == len(after)
+        changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b and {a, b} != {"a", "an"}]
+        assert len(changed) == 1 and changed[0][1] in modification
+        for article, word in itertools.pairwise(after):
+            if article in ("a", "an"):
+                assert (article == "an") == (word[0] in "aeiou")
+    assert made == generation.by_rules(clip, texts, masking.create("lexicon"), seed=0, per_caption=3)
+    assert made != generation.by_rules(clip, texts, masking.create("lexicon"), seed=1, per_caption=3)
+    with pytest.raises(ValueError, match="no triplet came of 1 captions"):
+        generation.by_rules(clip, ["nothing"], masking.create("lexicon"), seed=0)
+
+
+class Model:
+    """Stands for `launch.llm.Llm`: gives replies through the parser, as that does."""
+
+    def __init__(self, replies):
+        self.replies = replies
+
+    def ask_all(self, questions, *, parse, workers, progress):
+        assert all(question.prompt.startswith("Caption: ") and question.system for question in questions)
+        return [parse(self.replies[question.prompt.removeprefix("Caption: ")]) for question in questions]
+
+
+def test_triplets_of_a_language_model():
+    replies = {
+        "a dog": '{"modification": "has a cat instead.", "target": "a cat"}',
+        "a car": '{"modification": "is the same", "target": "a car"}',
+    }
+    made = generation.by_llm(Model(replies), ["a dog", "costs $", "a car", "a dog"])
+    assert made == triplets.Triplets(["a dog"], ["has a cat instead"], ["a cat"])
+    for reply in ('{"modification": "is"}', "text", '{"modification": "has $", "target": "x"}'):
+        with pytest.raises(ValueError):
+            generation.by_llm(Model({"a dog": reply}), ["a dog"])

@@ -1,0 +1,106 @@
+"""Triplets and captions from files: what is read, what is refused and how it is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rtd_jax import captions, triplets
+
+GOOD = {"reference_caption": "a dog", "conditioning_caption": "is a cat", "target_caption": "a cat"}
+
+
+def lines(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_jsonl_and_json_are_read_alike(tmp_path):
+    rows = [GOOD, {**GOOD, "reference_caption": " a black dog ", "extra": 1}]
+    found = triplets.read(lines(tmp_path / "a.jsonl", rows[0], "", rows[1]))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert found.references == ["a dog", "a black dog"]
+    assert found.modifications == ["is a cat"] * 2 and found.targets == ["a cat"] * 2
+    assert found == triplets.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("{", "line 2: no JSON"),
+        ("[1]", "line 2: no JSON object but list"),
+        ('"text"', "line 2: no JSON object but the text 'text'"),
+        ({"reference_caption": "a", "target_caption": "b"}, "line 2: no 'conditioning_caption' among"),
+        ({**GOOD, "target_caption": "a  dog "}, "line 2: the reference and the target are the same"),
+        ({**GOOD, "conditioning_caption": "costs $ 5"}, "line 2: conditioning_caption 'costs [$] 5' holds '[$]'"),
+        ({**GOOD, "reference_caption": ""}, "line 2: reference_caption is empty"),
+        ({**GOOD, "target_caption": None}, "line 2: target_caption is None, no text"),
+    ],
+)
+def test_faulty_lines_are_named_and_left_out_only_on_demand(tmp_path, row, message):
+    path = lines(tmp_path / "a.jsonl", GOOD, row, {**GOOD, "reference_caption": "a bird"})
+    with pytest.raises(ValueError, match=message) as error:
+        triplets.read(path)
+    assert str(path) in str(error.value) and "skip_faulty=True" in str(error.value)
+    assert triplets.read(path, skip_faulty=True).references == ["a dog", "a bird"]
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no triplet that can be used"):
+        triplets.read(lines(tmp_path / "a.jsonl", "{"), skip_faulty=True)
+    with pytest.raises(FileNotFoundError, match="no triplets file"):
+        triplets.read(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match=r"ends in \.jsonl or \.json"):
+        triplets.read(tmp_path / "b.csv")
+
+
+def test_written_and_read_back(tmp_path):
+    made = triplets.Triplets(["ein Hund"], ["is größer"], ["ein großer Hund"])
+    triplets.write(tmp_path / "a.jsonl", made)
+    assert triplets.read(tmp_path / "a.jsonl") == made
+    with pytest.raises(ValueError, match="triplet 0: the reference and the target"):
+        triplets.write(tmp_path / "a.jsonl", triplets.Triplets(["a"], ["is b"], ["a"]))
+    assert triplets.read(tmp_path / "a.jsonl") == made  # what was there is still whole
+
+
+def test_split_shares_no_caption():
+    names = [f"caption {i}" for i in range(30)]
+    rng = np.random.default_rng(0)
+    pairs = [rng.choice(30, 2, replace=False) for _ in range(60)]
+    made = triplets.Triplets([names[a] for a, _ in pairs], ["is x"] * 60, [names[b] for _, b in pairs])
+    train, val = triplets.split(made, 3, seed=1)
+    assert len(val) == 3 and len(train) > 0
+    texts = lambda part: {*part.references, *part.targets}
+    assert not texts(train) & texts(val)
+    again = triplets.split(made, 3, seed=1)
+    assert again == (train, val) and triplets.split(made, 3, seed=2)[1] != val
+    with pytest.raises(ValueError, match="cannot be held back"):
+        triplets.split(made, 60, seed=0)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.txt", "one dog\n\n  two   dogs \none dog\n"),
+        ("a.jsonl", '{"caption": "one dog"}\n{"caption": ["two dogs", "one dog"]}\n'),
+        ("a.csv", 'caption,x\none dog,1\n"two dogs",2\n'),
+        ("a.tsv", "x\tcaption\n1\tone dog\n2\ttwo dogs\n"),
+        ("a.json", json.dumps({"annotations": [{"caption": "one dog"}, {"caption": "two dogs"}]})),
+        ("b.json", json.dumps(["one dog", "two dogs"])),
+    ],
+)
+def test_captions_of_every_kind_of_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert captions.read(tmp_path / name) == ["one dog", "two dogs"]
+
+
+def test_captions_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"caption": "x"}\n{"text": "y"}\n')
+    with pytest.raises(ValueError, match="line 2: no 'caption' among 'text'"):
+        captions.read(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text("no json\n")
+    with pytest.raises(ValueError, match="line 1 is no JSON"):
+        captions.read(tmp_path / "b.jsonl")
+    (tmp_path / "c.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no caption"):
+        captions.read(tmp_path / "c.txt")
