@@ -84,8 +84,10 @@ def bars(path: str | Path, tasks: Mapping[str, Mapping[str, Sequence[Mapping[str
       path: of the PNG.
       tasks: task -> row -> metrics in percent, one mapping a seed.
     """
-    figure = _figure(7.5, 3.4 * len(tasks))
-    for axes, (task, rows) in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks.items(), strict=True):
+    figure = _figure(7.0, 0.5 + sum(0.42 * len(rows) + 0.7 for rows in tasks.values()))
+    heights = [len(rows) for rows in tasks.values()]
+    panels = figure.subplots(len(tasks), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, (task, rows) in zip(panels, tasks.items(), strict=True):
         metrics = [metric for metric in next(iter(rows.values()))[0] if "edits" not in metric][:3]
         names = list(rows)
         for i, metric in enumerate(metrics):
@@ -93,10 +95,12 @@ def bars(path: str | Path, tasks: Mapping[str, Mapping[str, Sequence[Mapping[str
             means = [np.mean(v) if v else np.nan for v in values]
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
             at = np.arange(len(names)) + (i - (len(metrics) - 1) / 2) * 0.27
-            axes.bar(at, means, 0.25, yerr=spread, label=metric_title(metric), color=_COLOURS[i])
-        axes.set_xticks(range(len(names)), [TITLES.get(name, name).replace(", ", ",\n") for name in names], fontsize=6)
-        axes.set(title=task, ylabel="%", ylim=(0, 100))
-        axes.legend(fontsize=7)
+            error = dict(xerr=spread, error_kw=dict(elinewidth=1))
+            axes.barh(at, means, 0.25, label=metric_title(metric), color=_COLOURS[i], **error)
+        axes.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names], fontsize=7)
+        axes.invert_yaxis()
+        axes.set(title=task, xlabel="%", xlim=(0, 100))
+        axes.legend(fontsize=7, loc="upper right")
     figure.tight_layout()
     _write(path, figure)
 
