@@ -8,6 +8,7 @@ the pseudo token replaces.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _both_orders(i: int, captions: Sequence[str]) -> tuple[str, str]:
 def queries(
     clip: clip_jax.Clip,
     phi: Network,
-    image_embeddings: np.ndarray,
+    images: Any,
     texts: Texts,
     *,
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -127,7 +128,8 @@ def queries(
     Args:
       clip: its text encoder is used, trained by RTD or not.
       phi: trained with the image encoder that gave the embeddings.
-      image_embeddings: float (n, d), as `clip_jax.embed_images` gives them, not normalised.
+      images: float (n, d), embeddings as `clip_jax.embed_images` gives them, not normalised; or the n images, as it
+        takes them.
       texts: n modifications; a tuple of two is used in both orders, and the normalised embeddings are averaged.
       prepare: what φ's input is made of, where it is not the embeddings as they are.
       batch_size: texts a step.
@@ -141,11 +143,13 @@ def queries(
         refuses.
     """
     check_fits(phi, clip.config)
-    if len(image_embeddings) != len(texts):
-        raise ValueError(f"there are {len(image_embeddings)} images and {len(texts)} texts")
+    if len(images) != len(texts):
+        raise ValueError(f"there are {len(images)} images and {len(texts)} texts")
     if not len(texts):
         return np.empty((0, clip.config.projection), np.float32)
-    prepared = image_embeddings if prepare is None else prepare(image_embeddings)
+    embedded = np.ndim(images) == 2 and np.issubdtype(np.asarray(images).dtype, np.floating)
+    images = images if embedded else clip_jax.embed_images(clip, images, batch_size=batch_size, progress=progress)
+    prepared = images if prepare is None else prepare(images)
     tokens = np.concatenate([np.asarray(phi(part)) for part in _parts(np.asarray(prepared), 4 * batch_size)])
     sentences = [[text(modification) for modification in order] for order in orders(texts)]
     return _mean([
@@ -155,12 +159,11 @@ def queries(
 
 
 def modifications(
-    clip: clip_jax.Clip, texts: Texts, *, batch_size: int = 256, progress: bool = False
+    clip: clip_jax.Clip, texts: Texts, *, template: str = "{}", batch_size: int = 256, progress: bool = False
 ) -> np.ndarray:
     """Embeddings of the modifications alone, float32 (n, d), normalised; of two captions both orders, averaged."""
-    return _mean([
-        clip_jax.embed_texts(clip, order, batch_size=batch_size, progress=progress) for order in orders(texts)
-    ])
+    filled = [[template.format(text) for text in order] for order in orders(texts)]
+    return _mean([clip_jax.embed_texts(clip, order, batch_size=batch_size, progress=progress) for order in filled])
 
 
 def _parts(array: np.ndarray, size: int) -> list[np.ndarray]:

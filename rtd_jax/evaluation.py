@@ -41,20 +41,13 @@ def embed(
     options = dict(target_pad=target_pad, batch_size=batch_size, progress=False)
     if isinstance(task.images, Crops):  # made when they are asked for, too many to hold at once
         parts = [task.images[start : start + _CROPS] for start in range(0, len(task.images), _CROPS)]
-        gallery = np.concatenate([clip_jax.embed_images(clip, list(part), **options) for part in parts])
+        gallery = np.concatenate([clip_jax.embed_images(clip, list(part), cache=cache, **options) for part in parts])
         return Embedded(gallery, gallery[task.reference])
     options["cache"] = cache
     gallery = clip_jax.embed_images(clip, task.images, **options)
     if task.query_images is None:
         return Embedded(gallery, gallery[task.reference])
     return Embedded(gallery, clip_jax.embed_images(clip, task.query_images, **options))
-
-
-def text_queries(clip: clip_jax.Clip, texts: Sequence[tuple[str, ...]], template: str = "{}") -> np.ndarray:
-    """Unit embeddings (q, d) of modifications alone; several of one query are joined in both orders and averaged."""
-    orders = compose.orders(texts)
-    found = [clip_jax.embed_texts(clip, [template.format(text) for text in order], progress=False) for order in orders]
-    return _unit(sum(_unit(part) for part in found))
 
 
 def queries(
@@ -78,7 +71,7 @@ def queries(
     """
     texts = task.texts[phrasing]
     image = _unit(embedded.references)
-    text = text_queries(clip, texts, task.text_only)
+    text = compose.modifications(clip, texts, template=task.text_only)
     found = {"image": image, "text": text, "image_text": _unit(image + text)}
     if network is not None:
         found["phi"] = compose.queries(clip, network, embedded.references, texts)

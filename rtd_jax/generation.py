@@ -7,6 +7,7 @@ The first way takes a word of a caption, another of the same kind that the text 
 thirty phrasings (`rtd_jax.phrasings`). The second asks for a modification and the caption that follows from it.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rtd_jax.triplets import MARKER, Triplets, fault, write
 
 NEAREST = 20  # words of a kind that one may become
 SYNONYM = 0.98  # cosine above which two words mean the same
+_ROWS = 1024  # words compared with all of their kind at a time
 
 INSTRUCTION = (
     "You help to build a data set for searching images with a reference image and a text. For the caption of an image, "
@@ -52,13 +54,15 @@ def substitutes(
     for words in members.values():
         vectors = clip_jax.embed_texts(clip, [f"a photo of {word}" for word in words], progress=False)
         vectors = np.asarray(normalise(vectors))
-        similarity = vectors @ vectors.T
-        similarity = np.where(similarity < synonym, similarity, -np.inf)
-        np.fill_diagonal(similarity, -np.inf)
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :nearest]
-        for i, word in enumerate(words):
-            if others := [words[j] for j in order[i] if similarity[i, j] > -np.inf]:
-                found[word] = others
+        for start in range(0, len(words), _ROWS):  # with spaCy a kind may have tens of thousands
+            similarity = vectors[start : start + _ROWS] @ vectors.T
+            similarity = np.where(similarity < synonym, similarity, -np.inf)
+            own = np.arange(len(similarity))
+            similarity[own, start + own] = -np.inf
+            order = np.argsort(-similarity, axis=1, kind="stable")[:, :nearest]
+            for i, word in enumerate(words[start : start + _ROWS]):
+                if others := [words[j] for j in order[i] if similarity[i, j] > -np.inf]:
+                    found[word] = others
     return found
 
 
@@ -74,7 +78,7 @@ def by_rules(
       texts: captions.
       matcher: finds keywords and says of what kind they are.
       seed: caption i's triplets are a function of (seed, i, the words of all captions).
-      per_caption: how many, of different targets.
+      per_caption: how many at most, of different targets.
 
     Raises:
       ValueError: no triplet comes of the captions.
@@ -154,12 +158,20 @@ def _parse(reply: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
-    f = flags.FLAGS
-    texts = captions.read(f.captions, column=f.column)[: f.limit or None]
-    out = Path(f.out)
-    if out.suffix != ".jsonl":
+    if len(argv) > 1:
+        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    if not flags.FLAGS.out.endswith(".jsonl"):
         raise app.UsageError("--out has to end in .jsonl")
+    try:
+        generate()
+    except (ValueError, OSError, ImportError, llm.EndpointError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def generate() -> None:
+    """What the flags ask for."""
+    f = flags.FLAGS
+    texts, out = captions.read(f.captions, column=f.column)[: f.limit or None], Path(f.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if f.llm:
         endpoint = llm.Endpoint(f.llm, base_url=f.base_url, key_variable=f.key_variable)

@@ -75,7 +75,9 @@ def _fresh(config, clip: clip_jax.Clip) -> phi.Network:
     kind = "pic2word" if config.phi.method == "pic2word" else "phi"
     widths = clip.config.projection, clip.config.text.width
     network = phi.init(kind, *widths, keys.stream(config.seed, "phi"))
-    changes = {name: config.phi[name] for name in ("dropout", "unit_inputs") if config.phi[name] is not None}
+    changes = {"unit_inputs": config.phi.unit_inputs}
+    if config.phi.dropout >= 0:
+        changes["dropout"] = config.phi.dropout
     return phi.Network(network.module.clone(**changes), jax.device_get(network.params))
 
 

@@ -109,7 +109,7 @@ def rank_members(
       cosine: normalise queries and gallery rows.
 
     Raises:
-      ValueError: shapes that do not fit, a row that is not there, or a query without members.
+      ValueError: shapes that do not fit, a row that is not there, a query without members, or a score that is NaN.
     """
     queries, members = np.asarray(queries, np.float32), np.asarray(members)
     _check_vectors(queries, gallery)
@@ -123,6 +123,9 @@ def rank_members(
         vectors = unit(np.asarray(gallery[np.maximum(members[part], 0)], np.float32))
         scores[part] = np.einsum("qmd,qd->qm", vectors, unit(queries[part]))
     scores = np.where(members == PADDING, -np.inf, scores)
+    if len(bad := np.argwhere(np.isnan(scores))):
+        query, column = bad[0]
+        raise ValueError(f"the score of gallery row {members[query, column]} for query {query} is NaN: look at both")
     last = np.where(members == PADDING, np.iinfo(np.int32).max, members)
     order = np.lexsort((last, -scores), axis=1)
     take = lambda x: np.take_along_axis(x, order, 1)
@@ -193,7 +196,8 @@ def _merge(best, k: int):
     """The devices' (rows, scores), (devices, q, k), as one list of each query: by score, then by row."""
     rows, scores = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in best)
     last = jnp.where(rows == PADDING, jnp.iinfo(jnp.int32).max, rows)
-    _, _, rows, scores = jax.lax.sort((-scores, last, rows, scores), dimension=1, num_keys=2)
+    key = jnp.where(jnp.isnan(scores), -jnp.inf, -scores)  # NaN first, as in `top_k`: it must not drop out unseen
+    _, _, rows, scores = jax.lax.sort((key, last, rows, scores), dimension=1, num_keys=2)
     return rows[:, :k], scores[:, :k]
 
 

@@ -35,6 +35,8 @@ def load(root: str | Path, split: str = "val") -> Task:
     names_path = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
     captions_path = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
     files = load_json(names_path)
+    if not isinstance(files, dict):
+        raise ValueError(f"{names_path} must hold an object of names and paths, not a {type(files).__name__}")
     images = [root / path for path in files.values()]
     check_files(images, str(names_path))
     index = {name: row for row, name in enumerate(files)}
@@ -74,7 +76,8 @@ def _submission(queries, gallery, *, pairs, names, reference, members) -> dict[s
     among = retrieval.rank_members(queries, gallery, members).rows[:, :SUBSET_SUBMITTED]
     files = {}
     for metric, found, length in (("recall", ranking, SUBMITTED), ("recall_subset", among, SUBSET_SUBMITTED)):
-        answers = {str(pair): [names[row] for row in row_of] for pair, row_of in zip(pairs, found, strict=True)}
+        real = [[names[row] for row in row_of if row >= 0] for row_of in found]  # small groups are filled with -1
+        answers = dict(zip(map(str, pairs), real, strict=True))
         check_submission(answers, names, length, f"CIRR {metric}")
         if len(answers) != len(pairs):
             raise ValueError(f"CIRR {metric}: {len(pairs)} queries have {len(answers)} different pair ids")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.tokenizer import MARKER
 from launch.data import images as image_files
 
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
@@ -54,6 +55,13 @@ class Task:
             raise ValueError(f"{self.name}: {len(twice)} gallery ids occur more than once, such as {twice[0]!r}")
         if not len(self.reference):
             raise ValueError(f"{self.name}: there are no queries")
+        for texts in self.texts.values():
+            if empty := [i for i, own in enumerate(texts) if not "".join(own).strip()]:
+                raise ValueError(f"{self.name}: {len(empty)} queries have no text, the first is query {empty[0]}")
+        # The marker stands for the image: as a sign of money it is read as the word.
+        clean = {key: [tuple(t.replace(MARKER, " dollar ") for t in own) for own in texts]
+                 for key, texts in self.texts.items()}  # fmt: skip
+        object.__setattr__(self, "texts", clean)
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -63,14 +71,21 @@ def load_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, or no JSON; the file is named.
+      FileNotFoundError, ValueError: it is not there, no JSON, or an object in it has a key twice; the file is named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise ValueError(f"{key!r} occurs {count} times in one object")
+        return dict(pairs)
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is no proper JSON: {error}") from error
 
 
 def fields(entry: Mapping, names: Sequence[str], where: str) -> list[Any]:

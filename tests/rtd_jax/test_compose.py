@@ -63,6 +63,14 @@ def test_what_phi_takes_can_be_prepared(clip, network, images):
     np.testing.assert_array_equal(found, compose.queries(clip, network, 2 * images, ["is blue"] * 3))
 
 
+def test_images_in_place_of_their_embeddings(clip, network):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    texts = ["is blue", "is red"]
+    embedded = clip_jax.embed_images(clip, pixels, progress=False)
+    found = compose.queries(clip, network, pixels, texts)
+    np.testing.assert_array_equal(found, compose.queries(clip, network, embedded, texts))
+
+
 def test_modifications_alone(clip):
     found = compose.modifications(clip, ["is blue", ("is red", "is large")])
     text = lambda t: unit(clip_jax.embed_texts(clip, [t], progress=False)[0])

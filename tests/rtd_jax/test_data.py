@@ -100,7 +100,7 @@ def test_cirr_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="no 'caption' in"):
         cirr.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is no proper JSON"):
         cirr.load(tmp_path)
 
 
@@ -246,3 +246,18 @@ def test_scenes_task():
 def test_tasks_without_sense(ids, reference, message):
     with pytest.raises(ValueError, match=message):
         task.Task("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)
+
+
+def test_texts_of_tasks():
+    own = lambda texts: task.Task(
+        "x", np.zeros((1, 2, 2, 3), np.uint8), ["a"], np.zeros(len(texts), int), {"": texts}, None
+    )
+    assert own([("costs $5",), ("", "is red")]).texts[""] == [("costs  dollar 5",), ("", "is red")]
+    with pytest.raises(ValueError, match="1 queries have no text, the first is query 1"):
+        own([("is red",), (" ", "")])
+
+
+def test_a_key_that_a_file_has_twice(tmp_path):
+    (tmp_path / "split.json").write_text('{"a": "1.png", "b": "2.png", "a": "3.png"}')
+    with pytest.raises(ValueError, match=r"split\.json is no proper JSON: 'a' occurs 2 times"):
+        task.load_json(tmp_path / "split.json")

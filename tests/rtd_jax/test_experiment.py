@@ -1,6 +1,7 @@
 """The smallest real run of all three stages, what it leaves, and what its parts refuse."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -101,13 +102,13 @@ def test_validation_counts_ties_against_the_model(clip):
     """A text encoder that says the same to everything finds nothing."""
     _, val = sources.triplets(tiny.config().triplets, seed=0)
     network = phi.init("phi", clip.config.projection, clip.config.text.width, jax.random.key(0))
-    tower = rtd_stage.Tower(clip, None)
-    evaluate = rtd_stage.validation(tower, network, val, lambda steps: 1.0, batch_size=64, cache=None)
     text = jax.tree.map(np.zeros_like, jax.device_get(clip.params["text"]))
     text["projection"] = clip.params["text"]["projection"]
     text["final_norm"] = {"scale": text["final_norm"]["scale"], "bias": np.ones_like(text["final_norm"]["bias"])}
-    values = evaluate(State(np.int32(0), {"text": text}, ()))
-    assert values["val/recall"] <= 100 / len(val)
+    tower = rtd_stage.Tower(replace(clip, params={**clip.params, "text": text}), None)  # the gallery's, too: all tie
+    evaluate = rtd_stage.validation(tower, network, val, lambda steps: 1.0, batch_size=64, cache=None)
+    # one may be nearest by rounding
+    assert evaluate(State(np.int32(0), {"text": text}, ()))["val/recall"] <= 100 / len(val)
 
 
 def test_submissions_are_written(clip, tmp_path, monkeypatch):

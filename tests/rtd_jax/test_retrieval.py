@@ -157,6 +157,7 @@ NAN = np.where(np.arange(5)[:, None] == 3, np.nan, G)
         (lambda: retrieval.top_k(Q, G, 1, recall_target=1.0), "recall_target=1.0 must lie between"),
         (lambda: retrieval.top_k(Q, NAN, 2), "score of gallery row 3 for query 0 is NaN"),
         (lambda: retrieval.rank_members(Q, G, np.array([[1, 2], [-1, -1]])), "query 1 has no members"),
+        (lambda: retrieval.rank_members(Q, NAN, np.array([[1, 2], [0, 3]])), "gallery row 3 for query 1 is NaN"),
         (lambda: retrieval.rank_members(Q, G, np.array([[1, 2], [0, 5]])), "members of query 1 names row 5"),
     ],
 )
@@ -168,6 +169,8 @@ def test_mistakes_are_named(call, message):
 def on_devices() -> dict[str, object]:
     """What `test_eight_devices` looks at, computed where there are eight."""
     out = {"devices": jax.device_count(), "equal": []}
+    with pytest.raises(ValueError, match="score of gallery row 3 for query 0 is NaN"):
+        retrieval.top_k(Q, NAN, 2)
     for rows, k, chunk in SIZES:
         queries, gallery = whole_numbers(9), whole_numbers(rows, seed=1)
         exclude = by_argsort(queries, gallery, 2)[0]
