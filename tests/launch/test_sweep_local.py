@@ -139,22 +139,29 @@ def interrupt(member, number: int, times: int) -> threading.Thread:
 def test_a_stopped_sweep_lets_its_members_save(tmp_path, scripted, number):
     scripted(SAVING)
     sweep = sweep_of(tmp_path, 2)
-    before = signal.getsignal(number)
-    thread = interrupt(sweep.members[0], number, 1)
-    with pytest.raises(Preempted, match=f"asked to stop by {number.name}"):
-        local.execute(sweep, sweep.members, Options(processes=1))
+    original = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
+    try:
+        thread = interrupt(sweep.members[0], number, 1)
+        with pytest.raises(Preempted, match=f"asked to stop by {number.name}"):
+            local.execute(sweep, sweep.members, Options(processes=1))
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, original)
     thread.join()
     assert (sweep.members[0].path / "saved").read_text() == "x"
     assert [status(m).state for m in sweep.members] == ["started", "waiting"]  # not failed, and no other begun
-    assert signal.getsignal(number) is before
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path, scripted):
     scripted(SAVING.replace("if seed == 0: sys.exit(0)", ""))
     sweep = sweep_of(tmp_path, 1)
-    thread = interrupt(sweep.members[0], signal.SIGINT, 2)
-    with pytest.raises(Preempted, match="SIGINT"):
-        local.execute(sweep, sweep.members, Options())
+    original = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        thread = interrupt(sweep.members[0], signal.SIGINT, 2)
+        with pytest.raises(Preempted, match="SIGINT"):
+            local.execute(sweep, sweep.members, Options())
+    finally:
+        signal.signal(signal.SIGINT, original)
     thread.join()
     assert (sweep.members[0].path / "saved").exists() and status(sweep.members[0]).state == "started"
 
