@@ -4,18 +4,16 @@ Each function takes arrays and a path and returns nothing; matplotlib draws on a
 pyplot and its global state, and is imported only here, when it is needed.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from launch.files import write_atomically
+from launch import drawing
 
 _CELL = 1.25  # inches a picture of a grid
 _PANEL = (3.4, 2.8)  # inches a panel of curves
-_DPI = 150
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
 _MARKERS = "os^Dv<>"
 
@@ -48,7 +46,7 @@ def grid(path: str | Path, rows: Sequence[Row], title: str = "") -> None:
     space = [0.22 if row.captions else 0.06 for row in rows]  # above each row, in inches
     left, top = 1.45, 0.34 if title else 0.04
     width, height = left + count * (_CELL + 0.06), top + len(rows) * _CELL + sum(space) + 0.06
-    figure = _figure(width, height)
+    figure = drawing.figure(width, height)
     if title:
         figure.text(0.5, 1 - 0.06 / height, title, ha="center", va="top", fontsize=10)
     below = height - top
@@ -61,7 +59,7 @@ def grid(path: str | Path, rows: Sequence[Row], title: str = "") -> None:
             _show(axes, picture)
             if row.captions:
                 axes.set_title(row.captions[column], fontsize=7, pad=2)
-    _write(path, figure)
+    drawing.write(path, figure)
 
 
 def _show(axes, picture: np.ndarray) -> None:
@@ -100,7 +98,7 @@ def panels(path: str | Path, found: Mapping[str, Sequence[Line]], *, x_label: st
     across = min(4, len(found))
     down = -(-len(found) // across)
     legend = 0.3 * -(-len(labels) // (2 * across)) + 0.1
-    figure = _figure(_PANEL[0] * across, _PANEL[1] * down + legend)
+    figure = drawing.figure(_PANEL[0] * across, _PANEL[1] * down + legend)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for panel, (title, lines) in zip(axes, found.items(), strict=False):
         for line in lines:
@@ -123,21 +121,4 @@ def panels(path: str | Path, found: Mapping[str, Sequence[Line]], *, x_label: st
     figure.legend(
         [drawn[label] for label in labels], labels, loc="lower center", ncols=2 * across, fontsize=8, frameon=False
     )
-    _write(path, figure)
-
-
-def _figure(width: float, height: float):
-    # matplotlib takes long to import, and most processes draw nothing
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(path: str | Path, figure) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    drawing.write(path, figure)

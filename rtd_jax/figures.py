@@ -1,6 +1,5 @@
 """Pictures: what was found for queries, as a grid of images, and recall as bars. PNG, drawn without pyplot."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from launch.files import write_atomically
+from launch import drawing
 from rtd_jax.tables import TITLES, metric_title
 
-_CELL, _DPI = 1.25, 150  # inches a picture, pixels an inch
+_CELL = 1.25  # inches a picture
 _PIXELS = 224  # of a thumbnail
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
 
@@ -46,7 +45,7 @@ def grid(path: str | Path, rows: Sequence[Found]) -> None:
     columns = 1 + max(len(row.images) for row in rows)
     left, above = 1.9, 0.24
     width, height = left + columns * (_CELL + 0.06) + 0.2, len(rows) * (_CELL + above) + 0.1
-    figure = _figure(width, height)
+    figure = drawing.figure(width, height)
     for i, row in enumerate(rows):
         below = height - (i + 1) * (_CELL + above)
         figure.text((left - 0.1) / width, (below + _CELL / 2) / height, row.title, ha="right", va="center", fontsize=8,
@@ -60,7 +59,7 @@ def grid(path: str | Path, rows: Sequence[Found]) -> None:
             if row.right is not None and column == row.right + 1:
                 for spine in axes.spines.values():
                     spine.set(color=_COLOURS[2], linewidth=3)
-    _write(path, figure)
+    drawing.write(path, figure)
 
 
 def thumbnail(image: str | Path | np.ndarray) -> np.ndarray:
@@ -84,7 +83,7 @@ def bars(path: str | Path, tasks: Mapping[str, Mapping[str, Sequence[Mapping[str
       path: of the PNG.
       tasks: task -> row -> metrics in percent, one mapping a seed.
     """
-    figure = _figure(7.0, 0.5 + sum(0.42 * len(rows) + 0.7 for rows in tasks.values()))
+    figure = drawing.figure(7.0, 0.5 + sum(0.42 * len(rows) + 0.7 for rows in tasks.values()))
     heights = [len(rows) for rows in tasks.values()]
     panels = figure.subplots(len(tasks), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (task, rows) in zip(panels, tasks.items(), strict=True):
@@ -102,21 +101,4 @@ def bars(path: str | Path, tasks: Mapping[str, Mapping[str, Sequence[Mapping[str
         axes.set(title=task, xlabel="%", xlim=(0, 100))
         axes.legend(fontsize=7, loc="upper right")
     figure.tight_layout()
-    _write(path, figure)
-
-
-def _figure(width: float, height: float):
-    # matplotlib takes long to import, and most processes draw nothing
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(path: str | Path, figure) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    drawing.write(path, figure)
