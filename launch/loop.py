@@ -68,18 +68,21 @@ def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) 
         thread.join(timeout=5)
 
 
-_NEVER = np.iinfo(np.int32).max
+NEVER = np.iinfo(np.int32).max  # a step that does not come
 
 
 @jax.jit
 def _gather(total: dict, metrics: dict[str, jax.Array], step: jax.Array) -> dict:
-    """Add one step's metrics to a window's sums; remember the first step where one of them was not finite."""
-    bad = jnp.any(jnp.stack([~jnp.isfinite(value) for value in metrics.values()]))
-    first = jnp.minimum(total["bad"], jnp.where(bad, step, _NEVER))
+    """Add one step's metrics to a window's sums; remember the first step where one of them was not finite.
+
+    Metrics are scalars, or arrays of one shape: then entry by entry.
+    """
+    bad = jnp.any(jnp.stack([~jnp.isfinite(value) for value in metrics.values()]), axis=0)
+    first = jnp.minimum(total["bad"], jnp.where(bad, step, NEVER))
     return {"sums": {k: total["sums"][k] + v for k, v in metrics.items()}, "bad": first}
 
 
-class _Windows:
+class Windows:
     """Metrics of the steps since the last look, summed on the device, and those that are on their way to the host.
 
     A window is read one window after it was closed, so the device never waits for the host; reading it also keeps the
@@ -96,7 +99,7 @@ class _Windows:
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self.step += 1
         if self.total is None:
-            self.total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(_NEVER)}
+            self.total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(NEVER)}
         self.total = _gather(self.total, metrics, np.int32(self.step))
 
     def turn(self, step: int, *, wait: bool = False) -> None:
@@ -106,23 +109,37 @@ class _Windows:
             self.pending.append((step, self.total))
             self.total = None
         while self.pending and (wait or len(self.pending) > 1):
-            self._read(*self.pending.pop(0))
+            self.read(*self.pending.pop(0))
 
-    def _read(self, step: int, total) -> None:
+    def read(self, step: int, total) -> None:
+        """Emit the means of a window that ends at `step`.
+
+        Raises:
+          NonFiniteLoss: a metric of one of its steps is not finite.
+        """
         total = jax.device_get(total)
-        if total["bad"] != _NEVER:
-            sums = total["sums"]
-            names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
-            raise NonFiniteLoss(
-                f"not finite at step {total['bad']}: {names}; the last checkpoint is from before that step. A lower "
-                "learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
-            )
+        if total["bad"] != NEVER:
+            raise not_finite(total["bad"], total["sums"])
+        count, rate = self.advance(step)
+        means = {k: float(v) / count for k, v in total["sums"].items()}
+        self.emit(step, means | {"steps_per_second": rate})
+
+    def advance(self, step: int) -> tuple[int, float]:
+        """How many steps the window that ends at `step` has, and how many were done in a second."""
         count, self.closed = step - self.closed, step
         before, then = self.seen
         now = time.perf_counter()
         self.seen = (step, now)
-        means = {k: float(v) / count for k, v in total["sums"].items()}
-        self.emit(step, means | {"steps_per_second": (step - before) / (now - then)})
+        return count, (step - before) / (now - then)
+
+
+def not_finite(step: int, sums: Mapping[str, float]) -> NonFiniteLoss:
+    """The error to raise where metrics, of which `sums` are sums, first were not finite at `step`."""
+    names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
+    return NonFiniteLoss(
+        f"not finite at step {step}: {names}; the last checkpoint is from before that step. A lower "
+        "learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
+    )
 
 
 def _reporter(run: Run, start: int, steps: int) -> tuple[tqdm, Callable[[int, dict[str, float]], None]]:
@@ -139,7 +156,8 @@ def _reporter(run: Run, start: int, steps: int) -> tuple[tqdm, Callable[[int, di
     return progress, emit
 
 
-def _due(step: int, every: int, total: int) -> bool:
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that happens every so many steps (0: never in between) and at the end does at `step`."""
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -191,7 +209,7 @@ def fit(
     compiled = layout.compile(step, state)
     extra = {} if resident is None else {sharding.RESIDENT: layout.replicate(resident)}
     progress, emit = _reporter(run, start, steps)
-    windows = _Windows(emit, start)
+    windows = Windows(emit, start)
     feed = prefetch(itertools.islice(batches(start), steps - start), layout.put)
     try:
         for at, batch in zip(range(start + 1, steps + 1), feed, strict=True):
@@ -199,8 +217,8 @@ def fit(
                 state, metrics = compiled(state, batch | extra)
             windows.add(metrics)
             stop = run.stop_requested()
-            evaluates = evaluate is not None and _due(at, eval_every, steps)
-            saves = stop or evaluates or _due(at, checkpoint_every, steps)
+            evaluates = evaluate is not None and due(at, eval_every, steps)
+            saves = stop or evaluates or due(at, checkpoint_every, steps)
             if saves or (log_every > 0 and at % log_every == 0):
                 windows.turn(at, wait=saves)  # before a save every loss so far has been seen to be finite
             if evaluates:

@@ -7,6 +7,7 @@ AAAI 2023 (arXiv 2211.15900).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ from launch.data import augment, feed
 from launch.files import write_atomically
 from launch.run import Run
 from robustgrad_jax import evaluation, gallery, models, regularizers, suite, tables, trained
+
+STACKED = "robustgrad_jax.stacked"  # trains several configs as one program
 
 
 @struct.dataclass
@@ -105,6 +108,11 @@ def make_prepare(splits: data.Splits, config) -> tuple[Callable, Callable]:
     return augmented, prepare
 
 
+def best_of(config) -> tuple[str, str]:
+    """What the best checkpoint goes by: a metric of validation, and max or min."""
+    return config.loop.best_metric, config.loop.best_mode
+
+
 def check_best(config) -> None:
     """Refuse, before training, a choice of the best checkpoint that there is not."""
     names = ("val/accuracy", "val/cross_entropy")
@@ -136,7 +144,7 @@ def train(config, run: Run, layout: sharding.Layout, model, splits: data.Splits,
         values = on_val(validate, state.variables)
         return {f"val/{k}": v for k, v in values.items() if k != "examples"}
 
-    with run.checkpoints(best=(config.loop.best_metric, config.loop.best_mode)) as checkpoints:
+    with run.checkpoints(best=best_of(config)) as checkpoints:
         state = loop.fit(
             run,
             state=state,
@@ -163,10 +171,29 @@ def train(config, run: Run, layout: sharding.Layout, model, splits: data.Splits,
     return best.variables, {"best_step": best_step, **best_metrics}
 
 
-def run(config, run: Run) -> dict[str, float]:
-    """Data, model, training or the weights of another run, and what the best checkpoint is worth."""
-    layout = sharding.layout(config.sharding.mode)
-    layout.check_batch(config.batch_size)
+@dataclass(frozen=True)
+class Plan:
+    """What a config asks for, read and checked: see `plan`."""
+
+    layout: sharding.Layout
+    splits: data.Splits
+    model: nn.Module
+    penalty: Callable
+    blocks: list[suite.Block]
+    initial: Any
+
+
+def plan(config, layout: sharding.Layout) -> Plan:
+    """Data, model, what will be measured, and the variables to begin with (None: random ones); nothing is computed yet.
+
+    Args:
+      config: of the run.
+      layout: of what is measured.
+
+    Raises:
+      ValueError, FileNotFoundError: what could only fail later: names that do not exist, numbers out of range, weights
+        that do not fit.
+    """
     models.check(config.model.name)
     penalty = regularizers.create(config.regularizer)
     if not config.train and not config.init_from:
@@ -182,18 +209,33 @@ def run(config, run: Run) -> dict[str, float]:
         beta=config.model.beta,
     )
     check_best(config)
-    prepare = make_prepare(splits, config)[1]
-    planned = suite.blocks(config, model, splits, prepare)
+    blocks = suite.blocks(config, model, splits, make_prepare(splits, config)[1])
     initial = None
     if config.init_from:
         template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *splits.image_shape)))
         initial = trained.load(config.init_from, config, {"batch_stats": {}} | template)
-    if config.train:
-        variables, found = train(config, run, layout, model, splits, penalty, initial)
-    else:
-        variables, found = layout.place(initial), {}
-    result = found | suite.measure(config, run, layout, planned, splits, variables)
+    return Plan(layout, splits, model, penalty, blocks, initial)
+
+
+def measure(config, run: Run, found: Plan, variables, values: dict[str, float]) -> dict[str, float]:
+    """The run's result: `values` and what the network is worth; leaves the table and the figures.
+
+    Args:
+      variables: of the network, on the devices.
+    """
+    result = values | suite.measure(config, run, found.layout, found.blocks, found.splits, variables)
     if run.writes:
         write_atomically(run.path / "table.md", tables.one_run(result))
         gallery.of_run(run.path, result)
     return result
+
+
+def run(config, run: Run) -> dict[str, float]:
+    """Data, model, training or the weights of another run, and what the best checkpoint is worth."""
+    layout = sharding.layout(config.sharding.mode)
+    layout.check_batch(config.batch_size)
+    found = plan(config, layout)
+    if not config.train:
+        return measure(config, run, found, layout.place(found.initial), {})
+    variables, values = train(config, run, layout, found.model, found.splits, found.penalty, found.initial)
+    return measure(config, run, found, variables, values)

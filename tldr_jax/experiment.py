@@ -22,6 +22,8 @@ REVISABLE = (
     "evaluation",
 )  # fmt: skip
 
+STACKED = "tldr_jax.stacked"  # trains the heads of several configs as one program
+
 _UNFILTERED = {"words.clip_filter": False, "words.classifier_filter": False}
 # By name, what an ablation sets.
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -83,12 +85,16 @@ def measure(config, run: Run, found: inputs.Inputs) -> dict[str, float]:
     return result
 
 
-def run(config, run: Run) -> dict[str, float]:
-    """Data, classifier, embeddings, then everything that is measured on them."""
-    check(config)
-    found = inputs.prepare(config, run)
+def finish(config, run: Run, found: inputs.Inputs) -> dict[str, float]:
+    """Everything that is measured on the embeddings; leaves table.md."""
     logging.info("%s", found.data.note)
     result = measure(config, run, found)
     if run.writes:
         write_atomically(run.path / "table.md", tables.one_run(result))
     return result
+
+
+def run(config, run: Run) -> dict[str, float]:
+    """Data, classifier, embeddings, then everything that is measured on them."""
+    check(config)
+    return finish(config, run, inputs.prepare(config, run))

@@ -214,34 +214,77 @@ def retrained(config, run: Run, inputs: Inputs) -> dict[str, np.ndarray]:
     _check_unchanged(config, run)
 
     def make():
-        wanted = settings(config)
-        base = (config.projector.ridge, config.projector.gap_rows)
-        first, *mappings = projectors(config, run, inputs, [base, *wanted])
-        return _train(config, inputs, text_set(config, run, inputs, first), mappings, wanted)
+        found = plan(config, run, inputs)
+        return settle(inputs, found, sweep(config, found, projector.stack(found.mappings), found.members))
 
     return stages.keep(run, config, "retrain", make)
 
 
-def _train(
-    config, inputs: Inputs, found: TextSet, mappings: Sequence, wanted: Sequence[Setting]
-) -> dict[str, np.ndarray]:
-    options = config.retrain
-    examples = draws.plan(found).epoch
-    steps = duration.to_steps(options.duration, examples=examples, batch_size=options.batch_size)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the heads of a config are trained on.
+
+    Attributes:
+      texts: the words, embedded.
+      mappings: a projector for each of the settings.
+      settings: (ridge, gap rows).
+      members: of the sweep.
+      steps: of training.
+    """
+
+    texts: TextSet
+    mappings: Sequence[Any]
+    settings: list[Setting]
+    members: retrain.Members
+    steps: int
+
+    def with_texts(self, texts: TextSet) -> "Plan":
+        return dataclasses.replace(self, texts=texts)
+
+
+def plan(config, run: Run, inputs: Inputs) -> Plan:
+    """Projectors, words and the members of the grid.
+
+    Raises:
+      ValueError: the word list has changed since the run directory used it.
+      filters.EmptyWordListError: see `text_set`.
+    """
+    _check_unchanged(config, run)
+    options, wanted = config.retrain, settings(config)
+    base = (config.projector.ridge, config.projector.gap_rows)
+    first, *mappings = projectors(config, run, inputs, [base, *wanted])
+    found = text_set(config, run, inputs, first)
+    steps = duration.to_steps(options.duration, examples=draws.plan(found).epoch, batch_size=options.batch_size)
     members = retrain.grid(
         learning_rates=options.grid.learning_rate or (options.learning_rate,),
         weight_decays=options.grid.weight_decay or (options.weight_decay,),
         seeds=options.grid.seed or (options.seed,),
         projectors=range(len(mappings)),
     )
-    trained = retrain.sweep(
-        found,
-        projector.stack(mappings),
+    return Plan(found, mappings, wanted, members, steps)
+
+
+def sweep(config, found: Plan, mappings, members: retrain.Members) -> retrain.Trained:
+    """Train heads on the texts of a plan, for as long as it says.
+
+    Args:
+      mappings: stacked projectors.
+      members: the heads.
+    """
+    options = config.retrain
+    return retrain.sweep(
+        found.texts,
+        mappings,
         members,
         batch_size=options.batch_size,
-        steps=steps,
-        evaluations=min(options.evaluations, steps),
+        steps=found.steps,
+        evaluations=min(options.evaluations, found.steps),
     )
+
+
+def settle(inputs: Inputs, found: Plan, trained: retrain.Trained) -> dict[str, np.ndarray]:
+    """The heads that validation images choose, and how all of them fare: what `retrained` returns."""
+    members = found.members
     data, names = inputs.data, inputs.names
     chosen = retrain.select(
         trained.heads, inputs.features["val"], *inputs.labels("val"), allowed=data.allowed, names=names
@@ -250,8 +293,8 @@ def _train(
     of_groups = metrics.group_accuracies(on_test, *inputs.labels("test"), data.allowed, names=names)
     return {
         **{f"{name}/{leaf}": getattr(getattr(chosen, name).head, leaf) for name in SELECTIONS for leaf in Head._fields},
-        "ridge": np.array([wanted[i][0] for i in members.projector]),
-        "gap_rows": np.array([wanted[i][1] for i in members.projector]),
+        "ridge": np.array([found.settings[i][0] for i in members.projector]),
+        "gap_rows": np.array([found.settings[i][1] for i in members.projector]),
         "learning_rate": members.learning_rate,
         "weight_decay": members.weight_decay,
         "seed": members.seed,

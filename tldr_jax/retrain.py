@@ -47,7 +47,7 @@ class Trained(NamedTuple):
     """Heads of a sweep at its evaluation points.
 
     Attributes:
-      heads: kernel (k, e, f, C) and bias (k, e, C), float32.
+      heads: kernel (k, e, f, C) and bias (k, e, C), of JAX's default float.
       loss: (k, e), mean training loss of the steps that lead up to each point.
       steps: (e,), how many steps each point comes after; the last is the end.
     """
@@ -189,7 +189,8 @@ def sweep(
     ends = np.ceil(np.linspace(0, count, evaluations + 1)[1:] - 1e-9).astype(np.int32)
     arranged = jax.tree.map(lambda a: np.asarray(a)[places.member], members)
     used = np.unique(members.projector)
-    put = lambda a, dimensions: jax.device_put(np.asarray(a, np.float32), places.sharding(devices, dimensions))
+    dtype = jnp.result_type(float)
+    put = lambda a, dimensions: jax.device_put(np.asarray(a, dtype), places.sharding(devices, dimensions))
     projectors = jax.tree.map(lambda a: put(np.asarray(a)[used], 1), projectors)
     words = (put(text_set.target, 0), put(text_set.spurious, 0))
     if tables:

@@ -66,7 +66,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
     source: Iterator[Member] = iter(members)
     running: list[_Running] = []
     exhausted = False
-    with _stopping() as asked:
+    with stopping() as asked:
         try:
             while True:
                 while free and not exhausted and not asked:
@@ -192,7 +192,7 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
+def stopping() -> Iterator[list[int]]:
     """A list that the signals go to which ask the sweep to stop."""
     asked: list[int] = []
     wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP

@@ -251,9 +251,9 @@ def status(member: Member) -> Status:
     return Status("started" if started else "waiting", step, values)
 
 
-def last_lines(member: Member, count: int = 15) -> list[str]:
+def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
     """The last lines of a member's log that are not empty; of a progress bar's states only the last."""
-    path = member.path / _LOG
+    path = member.path / log
     if not path.exists():
         return []
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _end(path).replace("\r\n", "\n").split("\n")]

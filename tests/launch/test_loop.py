@@ -170,7 +170,7 @@ def test_the_host_looks_at_windows_not_at_steps(tmp_path, monkeypatch):
 
 def test_a_window_is_read_when_the_next_one_ends():
     emitted = []
-    windows = loop._Windows(lambda step, values: emitted.append((step, values["loss"])), 0)
+    windows = loop.Windows(lambda step, values: emitted.append((step, values["loss"])), 0)
     for step in range(1, 7):
         windows.add({"loss": jnp.float32(step)})
         if step % 2 == 0:
