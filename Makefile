@@ -38,6 +38,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tldr_text_stage
 	$(BIN)/python -m benchmarks.rtd_step
 	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.scaling
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -74,12 +74,14 @@ class Run:
       path: the directory.
       config: the frozen config of the run.
       writes: whether this process writes the small files; only process 0 does.
+      advance: called, in a run of many processes, whenever one asks whether to stop; see `launch.hosts`.
     """
 
     def __init__(self, path: Path, config: FrozenConfigDict):
         self.path, self.config = path, config
         self.writes = jax.process_index() == 0
         self.stop_asked = threading.Event()
+        self.advance: Callable[[], None] = lambda: None
         self._asked = itertools.count(1)
         self._lock = None
         self._tensorboard = None
@@ -161,7 +163,7 @@ class Run:
     def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
         """A run inside this one, in the folder `name`; it stops when this one is asked to."""
         run = Run.open(self.path / name, config)
-        run.stop_asked, run._asked = self.stop_asked, self._asked
+        run.stop_asked, run._asked, run.advance = self.stop_asked, self._asked, self.advance
         return run
 
     def close(self) -> None:
@@ -191,6 +193,7 @@ class Run:
         """Whether to stop here. In a run of many processes all must ask equally often: all get the same answer."""
         if jax.process_count() == 1:
             return self.stop_asked.is_set()
+        self.advance()
         # The agreement is on a count that only grows, whatever stage of whichever run inside this one asks.
         return multihost_utils.reached_preemption_sync_point(next(self._asked))
 

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import sharding
+from launch import hosts, sharding
 from launch.loop import NonFiniteLoss
 from launch.run import Preempted, Run, RunDirectoryError, flatten
 
@@ -26,6 +26,12 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0,
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes take part, with --coordinator")
 _PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "let JAX find the other processes, as on a Cloud TPU slice")
+_STUCK_AFTER = flags.DEFINE_float(
+    "stuck_after",
+    hosts.STUCK_AFTER,
+    "seconds without progress after which one of several processes counts as stuck and the run ends; 0: never",
+    lower_bound=0,
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -53,14 +59,18 @@ def _module(experiment: str) -> ModuleType:
     return module
 
 
-def execute(config, workdir: str) -> dict[str, float]:
+def execute(config, workdir: str, *, advance: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Run a config's experiment in a run directory, or give the result of one that is finished.
+
+    Args:
+      advance: called whenever a run of several processes comes to a place where it could stop.
 
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
     """
     experiment = _module(config.experiment)
     run = Run.open(workdir, config, revisable=getattr(experiment, "REVISABLE", ()))
+    run.advance = advance
     try:
         run.stop_on_sigterm()
         result = run.result()
@@ -79,7 +89,8 @@ def main(argv: list[str]) -> None:
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
     sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
     try:
-        result = execute(_CONFIG.value, _WORKDIR.value)
+        with hosts.watched(_STUCK_AFTER.value) as advance:
+            result = execute(_CONFIG.value, _WORKDIR.value, advance=advance)
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)

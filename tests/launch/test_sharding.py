@@ -1,6 +1,7 @@
 """Layouts on 8 fake devices, starting several processes, and two real ones that train together."""
 
 import json
+import shutil
 import signal
 import socket
 
@@ -223,6 +224,10 @@ def test_sigterm_to_one_of_two_stops_both_where_both_can_go_on(pair, alone, tmp_
     assert all("resume with the same command" in output for output in outputs)
     saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert saved < 20 and all(f"saved at step {saved} of 20" in output for output in outputs)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
     output, _ = (finish(process, timeout=200) for process in pair(*command))
     assert f"continuing from step {saved} of 20" in output
     same_training(tmp_path / "run", alone)
+    output = finish(train(TOY, tmp_path / "copy", *command[1:], devices=4))  # and by one process
+    assert f"continuing from step {saved} of 20" in output
+    same_training(tmp_path / "copy", alone)

@@ -1,0 +1,164 @@
+"""What runs in a SLURM job: one process for each task, which starts the member's command and sees to how it ends.
+
+A job whose time runs out is told by SIGUSR2: the member saves and the job goes back to the queue. So it does if one of
+its processes is killed, `restarts` times. SIGTERM, from scancel or a preemption, lets the member save; whether the job
+comes back is then the scheduler's to say.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import logging
+
+from launch.sweeps.members import Member, fail, last_lines, start, status
+
+TIME_IS_UP = signal.SIGUSR2  # what submitit asks SLURM to send before the end
+LOST_PEER = os.EX_TEMPFAIL  # `launch.hosts.EXIT_STATUS`; importing it would import JAX in this process too
+_OTHERS_FIRST = 5.0  # seconds: a process that loses its peers ends in errors that are not the cause
+
+
+@dataclass(frozen=True)
+class Task:
+    """A member as a job runs it; called once in every task.
+
+    Attributes:
+      member: what is trained.
+      command: that trains it.
+      gpus: of each node.
+      tasks: on each node.
+      restarts: how often the job may start again because one of its processes was killed.
+      losses: the file that counts them.
+    """
+
+    member: Member
+    command: Sequence[str]
+    gpus: int
+    tasks: int
+    restarts: int
+    losses: Path
+
+    def __call__(self) -> None:
+        """Run the member; exits with its status."""
+        number, restarted = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        log = self.member.path / (f"log.{number}.txt" if number else "log.txt")
+        if number == 0 and restarted:
+            start(self.member)  # what was noted when the job last ended no longer holds
+        elif number == 0 and status(self.member).state == "done":
+            return
+        with open(log, "ab") as output:
+            output.write(f"$ {shlex.join(self.command)}\n# job {job_id(os.environ)}, start {restarted + 1}\n".encode())
+            output.flush()
+            with _asked() as (asked, child):
+                child.append(self._process(output))
+                if asked:
+                    child[0].terminate()  # it was not there yet to be told
+                code = child[0].wait()
+                self._end(number, code, asked)
+
+    def _process(self, output) -> subprocess.Popen:
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ, **devices(os.environ, self.gpus, self.tasks)}
+        # The scheduler signals whole process groups; what means "save" to this process would kill the child.
+        before = signal.signal(TIME_IS_UP, signal.SIG_IGN)
+        try:
+            return subprocess.Popen(
+                list(self.command), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+        finally:
+            signal.signal(TIME_IS_UP, before)
+
+    def _end(self, number: int, code: int, asked: Sequence[int]) -> None:
+        """Requeue the job, note a failure, or leave it at that."""
+        if asked and code in (0, -signal.SIGTERM):
+            if TIME_IS_UP in asked and number == 0 and status(self.member).state != "done":
+                requeue(os.environ)
+            return
+        if code == 0 and not asked:
+            return
+        if code in (-signal.SIGKILL, LOST_PEER) and not asked and self._may_restart(number, code):
+            requeue(os.environ)
+            _wait(asked, 60)  # the scheduler ends the other tasks and this one: its exit status must not be what does
+            return
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            _wait(asked, _OTHERS_FIRST * (1 if number == 0 else 2))
+        if not asked and status(self.member).state != "failed":
+            fail(self.member, self._reason(number, code))
+        sys.exit(1)
+
+    def _may_restart(self, number: int, code: int) -> bool:
+        """Count a loss; whether there may be one more start."""
+        with open(self.losses, "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._reason(number, code)}\n")
+        return len(self.losses.read_text().splitlines()) <= self.restarts
+
+    def _reason(self, number: int, code: int) -> str:
+        how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += " (out of memory? --slurm=mem=… asks for more)"
+        if number == 0:
+            return how
+        where = f"process {number} on {os.environ.get('SLURMD_NODENAME', 'its node')}, see log.{number}.txt"
+        end = last_lines(self.member, 1, f"log.{number}.txt")
+        return f"{how} of {where}" + (f": {end[0]}" if end else "")
+
+
+@contextmanager
+def _asked() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
+    """Signals that ask the member to stop, as they come, and the process to put that then gets SIGTERM."""
+    asked: list[int] = []
+    child: list[subprocess.Popen] = []
+
+    def ask(number, frame):
+        del frame
+        logging.warning("received %s: the member saves and stops", signal.Signals(number).name)
+        asked.append(number)
+        for process in child:
+            process.terminate()
+
+    for number in (TIME_IS_UP, signal.SIGTERM):
+        signal.signal(number, ask)
+    try:
+        yield asked, child
+    finally:
+        for number in (TIME_IS_UP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # to the end of this process
+
+
+def _wait(asked: Sequence[int], seconds: float) -> None:
+    """Until a signal comes, but not longer than that."""
+    deadline = time.monotonic() + seconds
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def devices(environment: Mapping[str, str], gpus: int, tasks: int) -> dict[str, str]:
+    """The GPUs of this task among those of its node: JAX would give each task one, whatever there is.
+
+    Args:
+      environment: of a task.
+      gpus: of each node.
+      tasks: on each node.
+    """
+    if not gpus or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return {}
+    mine, share = int(environment.get("SLURM_LOCALID", 0)), gpus // tasks
+    return {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(mine * share, (mine + 1) * share)))}
+
+
+def job_id(environment: Mapping[str, str]) -> str:
+    """This job's id, as the queue shows it: "12", or "12_3" in an array."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def requeue(environment: Mapping[str, str]) -> None:
+    """Send this job back to the queue, which ends it here."""
+    subprocess.run(["scontrol", "requeue", job_id(environment)], check=True, timeout=60)

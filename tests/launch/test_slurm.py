@@ -1,0 +1,191 @@
+"""Members as jobs: on a real SLURM cluster of two nodes, which the test starts on this machine, and what needs none."""
+
+import json
+import os
+import signal
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from launch import hosts
+from launch.run import Preempted
+from launch.sweeps import slurm, slurm_task
+from launch.sweeps.members import Options, SweepError, define, status
+from tests.commands import ROOT, environment, finish, train
+from tests.launch import slurm_cluster, sweep_toy, toy
+from tests.launch.test_sharding import same_training
+from tests.launch.test_train import logged
+
+MISSING = slurm_cluster.missing() + ([] if find_spec("submitit") else ["submitit"])
+cluster_needed = pytest.mark.skipif(
+    bool(MISSING) and os.environ.get("ALIGNAX_SLURM") != "required",
+    reason=f"not installed: {', '.join(MISSING)} (apt-get install --no-install-recommends slurmctld slurmd "
+    "slurm-client munge; pip install 'alignax[slurm]')",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
+
+
+@pytest.fixture
+def here(cluster, monkeypatch):
+    """This process as one that submits; jobs see two CPU devices a task."""
+    for name, value in (environment(2) | cluster).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(slurm, "_QUEUE_EVERY", 0.3)
+    monkeypatch.setattr(slurm, "_WATCH_EVERY", 0.1)
+
+
+def sweep_of(workdir, module, *overrides):
+    file = Path(module.__file__).relative_to(ROOT)
+    return define(workdir, config_file=str(ROOT / file), base=module.get_config(), overrides=overrides)
+
+
+def jobs(sweep) -> dict[str, str]:
+    return json.loads((sweep.path / ".slurm" / "jobs.json").read_text())
+
+
+@cluster_needed
+def test_an_array_of_members_that_goes_on_while_nobody_watches(here, tmp_path):
+    overrides = ({"x": 0.5}, {"x": 2.0}, {"ending": "raise"}, {"ending": "kill"})
+    sweep, ended, watched = sweep_of(tmp_path / "sweep", sweep_toy, *overrides), [], set()
+    sweep.path.mkdir()
+
+    def leave(running):
+        if running:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = {"restarts": "0", "partition": "main"}
+    with pytest.raises(Preempted, match=r"4 jobs stay in the queue \(`scancel \d+_0 \d+_1 \d+_2 \d+_3`"):
+        slurm.execute(sweep, sweep.members, Options(slurm=settings, watch=leave))
+    submitted = jobs(sweep)
+    slurm.execute(sweep, sweep.members, Options(slurm=settings, watch=watched.update, ended=ended.append))
+    assert jobs(sweep) == submitted and len({job.split("_")[0] for job in submitted.values()}) == 1
+    assert sorted(m.name for m in ended) == sorted(m.name for m in sweep.members) and watched
+    found = [status(m) for m in sweep.members]
+    assert [s.state for s in found] == ["done", "done", "failed", "failed"]
+    assert [s.result["parabola"] for s in found[:2]] == [6.25, 1.0]
+    assert found[2].error == "exit status 1" and found[3].error.startswith("killed by SIGKILL")
+    assert "ArithmeticError: x = 1.0 was not to be" in (sweep.members[2].path / "log.txt").read_text()
+
+
+@cluster_needed
+def test_two_nodes_through_a_time_out_and_a_killed_worker(here, tmp_path):
+    """The member's time is up, then one of its processes is killed: in the end the numbers of an undisturbed run."""
+    reference = train("tests/launch/toy.py", tmp_path / "alone", "--config.steps=20", devices=4)
+    sweep = sweep_of(tmp_path / "sweep", toy, {"steps": 20, "pause": 0.2})
+    sweep.path.mkdir()
+    [member] = sweep.members
+    story = disturb(sweep, member)
+    slurm.execute(sweep, [member], Options(slurm={"nodes": "2"}, watch=lambda running: next(story, None)))
+    assert next(story, "over") == "over"  # all of it has happened
+    finish(reference)
+    same_training(member.path, tmp_path / "alone")
+    log = (member.path / "log.txt").read_text()
+    assert log.count("process 0 of 2, 4 devices") == 3 and log.count("continuing from step") == 2
+    assert "process 1 of 2, 4 devices" in (member.path / "log.1.txt").read_text()
+    [loss] = (sweep.path / ".slurm" / f"{member.name}.losses").read_text().splitlines()
+    assert "killed by SIGKILL" in loss and "process 1 on " in loss
+
+
+def disturb(sweep, member):
+    """What happens to the job, as a generator that is asked again and again."""
+    while not any(row["step"] >= 4 for row in logged(member.path)):
+        yield
+    job = jobs(sweep)[member.name]
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as the scheduler does before the time is up
+    yield from again(job)
+    reached = max(row["step"] for row in logged(member.path))
+    while max(row["step"] for row in logged(member.path)) < min(reached + 4, 16):
+        yield
+    os.kill(worker(member, "1"), signal.SIGKILL)
+    yield from again(job)
+
+
+def again(job):
+    """Wait until the job is back in the queue, and spare it the two minutes that SLURM puts before another start."""
+    while slurm.queue().get(job) != "PENDING":
+        yield
+    while slurm.queue().get(job) == "PENDING":
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, capture_output=True)
+        yield
+
+
+def worker(member, task: str) -> int:
+    """The process that trains the member in a task."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, its = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"--workdir={member.path}".encode() in command and f"SLURM_PROCID={task}".encode() in its:
+            return int(folder.name)
+    raise AssertionError(f"no process trains {member.name} in task {task}")
+
+
+@cluster_needed
+def test_what_sbatch_refuses_is_shown(here, tmp_path):
+    sweep = sweep_of(tmp_path, sweep_toy, {"x": 1.0})
+    with pytest.raises(SweepError, match=r"the submission is refused\n.*invalid partition"):
+        slurm.execute(sweep, sweep.members, Options(slurm={"partition": "nowhere"}))
+    assert slurm.array_limit() == 1001
+
+
+# -- without a cluster ------------------------------------------------------------------------------------------------
+
+
+def test_no_scheduler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sweep = sweep_of(tmp_path, sweep_toy, {"x": 1.0})
+    with pytest.raises(SweepError, match=r"sbatch is not here.*--executor=local"):
+        slurm.execute(sweep, sweep.members, Options())
+
+
+def test_settings():
+    found = slurm.settings({"nodes": "2", "tasks_per_node": "4", "gpus_per_node": "8", "cpus_per_task": "6"}, 3)
+    assert (found.nodes, found.tasks, found.gpus, found.restarts) == (2, 4, 8, 3)
+    assert found.parameters["ntasks_per_node"] == 4 and found.parameters["array_parallelism"] == 3
+    assert found.parameters["srun_args"] == ["--kill-on-bad-exit=1", "--cpus-per-task=6"]
+    found = slurm.settings({"parallel": "5", "time": "30", "mem": "64G", "sbatch.reservation": "us", "sbatch.hold": ""})
+    assert found.parameters["array_parallelism"] == 5 and found.parameters["time"] == 30
+    assert found.parameters["additional_parameters"] == {"requeue": True, "reservation": "us", "hold": True}
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"node": "2"}, "no 'node'; there are partition, .*tasks_per_node"),
+        ({"nodes": "two"}, "nodes=two: wants a number from 1"),
+        ({"nodes": "0"}, "nodes=0: wants a number from 1"),
+        ({"partition": ""}, "partition=: wants a value"),
+        ({"gpus_per_node": "8", "tasks_per_node": "3"}, "gpus_per_node=8 does not divide over tasks_per_node=3"),
+        ({"time": "2"}, "grace=120 s is all of time=2 min"),
+    ],
+)
+def test_settings_that_cannot_be(given, expected):
+    with pytest.raises(SweepError, match=expected):
+        slurm.settings(given)
+
+
+def test_each_task_sees_its_own_gpus():
+    ids = lambda local, gpus, tasks: slurm_task.devices({"SLURM_LOCALID": local}, gpus, tasks)
+    assert ids("0", 8, 1) == {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"}
+    assert ids("1", 8, 4) == {"JAX_LOCAL_DEVICE_IDS": "2,3"}
+    assert ids("0", 0, 2) == {}
+    assert slurm_task.devices({"JAX_LOCAL_DEVICE_IDS": "5", "SLURM_LOCALID": "0"}, 8, 1) == {}
+
+
+def test_parts_of_a_sweep_larger_than_an_array_may_be():
+    parts = slurm._parts(range(2500), 1001)
+    assert [len(part) for part in parts] == [833, 833, 834] and [i for part in parts for i in part] == list(range(2500))
+    assert slurm._parts([], 1001) == []
+
+
+def test_the_exit_status_of_a_process_that_lost_its_peers():
+    assert slurm_task.LOST_PEER == hosts.EXIT_STATUS
