@@ -58,7 +58,7 @@ class Search:
 
     Attributes:
       sweep: with the members so far; sweep.json follows it.
-      trials: how many proposals there are in all, over all sessions; those that failed do not count.
+      trials: how many proposals there are in all, however often it is stopped; those that failed do not count.
       objective: the key of a member's result.
       direction: "minimize" or "maximize".
     """
@@ -80,7 +80,7 @@ class Search:
             direction=self.direction,
             load_if_exists=True,
         )
-        # The sampler's state is not in the journal: a seed of its own keeps a second session from repeating the first.
+        # The sampler's state is not in the journal: a seed of its own keeps a resumed search from repeating itself.
         seed = self.seed + len(self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
@@ -125,7 +125,7 @@ class Search:
         return {member.name: member for member in self.sweep.members}
 
     def _taken_up(self) -> Iterator[Member]:
-        """The members that an earlier session left open; what failed in it is queued again."""
+        """The members that a stopped search left open; what failed in it is queued again."""
         states = _optuna().trial.TrialState
         trials = self.study.get_trials(deepcopy=False)
         known = self._known()
