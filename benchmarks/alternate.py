@@ -15,6 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 
 SIDES = ("torch", "jax")
+_SIZE = "BENCHMARK_SIZE_{}"  # environment variables, through which the command line's sizes reach both sides
+
+
+def size(name: str, default: int) -> int:
+    """How much of something a benchmark takes: the command line's number, see `main`, or the default."""
+    return int(os.environ.get(_SIZE.format(name.upper()), default))
 
 
 def serve(run: Callable[[], None]) -> None:
@@ -82,19 +88,32 @@ def pair(module: str, case: str, *, steps: int, warmup: int, devices: int, pytho
     }
 
 
-def main(module: str, doc: str, cases: Mapping[str, Callable[[str], Callable]], *, devices: int) -> None:
+def main(
+    module: str,
+    doc: str,
+    cases: Mapping[str, Callable[[str], Callable]],
+    *,
+    devices: int,
+    steps: int = 7,
+    warmup: int = 2,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
     """The command line of a benchmark: a table with a row a case.
 
     Args:
       module: dotted name of the benchmark.
       doc: its docstring.
       cases: name -> (side -> step).
-      devices: CPU devices of the JAX side, unless the command line says otherwise.
+      devices: CPU devices of the JAX side, unless the command line says otherwise; likewise
+      steps, warmup: timed and untimed steps.
+      sizes: name -> default of what both sides read with `size`; each has a flag.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(cases), choices=cases, metavar="CASE", help=", ".join(cases))
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--warmup", type=int, default=warmup)
+    for name, default in (sizes or {}).items():
+        parser.add_argument(f"--{name}", type=int, default=size(name, default))
     parser.add_argument("--devices", type=int, default=devices, help="CPU devices of our side")
     parser.add_argument("--jax_python", default=sys.executable, help="interpreter of our side, if another than this")
     parser.add_argument("--serve", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
@@ -103,6 +122,7 @@ def main(module: str, doc: str, cases: Mapping[str, Callable[[str], Callable]], 
         side, case = args.serve
         serve(cases[case](side))
         return
+    os.environ |= {_SIZE.format(name.upper()): str(getattr(args, name)) for name in sizes or {}}
     print("| case | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 6 + "|")
     for case in args.cases:
         row = pair(

@@ -9,10 +9,8 @@ otherwise: the attack on ResNet-18 takes minutes. Quick: `--images 8 --attack_st
 device a core, the images divided among them (`--devices 1` for one program over a batch).
 """
 
-import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -22,12 +20,11 @@ BATCHES = {"lenet": 100, "resnet18_cifar": 20}  # at most so many images at a ti
 RADIUS, STD = 8.0, 0.2
 CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
 SIZES = {"images": 100, "attack_steps": 100, "draws": 10}
-_ENVIRONMENT = "ROBUSTGRAD_EVAL_{}"
 
 
 def size(name: str) -> int:
-    """One of `SIZES`; the command line's, handed to the processes of both sides in the environment."""
-    return int(os.environ.get(_ENVIRONMENT.format(name.upper()), SIZES[name]))
+    """One of `SIZES`, or the command line's."""
+    return alternate.size(name, SIZES[name])
 
 
 def examples():
@@ -117,17 +114,5 @@ def step(model: str, kind: str, side: str) -> Callable[[], None]:
 CASES = {f"{model} {kind}": partial(step, model, kind) for kind in ("rps", "aam") for model in BATCHES}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    for name in SIZES:
-        parser.add_argument(f"--{name}", type=int, default=size(name))
-    sizes, rest = parser.parse_known_args()
-    os.environ |= {_ENVIRONMENT.format(name.upper()): str(value) for name, value in vars(sizes).items()}
-    for flag, value in {"--steps": "1", "--warmup": "0"}.items():
-        rest += [] if flag in rest else [flag, value]
-    sys.argv[1:] = rest
-    alternate.main("benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES)
-
-
 if __name__ == "__main__":
-    main()
+    alternate.main("benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES, steps=1, warmup=0, sizes=SIZES)

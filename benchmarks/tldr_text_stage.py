@@ -13,10 +13,7 @@ A step is timed once unless --steps says otherwise; ours is compiled before. In 
 PyTorch is our own program, one head at a time.
 """
 
-import argparse
 import functools
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -26,12 +23,11 @@ SIZES = {"words": 40, "head_steps": 313}
 IMAGES, WIDTH, FEATURES = 5000, 512, 2048
 BATCH, RIDGE = 128, 50.0
 START, END, CONTEXT = 49406, 49407, 77
-_ENVIRONMENT = "TLDR_TEXT_STAGE_{}"
 
 
 def size(name: str) -> int:
-    """One of `SIZES`; the command line's, handed to the processes of both sides in the environment."""
-    return int(os.environ.get(_ENVIRONMENT.format(name.upper()), SIZES[name]))
+    """One of `SIZES`, or the command line's."""
+    return alternate.size(name, SIZES[name])
 
 
 def word_set():
@@ -254,17 +250,5 @@ CASES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    for name in SIZES:
-        parser.add_argument(f"--{name}", type=int, default=size(name))
-    sizes, rest = parser.parse_known_args()
-    os.environ |= {_ENVIRONMENT.format(name.upper()): str(value) for name, value in vars(sizes).items()}
-    for flag, value in {"--steps": "1", "--warmup": "0"}.items():
-        rest += [] if flag in rest else [flag, value]
-    sys.argv[1:] = rest
-    alternate.main("benchmarks.tldr_text_stage", __doc__, CASES, devices=1)
-
-
 if __name__ == "__main__":
-    main()
+    alternate.main("benchmarks.tldr_text_stage", __doc__, CASES, devices=1, steps=1, warmup=0, sizes=SIZES)
