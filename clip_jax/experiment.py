@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from flax import struct, traverse_util
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 import clip_jax
@@ -28,18 +28,10 @@ from launch.data import images as image_files
 from launch.data import scenes
 from launch.data.scenes import world
 from launch.run import Run
+from launch.state import State
 
 MAX_LOGIT_SCALE = float(np.log(100))  # the temperature stays above 0.01 (Radford et al. 2021, section 2.5)
 METRICS = tuple(f"val/{name}" for name in ("recall", "image_to_text_recall_at_1", "text_to_image_recall_at_1"))
-
-
-@struct.dataclass
-class State:
-    """Everything that training changes. The optimiser knows the trained parameters only."""
-
-    step: jax.Array
-    params: Any
-    opt_state: optax.OptState
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:

@@ -16,29 +16,15 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import linen as nn
-from flax import struct
 
 from launch import checkpoint, data, duration, keys, loop, optim, sharding
 from launch.data import augment, feed
 from launch.files import write_atomically
 from launch.run import Run
+from launch.state import NormState as State
 from robustgrad_jax import evaluation, gallery, models, regularizers, suite, tables, trained
 
 STACKED = "robustgrad_jax.stacked"  # trains several configs as one program
-
-
-@struct.dataclass
-class State:
-    """Everything that training changes. Random keys are not here: they follow from the seed and the step."""
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int) -> State:

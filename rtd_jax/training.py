@@ -9,22 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from flax import struct
 from jax.experimental import multihost_utils
 
 from clip_jax.config import ClipConfig
 from launch import checkpoint, duration, keys, loop, optim, sharding
 from launch.run import Run
+from launch.state import State
 from rtd_jax import feed
-
-
-@struct.dataclass
-class State:
-    """Everything that training changes."""
-
-    step: jax.Array
-    params: Any
-    opt_state: optax.OptState
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> State:

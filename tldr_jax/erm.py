@@ -13,7 +13,6 @@ import numpy as np
 import optax
 from absl import logging
 from flax import linen as nn
-from flax import struct
 from ml_collections import ConfigDict
 
 from launch import checkpoint, duration, keys, loop, optim, sharding
@@ -21,25 +20,12 @@ from launch.data import Arrays, Split, augment, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.run import Run
+from launch.state import NormState as State
 from tldr_jax import backbones, datasets, stages
 
 SELECT = {"last": None, "best_accuracy": ("val/accuracy", "max"), "best_wga": ("val/wga", "max")}
 _HELD_OUT = 0xA47  # keeps the draw apart from others of the same seed
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@struct.dataclass
-class State:
-    """Everything that training changes. Random keys are not here: they follow from the seed and the step."""
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def normalisation(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
