@@ -1,9 +1,12 @@
 """Train many runs of one config: `python -m launch.sweep --config=FILE --grid "a.b=0.01,0.1,1;seed=0:5" --workdir=DIR`.
 
 The members come from the config's `sweep()`, a list of flat overrides, and from --grid (see `launch.sweeps.space`);
-of both, every combination. `--config.a.b=v` holds for all of them. Each is a run directory in DIR, named by its
-overrides, that `launch.train` could have made. The same command on the same folder continues: finished members are left
-alone, failed ones tried again. The exit status is 0 if every member is done.
+of both, every combination. An override `config` names another config file, beside the first, that the others are of:
+--grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". `--config.a.b=v` holds for all members. Each is a run
+directory in DIR, named by its overrides, that `launch.train` could have made.
+
+The same command on the same folder continues: finished members are left alone, failed ones tried again. The exit status
+is 0 if every member is done.
 
     --executor=local    processes on this machine, each with devices and cores of its own (default)
     --executor=vmap     members that differ only in numbers as one program
@@ -15,21 +18,23 @@ alone, failed ones tried again. The exit status is 0 if every member is done.
 import functools
 import importlib
 import importlib.util
+import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import train
 from launch.run import Preempted
 from launch.sweeps import folder, search, space
 from launch.sweeps.board import Board, summary
-from launch.sweeps.members import Member, Options, Sweep, SweepError, define, status
+from launch.sweeps.members import CONFIG, Member, Options, Sweep, SweepError, define, located, status
 
 EXECUTORS = {"local": "launch.sweeps.local", "vmap": "launch.sweeps.stacked", "slurm": "launch.sweeps.slurm"}
 
@@ -38,7 +43,9 @@ _GRID = flags.DEFINE_string("grid", "", "values of fields: 'a.b=0.01,0.1;seed=0:
 _OWN = flags.DEFINE_bool("config_sweep", True, "take up the config's sweep(), if it has one")
 _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "of the grid's draws, and of a search")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "list the members, one a line, and start nothing")
-_PROCESSES = flags.DEFINE_integer("processes", 0, "members at once; 0: one a device, or a core", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 0, "members at once, with vmap in a stack; 0: one a device or core, with vmap all", lower_bound=0
+)
 _SLURM = flags.DEFINE_list("slurm", [], "settings of --executor=slurm: nodes=2,tasks_per_node=1,partition=main")
 _SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "propose members adaptively")
 _TRIALS = flags.DEFINE_integer("trials", 0, "of a search: how many members it proposes in all", lower_bound=0)
@@ -55,17 +62,43 @@ def listed(config_file: str) -> list[dict[str, Any]]:
     Raises:
       SweepError: it gives something else.
     """
-    path, _, argument = config_file.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path, module, arguments = _read(config_file)
     if not hasattr(module, "sweep"):
         return []
-    found = module.sweep(*([argument] if argument else []))
+    found = module.sweep(*arguments)
     found = list(found) if isinstance(found, Iterable) else found
     if not isinstance(found, list) or not found or not all(isinstance(overrides, Mapping) for overrides in found):
         raise SweepError(f"{path}: sweep() gives {found!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
-    return [dict(overrides) for overrides in found]
+    return [{key: str(value) if key == CONFIG else value for key, value in o.items()} for o in found]
+
+
+def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
+    """The base config of members that name a config file of their own.
+
+    Args:
+      config_file: FILE or FILE:ARGUMENT.
+      fixed: what is set for all members.
+
+    Raises:
+      SweepError: there is no such file, it has no get_config, or a fixed field is not in it.
+    """
+    path, module, arguments = _read(config_file)
+    if not hasattr(module, "get_config"):
+        raise SweepError(f"{path} has no get_config()")
+    config = module.get_config(*arguments)
+    config.update_from_flattened_dict(space.check(fixed, space.fields(config), f"the command line, for {path}"))
+    return config
+
+
+def _read(config_file: str) -> tuple[str, ModuleType, list[str]]:
+    """A config file's path, the module that it makes, and the arguments for its functions."""
+    path, colon, argument = config_file.partition(":")
+    if not os.path.isfile(path):
+        raise SweepError(f"there is no config file {path}")
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return path, module, [argument] if colon else []
 
 
 def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
@@ -75,23 +108,21 @@ def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
       SweepError: there is nothing to sweep, or something is wrong with it.
     """
     holder, config = flags.FLAGS["config"], flags.FLAGS.config
-    file, known = config_flags.get_config_filename(holder), space.fields(config)
+    file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
     own = listed(file) if _OWN.value else []
-    own = [space.check(o, known, f"{file}: sweep(), member {i}") for i, o in enumerate(own)]
+    known = space.fields(config) | ({} if _SEARCH.value else {CONFIG: space.Field(str, "")})
     grid = space.parse(_GRID.value, known) if _GRID.value else None
     if not own and grid is None:
         raise SweepError(f"nothing is swept: give --grid, or write a sweep() into {file}")
-    make = functools.partial(
-        define,
-        flags.FLAGS.workdir,
-        config_file=file,
-        base=config,
-        fixed=config_flags.get_override_values(holder),
-    )
+    make = functools.partial(define, flags.FLAGS.workdir, config_file=file, base=config, fixed=fixed)
     if not _SEARCH.value:
-        parts = [*([own] if own else []), *([space.expand(grid, _SAMPLE_SEED.value)] if grid else [])]
-        return make(overrides=space.product(*parts)), {}
-    dimensions = search.dimensions(grid, own)
+        swept = space.expand(grid, _SAMPLE_SEED.value) if grid else []
+        names = dict.fromkeys(o[CONFIG] for o in (*own, *swept) if CONFIG in o)
+        others = {name: other(located(name, beside=file), fixed) for name in names}
+        check = functools.partial(_checked, known={"": config, **others}, file=file)
+        overrides = space.product(*filter(None, [check(own, "sweep(), member"), swept]))
+        return make(overrides=check(overrides, "member"), others=others), {}
+    dimensions = search.dimensions(grid, _checked(own, "sweep(), member", {"": config}, file))
     wanted = {
         "method": _SEARCH.value,
         "objective": _MAXIMIZE.value or _MINIMIZE.value,
@@ -100,6 +131,25 @@ def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
         "space": search.described(dimensions),
     }
     return make(overrides=[], search=wanted), dimensions
+
+
+def _checked(
+    overrides: Iterable[Mapping[str, Any]], what: str, known: Mapping[str, ConfigDict], file: str
+) -> list[dict[str, Any]]:
+    """The overrides with values of the types of their own configs' fields.
+
+    Args:
+      what: they are, for errors.
+      known: the base configs, by what stands under `CONFIG`; "" where nothing does.
+      file: of the last.
+    """
+    found = []
+    for index, values in enumerate(overrides):
+        name = values.get(CONFIG, "") if len(known) > 1 else ""  # where there is one config, an unknown field like any
+        own = {key: value for key, value in values.items() if not (name and key == CONFIG)}
+        own = space.check(own, space.fields(known[name]), f"{name or file}: {what} {index}")
+        found.append(({CONFIG: name} if name else {}) | own)
+    return found
 
 
 def check_flags() -> None:

@@ -72,6 +72,10 @@ def claim(sweep: Sweep) -> Sweep:
 def _check_same(stored: Sweep, asked: Sweep) -> None:
     """Refuse a sweep that is not the stored one, or more of it."""
     lines = [f"base {line}" for line in difference(stored.base, asked.base)]
+    before = {member.name: member for member in stored.members}
+    for member in asked.members:  # of config files of their own
+        if member.name in before and member.base != asked.base:
+            lines += [f"{member.name}: {line}" for line in difference(before[member.name].base, member.base)]
     if (stored.search is None) != (asked.search is None):
         lines.append("one is a --search, the other is not")
     elif stored.search and asked.search:

@@ -1,6 +1,6 @@
 """The sweep folder: what is swept (sweep.json), and for every member a run directory named by its overrides.
 
-    WORKDIR/sweep.json                              the config file, the base config, the members with their overrides
+    WORKDIR/sweep.json                              config files, base configs, the members with their overrides
     WORKDIR/regularizer.cosine_weight=0.1,seed=3/   a member: a run directory, with log.txt, and error.txt if it failed
 
 An executor is a module with
@@ -32,6 +32,7 @@ from launch.files import write_atomically
 STATES = ("waiting", "started", "failed", "done")
 DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
+CONFIG = "config"  # among overrides: the config file that the others are of, instead of the sweep's
 
 
 class SweepError(ValueError):
@@ -44,14 +45,16 @@ class Member:
 
     Attributes:
       name: of its folder, made of the overrides.
-      overrides: {"regularizer.cosine_weight": 0.1}, in what it differs from the base config.
+      overrides: {"regularizer.cosine_weight": 0.1}, in what it differs from its base config.
       path: its run directory.
-      base: the sweep's base config, resolved, as JSON has it.
+      config_file: of its base config, absolute, FILE or FILE:ARGUMENT; the sweep's unless it names another.
+      base: the base config, resolved, as JSON has it.
     """
 
     name: str
     overrides: Mapping[str, Any]
     path: Path
+    config_file: str
     base: Mapping[str, Any] = field(repr=False)
 
 
@@ -61,9 +64,9 @@ class Sweep:
 
     Attributes:
       path: the sweep folder.
-      config_file: absolute, FILE or FILE:ARGUMENT.
-      fixed: overrides of the config file that all members share, given on the command line; `base` has them in it.
-      base: the base config, resolved, as JSON has it.
+      config_file: of the base config, absolute, FILE or FILE:ARGUMENT.
+      fixed: overrides that all members share, given on the command line; base configs have them in them.
+      base: the base config of members that name none, resolved, as JSON has it.
       members: in the order in which they were defined.
       search: what an adaptive search looks for, or None.
     """
@@ -123,39 +126,58 @@ def define(
     config_file: str,
     base: Mapping[str, Any],
     overrides: Sequence[Mapping[str, Any]],
+    others: Mapping[str, Mapping[str, Any]] | None = None,
     fixed: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """A sweep of `base` with one member for each dict of flat overrides; nothing is written.
 
+    Args:
+      overrides: those with a key `CONFIG` are of that config file instead, which is relative to the folder of
+        `config_file`.
+      others: the base configs of such files, by what stands under `CONFIG`.
+
     Raises:
       SweepError: two members are the same.
     """
-    path, file = Path(workdir).absolute(), config_file.partition(":")
-    base = json.loads(json.dumps(plain(base)))
+    path, file = Path(workdir).absolute(), located(config_file)
+    as_json = lambda config: json.loads(json.dumps(plain(config)))
+    bases = {None: (file, as_json(base))}
+    bases |= {name: (located(name, beside=file), as_json(own)) for name, own in (others or {}).items()}
     names = [member_name(o) for o in overrides]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise SweepError(f"the sweep has the same member more than once: {', '.join(twice)}")
-    members = tuple(Member(n, dict(o), path / n, base) for n, o in zip(names, overrides, strict=True))
-    absolute = str(Path(file[0]).absolute()) + file[1] + file[2]
-    return Sweep(path, absolute, dict(fixed or {}), base, members, search)
+    own = [{key: value for key, value in o.items() if key != CONFIG} for o in overrides]
+    members = tuple(
+        Member(name, mine, path / name, *bases[o.get(CONFIG)])
+        for name, mine, o in zip(names, own, overrides, strict=True)
+    )
+    return Sweep(path, file, dict(fixed or {}), bases[None][1], members, search)
+
+
+def located(config_file: str, *, beside: str = "") -> str:
+    """FILE or FILE:ARGUMENT with an absolute path; a relative one starts from the folder of the file `beside`."""
+    file, colon, argument = config_file.partition(":")
+    folder = Path(beside.partition(":")[0]).parent if beside else Path()
+    return f"{(folder / file).absolute()}{colon}{argument}"
 
 
 def extend(sweep: Sweep, overrides: Mapping[str, Any]) -> tuple[Sweep, Member]:
     """The sweep with one member more."""
     name = member_name(overrides)
-    member = Member(name, dict(overrides), sweep.path / name, sweep.base)
+    member = Member(name, dict(overrides), sweep.path / name, sweep.config_file, sweep.base)
     return dataclasses.replace(sweep, members=(*sweep.members, member)), member
 
 
 def member_name(overrides: Mapping[str, Any]) -> str:
     """A folder's name for overrides: "regularizer.cosine_weight=0.1,seed=3", the same wherever it is made.
 
-    Tuples are joined by "+". Characters that a shell or a file system could take amiss become "_", and what is too long
-    is cut; a digest of the whole then keeps two such names apart.
+    Tuples are joined by "+"; a config file is named as if it were imported. Characters that a shell or a file system
+    could take amiss become "_", and what is too long is cut; a digest of the whole then keeps two such names apart.
     """
-    parts = [f"{key}={_shown(value)}" for key, value in overrides.items()]
+    dotted = lambda file: re.sub(r"\.py(:|$)", r"\1", file).replace("/", ".")
+    parts = [f"{key}={dotted(value) if key == CONFIG else _shown(value)}" for key, value in overrides.items()]
     exact = ",".join(parts) or "base"
     name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", exact)
     if name == exact and len(name) <= _LONGEST_NAME:
@@ -175,8 +197,10 @@ def save(sweep: Sweep) -> None:
     content = {
         "config_file": sweep.config_file,
         "fixed": plain(sweep.fixed),
-        "base": sweep.base,
-        "members": [{"name": m.name, "overrides": plain(m.overrides)} for m in sweep.members],
+        "bases": {sweep.config_file: sweep.base} | {m.config_file: m.base for m in sweep.members},
+        "members": [
+            {"name": m.name, "config_file": m.config_file, "overrides": plain(m.overrides)} for m in sweep.members
+        ],
         "search": sweep.search,
     }
     write_atomically(sweep.path / DEFINITION, json.dumps(content, indent=2) + "\n")
@@ -191,10 +215,12 @@ def load(workdir: str | Path) -> Sweep:
     path = Path(workdir).absolute()
     try:
         content = json.loads((path / DEFINITION).read_text())
-        base = content["base"]
-        members = tuple(Member(m["name"], _tuples(m["overrides"]), path / m["name"], base) for m in content["members"])
-        fixed, search = _tuples(content["fixed"]), content["search"]
-        return Sweep(path, content["config_file"], fixed, base, members, search)
+        bases, file = content["bases"], content["config_file"]
+        members = tuple(
+            Member(m["name"], _tuples(m["overrides"]), path / m["name"], m["config_file"], bases[m["config_file"]])
+            for m in content["members"]
+        )
+        return Sweep(path, file, _tuples(content["fixed"]), bases[file], members, content["search"])
     except FileNotFoundError as error:
         raise SweepError(f"{path} is no sweep folder: it has no {DEFINITION}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -215,7 +241,7 @@ def command(sweep: Sweep, member: Member) -> list[str]:
     """The command that runs a member by itself, and continues it; to be started where the sweep was."""
     given = dict(sweep.fixed) | dict(member.overrides)
     return [
-        *(sys.executable, "-m", "launch.train", f"--config={sweep.config_file}", f"--workdir={member.path}"),
+        *(sys.executable, "-m", "launch.train", f"--config={member.config_file}", f"--workdir={member.path}"),
         *(f"--config.{key}={_argument(value)}" for key, value in given.items()),
     ]
 

@@ -80,7 +80,10 @@ def apart(members: Iterable[Member], stackable: Stackable) -> list[list[Member]]
 
 
 def _stackable(sweep: Sweep) -> Stackable:
-    name = sweep.base["experiment"]
+    names = list(dict.fromkeys(member.base["experiment"] for member in sweep.members))
+    if len(names) > 1:
+        raise SweepError(f"--executor=vmap trains one experiment, this sweep has {', '.join(names)}; take local")
+    (name,) = names
     try:
         train.find(name)
     except ValueError as error:

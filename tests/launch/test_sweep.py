@@ -176,6 +176,56 @@ def test_what_sweep_gives_is_checked(tmp_path, body, message):
     assert message in code
 
 
+@pytest.fixture
+def two_configs(tmp_path):
+    """A config file whose sweep names another one, in a folder below."""
+    start = "from tests.launch import sweep_toy\n\n\ndef get_config{}:\n    config = sweep_toy.get_config()\n"
+    (tmp_path / "below").mkdir()
+    other = start.format("(ending)") + "    config.x = 9.0\n    config.ending = ending\n    config.own = 1\n"
+    (tmp_path / "below" / "other.py").write_text(other + "    return config\n")
+    first = "def sweep():\n    return [{'x': 2.0}, {'config': 'below/other.py:raise', 'own': 2}]\n"
+    (tmp_path / "first.py").write_text(f"{start.format('()')}    return config\n\n\n{first}")
+    return tmp_path / "first.py"
+
+
+def test_members_of_several_configs(two_configs, tmp_path):
+    args = (f"--workdir={tmp_path / 'folder'}", "--grid=seed=0,1", "--config.flag=true")
+    names = [f"{part},seed={seed}" for part in ("x=2.0", "config=below.other_raise,own=2") for seed in (0, 1)]
+    code, output = call(*args, "--dry_run", config=str(two_configs))
+    listed = output.splitlines()
+    assert code is None and listed[:2] == names[:2] and listed[2].startswith(names[2][:25])
+    code, output = call(*args, config=str(two_configs))
+    assert code == 1 and "2 done, 2 failed" in output
+    members = load(tmp_path / "folder").members
+    for member, seed in zip(members, (0, 1, 0, 1), strict=True):
+        kept = json.loads((member.path / "config.json").read_text())
+        assert kept == json.loads(config_of(member).to_json()) and (kept["seed"], kept["flag"]) == (seed, True)
+    assert (kept["x"], kept["own"]) == (9.0, 2)
+    assert json.loads((members[0].path / "result.json").read_text())["parabola"] == 1.0
+    assert "x = 9.0 was not to be" in output and "below/other.py:raise" in (members[3].path / "log.txt").read_text()
+    assert call(*args, "--dry_run", config=str(two_configs))[1].count("(done)") == 2
+    other = two_configs.parent / "below" / "other.py"
+    other.write_text(other.read_text().replace("9.0", "8.0"))
+    assert "own=2,seed=0" in (refused := call(*args, config=str(two_configs))[0]) and "x: 9.0 -> 8.0" in refused
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--grid=config=none.py"], "there is no config file "),
+        (["--grid=config=below/other.py:;y=1"], "column 24: unknown config key 'y'"),
+        (["--grid=config=below/empty.py"], "below/empty.py has no get_config()"),
+        (["--grid=config=first.py;own=1"], "unknown config key 'own'"),
+        (["--config_sweep", "--config.x=3", "--grid=x=1"], "x: swept twice"),
+        (["--grid=config=first.py", "--search=optuna", "--trials=1", "--minimize=a"], "unknown config key 'config'"),
+    ],
+)
+def test_what_several_configs_must_have(two_configs, tmp_path, args, message):
+    (tmp_path / "below" / "empty.py").write_text("")
+    code, _ = call("--noconfig_sweep", *args, f"--workdir={tmp_path / 'folder'}", "--dry_run", config=str(two_configs))
+    assert message in str(code)
+
+
 def test_a_config_with_an_argument(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
