@@ -14,12 +14,14 @@ from pathlib import Path
 
 from launch.files import write_atomically
 from launch.reports import page, runs
-from launch.reports.runs import ReportError
+from launch.reports.runs import Found, ReportError
 from launch.reports.summary import DEFAULT, Choice
 from launch.sweeps.members import SweepError
 
 
-def write(folder: Path, out: Path, *, choice: Choice = DEFAULT, megabytes: float = page.MEGABYTES) -> list[str]:
+def write(
+    folder: Path, out: Path, *, choice: Choice = DEFAULT, megabytes: float = page.MEGABYTES
+) -> tuple[list[Found], list[str]]:
     """Make the page of a folder of runs.
 
     Args:
@@ -29,7 +31,7 @@ def write(folder: Path, out: Path, *, choice: Choice = DEFAULT, megabytes: float
       megabytes: of figures that the page may hold.
 
     Returns:
-      What could not be read, a sentence each; the page says it too.
+      The runs that lie in no other run, and what could not be read, a sentence each; the page says it too.
 
     Raises:
       ReportError: there are no runs, or no metric fits `choice`.
@@ -40,7 +42,10 @@ def write(folder: Path, out: Path, *, choice: Choice = DEFAULT, megabytes: float
     title = folder.resolve().name or str(folder.resolve())
     content = page.render(title, studies, choice=choice, made=time.time(), megabytes=megabytes)
     write_atomically(out, content)
-    return [problem for study in studies for run in study.all_runs for problem in run.problems]
+    found = list({run.path: run for study in studies for run in study.all_runs}.values())
+    paths = {run.path for run in found}
+    outer = [run for run in found if paths.isdisjoint(run.path.parents)]
+    return outer, [problem for run in found for problem in run.problems]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,11 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = given.out or given.dir / "report.html"
     choice = Choice(tuple(given.metric), tuple(given.higher), tuple(given.lower))
     try:
-        problems = write(given.dir, out, choice=choice, megabytes=given.figures_mb)
+        found, problems = write(given.dir, out, choice=choice, megabytes=given.figures_mb)
     except (ReportError, SweepError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except OSError as error:
         sys.exit(f"{out} cannot be written ({error}); give another place with --out")
+    for run in found if given.tables else ():
+        if run.table:
+            print(f"{run.path}\n\n{run.table}")
     for problem in problems:
         print(problem, file=sys.stderr)
     print(out)
@@ -62,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.report", description=__doc__.partition("\n")[0])
     parser.add_argument("dir", type=Path, help="a run directory, a sweep's folder, or a folder of runs")
     parser.add_argument("--out", type=Path, help="the file to write; DIR/report.html if it is not given")
+    parser.add_argument("--tables", action="store_true", help="print the tables that the experiments have left, too")
     several = {"action": "append", "type": _pattern, "default": [], "metavar": "REGEX"}
     parser.add_argument("--metric", **several, help="metrics that tables and sweeps show first; may be repeated")
     parser.add_argument("--higher", **several, help="metrics of which higher is better; may be repeated")
