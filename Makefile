@@ -8,7 +8,10 @@ RUNS := runs
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean
+.PHONY: demo test system bench clean
+
+# What some tests use of Debian's; they are skipped where it is missing, unless `make test SYSTEM=yes` installs it (as root).
+DEBIAN := chromium slurmctld slurmd slurm-client munge
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("alignax needs Python 3.11 or newer; set PYTHON=…") if sys.version_info < (3, 11) else None'
@@ -25,7 +28,17 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run
-	$(BIN)/python -m launch.train --config=configs/demo.py --workdir=$(RUNS)/demo
+	$(BIN)/python -m launch.sweep --config=configs/demo.py --workdir=$(RUNS)/demo
+	$(BIN)/python -m launch.report $(RUNS)/demo --tables
+
+ifdef SYSTEM
+test: system
+test: export ALIGNAX_SYSTEM := required
+endif
+
+system:
+	dpkg --status $(DEBIAN) > /dev/null 2>&1 || { apt-get update --quiet=2 && \
+	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $(DEBIAN); }
 
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .

@@ -42,7 +42,7 @@ class Chip:
 
 
 # NVIDIA H100 SXM5: 989 TFLOP/s, 3.35 TB/s, NVLink 900 GB/s in both directions together.
-# TPU v5e: 197 TFLOP/s, 819 GB/s, 1,600 Gbit/s between chips: in both directions together, as the cautious reading.
+# TPU v5e: 197 TFLOP/s, 819 GB/s, 1,600 Gbit/s a chip each way over four links, of which a ring uses two.
 CHIPS = {"H100": Chip(989e12, 3.35e12, 450e9), "TPU v5e": Chip(197e12, 819e9, 100e9)}
 
 

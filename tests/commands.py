@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+REQUIRED = os.environ.get("ALIGNAX_SYSTEM") == "required"  # what needs a missing program fails, is not skipped
 # Most of the suite's time was XLA's, compiling what then runs for milliseconds.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if version("jax").startswith("0.10."):  # later ones have no choice

@@ -59,7 +59,7 @@ def load(path) -> ConfigDict:
 def test_the_published_configs_are_there():
     names = {p.stem for p in RUNNABLE}
     assert names >= {"cifar10_lenet", "cifar10_resnet18", "imagenet100_resnet18"}
-    assert names >= {"fashion_mnist_lenet", "digits_lenet"}
+    assert names >= {"fashion_mnist_lenet", "digits_lenet", "scenes", "scenes_comparison", "fashion_comparison"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -95,7 +95,8 @@ def test_a_config_can_be_frozen_stored_and_overridden(path):
         assert isinstance(value, str | bool | int | float | tuple), key
         # a whole number would refuse "--config.…=0.5"
         assert not key.endswith(("radius", "weight", "rate", "beta", "decay")) or type(value) is float, key
-    assert flatten(config).keys() == flatten(base.get_config()).keys()
+    more = {"comparison.regularizers", "comparison.seeds"} if path.stem.endswith("_comparison") else set()
+    assert flatten(config).keys() == flatten(base.get_config()).keys() | more
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=str)
@@ -322,12 +323,12 @@ def test_what_is_measured_is_measured_once(digits):
     assert lines == (workdir / "metrics.jsonl").read_text()
 
 
-def test_the_demo(tmp_path):
+def test_a_comparison(tmp_path):
     """Both networks trained a little, a table of both, and nothing done twice."""
-    workdir = tmp_path / "demo"
-    digits = ("--config.data.name=digits", "--config.evaluation.upper_bound=False")
+    workdir = tmp_path / "run"
     budget = ("--config.duration=2 steps", "--config.optimizer.schedule.milestones=('1 steps',)")
-    output = finish(train("configs/demo.py", workdir, *SMALL, *digits, *budget))
+    args = (*SMALL, *budget, "--config.evaluation.upper_bound=False")
+    output = finish(train("configs/robustgrad/scenes_comparison.py", workdir, *args))
     table = (workdir / "table.md").read_text()
     assert table in output
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]

@@ -1,5 +1,6 @@
 """A stack of robustgrad members against the same members run alone, in float64, and every number that stacks."""
 
+import contextlib
 import json
 from functools import partial
 
@@ -14,6 +15,7 @@ from launch import checkpoint, duration, optim, sharding, stack, train
 from launch.data import augment
 from launch.run import Preempted, Run, flatten
 from robustgrad_jax import experiment, regularizers, stacked
+from tests.commands import finish, start
 
 SMALL = {
     "duration": "6 steps",
@@ -49,8 +51,8 @@ def config_with(overrides) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
-@pytest.fixture(scope="module")
-def double():
+@contextlib.contextmanager
+def in_double():
     """float64 parameters and images, and with them all that follows; also in the threads of the loop."""
     create = experiment.create_state
 
@@ -69,6 +71,12 @@ def double():
         patch.setattr(augment, "normalise", textured)
         yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module")
+def double():
+    with in_double():
+        yield
 
 
 def open_all(folder, configs):
@@ -120,22 +128,35 @@ def test_members_are_as_if_run_alone(both, index):
         assert texts[0] == texts[1]
 
 
-def test_checkpoints_are_as_if_run_alone(both):
-    folder, _, _ = both
-    config = config_with(MEMBERS[1])
+def new_state(config) -> experiment.State:
     plan = experiment.plan(config, sharding.layout())
     to_steps = partial(duration.to_steps, examples=40, batch_size=8)
     optimizer, _ = optim.create(config.optimizer, total_steps=6, to_steps=to_steps)
-    state = experiment.create_state(plan.model, optimizer, plan.splits.image_shape, config.seed)
-    states = []
-    for side in ("stack", "alone"):
-        path = folder / side / "1" / "checkpoints"
-        with checkpoint.Checkpoints(path, best=experiment.best_of(config)) as checkpoints:
-            states.append(checkpoints.restore_latest(checkpoint.abstract(state)))
+    return experiment.create_state(plan.model, optimizer, plan.splits.image_shape, config.seed)
+
+
+def last_state(path, config, state) -> tuple[experiment.State, int]:
+    """What the last checkpoint of a run holds, and its step."""
+    with checkpoint.Checkpoints(path / "checkpoints", best=experiment.best_of(config)) as checkpoints:
+        return checkpoints.restore_latest(checkpoint.abstract(state))[:2]
+
+
+def test_checkpoints_are_as_if_run_alone(both):
+    folder, _, _ = both
+    config = config_with(MEMBERS[1])
+    state = new_state(config)
+    states = [last_state(folder / side / "1", config, state) for side in ("stack", "alone")]
     assert states[0][1] == states[1][1] == 6
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), states[0][0], states[1][0])
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), states[0][0].params, state.params)
     assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_a_stack_over_eight_devices_is_that_of_one():
+    output = finish(start("-m", "tests.robustgrad_jax.stack_worker", devices=8), timeout=600)
+    found = json.loads(output.splitlines()[-1])
+    assert found["devices"] == [1, 5]  # ten members, two on each of five
+    assert found["apart"] < 1e-8 < 1e-5 < found["differ"]
 
 
 def test_members_differ(both):

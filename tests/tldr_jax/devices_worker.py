@@ -1,4 +1,4 @@
-"""Run by test_retrain_devices.py with 4 fake CPU devices: prints, as JSON, how sweeps over 2 and 4 are from one's."""
+"""Run by test_retrain_devices.py with 8 fake CPU devices: prints, as JSON, how sweeps over 2 and 8 are from one's."""
 
 import json
 
@@ -30,7 +30,7 @@ def main():
     found = [
         retrain.sweep(texts, projector.stack(mappings), members, batch_size=8, steps=6, tables=False,
                       devices=jax.devices()[:count])
-        for count in (1, 2, 4)
+        for count in (1, 2, 8)
     ]  # fmt: skip
     error = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
     errors = [error(other, found[0]) for other in found[1:]]
