@@ -6,6 +6,7 @@ The same command on the same folder continues a run that was stopped or killed; 
 import difflib
 import importlib.util
 import logging as python_logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -94,6 +95,8 @@ def main(argv: list[str]) -> None:
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)
+        if "JOB_COMPLETION_INDEX" in os.environ:
+            sys.exit(hosts.EXIT_STATUS)  # Kubernetes would take 0 for the end of the work and not start this pod again
         return
     except (RunDirectoryError, NonFiniteLoss) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -82,6 +82,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
     same_numbers(workdir, reference)
 
 
+def test_a_stopped_pod_of_kubernetes_is_not_finished(tmp_path, monkeypatch):
+    """Status 0 would be the end of its index of the job."""
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    process = train(TOY, tmp_path, "--config.steps=60", "--config.pause=0.05")
+    wait_for_step(process, tmp_path, 4)
+    process.send_signal(signal.SIGTERM)
+    assert "resume with the same command" in finish(process, 75)
+
+
 def test_sigkill_at_random_moments_changes_no_bit(whole, tmp_path):
     reference, _ = whole
     workdir = tmp_path / "run"
