@@ -209,7 +209,7 @@ def submit(sweep: Sweep, members: Sequence[Member], asked_for: Settings, folder:
     try:
         import submitit
     except ImportError as error:
-        raise SweepError("--executor=slurm wants submitit: pip install 'alignax[slurm]'") from error
+        raise SweepError("--executor=slurm wants submitit: pip install -e '.[slurm]'") from error
     executor = submitit.SlurmExecutor(folder, python=shlex.quote(sys.executable))
     executor.update_parameters(
         **asked_for.parameters | {"array_parallelism": min(asked_for.parameters["array_parallelism"], len(members))},
@@ -265,7 +265,7 @@ def _watch(members: dict[str, Member], jobs: Mapping[str, str], options: Options
         over = [n for n, m in members.items() if absent[n] >= _LOOKS or status(m).state == "done"]
         for name in over:
             member = members.pop(name)
-            if status(member).state == "started":
+            if status(member).state in ("waiting", "started"):  # some jobs end before they come to the member
                 _note(member, jobs[name])
             options.ended(member)
         options.watch({name for name in members if here.get(jobs[name]) in _RUNNING})

@@ -93,10 +93,11 @@ class Task:
         sys.exit(1)
 
     def _may_restart(self, number: int, code: int) -> bool:
-        """Count a loss; whether there may be one more start."""
+        """Count a loss, once a start however many processes see it; whether there may be one more start."""
+        begun = f"start {int(os.environ.get('SLURM_RESTART_COUNT', 0)) + 1}:"
         with open(self.losses, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._reason(number, code)}\n")
-        return len(self.losses.read_text().splitlines()) <= self.restarts
+            file.write(f"{begun} {time.strftime('%Y-%m-%d %H:%M:%S')} {self._reason(number, code)}\n")
+        return len({line.partition(":")[0] for line in self.losses.read_text().splitlines()}) <= self.restarts
 
     def _reason(self, number: int, code: int) -> str:
         how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"

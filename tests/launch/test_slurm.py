@@ -197,6 +197,29 @@ def test_each_task_sees_its_own_gpus():
     assert slurm_task.devices({"JAX_LOCAL_DEVICE_IDS": "5", "SLURM_LOCALID": "0"}, 8, 1) == {}
 
 
+def test_a_job_that_ends_before_its_member_begins(tmp_path, monkeypatch):
+    sweep = sweep_of(tmp_path / "sweep", sweep_toy, {"seed": 0})
+    [member] = sweep.members
+    member.path.mkdir(parents=True)
+    fakes = {"queue": dict, "array_limit": lambda: 10, "ending": lambda job: "FAILED", "_QUEUE_EVERY": 0.01}
+    fakes |= {"submit": lambda *args: {member.name: "7"}, "_WATCH_EVERY": 0.01}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(slurm, name, fake)
+    monkeypatch.setattr(slurm.shutil, "which", lambda program: program)
+    slurm.execute(sweep, sweep.members, Options())
+    assert status(member).state == "failed" and "job 7 has left the queue" in status(member).error
+
+
+def test_a_loss_that_many_processes_see_counts_once(tmp_path, monkeypatch):
+    [member] = sweep_of(tmp_path / "sweep", sweep_toy, {"seed": 0}).members
+    task = slurm_task.Task(member, (), 0, 1, 2, tmp_path / "losses")
+    allowed = []
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        allowed.append([task._may_restart(number, slurm_task.LOST_PEER) for number in range(4)])
+    assert allowed == [[True] * 4, [True] * 4, [False] * 4]
+
+
 def test_parts_of_a_sweep_larger_than_an_array_may_be():
     parts = slurm._parts(range(2500), 1001)
     assert [len(part) for part in parts] == [833, 833, 834] and [i for part in parts for i in part] == list(range(2500))
