@@ -36,9 +36,10 @@ Failures = dict[int, loop.NonFiniteLoss]
 
 
 def varying(configs: Sequence[Mapping]) -> list[str]:
-    """The fields, by dotted name, in which some of the configs differ."""
-    flat = [flatten(config) for config in configs]
-    return [key for key in flat[0] if any(other[key] != flat[0][key] for other in flat[1:])]
+    """The fields, by dotted name, in which some of the configs differ, or which some do not have."""
+    flat, absent = [flatten(config) for config in configs], object()
+    keys = dict.fromkeys(key for own in flat for key in own)
+    return [key for key in keys if any(own.get(key, absent) != flat[0].get(key, absent) for own in flat)]
 
 
 def numbers(configs: Sequence[Mapping], keys: Iterable[str]) -> dict[str, np.ndarray]:

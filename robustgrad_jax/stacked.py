@@ -58,13 +58,44 @@ def run(configs: Sequence[Mapping], runs: Sequence[Run]) -> Iterator[tuple[int, 
       (member, its result, or the error that ended it), each member once.
 
     Raises:
-      ValueError: what `experiment.plan` refuses.
+      ValueError: `train` is False.
       Preempted: a run was asked to stop; what there is was saved.
     """
     if not configs[0].train:
         raise ValueError("config.train=False: nothing is trained that could be stacked; take --executor=local")
     layout = sharding.layout(configs[0].sharding.mode)
-    plans = {seed: experiment.plan(own, layout) for seed, own in {config.seed: config for config in configs}.items()}
+    plans, refused = _plans(configs, layout)
+    yield from refused.items()
+    kept = [i for i in range(len(configs)) if i not in refused]
+    if kept:
+        for index, found in _run([configs[i] for i in kept], [runs[i] for i in kept], plans, layout):
+            yield kept[index], found
+
+
+def _plans(configs: Sequence[Mapping], layout: sharding.Layout) -> tuple[Plans, dict[int, ValueError]]:
+    """What each seed's members share, and the members whose own numbers a run alone would refuse.
+
+    In the program the numbers are traced, and nothing can be said of them.
+    """
+    plans: dict[int, experiment.Plan] = {}
+    refused: dict[int, ValueError] = {}
+    for index, config in enumerate(configs):
+        try:
+            regularizers.create(config.regularizer)
+            if config.seed not in plans:
+                plans[config.seed] = experiment.plan(config, layout)
+            examples = len(plans[config.seed].splits.train)
+            to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
+            optim.create(config.optimizer, total_steps=to_steps(config.duration), to_steps=to_steps)
+        except ValueError as error:
+            refused[index] = error
+    return plans, refused
+
+
+def _run(
+    configs: Sequence[Mapping], runs: Sequence[Run], plans: Plans, layout: sharding.Layout
+) -> Iterator[tuple[int, dict[str, float] | Exception]]:
+    """`run`, of configs whose numbers are in order."""
     with ExitStack() as opened:
         best = experiment.best_of(configs[0])
         checkpoints = [opened.enter_context(run.checkpoints(best=best)) for run in runs]

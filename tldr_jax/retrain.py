@@ -320,14 +320,19 @@ def _steps(plan: draws.Plan, batch_size: int, epochs: float | None, steps: int |
     return steps
 
 
+def check_rates(members: Members) -> None:
+    """Raise ValueError for learning rates and weight decays that are none."""
+    for name in ("learning_rate", "weight_decay"):
+        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
+            raise ValueError(f"{name} must be finite and at least 0, got {values}")
+
+
 def _arranged(members: Members, projectors: int, devices: int) -> _Layout:
     """The members as a dense grid (p, s, m): by projector, then seed; shorter rows repeat their first entry."""
     shapes = {np.shape(a) for a in members}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
         raise ValueError(f"members must be arrays of one length (k,), got {[np.shape(a) for a in members]}")
-    for name in ("learning_rate", "weight_decay"):
-        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
-            raise ValueError(f"{name} must be finite and at least 0, got {values}")
+    check_rates(members)
     if (chosen := np.asarray(members.projector)).min() < 0 or chosen.max() >= projectors:
         raise ValueError(f"members use projectors {np.unique(chosen)}, but {projectors} are stacked (from 0)")
     by_projector: dict[int, dict[int, list[int]]] = {}

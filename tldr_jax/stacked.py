@@ -69,7 +69,7 @@ def run(configs: Sequence[Mapping], runs: Sequence[Run]) -> Iterator[tuple[int, 
             experiment.check(config)
             _share(runs[:index], run, config)
             prepared[index] = _prepare(config, run, read)
-            tasks += _tasks(config, run, prepared[index], texts)
+            tasks += list(_tasks(config, run, prepared[index], texts))  # all or none
         except Preempted:
             raise
         except Exception as error:  # the others can still be trained
@@ -111,6 +111,7 @@ def _tasks(config, run: Run, found: inputs.Inputs, texts: dict[bytes, Any]) -> I
             plan = method.plan(own, run, found)
         except filters.EmptyWordListError:
             continue  # said by the member itself, when it comes to measure
+        retrain.check_rates(plan.members)  # here it is this member's error, in the program it would be everybody's
         yield _Task(own, run, found, plan.with_texts(texts.setdefault(_digest(plan.texts), plan.texts)))
 
 

@@ -74,7 +74,7 @@ def apart(members: Iterable[Member], stackable: Stackable) -> list[list[Member]]
     for member in members:
         flat = flatten(config_of(member))
         key = {name: value for name, value in flat.items() if name not in stackable.fields}
-        key |= {name: flat[name] == 0 for name in stackable.off_at_zero}
+        key |= {name: flat.get(name) == 0 for name in stackable.off_at_zero}
         stacks.setdefault(repr(sorted(key.items())), []).append(member)
     return list(stacks.values())
 
@@ -115,7 +115,8 @@ def _explain(sweep: Sweep, stackable: Stackable) -> None:
         )
     print(f"{len(stacks)} stacks: {'; '.join(reasons)}\n{known}", flush=True)
     for stack in stacks:
-        shared = {key: flatten(config_of(stack[0]))[key] for key in (*keys, *stackable.off_at_zero) if key in differing}
+        flat = flatten(config_of(stack[0]))
+        shared = {key: flat.get(key) for key in (*keys, *stackable.off_at_zero) if key in differing}
         own = ",".join(f"{key}={value}" for key, value in shared.items() if key in keys or value == 0)
         print(f"  {len(stack)} members  {own or 'the others'}", flush=True)
 

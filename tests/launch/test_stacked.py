@@ -125,6 +125,16 @@ def test_what_cannot_be_stacked_is_explained(tmp_path):
     assert "tests.launch.toy cannot train several configs as one program; take --executor=local" in code
 
 
+def test_members_of_two_config_files(tmp_path):
+    """Of one experiment, but one has a field more: two stacks."""
+    text = "from tests.launch import stack_toy\n\n\ndef get_config():\n    config = stack_toy.get_config()\n    {}\n"
+    (tmp_path / "a.py").write_text(text.format("return config"))
+    (tmp_path / "b.py").write_text(text.format("config.more = 1") + "    return config\n")
+    grid = "--grid=config=a.py,b.py;seed=0,1"
+    code, output = call(grid, f"--workdir={tmp_path / 's'}", "--config.steps=2", config=str(tmp_path / "a.py"))
+    assert code == 0 and "2 stacks: more cannot be stacked" in output and output.rstrip().endswith("4 done")
+
+
 def test_the_most_members_of_a_stack_and_a_folder_in_use(tmp_path):
     args = ("--grid=seed=0:3", "--config.steps=2", f"--workdir={tmp_path}", "--processes=2")
     config = stack_toy.get_config()

@@ -186,6 +186,21 @@ def test_every_number_may_be_traced(name):
     assert all(value.shape == () for value in metrics.values()) and "loss" in metrics
 
 
+def test_a_member_whose_numbers_are_refused_does_not_stop_the_rest(tmp_path):
+    refused = ({"optimizer.learning_rate": -1.0}, {"optimizer.b1": 1.5})
+    short = {"duration": "1 steps", "optimizer.schedule.milestones": (), "optimizer.schedule.name": "constant"}
+    configs = [config_with(short | overrides) for overrides in (*refused, {})]
+    runs = open_all(tmp_path, configs)
+    found = dict(stacked.run(configs, runs))
+    for run in runs:
+        run.close()
+    for index, overrides in enumerate(refused):
+        [(key, value)] = overrides.items()
+        assert isinstance(found[index], ValueError)
+        assert key.split(".")[-1] in str(found[index]) and str(value) in str(found[index])
+    assert found[2]["best_step"] == 1
+
+
 def test_without_training_there_is_nothing_to_stack():
     with pytest.raises(ValueError, match=r"config\.train=False.*--executor=local"):
         next(stacked.run([config_with({"train": False})], [None]))

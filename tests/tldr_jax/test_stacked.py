@@ -17,6 +17,7 @@ MEMBERS = (
     {"retrain.learning_rate": 1e-1, "projector.ridge": 400.0, "retrain.seed": 3},
     {"retrain.learning_rate": 1e-1, "projector.ridge": 4000.0, "seed": 1},
     {"retrain.learning_rate": 1e-2, "projector.gap_rows": 99},  # there are 20 pairs
+    {"retrain.learning_rate": -1.0},
 )
 CONFIGS = [experiment.changed(CONFIG, SMALL | overrides) for overrides in MEMBERS]
 
@@ -95,7 +96,8 @@ def test_what_is_shared_is_where_a_member_alone_would_have_it(both):
 
 def test_a_member_that_fails_does_not_stop_the_rest(both):
     _, _, found, _ = both
-    assert set(found) == {0, 1, 2, 3} and "projector.gap_rows=99: 0 to gap.pairs=20" in str(found[3])
+    assert set(found) == {0, 1, 2, 3, 4} and "projector.gap_rows=99: 0 to gap.pairs=20" in str(found[3])
+    assert "learning_rate must be finite and at least 0, got [-1.]" in str(found[4])
 
 
 def test_a_finished_text_stage_is_not_trained_again(both, monkeypatch):
