@@ -22,9 +22,8 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from absl import app, flags
@@ -62,10 +61,9 @@ def listed(config_file: str) -> list[dict[str, Any]]:
     Raises:
       SweepError: it gives something else.
     """
-    path, module, arguments = _read(config_file)
-    if not hasattr(module, "sweep"):
+    path, found = _called(config_file, "sweep")
+    if found is None:
         return []
-    found = module.sweep(*arguments)
     found = list(found) if isinstance(found, Iterable) else found
     if not isinstance(found, list) or not found or not all(isinstance(overrides, Mapping) for overrides in found):
         raise SweepError(f"{path}: sweep() gives {found!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
@@ -82,23 +80,31 @@ def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
     Raises:
       SweepError: there is no such file, it has no get_config, or a fixed field is not in it.
     """
-    path, module, arguments = _read(config_file)
-    if not hasattr(module, "get_config"):
-        raise SweepError(f"{path} has no get_config()")
-    config = module.get_config(*arguments)
+    path, config = _called(config_file, "get_config")
+    if not isinstance(config, ConfigDict):
+        raise SweepError(f"{path} has no get_config() that gives a ConfigDict")
     config.update_from_flattened_dict(space.check(fixed, space.fields(config), f"the command line, for {path}"))
     return config
 
 
-def _read(config_file: str) -> tuple[str, ModuleType, list[str]]:
-    """A config file's path, the module that it makes, and the arguments for its functions."""
+def _called(config_file: str, function: str) -> tuple[str, Any]:
+    """A config file's path, and what a function of it gives; None if it has none.
+
+    Raises:
+      SweepError: there is no such file, or it ends in an error.
+    """
     path, colon, argument = config_file.partition(":")
     if not os.path.isfile(path):
         raise SweepError(f"there is no config file {path}")
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return path, module, [argument] if colon else []
+    try:
+        spec.loader.exec_module(module)
+        call = getattr(module, function, lambda *arguments: None)
+        found = call(*([argument] if colon else []))
+        return path, list(found) if isinstance(found, Iterator) else found
+    except Exception as error:  # it is somebody's program
+        raise SweepError(f"{config_file}: {function}() ends in {type(error).__name__}: {error}") from error
 
 
 def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
@@ -110,19 +116,21 @@ def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
     holder, config = flags.FLAGS["config"], flags.FLAGS.config
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
     own = listed(file) if _OWN.value else []
-    known = space.fields(config) | ({} if _SEARCH.value else {CONFIG: space.Field(str, "")})
-    grid = space.parse(_GRID.value, known) if _GRID.value else None
-    if not own and grid is None:
+    if not own and not _GRID.value:
         raise SweepError(f"nothing is swept: give --grid, or write a sweep() into {file}")
+    names = dict.fromkeys([*(o[CONFIG] for o in own if CONFIG in o), *space.values_of(CONFIG, _GRID.value)])
+    if names and _SEARCH.value:
+        raise SweepError(f"--search is over the fields of one config, this sweep names {', '.join(names)}")
+    others = {name: other(located(name, beside=file), fixed) for name in names}
+    known = functools.reduce(lambda a, b: b | a, map(space.fields, (config, *others.values())))
+    grid = space.parse(_GRID.value, known | ({CONFIG: space.Field(str, "")} if names else {})) if _GRID.value else None
     make = functools.partial(define, flags.FLAGS.workdir, config_file=file, base=config, fixed=fixed)
+    check = functools.partial(_checked, known={"": config, **others}, file=file)
+    own = check(own, "sweep(), member")
     if not _SEARCH.value:
         swept = space.expand(grid, _SAMPLE_SEED.value) if grid else []
-        names = dict.fromkeys(o[CONFIG] for o in (*own, *swept) if CONFIG in o)
-        others = {name: other(located(name, beside=file), fixed) for name in names}
-        check = functools.partial(_checked, known={"": config, **others}, file=file)
-        overrides = space.product(*filter(None, [check(own, "sweep(), member"), swept]))
-        return make(overrides=check(overrides, "member"), others=others), {}
-    dimensions = search.dimensions(grid, _checked(own, "sweep(), member", {"": config}, file))
+        return make(overrides=check(space.product(*filter(None, [own, swept])), "member"), others=others), {}
+    dimensions = search.dimensions(grid, own)
     wanted = {
         "method": _SEARCH.value,
         "objective": _MAXIMIZE.value or _MINIMIZE.value,
@@ -169,6 +177,7 @@ def check_flags() -> None:
         raise SweepError(f"{', '.join(given)}: belongs to --search={search.METHODS[0]}")
     if _SLURM.value and _EXECUTOR.value != "slurm":
         raise SweepError(f"--slurm belongs to --executor=slurm, not to {_EXECUTOR.value}")
+    settings(_SLURM.value)
     if flags.FLAGS.distributed or flags.FLAGS.coordinator or flags.FLAGS.num_processes is not None:
         raise SweepError("a sweep is started by one process; --coordinator, --distributed … are for launch.train")
 
@@ -177,12 +186,19 @@ def settings(given: Iterable[str]) -> dict[str, str]:
     """["nodes=2"] -> {"nodes": "2"}."""
     wrong = [part for part in given if "=" not in part]
     if wrong:
-        raise SweepError(f"--slurm wants name=value,name=value; got {', '.join(wrong)}")
+        hint = """; a value with a comma is quoted: --slurm='"nodelist=a,b"'"""
+        raise SweepError(f"--slurm wants name=value,name=value; got {', '.join(wrong)}{hint}")
     return {name.strip(): value.strip() for name, value in (part.split("=", 1) for part in given)}
 
 
 def show(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> None:
-    """What would run, a line for each member, or for each dimension of a search."""
+    """What would run, a line for each member, or for each dimension of a search.
+
+    Raises:
+      SweepError: the folder is not this sweep's.
+    """
+    if sweep.path.exists():
+        folder.checked(sweep)
     for member in sweep.members:
         state = status(member).state
         print(member.name if state == "waiting" else f"{member.name}  ({state})")

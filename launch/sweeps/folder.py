@@ -52,6 +52,13 @@ def claim(sweep: Sweep) -> Sweep:
     Raises:
       SweepError: the folder holds something else: another sweep, other runs.
     """
+    sweep = checked(sweep)
+    save(sweep)
+    return sweep
+
+
+def checked(sweep: Sweep) -> Sweep:
+    """`claim`, but nothing is written."""
     if (sweep.path / DEFINITION).exists():
         stored = load(sweep.path)
         _check_same(stored, sweep)
@@ -65,7 +72,6 @@ def claim(sweep: Sweep) -> Sweep:
         raise SweepError(f"{sweep.path} holds runs that are not of this sweep: {found}; choose another --workdir")
     for member in sweep.members:
         _check_config(member)
-    save(sweep)
     return sweep
 
 
@@ -74,7 +80,7 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
     lines = [f"base {line}" for line in difference(stored.base, asked.base)]
     before = {member.name: member for member in stored.members}
     for member in asked.members:  # of config files of their own
-        if member.name in before and member.base != asked.base:
+        if member.name in before and member.config_file != asked.config_file:
             lines += [f"{member.name}: {line}" for line in difference(before[member.name].base, member.base)]
     if (stored.search is None) != (asked.search is None):
         lines.append("one is a --search, the other is not")

@@ -214,6 +214,20 @@ def parse(text: str, known: Mapping[str, Field]) -> Grid:
         raise _shown(text, *error.args) from error
 
 
+def values_of(key: str, text: str) -> list[str]:
+    """The values that a grid gives one field, as they stand there; [] where the text cannot be read so far."""
+    found = []
+    try:
+        for term in _split(text, 0, len(text), ";"):
+            for start, stop in _split(text, *term, "&"):
+                name, equals, _ = text[start:stop].partition("=")
+                if name.strip() == key:
+                    found += [text[a:b].strip("\"'") for a, b in _split(text, start + len(name + equals), stop, ",")]
+    except _At:
+        return []
+    return [value for value in found if value]
+
+
 def _shown(text: str, message: str, position: int) -> SweepError:
     first, *more = message.split("\n", 1)
     return SweepError(

@@ -76,6 +76,7 @@ def test_more_members_finished_ones_left_alone_failures_shown(swept):
     assert "failed   x=2.0,ending=raise  exit status 1" in output
     assert logs == {name: (workdir / name / "log.txt").read_text() for name in logs}
     args = (f"--workdir={workdir}", "--config.nested.radii=(1.0,)")
+    assert "holds another sweep" in call("--grid=seed=0:2", *args, "--dry_run")[0]
     code, output = call("--grid=ending='',raise", *args, "--dry_run")
     assert code is None and output.splitlines()[:2] == ["x=0.5,ending=  (done)", "x=0.5,ending=raise  (failed)"]
 
@@ -147,6 +148,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
         (["--search=optuna", "--trials=3", "--minimize=a", "--maximize=b"], "one of --minimize=KEY, --maximize=KEY"),
         (["--search=optuna", "--trials=3", "--minimize=a", "--executor=vmap"], "use local"),
         (["--trials=3"], "--trials: belongs to --search=optuna"),
+        (["--executor=slurm", "--slurm=nodelist=a,b", "--grid=seed=1"], """--slurm='"nodelist=a,b"'"""),
         (["--slurm=nodes=2"], "--slurm belongs to --executor=slurm"),
         (["--num_processes=2"], "started by one process"),
         (["--processes=10000"], "--processes=10000, but there are "),
@@ -206,7 +208,9 @@ def test_members_of_several_configs(two_configs, tmp_path):
     assert call(*args, "--dry_run", config=str(two_configs))[1].count("(done)") == 2
     other = two_configs.parent / "below" / "other.py"
     other.write_text(other.read_text().replace("9.0", "8.0"))
-    assert "own=2,seed=0" in (refused := call(*args, config=str(two_configs))[0]) and "x: 9.0 -> 8.0" in refused
+    for more in ((), ("--dry_run",)):
+        refused, _ = call(*args, *more, config=str(two_configs))
+        assert "own=2,seed=0" in refused and "x: 9.0 -> 8.0" in refused
 
 
 @pytest.mark.parametrize(
@@ -216,12 +220,18 @@ def test_members_of_several_configs(two_configs, tmp_path):
         (["--grid=config=below/other.py:;y=1"], "column 24: unknown config key 'y'"),
         (["--grid=config=below/empty.py"], "below/empty.py has no get_config()"),
         (["--grid=config=first.py;own=1"], "unknown config key 'own'"),
+        (["--grid=config=first.py,below/other.py:;own=1"], "first.py: member 0: unknown config key 'own'"),
+        (["--grid=config=below/other.py"], "below/other.py: get_config() ends in TypeError: "),
+        (["--grid=config=below/wrong.py"], "below/wrong.py: get_config() ends in SyntaxError: "),
+        (["--grid=config=below/other.py:;own=a"], "column 28: 'a' is not an integer"),
+        (["--grid=config=below/other.py:;own=1", "--config.y=1"], "unknown config key 'y'"),
         (["--config_sweep", "--config.x=3", "--grid=x=1"], "x: swept twice"),
-        (["--grid=config=first.py", "--search=optuna", "--trials=1", "--minimize=a"], "unknown config key 'config'"),
+        (["--grid=config=first.py", "--search=optuna", "--trials=1", "--minimize=a"], "over the fields of one config"),
     ],
 )
 def test_what_several_configs_must_have(two_configs, tmp_path, args, message):
     (tmp_path / "below" / "empty.py").write_text("")
+    (tmp_path / "below" / "wrong.py").write_text("def get_config(:")
     code, _ = call("--noconfig_sweep", *args, f"--workdir={tmp_path / 'folder'}", "--dry_run", config=str(two_configs))
     assert message in str(code)
 
