@@ -5,6 +5,7 @@ within, no script but the one whose digest it names. What comes from runs is esc
 """
 
 import base64
+import dataclasses
 import hashlib
 import struct
 from collections.abc import Collection, Sequence
@@ -91,6 +92,9 @@ def render(title: str, studies: Sequence[Study], *, choice: Choice = DEFAULT, ma
       ReportError: no metric fits `choice.metrics`.
     """
     kept = fitting([file for study in studies for run in study.all_runs for file in run.figures], megabytes * 1e6)
+    there = summary.metrics_of(run for study in studies for run in study.all_runs)
+    if choice.metrics and there:
+        summary.headline(there, choice)  # some study must have one; the others show what they have
     sections = [_section(at, study, title, choice, kept) for at, study in enumerate(studies)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launch.reports", "templates"),
@@ -128,6 +132,8 @@ def _section(at: int, study: Study, title: str, choice: Choice, kept: Collection
     keys = summary.swept(compared, study.keys)
     found = summary.settings(compared, keys, study.own)
     metrics = summary.metrics_of(compared)
+    if not summary.asked_for(metrics, choice):
+        choice = dataclasses.replace(choice, metrics=())
     shown = metrics if choice.metrics else summary.telling_apart(found, metrics)
     first = summary.headline(shown, choice) if metrics else []
     several = bool(study.members and metrics)

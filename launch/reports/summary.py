@@ -195,6 +195,11 @@ def telling_apart(found: Iterable[Setting], metrics: Sequence[str]) -> list[str]
     return [metric for metric in metrics if len(means[metric]) > 1] or list(metrics)
 
 
+def asked_for(metrics: Sequence[str], choice: Choice) -> list[str]:
+    """Those of the metrics that `choice` names, in its order."""
+    return list(dict.fromkeys(m for pattern in choice.metrics for m in metrics if re.search(pattern, m)))
+
+
 def headline(metrics: Sequence[str], choice: Choice = DEFAULT, limit: int = HEADLINE) -> list[str]:
     """The metrics to show first: those asked for, or of every group ("test/…", "gradient/rps-8/…") the most telling.
 
@@ -202,11 +207,11 @@ def headline(metrics: Sequence[str], choice: Choice = DEFAULT, limit: int = HEAD
       ReportError: none fits what is asked for.
     """
     if choice.metrics:
-        found = dict.fromkeys(m for pattern in choice.metrics for m in metrics if re.search(pattern, m))
+        found = asked_for(metrics, choice)
         if not found:
             there = ", ".join(metrics)
             raise ReportError(f"no metric fits {' or '.join(map(repr, choice.metrics))}; there are: {there}")
-        return list(found)
+        return found
     groups: dict[str, list[str]] = {}
     for metric in metrics:
         if not is_count(metric):

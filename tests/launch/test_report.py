@@ -216,6 +216,18 @@ def test_metrics_as_asked(tmp_path, sweep):
     assert rows[0][4] == "400 ± 0"
 
 
+def test_a_metric_of_one_experiment_among_several(tmp_path):
+    for name, metric in (("a", "test/wga"), ("b", "test/recall")):
+        for seed in range(2):
+            own = config(experiment=f"{name}.experiment", seed=seed)
+            write_run(tmp_path / "s" / f"{name}{seed}", own, {metric: 0.5 + 0.25 * seed})
+    report.main([str(tmp_path / "s"), "--metric=wga"])
+    text = (tmp_path / "s" / "report.html").read_text()
+    assert "test/wga" in text and "test/recall" in text
+    with pytest.raises(SystemExit, match="no metric fits 'speed'; there are: test/wga, test/recall"):
+        report.main([str(tmp_path / "s"), "--metric=speed"])
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
