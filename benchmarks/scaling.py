@@ -241,7 +241,8 @@ def main() -> None:
             first, second = rows(case, mode, args.devices)
             print("\n".join(first), flush=True)
             later += second
-    print("\n| step | mode | chip | GFLOP | GB | computing µs | memory µs | exchange µs | bound by |")
+    whole = "GFLOP, whole step | GB, whole step"
+    print(f"\n| step | mode | chip | {whole} | computing µs | memory µs | exchange µs | bound by |")
     print("|---|---|---|---|---|---|---|---|---|\n" + "\n".join(later), flush=True)
 
 

@@ -4,7 +4,7 @@
     python -m launch.report runs/demo --tables
 
 Local gradient alignment beside plain training, composed retrieval with RTD, text-based last-layer retraining: each is a
-run of its own config on one of the machine's cores or GPUs. Some ten minutes on two cores; the README has the tables.
+run of its own config on one of the machine's cores or GPUs. Nine minutes on two cores; the README has the tables.
 """
 
 from configs.robustgrad import scenes_comparison

@@ -338,7 +338,7 @@ def _openai():
     try:
         import openai
     except ImportError as error:
-        raise ImportError("asking an endpoint needs the package openai: pip install 'alignax[llm]'") from error
+        raise ImportError("asking an endpoint needs the package openai: pip install -e '.[llm]'") from error
     return openai
 
 

@@ -12,10 +12,11 @@ from robustgrad_jax import experiment, gallery, tables
 def run(config, run: Run) -> dict[str, float]:
     """One run inside this one for every regulariser and seed of `config.comparison`; finished ones are kept.
 
-    Leaves `table.md` and, in artifacts/, the figures of all regularisers, a folder an attribution.
+    Without seeds there, the config's own is taken. Leaves `table.md` and, in artifacts/, the figures of all
+    regularisers, a folder an attribution.
     """
     results: dict[str, list] = {}
-    for seed in config.comparison.seeds:
+    for seed in config.comparison.seeds or (config.seed,):
         for name in config.comparison.regularizers:
             member = ConfigDict(config)
             member.unlock()

@@ -1,6 +1,6 @@
 """Keywords of captions: the runs of nouns and adjectives that LinCIR's training replaces by a pseudo token.
 
-spaCy tells them where its small English model is installed (`pip install 'alignax[spacy]'`); a word list does
+spaCy tells them where its small English model is installed (`pip install -e '.[spacy]'`); a word list does
 otherwise, which comes with the package (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998.
 """
 
@@ -60,7 +60,7 @@ def create(name: str = "auto", words: Iterable[str] = ()) -> Matcher:
     there = lambda module: importlib.util.find_spec(module) is not None
     model = next(filter(there, SPACY_MODELS), None) if there("spacy") else None
     if name == "spacy" and model is None:
-        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install 'alignax[spacy]'")
+        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
     if model is not None and name != "lexicon":
         return _spacy(model)
     table = lexicon()

@@ -4,7 +4,7 @@ r"""Search a folder of images with an image and a text.
         --image photos/shirt.jpg --text "is blue" --out found.png
 
 Prints the files that were found, best first, with their cosine, and draws them as a grid. `--serve` opens a page to try
-queries by hand (`pip install 'alignax[app]'`), on this machine alone unless `--host` says otherwise.
+queries by hand (`pip install -e '.[app]'`), on this machine alone unless `--host` says otherwise.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def serve(index: Index, *, host: str, port: int, k: int) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("--serve needs the package gradio: pip install 'alignax[app]'") from error
+        raise ImportError("--serve needs the package gradio: pip install -e '.[app]'") from error
 
     def find(image: np.ndarray | None, text: str):
         if image is None or not text.strip():

@@ -1,9 +1,10 @@
 """The small CLIP that comes with the package: 0.68 million parameters, trained on Scenes from nothing.
 
-    python -m launch.train --config=configs/clip/scenes.py --workdir=runs/scenes
+    python -m launch.train --config=configs/clip/scenes.py --workdir=runs/clip_scenes
 
 Nothing to download; seven minutes on two CPU cores. Expect more than .98 in every zero-shot accuracy and in recall at
-1, on compositions that were held out (clip_jax/checkpoints/scenes/README.md). The trained CLIP is runs/scenes/clip.
+1, on compositions that were held out (clip_jax/checkpoints/scenes/README.md). The trained CLIP is the folder `clip` of
+the run.
 Other seeds: `--config.seed=1`; by contrast alone: `--config.attribute_weight=0.0`.
 """
 

@@ -1,6 +1,6 @@
 """LeNet on Scenes, curved against angular shapes, with local gradient alignment: nothing to download.
 
-    python -m launch.train --config=configs/robustgrad/scenes.py --workdir=runs/scenes
+    python -m launch.train --config=configs/robustgrad/scenes.py --workdir=runs/robustgrad_scenes
 
 About five minutes on one CPU core. The backgrounds say nothing about the class here, and the test images show
 compositions that training does not. Small batches and 2,000 steps instead of 300 epochs; the regulariser's radius and
@@ -19,6 +19,7 @@ def get_config():
     config.data.correlation = 0.5
     config.data.crop_padding = 0
     config.data.flip = False
+    config.optimizer.learning_rate = 5e-4  # at the published 1e-3 one seed in three stays at chance
     config.optimizer.schedule.milestones = ("1500 steps",)
     config.loop.eval_every = "500 steps"
     config.loop.checkpoint_every = "500 steps"

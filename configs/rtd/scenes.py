@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/rtd/scenes.py --workdir=runs/rtd_scenes
 
-Nothing to download; about three minutes on two cores. Over three seeds recall@1 is 79 ± 6 with RTD, 45 ± 5 with φ
+Nothing to download; under two minutes on a core. Over three seeds recall@1 is 79 ± 6 with RTD, 45 ± 5 with φ
 alone and 29 ± 1 with the sum of image and text; 57, 36 and 17 in phrasings that RTD has not seen. The table in
 runs/rtd_scenes/table.md has a row for images alone, texts alone, their sum, φ, φ with RTD's text encoder, and the
 targets' captions. artifacts/retrieved-scenes.png shows what some queries find.

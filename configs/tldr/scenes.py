@@ -1,6 +1,6 @@
 """Text-based last-layer retraining on Scenes: curved or angular shapes, 95 % of which stand where the class expects.
 
-    python -m launch.train --config=configs/tldr/scenes.py --workdir=runs/scenes
+    python -m launch.train --config=configs/tldr/scenes.py --workdir=runs/tldr_scenes
 
 Nothing to download; a minute on two CPU cores. The classifier is a small CNN pretrained on attribute prediction for 300
 steps, the stand-in for ImageNet weights; CLIP is the small one that comes with the package. The ridge is the published

@@ -1,6 +1,6 @@
 """The tables of text-based retraining on Scenes: five classifiers, ridges, junk words, ablations.
 
-    python -m launch.train --config=configs/tldr/scenes_study.py --workdir=runs/scenes_study
+    python -m launch.train --config=configs/tldr/scenes_study.py --workdir=runs/tldr_scenes_study
 
 Nothing to download; some two minutes of CPU time for each of the five classifiers, with one CLIP. With more CLIPs,
 trained by configs/clip/scenes.py (seven minutes each), the same directory takes them up:

@@ -1,6 +1,6 @@
 """Word lists from a language model behind an OpenAI-compatible endpoint, for the classes and values of a known set.
 
-    pip install 'alignax[llm]'
+    pip install -e '.[llm]'
     export OPENAI_API_KEY=...
     python -m launch.train --config=configs/tldr/words.py --workdir=runs/words --config.outline=waterbirds \\
         --config.llm.base_url=URL --config.llm.model=NAME

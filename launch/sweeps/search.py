@@ -170,7 +170,7 @@ def _optuna():
     try:
         import optuna
     except ImportError as error:
-        raise SweepError("--search=optuna needs Optuna: pip install 'alignax[search]'") from error
+        raise SweepError("--search=optuna needs Optuna: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # constant_liar
     return optuna

@@ -111,7 +111,8 @@ def test_a_config_can_be_frozen_stored_and_overridden(path):
 @pytest.mark.parametrize("path", RUNNABLE, ids=str)
 def test_a_config_says_how_to_run_it(path):
     text = ast.get_docstring(ast.parse((ROOT / path).read_text()))
-    assert f"python -m launch.train --config={path} --workdir=runs/{path.stem}" in text
+    workdir = f"runs/{path.stem.replace('scenes', 'clip_scenes')}"
+    assert f"python -m launch.train --config={path} --workdir={workdir}" in text
 
 
 # -- refusals ---------------------------------------------------------------------------------

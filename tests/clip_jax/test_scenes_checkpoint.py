@@ -83,7 +83,7 @@ def test_it_knows_every_word_of_scenes_as_one_token(clip):
 
 def test_its_card_says_how_it_was_made_and_what_it_is_worth():
     card = (FOLDER / "README.md").read_text()
-    assert "python -m launch.train --config=configs/clip/scenes.py --workdir=runs/scenes" in card
+    assert "python -m launch.train --config=configs/clip/scenes.py --workdir=runs/clip_scenes" in card
     for name in (*FLOORS, "image to text, R@1"):
         row = re.search(rf"^\| {name} \|(.+)\|$", card, re.MULTILINE)
         assert row, name

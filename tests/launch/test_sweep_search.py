@@ -124,5 +124,5 @@ def test_errors(tmp_path, monkeypatch):
     with pytest.raises(SweepError, match="x,seed: in a search, draws cannot be zipped"):
         begun(tmp_path / "b", "x=~uniform(0,10) & seed=1,2", trials=2)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(SweepError, match=r"pip install 'alignax\[search\]'"):
+    with pytest.raises(SweepError, match=r"pip install -e '.\[search\]'"):
         begun(tmp_path / "c", "x=~uniform(0,10)", trials=2)
