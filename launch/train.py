@@ -88,7 +88,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
     logging.use_absl_handler()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
-    sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
+    try:
+        sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
+    except ValueError as error:
+        sys.exit(str(error))
     try:
         with hosts.watched(_STUCK_AFTER.value) as advance:
             result = execute(_CONFIG.value, _WORKDIR.value, advance=advance)
@@ -111,13 +114,15 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an answer that helps when a config key does not exist."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError) as error:  # the last two: an unknown nested key in ml_collections
+        left = flags.FLAGS(argv)
+        flags.FLAGS.config.keys()  # a file that is not there is told of here and not before
+        return left
+    except Exception as error:  # flags.Error; of an unknown nested key, AttributeError or KeyError; a config file's own
         sys.exit(_known_keys(argv) or str(error))
 
 
 def _known_keys(argv: list[str]) -> str:
-    """If an override names a key that the config lacks: which, and those that exist."""
+    """What is wrong with the config file; or with an override of a key that it lacks: which, and those that exist."""
     argv = " ".join(argv).replace("--config ", "--config=").split()  # absl takes both forms
     files = [a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")]
     if not files:
@@ -125,8 +130,11 @@ def _known_keys(argv: list[str]) -> str:
     path, _, argument = files[-1].partition(":")
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    known = flatten(module.get_config(*([argument] if argument else [])))
+    try:
+        spec.loader.exec_module(module)
+        known = flatten(module.get_config(*([argument] if argument else [])))
+    except Exception as error:  # it is somebody's program, and what has led here
+        return f"{path}: get_config() ends in {type(error).__name__}: {error}"
     given = [a.lstrip("-").split("=", 1)[0] for a in argv]
     asked = [key.removeprefix("config.") for key in given if key.startswith("config.")]
     lines = []

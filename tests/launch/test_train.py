@@ -150,6 +150,9 @@ def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
         (["--config.batch_size=6"], ["batch_size=6", "4 devices", "take 4 or 8"]),
         (["--config.mode=mpi"], ["unknown sharding mode 'mpi'", "jit, pmap"]),
         (["leftover"], ["not understood: leftover"]),
+        (["--config=nowhere.py"], ["nowhere.py: get_config() ends in FileNotFoundError"]),
+        ([f"--config={TOY}:argument"], ["toy.py: get_config() ends in TypeError"]),
+        (["--num_processes=2"], ["several processes need --coordinator=HOST:PORT"]),
     ],
 )
 def test_bad_input(tmp_path, overrides, expected):
