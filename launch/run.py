@@ -37,11 +37,11 @@ class Preempted(Exception):
     """The run was asked to stop (SIGTERM), has saved what it had, and can be continued."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Config values as JSON has them: tuples become lists."""
     if isinstance(value, ConfigDict | FrozenConfigDict | Mapping):
-        return {k: _plain(value[k]) for k in sorted(value)}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: plain(value[k]) for k in value}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Run:
         refusal = None
         try:
             if run.writes:
-                run._claim(_plain(config), revisable)
+                run._claim(plain(config), revisable)
                 versions.record(run.path)
         except BaseException as error:
             run.close()
@@ -148,7 +148,7 @@ class Run:
                 return
             logging.info("%s: the config was revised (stored -> asked)\n  %s", self.path, "\n  ".join(lines))
             self._put_aside()
-        write_atomically(stored_path, json.dumps(resolved, indent=2) + "\n")
+        write_atomically(stored_path, json.dumps(resolved, indent=2, sort_keys=True) + "\n")
 
     def _put_aside(self) -> None:
         """Move a finished result, with the config that it belongs to, to the next free history/<n>."""

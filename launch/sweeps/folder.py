@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import logging
 
-from launch.run import difference
-from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, plain, save
+from launch.run import difference, plain
+from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,10 +195,17 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 def stopping() -> Iterator[list[int]]:
     """A list that the signals go to which ask the sweep to stop."""
     asked: list[int] = []
-    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    handlers = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in wanted}
-    try:
+    with handled(asked.append):
         yield asked
+
+
+@contextlib.contextmanager
+def handled(ask: Callable[[int], None]) -> Iterator[None]:
+    """`ask` is called with the signals that ask the sweep to stop."""
+    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in wanted}
+    try:
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

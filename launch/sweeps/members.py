@@ -28,6 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch.files import write_atomically
+from launch.run import plain
 
 STATES = ("waiting", "started", "failed", "done")
 DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
@@ -308,13 +309,6 @@ def _end(path: Path, size: int = 1 << 16) -> str:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - size))
         return file.read().decode(errors="replace")
-
-
-def plain(value: Any) -> Any:
-    """Config values as JSON has them: tuples become lists."""
-    if isinstance(value, ConfigDict | FrozenConfigDict | Mapping):
-        return {k: plain(value[k]) for k in value}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _tuples(value: Any) -> Any:

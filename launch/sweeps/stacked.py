@@ -26,10 +26,10 @@ from absl import logging
 from launch import train
 from launch.run import Preempted, Run, RunDirectoryError, flatten
 from launch.stack import varying
+from launch.sweeps.local import handled
 from launch.sweeps.members import Member, Options, Sweep, SweepError, config_of, fail, start
 
 _POLL = 1.0  # seconds
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -179,19 +179,13 @@ def _asked() -> Iterator[threading.Event]:
     """Set by the signals that ask the sweep to stop."""
     asked = threading.Event()
 
-    def ask(number, frame):
-        del frame
+    def ask(number: int) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
-    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    handlers = {number: signal.signal(number, ask) for number in wanted}
-    try:
+    with handled(ask):
         yield asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
