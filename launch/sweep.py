@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch import train
 from launch.run import Preempted
-from launch.sweeps import folder, search, space
+from launch.sweeps import folder, search, slurm, space
 from launch.sweeps.board import Board, summary
 from launch.sweeps.members import CONFIG, Member, Options, Sweep, SweepError, define, located, status
 
@@ -216,6 +216,9 @@ def execute(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> Counter
     executor = importlib.import_module(EXECUTORS[_EXECUTOR.value])
     with folder.locked(sweep.path) as lock:
         sweep = folder.claim(sweep)
+        if _EXECUTOR.value != "slurm" and (jobs := slurm.queued(sweep)):
+            how = f"`scancel {' '.join(jobs)}`, or --executor=slurm to watch them"
+            raise SweepError(f"the scheduler still has jobs of {sweep.path}: {how}")
         options = Options(_PROCESSES.value, settings(_SLURM.value), keep_open=(lock,))
         with Board(sweep.members) as board:
             options = replace(options, watch=board.watch)

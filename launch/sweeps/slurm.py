@@ -135,6 +135,18 @@ def queue() -> dict[str, str]:
     return dict(line.strip().split("|", 1) for line in found.stdout.splitlines() if "|" in line)
 
 
+def queued(sweep: Sweep) -> list[str]:
+    """The jobs of a sweep that the scheduler still has; none where there is no scheduler to ask."""
+    stored = _stored(sweep.path / _FOLDER)
+    if not stored:
+        return []
+    try:
+        here = queue()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [job for job in stored.values() if job in here]
+
+
 def ending(job: str) -> str:
     """The state in which a job ended, as long as the scheduler remembers it, or ""."""
     found = subprocess.run(

@@ -138,11 +138,12 @@ def _train(
                     run.stop_asked, left[len(runs)] = asked, member
                     runs.append(run)
             for index, result in stackable.run([run.config for run in runs], runs) if runs else ():
-                member = left.pop(index)
+                member = left[index]
                 if isinstance(result, Exception):
                     _fail(member, result)
                 else:
                     runs[index].finish(result)
+                del left[index]
                 running.discard(member.name)
                 options.ended(member)
         except Preempted as stop:

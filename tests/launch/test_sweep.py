@@ -126,6 +126,14 @@ def test_two_sweeps_at_once(tmp_path):
     assert "another sweep is running" in code and not (tmp_path / "sweep.json").exists()
 
 
+def test_members_that_a_scheduler_still_has(tmp_path, monkeypatch):
+    (tmp_path / ".slurm").mkdir()
+    (tmp_path / ".slurm" / "jobs.json").write_text(json.dumps({"x=0.5,seed=0": "7_0", "x=0.5,seed=1": "7_1"}))
+    monkeypatch.setattr("launch.sweeps.slurm.queue", lambda: {"7_1": "RUNNING", "8": "RUNNING"})
+    code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
+    assert "`scancel 7_1`, or --executor=slurm" in code and not list(tmp_path.glob("x=*"))
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
