@@ -80,7 +80,7 @@ def test_a_run_is_repeated_without_endpoint_key_and_package(tmp_path, monkeypatc
 
 def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match=r"alignax\[llm\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[llm\]'"):
         Llm(endpoint("http://127.0.0.1:9"), tmp_path / "log").ask("x")
 
 

@@ -49,7 +49,7 @@ def test_unknown_and_missing_matchers():
     with pytest.raises(ValueError, match="there are auto, spacy, lexicon"):
         masking.create("nltk")
     if importlib.util.find_spec("spacy") is None:
-        with pytest.raises(ImportError, match=r"alignax\[spacy\]"):
+        with pytest.raises(ImportError, match=r"pip install -e '.\[spacy\]'"):
             masking.create("spacy")
         assert "built-in lexicon" in masking.create("auto").note
 

@@ -89,5 +89,5 @@ def test_the_grid_shows_query_and_results(index, gallery, tmp_path):
 
 def test_serving_needs_gradio(index, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    with pytest.raises(ImportError, match=r"alignax\[app\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[app\]'"):
         search.serve(index, host="127.0.0.1", port=0, k=3)
