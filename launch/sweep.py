@@ -17,12 +17,11 @@ is 0 if every member is done.
 
 import functools
 import importlib
-import importlib.util
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -60,13 +59,14 @@ def listed(config_file: str) -> list[dict[str, Any]]:
 
     Raises:
       SweepError: it gives something else.
+      train.ConfigFileError: it ends in an error.
     """
-    path, found = _called(config_file, "sweep")
+    found = train.called(config_file, "sweep")
     if found is None:
         return []
     found = list(found) if isinstance(found, Iterable) else found
     if not isinstance(found, list) or not found or not all(isinstance(overrides, Mapping) for overrides in found):
-        raise SweepError(f"{path}: sweep() gives {found!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
+        raise SweepError(f"{config_file}: sweep() gives {found!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
     return [{key: str(value) if key == CONFIG else value for key, value in o.items()} for o in found]
 
 
@@ -79,32 +79,16 @@ def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
 
     Raises:
       SweepError: there is no such file, it has no get_config, or a fixed field is not in it.
+      train.ConfigFileError: it ends in an error.
     """
-    path, config = _called(config_file, "get_config")
+    path = config_file.partition(":")[0]
+    if not os.path.isfile(path):
+        raise SweepError(f"there is no config file {path}")
+    config = train.called(config_file, "get_config")
     if not isinstance(config, ConfigDict):
         raise SweepError(f"{path} has no get_config() that gives a ConfigDict")
     config.update_from_flattened_dict(space.check(fixed, space.fields(config), f"the command line, for {path}"))
     return config
-
-
-def _called(config_file: str, function: str) -> tuple[str, Any]:
-    """A config file's path, and what a function of it gives; None if it has none.
-
-    Raises:
-      SweepError: there is no such file, or it ends in an error.
-    """
-    path, colon, argument = config_file.partition(":")
-    if not os.path.isfile(path):
-        raise SweepError(f"there is no config file {path}")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        call = getattr(module, function, lambda *arguments: None)
-        found = call(*([argument] if colon else []))
-        return path, list(found) if isinstance(found, Iterator) else found
-    except Exception as error:  # it is somebody's program
-        raise SweepError(f"{config_file}: {function}() ends in {type(error).__name__}: {error}") from error
 
 
 def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
@@ -112,6 +96,7 @@ def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
 
     Raises:
       SweepError: there is nothing to sweep, or something is wrong with it.
+      train.ConfigFileError: a config file ends in an error.
     """
     holder, config = flags.FLAGS["config"], flags.FLAGS.config
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
@@ -257,7 +242,7 @@ def main(argv: list[str]) -> None:
     except Preempted as stop:
         line = shlex.join([sys.executable, "-m", "launch.sweep", *sys.argv[1:]])
         sys.exit(f"{stop}; go on with the same command:\n  {line}")
-    except SweepError as error:
+    except (SweepError, train.ConfigFileError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except OSError as error:  # the disk is full, say
         sys.exit(f"{error.filename or flags.FLAGS.workdir}: {error.strerror or error}; the same command goes on")

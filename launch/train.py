@@ -9,9 +9,10 @@ import logging as python_logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -111,6 +112,27 @@ def main(argv: list[str]) -> None:
         print(table.read_text() if table.exists() else "\n".join(lines), flush=True)
 
 
+class ConfigFileError(ValueError):
+    """A config file ends in an error; the message names both."""
+
+
+def called(config_file: str, function: str) -> Any:
+    """What a function of a config file gives, a generator's yields as a list; None if the file has no such function.
+
+    Args:
+      config_file: FILE or FILE:ARGUMENT, as --config takes it.
+    """
+    path, colon, argument = config_file.partition(":")
+    try:
+        spec = importlib.util.spec_from_file_location("config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, function, lambda *arguments: None)(*([argument] if colon else []))
+        return list(found) if isinstance(found, Iterator) else found
+    except Exception as error:  # it is somebody's program
+        raise ConfigFileError(f"{path}: {function}() ends in {type(error).__name__}: {error}") from error
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an answer that helps when a config key does not exist."""
     try:
@@ -127,14 +149,13 @@ def _known_keys(argv: list[str]) -> str:
     files = [a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")]
     if not files:
         return ""
-    path, _, argument = files[-1].partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        known = flatten(module.get_config(*([argument] if argument else [])))
-    except Exception as error:  # it is somebody's program, and what has led here
-        return f"{path}: get_config() ends in {type(error).__name__}: {error}"
+        config = called(files[-1], "get_config")
+    except ConfigFileError as error:  # what has led here
+        return str(error)
+    if config is None:
+        return f"{files[-1]} has no get_config()"
+    known = flatten(config)
     given = [a.lstrip("-").split("=", 1)[0] for a in argv]
     asked = [key.removeprefix("config.") for key in given if key.startswith("config.")]
     lines = []
