@@ -28,13 +28,12 @@ def jax_step(model: str, batch: int, regularizer: str):
     import numpy as np
 
     from configs.robustgrad import base
-    from launch import duration, optim, sharding
+    from launch import optim, sharding
     from robustgrad_jax import experiment, models, regularizers
 
     config = base.get_config()
-    config.regularizer.name = regularizer
-    to_steps = partial(duration.to_steps, examples=50_000, batch_size=batch)
-    optimizer, _ = optim.create(config.optimizer, total_steps=to_steps(config.duration), to_steps=to_steps)
+    config.regularizer.name, config.batch_size = regularizer, batch
+    optimizer, *_ = optim.of_run(config, examples=50_000)
     network = models.create(model, num_classes=10)
     state = experiment.create_state(network, optimizer, (32, 32, 3), 0)
     penalty = partial(regularizers.create(config.regularizer), std=(0.2, 0.2, 0.2))

@@ -69,15 +69,14 @@ def robustgrad(model: str, regularizer: str, devices: int) -> Step:
     import jax.numpy as jnp
 
     from configs.robustgrad import base
-    from launch import duration, optim
+    from launch import optim
     from robustgrad_jax import experiment, models, regularizers
 
     del devices
     config = base.get_config()
     config.regularizer.name = regularizer
     batch = config.batch_size
-    to_steps = partial(duration.to_steps, examples=50_000, batch_size=batch)
-    optimizer, _ = optim.create(config.optimizer, total_steps=to_steps(config.duration), to_steps=to_steps)
+    optimizer, *_ = optim.of_run(config, examples=50_000)
     network = models.create(model, num_classes=10)
     penalty = partial(regularizers.create(config.regularizer), std=(0.2, 0.2, 0.2))
     step = experiment.make_step(network, optimizer, penalty, lambda b, step: (b["x"], b["y"]), 0)
@@ -93,14 +92,13 @@ def erm(devices: int) -> Step:
     import optax
 
     from configs.tldr import waterbirds_resnet50
-    from launch import duration, optim
+    from launch import optim
     from tldr_jax import backbones, erm
 
     del devices
     options = waterbirds_resnet50.get_config().erm
     batch = options.batch_size
-    to_steps = partial(duration.to_steps, examples=4795, batch_size=batch)
-    optimizer, _ = optim.create(options.optimizer, total_steps=to_steps(options.duration), to_steps=to_steps)
+    optimizer, *_ = optim.of_run(options, examples=4795)
     network = backbones.create("resnet50", 2)
     variables = backbones.template(network, (224, 224, 3))
     loss = optax.softmax_cross_entropy_with_integer_labels

@@ -6,7 +6,6 @@ Configs: `configs/clip/`. Method: Radford et al. 2021, https://arxiv.org/abs/210
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from clip_jax import losses, model, preprocess, tokenizer
 from clip_jax import sharding as partition
 from clip_jax.config import ClipConfig, ImageTower, TextTower
 from clip_jax.training import attributes, composition, measures, pairs, sources
-from launch import checkpoint, duration, keys, loop, optim, sharding
+from launch import checkpoint, keys, loop, optim, sharding
 from launch.data import images as image_files
 from launch.data import scenes
 from launch.data.scenes import world
@@ -286,9 +285,7 @@ def run(config, run: Run) -> dict[str, float]:
     logging.info("%s", sets.note)
     rows_at = _composer(config, sets.train)
     prepared = pairs.prepare(clip, sets.train)
-    to_steps = partial(duration.to_steps, examples=len(sets.train), batch_size=config.batch_size)
-    steps = to_steps(config.duration)
-    optimizer, _ = optim.create(config.optimizer, total_steps=steps, to_steps=to_steps)
+    optimizer, _, steps, to_steps = optim.of_run(config, examples=len(sets.train))
     attribute_loss = _attribute_loss(config, sets.train, steps)
     params, resident = clip.params, pairs.resident(prepared)
     if attribute_loss is not None:

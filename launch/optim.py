@@ -17,12 +17,15 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+
+from launch import duration
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
@@ -97,6 +100,20 @@ def create(
         parts += [decay, moments] if c["name"] == "adam" else [moments, decay]
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts), schedule
+
+
+def of_run(
+    config, *, examples: int
+) -> tuple[optax.GradientTransformation, Schedule, int, Callable[[str], int]]:
+    """The optimiser of what a config trains, its learning rate by step, how many steps, and what counts durations.
+
+    Args:
+      config: a ConfigDict with `optimizer` (see `create`), `duration` and `batch_size`.
+      examples: in an epoch.
+    """
+    to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
+    steps = to_steps(config.duration)
+    return *create(config.optimizer, total_steps=steps, to_steps=to_steps), steps, to_steps
 
 
 def create_schedule(
@@ -206,11 +223,11 @@ def _milestones(
     milestones = tuple(map(to_steps, durations))
     if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
         raise ValueError(f"milestones must increase: {tuple(durations)} are steps {milestones}")
-    for duration, milestone in zip(durations, milestones, strict=True):
+    for text, milestone in zip(durations, milestones, strict=True):
         if milestone >= total_steps:
             logging.warning(
                 "milestone %r (step %d) is not reached: training has %d steps",
-                duration,
+                text,
                 milestone,
                 total_steps,
             )

@@ -17,7 +17,7 @@ import optax
 from absl import logging
 from flax import linen as nn
 
-from launch import checkpoint, data, duration, keys, loop, optim, sharding
+from launch import checkpoint, data, keys, loop, optim, sharding
 from launch.data import augment, feed
 from launch.files import write_atomically
 from launch.run import Run
@@ -27,9 +27,13 @@ from robustgrad_jax import evaluation, gallery, models, regularizers, suite, tab
 STACKED = "robustgrad_jax.stacked"  # trains several configs as one program
 
 
-def create_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int) -> State:
-    """The initial state for images of shape (h, w, c)."""
-    variables = jax.jit(model.init)(keys.stream(seed, "init"), jnp.zeros((1, *image_shape)))
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int, initial: Any = None
+) -> State:
+    """The initial state for images of shape (h, w, c): with the variables `initial`, or random ones."""
+    variables = initial
+    if variables is None:
+        variables = jax.jit(model.init)(keys.stream(seed, "init"), jnp.zeros((1, *image_shape)))
     params = variables["params"]
     return State(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
@@ -116,13 +120,9 @@ def train(config, run: Run, layout: sharding.Layout, model, splits: data.Splits,
       penalty: from `regularizers.create`.
       initial: variables to begin with, or None for random ones.
     """
-    to_steps = partial(duration.to_steps, examples=len(splits.train), batch_size=config.batch_size)
-    steps = to_steps(config.duration)
-    optimizer, _ = optim.create(config.optimizer, total_steps=steps, to_steps=to_steps)
+    optimizer, _, steps, to_steps = optim.of_run(config, examples=len(splits.train))
     augmented, prepare = make_prepare(splits, config)
-    state = create_state(model, optimizer, splits.image_shape, config.seed)
-    if initial is not None:
-        state = state.replace(**initial, opt_state=optimizer.init(initial["params"]))
+    state = create_state(model, optimizer, splits.image_shape, config.seed, initial)
     on_val = suite.evaluator(layout, splits.val, config.evaluation.batch_size, lambda: None)
     validate = evaluation.accuracy(model, prepare)
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from launch import checkpoint, data, duration, optim, sharding, stack
+from launch import checkpoint, data, optim, sharding, stack
 from launch.data import feed, pool
 from launch.run import Preempted, Run
 from robustgrad_jax import evaluation, experiment, regularizers
@@ -84,9 +84,7 @@ def _plans(configs: Sequence[Mapping], layout: sharding.Layout) -> tuple[Plans, 
             regularizers.create(config.regularizer)
             if config.seed not in plans:
                 plans[config.seed] = experiment.plan(config, layout)
-            examples = len(plans[config.seed].splits.train)
-            to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
-            optim.create(config.optimizer, total_steps=to_steps(config.duration), to_steps=to_steps)
+            optim.of_run(config, examples=len(plans[config.seed].splits.train))
         except ValueError as error:
             refused[index] = error
     return plans, refused
@@ -125,8 +123,7 @@ def train(
       checkpoints: of the members.
     """
     config, found = configs[0], plans[configs[0].seed]
-    to_steps = partial(duration.to_steps, examples=len(found.splits.train), batch_size=config.batch_size)
-    steps = to_steps(config.duration)
+    _, _, steps, to_steps = optim.of_run(config, examples=len(found.splits.train))
     create, step, measure = functions(config, found, steps, to_steps)
     numbers = stack.numbers(configs, stack.varying(configs))
     states = jax.device_get(jax.jit(jax.vmap(create, axis_size=len(runs)))(numbers))
@@ -176,10 +173,7 @@ def functions(config, found: experiment.Plan, steps: int, to_steps: Callable) ->
 
     def create(numbers) -> experiment.State:
         own = stack.substituted(config, numbers)
-        state = experiment.create_state(found.model, optimizer(own), found.splits.image_shape, own.seed)
-        if found.initial is not None:
-            state = state.replace(**found.initial, opt_state=optimizer(own).init(found.initial["params"]))
-        return state
+        return experiment.create_state(found.model, optimizer(own), found.splits.image_shape, own.seed, found.initial)
 
     def step(numbers, state: experiment.State, batch, resident):
         own = stack.substituted(config, numbers)

@@ -9,7 +9,7 @@ from absl import logging
 
 import clip_jax
 from clip_jax.losses import normalise
-from launch import keys, sharding
+from launch import keys, optim, sharding
 from launch.data import scenes
 from launch.run import Run
 from rtd_jax import feed, lincir, masking, phi, pic2word, searle, sources, training
@@ -33,7 +33,7 @@ def train(config, run: Run, clip: clip_jax.Clip, cache: Path) -> tuple[phi.Netwo
     apply_phi = lambda params, x, key: network.module.apply({"params": params}, x, train=True, rngs={"dropout": key})
     make = {"lincir": _lincir, "pic2word": _pic2word, "searle": _searle}[stage.method]
     table, val, loss, resident = make(config, run, clip, cache, apply_phi)
-    optimizer, _, steps, to_steps = training.optimizer(stage, examples=len(table))
+    optimizer, _, steps, to_steps = optim.of_run(stage, examples=len(table))
     frozen = {"text": clip.params["text"], "logit_scale": clip.params["logit_scale"]}
     state, metrics = training.fit(
         run,

@@ -12,7 +12,7 @@ from absl import logging
 import clip_jax
 from clip_jax import sharding as partition
 from clip_jax.losses import normalise
-from launch import sharding
+from launch import optim, sharding
 from launch.run import Run
 from rtd_jax import compose, feed, phi, sources, step, training, triplets, vocabulary
 
@@ -124,7 +124,7 @@ def train(
     if stage.restrict_vocabulary:
         tower, table = restrict(clip, table)
     layout = _layout(config, tower.config)
-    optimizer, schedule, steps, to_steps = training.optimizer(stage, examples=len(table))
+    optimizer, schedule, steps, to_steps = optim.of_run(stage, examples=len(table))
     decay = partial(vocabulary.decay, stage.optimizer, schedule) if tower.restricted else lambda steps: 1.0
     compute = dict(dtype=config.model.dtype, remat=config.model.remat, unroll=config.model.unroll or 1)
     state, metrics = training.fit(

@@ -12,7 +12,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from clip_jax.config import ClipConfig
-from launch import checkpoint, duration, keys, loop, optim, sharding
+from launch import checkpoint, keys, loop, sharding
 from launch.run import Run
 from launch.state import State
 from rtd_jax import feed
@@ -63,15 +63,6 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return optax.cosine_similarity(a, b, epsilon=1e-8)
 
 
-def optimizer(
-    config, *, examples: int
-) -> tuple[optax.GradientTransformation, optim.Schedule, int, Callable[[str], int]]:
-    """The optimiser of a stage's config, its learning rate by step, its number of steps, and what counts durations."""
-    to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
-    steps = to_steps(config.duration)
-    return *optim.create(config.optimizer, total_steps=steps, to_steps=to_steps), steps, to_steps
-
-
 def fit(
     run: Run,
     stage,
@@ -98,7 +89,7 @@ def fit(
       table: of the examples.
       evaluate: at every `loop.eval_every`.
       best: the metric that picks the state, and "max" or "min".
-      steps, to_steps: of `optimizer`.
+      steps, to_steps: of `launch.optim.of_run`.
       seed: of the order.
     """
     layout.check_batch(stage.batch_size)

@@ -4,7 +4,6 @@ A network for Scenes is pretrained first, on what is in the images: the stand-in
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -104,9 +103,7 @@ def _fit(
 ) -> dict[str, Any]:
     """Train from `variables`; those of the last step, or of the best by `best`, on the host."""
     layout.check_batch(options.batch_size)
-    to_steps = partial(duration.to_steps, examples=len(split), batch_size=options.batch_size)
-    steps = to_steps(options.duration)
-    optimizer, _ = optim.create(options.optimizer, total_steps=max(steps, 1), to_steps=to_steps)
+    optimizer, _, steps, to_steps = optim.of_run(options, examples=len(split))
     state = State(jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"]))
     if not steps:
         return jax.tree.map(np.asarray, state.variables)
