@@ -266,7 +266,8 @@ def _fold(values: dict[str, jax.Array], mask: jax.Array, *, finish: Callable, re
 
 
 @jax.jit
-def _add(a, b):
+def add(a, b):
+    """The sum of two pytrees, on the devices."""
     return jax.tree.map(jnp.add, a, b)
 
 
@@ -320,9 +321,9 @@ def masked_means(
             batch |= {"once": common}
         for number in numbers:
             new = one_at_a_time(_draw(fn, variables, batch, number))
-            values = new if values is None else _add(values, new)
+            values = new if values is None else add(values, new)
         totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
-        sums = totals if sums is None else _add(sums, totals)
+        sums = totals if sums is None else add(sums, totals)
     if sums is None or not sums["examples"]:
         raise ValueError("there is no example to evaluate")
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}

@@ -268,11 +268,6 @@ def fit(
 # -- evaluating -----------------------------------------------------------------------------------------------------
 
 
-@jax.jit
-def _add(a, b):
-    return jax.tree.map(jnp.add, a, b)
-
-
 def evaluator(stack: Stack, fn: Callable[..., dict[str, jax.Array]]) -> Callable[..., Values]:
     """Means over data sets of what `fn` gives for every example, of all members; `launch.loop.masked_means` for many.
 
@@ -296,7 +291,7 @@ def evaluator(stack: Stack, fn: Callable[..., dict[str, jax.Array]]) -> Callable
         total = None
         for batch in loop.prefetch(batches, stack.put):
             new = compiled(numbers, states, batch, resident)
-            total = new if total is None else _add(total, new)
+            total = new if total is None else loop.add(total, new)
         if total is None:
             raise ValueError("there is no example to evaluate")
         total = stack.pull(total)
