@@ -125,9 +125,7 @@ def main(
     os.environ |= {_SIZE.format(name.upper()): str(getattr(args, name)) for name in sizes or {}}
     print("| case | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 6 + "|")
     for case in args.cases:
-        row = pair(
-            module, case, steps=args.steps, warmup=args.warmup, devices=args.devices, python=args.jax_python
-        )
+        row = pair(module, case, steps=args.steps, warmup=args.warmup, devices=args.devices, python=args.jax_python)
         print(
             f"| {case} | {row['torch']:.3f} | {row['jax']:.3f} | **{row['ratio']:.2f}** | "
             f"{row['torch_peak'] / 1e9:.2f} | {row['jax_peak'] / 1e9:.2f} |",

@@ -92,8 +92,8 @@ def torch_step(case: str) -> Callable[[], None]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from clip_jax import config_files
     from clip_jax.config import VARIANTS
+    from clip_jax.files import config_files
 
     network = CLIPModel(CLIPConfig(**config_files.to_huggingface(VARIANTS[VARIANT])))
     if case == "image":

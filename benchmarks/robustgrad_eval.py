@@ -4,7 +4,7 @@
 
 Both sides measure cosine, Pearson, SSIM and MSE of gradient heat maps on the same 32x32 images, in the same batches:
 "rps" over uniform draws, "aam" before and after an attack of Adam steps. A timed step is the whole of it, ours through
-`launch.loop.masked_means` as an evaluation runs it, compiled before. One step of each side is timed unless --steps says
+`masked_means` of the loop as an evaluation runs it, compiled before. One step of each side is timed unless --steps says
 otherwise: the attack on ResNet-18 takes minutes. Quick: `--images 8 --attack_steps 2 --draws 2`. Ours runs over one CPU
 device a core, the images divided among them (`--devices 1` for one program over a batch).
 """
@@ -40,9 +40,11 @@ def jax_step(model: str, kind: str) -> Callable[[], None]:
     import jax
     import jax.numpy as jnp
 
-    from launch import sharding
     from launch.data import Arrays, feed
-    from robustgrad_jax import evaluation, explainers, models, suite, under_attack
+    from launch.training import sharding
+    from robustgrad_jax import models
+    from robustgrad_jax.attributions import explainers
+    from robustgrad_jax.measures import evaluation, suite, under_attack
 
     def prepare(batch):
         batch = feed.materialise(batch, batch[sharding.RESIDENT])

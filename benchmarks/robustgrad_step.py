@@ -28,7 +28,7 @@ def jax_step(model: str, batch: int, regularizer: str):
     import numpy as np
 
     from configs.robustgrad import base
-    from launch import optim, sharding
+    from launch.training import optim, sharding
     from robustgrad_jax import experiment, models, regularizers
 
     config = base.get_config()

@@ -44,7 +44,7 @@ def triplets():
 
 def batches(case: str, composed):
     """The rows of step after step."""
-    from rtd_jax import feed
+    from rtd_jax.tuning import feed
 
     lengths = (composed != END).sum(1) + 1
     return feed.grouped_rows(TRIPLETS, seed=0, batch_size=BATCH, lengths=None if case == "mixed" else lengths)
@@ -59,8 +59,10 @@ def jax_step(case: str) -> Callable[[], None]:
 
     from clip_jax import model
     from clip_jax.config import VARIANTS
-    from launch import optim, sharding
-    from rtd_jax import compose, phi, step, vocabulary
+    from launch.training import optim, sharding
+    from rtd_jax import phi
+    from rtd_jax.text import compose, vocabulary
+    from rtd_jax.tuning import step
 
     config, prompt = VARIANTS[VARIANT], compose.Prompt(PREFIX, MARKER, END)
     network = phi.init("phi", config.projection, config.text.width, jax.random.key(1))
@@ -109,8 +111,8 @@ def torch_step(case: str) -> Callable[[], None]:
     from transformers import CLIPConfig, CLIPModel
 
     from benchmarks import torch_rtd_step as published
-    from clip_jax import config_files
     from clip_jax.config import VARIANTS
+    from clip_jax.files import config_files
 
     config = VARIANTS[VARIANT]
     network = CLIPModel(CLIPConfig(**config_files.to_huggingface(config)))

@@ -69,7 +69,7 @@ def robustgrad(model: str, regularizer: str, devices: int) -> Step:
     import jax.numpy as jnp
 
     from configs.robustgrad import base
-    from launch import optim
+    from launch.training import optim
     from robustgrad_jax import experiment, models, regularizers
 
     del devices
@@ -92,8 +92,8 @@ def erm(devices: int) -> Step:
     import optax
 
     from configs.tldr import waterbirds_resnet50
-    from launch import optim
-    from tldr_jax import backbones, erm
+    from launch.training import optim
+    from tldr_jax.classifier import backbones, erm
 
     del devices
     options = waterbirds_resnet50.get_config().erm
@@ -115,8 +115,10 @@ def rtd(devices: int) -> Step:
 
     from clip_jax import model
     from clip_jax.config import VARIANTS
-    from launch import optim
-    from rtd_jax import compose, phi, step, training
+    from launch.training import optim
+    from rtd_jax import phi
+    from rtd_jax.text import compose
+    from rtd_jax.tuning import step, training
 
     # Unrolled: XLA counts the inside of a loop over the layers once.
     config = replace(VARIANTS["ViT-B/32"], dtype="bfloat16", unroll=True)
@@ -129,9 +131,7 @@ def rtd(devices: int) -> Step:
     network = phi.init("phi", config.projection, config.text.width, jax.random.key(1))
     text = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))["text"]
     state = jax.eval_shape(partial(training.create_state, optimizer=optimizer), {"text": text})
-    train = step.make_step(
-        config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0, shards=devices
-    )
+    train = step.make_step(config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0, shards=devices)
     embedding = ((batch, config.projection), jnp.float32)
     shapes = {"ids": ((batch, 20), jnp.int32), "slot": ((batch,), jnp.int32)}
     shapes |= {"reference": embedding, "target": embedding}
@@ -158,7 +158,7 @@ def compiled(make: Callable[[int], Step], mode: str, devices: int):
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from launch import sharding
+    from launch.training import sharding
 
     layout, found = sharding.layout(mode, devices=jax.devices()[:devices]), make(devices)
     on = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)

@@ -43,7 +43,7 @@ def word_set():
 
 def prompts(lists, templates):
     """List -> (words, templates) prompts."""
-    from tldr_jax.templates import fill
+    from tldr_jax.words.templates import fill
 
     return {name: [[fill(template, word) for template in templates] for word in own] for name, own in lists.items()}
 
@@ -57,7 +57,7 @@ def tokenizer():
     from tokenizers import models, pre_tokenizers, processors
 
     from clip_jax.tokenizer import Tokenizer
-    from tldr_jax import templates
+    from tldr_jax.words import templates
 
     six = pre_tokenizers.Split(tokenizers.Regex(r"\w{1,6}"), "isolated")
     split = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), six])
@@ -89,7 +89,7 @@ def embedded_words():
     """A text set of random embeddings, of as many words as `word_set` has, under 80 templates."""
     import numpy as np
 
-    from tldr_jax.text import TextSet
+    from tldr_jax.words.text import TextSet
 
     rng, total = np.random.default_rng(0), 2 * max(1, size("words") // 4)
     table = lambda: rng.normal(size=(total, 80, WIDTH)).astype(np.float32)
@@ -111,7 +111,8 @@ def jax_step(case: str) -> Callable[[], None]:
 
     from clip_jax import Clip, model, preprocess
     from clip_jax.config import VARIANTS
-    from tldr_jax import filters, heads, projector, retrain, templates, text
+    from tldr_jax import heads, projector, retrain
+    from tldr_jax.words import filters, templates, text
 
     words, own, config = word_set(), templates.get("imagenet"), VARIANTS["ViT-B/32"]
     x, y, gap = images()
@@ -179,9 +180,9 @@ def torch_step(case: str) -> Callable[[], None]:
     from transformers import CLIPConfig, CLIPModel
 
     from benchmarks import torch_tldr_text_stage as published
-    from clip_jax import config_files
     from clip_jax.config import VARIANTS
-    from tldr_jax import templates
+    from clip_jax.files import config_files
+    from tldr_jax.words import templates
 
     torch.manual_seed(0)
     words, own = word_set(), templates.get("imagenet")

@@ -16,8 +16,9 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from clip_jax import config_files, hub, layouts, model, preprocess, tokenizer, weights
+from clip_jax import model, preprocess, tokenizer
 from clip_jax.config import DTYPES, ClipConfig
+from clip_jax.files import config_files, hub, layouts, weights
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 # All that `save` may write: a folder with other files in it is not overwritten.
@@ -147,8 +148,8 @@ def load(
     """A CLIP from a folder or from the Hugging Face hub.
 
     Read are Hugging Face's layout (config.json with safetensors, sharded or not, old Flax msgpack files, or PyTorch's)
-    and OpenCLIP's (open_clip_config.json); `clip_jax.weights` has the order of preference. Nothing is filled in: every
-    tensor of the model has to be there in its shape, and no other. Weights stored in half precision are widened.
+    and OpenCLIP's (open_clip_config.json); `clip_jax.files.weights` has the order of preference. Nothing is filled in:
+    every tensor of the model has to be there in its shape, and no other. Weights stored in half precision are widened.
 
     A folder without tokenizer files loads, only `tokenize` is missing. Without preprocessor_config.json images are
     prepared as for all published CLIPs (bicubic, their one mean and standard deviation) at the tower's size.

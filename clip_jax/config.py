@@ -1,4 +1,4 @@
-"""What a CLIP is made of, as frozen data, and the published variants. `clip_jax.config_files` reads and writes files.
+"""What a CLIP is made of, as frozen data, and the published variants; `files.config_files` reads and writes it.
 
 A config is hashable, so it can be a static argument of a jitted function. Every field that changes a number is
 explicit: the activation, the layer norms' epsilon, and the rule that finds the end of a text.

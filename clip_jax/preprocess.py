@@ -56,9 +56,7 @@ class Preprocessing:
             raise ValueError(f"mean and std need three values, std positive ones; got {self.mean} and {self.std}")
 
 
-def preprocess(
-    spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False
-) -> np.ndarray:
+def preprocess(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
     """Resized, cropped and normalised images.
 
     Args:
@@ -77,9 +75,7 @@ def preprocess(
     return normalise(spec, crop_all(spec, images, target_pad=target_pad))
 
 
-def crop_all(
-    spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False
-) -> np.ndarray:
+def crop_all(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
     """As `preprocess`, before the normalisation: uint8 (n, crop, crop, 3)."""
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]

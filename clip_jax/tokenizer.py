@@ -21,9 +21,7 @@ MARKER = "$"  # stands for a pseudo token in a text
 MARKER_ID = 259  # its id in CLIP's vocabulary: 256 bytes, then the same as ends of words, of which "$" is the fourth
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +142,7 @@ def build(texts: Iterable[str], *, context_length: int) -> Tokenizer:
         raise ValueError(f"context_length={context_length} leaves no room for the start and the end token")
     texts = [texts] if isinstance(texts, str) else texts
     normalizer, splitter = _normalizer(), _splitter()
-    words = {
-        piece for text in texts for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    }
+    words = {piece for text in texts for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     merges = _learn_merges(words)
     symbols = _byte_symbols()
     tokens = [*symbols, *(s + _WORD_END for s in symbols), *(a + b for a, b in merges), _START, _END]
@@ -157,9 +153,7 @@ def build(texts: Iterable[str], *, context_length: int) -> Tokenizer:
 
 
 def _normalizer() -> normalizers.Normalizer:
-    return normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
 
 
 def _splitter() -> pre_tokenizers.PreTokenizer:

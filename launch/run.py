@@ -25,8 +25,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 from tensorboardX import SummaryWriter
 
-from launch import checkpoint, versions
+from launch import versions
 from launch.files import write_atomically
+from launch.training import checkpoint
 
 
 class RunDirectoryError(ValueError):
@@ -74,7 +75,7 @@ class Run:
       path: the directory.
       config: the frozen config of the run.
       writes: whether this process writes the small files; only process 0 does.
-      advance: called, in a run of many processes, whenever one asks whether to stop; see `launch.hosts`.
+      advance: called, in a run of many processes, whenever one asks whether to stop; see `launch.training.hosts`.
     """
 
     def __init__(self, path: Path, config: FrozenConfigDict):
@@ -87,9 +88,7 @@ class Run:
         self._tensorboard = None
 
     @classmethod
-    def open(
-        cls, path: str | Path, config: ConfigDict | FrozenConfigDict, *, revisable: Collection[str] = ()
-    ) -> "Run":
+    def open(cls, path: str | Path, config: ConfigDict | FrozenConfigDict, *, revisable: Collection[str] = ()) -> "Run":
         """Make the directory, or continue in it.
 
         Args:
@@ -257,7 +256,7 @@ class Run:
             return dict(file)
 
     def checkpoints(self, best: tuple[str, str] | None = None) -> checkpoint.Checkpoints:
-        """The run's checkpoints; see `launch.checkpoint`."""
+        """The run's checkpoints; see `launch.training.checkpoint`."""
         return checkpoint.Checkpoints(self.path / "checkpoints", best=best)
 
     def result(self) -> dict[str, float] | None:

@@ -18,9 +18,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import hosts, sharding
-from launch.loop import NonFiniteLoss
 from launch.run import Preempted, Run, RunDirectoryError, flatten
+from launch.training import hosts, sharding
+from launch.training.loop import NonFiniteLoss
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")

@@ -38,7 +38,5 @@ def run(config, run: Run) -> dict[str, float]:
     if run.writes:
         write_atomically(run.path / "table.md", tables.compared(found))
         gallery.side_by_side(run.path / "artifacts", results)
-    means = {
-        f"{name}/{key}": float(np.mean([r[key] for r in runs])) for name, runs in found.items() for key in runs[0]
-    }
+    means = {f"{name}/{key}": float(np.mean([r[key] for r in runs])) for name, runs in found.items() for key in runs[0]}
     return means

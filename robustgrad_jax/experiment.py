@@ -17,12 +17,14 @@ import optax
 from absl import logging
 from flax import linen as nn
 
-from launch import checkpoint, data, keys, loop, optim, sharding
+from launch import data
 from launch.data import augment, feed
 from launch.files import write_atomically
 from launch.run import Run
-from launch.state import NormState as State
-from robustgrad_jax import evaluation, gallery, models, regularizers, suite, tables, trained
+from launch.training import checkpoint, keys, loop, optim, sharding
+from launch.training.state import NormState as State
+from robustgrad_jax import gallery, models, regularizers, tables, trained
+from robustgrad_jax.measures import evaluation, suite
 
 STACKED = "robustgrad_jax.stacked"  # trains several configs as one program
 

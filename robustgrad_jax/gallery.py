@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from robustgrad_jax import figures, tables
-from robustgrad_jax.suite import FOLDER
+from robustgrad_jax.measures.suite import FOLDER
 
 SHOWN = ("cosine", "pcc", "ssim")  # the similarities against ε
 _INSERTIONS = r"insertion|deletion|.+-insertion"

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from robustgrad_jax.curves import adversarial_insertion_curve as adversarial_insertion_curve
-from robustgrad_jax.curves import area as area
-from robustgrad_jax.curves import deletion_curve as deletion_curve
-from robustgrad_jax.curves import insertion_curve as insertion_curve
+from robustgrad_jax.measures.curves import adversarial_insertion_curve as adversarial_insertion_curve
+from robustgrad_jax.measures.curves import area as area
+from robustgrad_jax.measures.curves import deletion_curve as deletion_curve
+from robustgrad_jax.measures.curves import insertion_curve as insertion_curve
 
 COSINE_EPS = 1e-8  # torch.nn.functional.cosine_similarity's default
 SSIM_WINDOW = 11  # pixels, Wang et al. 2004
@@ -101,9 +101,7 @@ def _ranks_of_sorted(rows: Array, dtype) -> Array:
     new = rows[:, 1:] != rows[:, :-1]
     edge = jnp.ones((len(rows), 1), bool)
     first = jax.lax.cummax(jnp.where(jnp.concatenate([edge, new], 1), places, 0), axis=1)
-    last = jax.lax.cummin(
-        jnp.where(jnp.concatenate([new, edge], 1), places, rows.shape[1]), axis=1, reverse=True
-    )
+    last = jax.lax.cummin(jnp.where(jnp.concatenate([new, edge], 1), places, rows.shape[1]), axis=1, reverse=True)
     return (first + last).astype(dtype) / 2
 
 

@@ -1,4 +1,4 @@
-"""Several configs of `robustgrad_jax.experiment` trained as one program: see `launch.stack`, `launch.sweeps.stacked`.
+"""Several configs of `robustgrad_jax.experiment` trained as one program; see `launch.sweeps.stacked`.
 
 Training alone is stacked. What a member's best checkpoint is worth is measured afterwards, one member after the other,
 as for a run by itself.
@@ -12,10 +12,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from launch import checkpoint, data, optim, sharding, stack
+from launch import data
 from launch.data import feed, pool
 from launch.run import Preempted, Run
-from robustgrad_jax import evaluation, experiment, regularizers
+from launch.training import checkpoint, optim, sharding, stack
+from robustgrad_jax import experiment, regularizers
+from robustgrad_jax.measures import evaluation
 
 # What members of a stack may differ in: numbers of the training step, and the seed.
 STACKABLE = (

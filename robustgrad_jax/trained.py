@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import checkpoint
+from launch.training import checkpoint
 from robustgrad_jax import models
 
 _EXPERIMENT = "robustgrad_jax.experiment"

@@ -16,9 +16,12 @@ from jax.experimental import multihost_utils
 import clip_jax
 from launch.files import write_atomically
 from launch.run import Run
-from rtd_jax import evaluation, figures, phi, phi_stage, rtd_stage, sources, tables
+from rtd_jax import figures, phi, sources, tables
 from rtd_jax.benchmarks import genecis
 from rtd_jax.benchmarks.task import Task
+from rtd_jax.phi import stage as phi_stage
+from rtd_jax.retrieval import evaluation
+from rtd_jax.tuning import stage as rtd_stage
 
 
 def phi_file(workdir: str | Path) -> Path:

@@ -74,9 +74,7 @@ def lincir(replaced: jax.Array, original: jax.Array) -> jax.Array:
     return jnp.square(replaced - original).mean()
 
 
-def pic2word(
-    images: jax.Array, texts: jax.Array, logit_scale: jax.Array, *, axis_name: str | None = None
-) -> jax.Array:
+def pic2word(images: jax.Array, texts: jax.Array, logit_scale: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Pic2Word's cycle loss (Saito et al. 2023, arXiv 2302.03084): CLIP's loss of images and of "a photo of [$]".
 
     Args:

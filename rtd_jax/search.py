@@ -17,7 +17,8 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.embed import list_images
-from rtd_jax import compose, figures, phi, retrieval, sources
+from rtd_jax import figures, phi, retrieval, sources
+from rtd_jax.text import compose
 
 
 @dataclass(frozen=True, eq=False)

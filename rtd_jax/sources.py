@@ -10,11 +10,11 @@ import clip_jax
 from clip_jax.embed import list_images
 from launch.data import scenes
 from launch.data.scenes import world
-from rtd_jax import captions, masking
 from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis
 from rtd_jax.benchmarks import scenes as scenes_benchmark
 from rtd_jax.benchmarks.task import Task
-from rtd_jax.triplets import Triplets, check, read, split
+from rtd_jax.text import captions, masking
+from rtd_jax.text.triplets import Triplets, check, read, split
 
 BENCHMARKS = ("cirr", "circo", "fashioniq", "genecis", "scenes")
 EMBEDDED = "embedded:"
@@ -49,8 +49,8 @@ def texts(config, *, seed: int) -> tuple[Texts, masking.Matcher]:
     """
     if config.source == "scenes":
         own = world.derive(seed, "rtd.captions")
-        found = [text for text, in scenes.pairs(own, config.train_examples, held_out=False).captions]
-        val = [text for text, in scenes.pairs(own + 1, config.val_examples, held_out=False, full=True).captions]
+        found = [text for (text,) in scenes.pairs(own, config.train_examples, held_out=False).captions]
+        val = [text for (text,) in scenes.pairs(own + 1, config.val_examples, held_out=False, full=True).captions]
         return Texts(found, val), masking.create("lexicon", scenes.KEYWORDS)
     if config.source != "file":
         raise ValueError(f"captions.source={config.source!r}: there are file, scenes")

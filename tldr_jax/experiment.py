@@ -15,7 +15,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch.files import write_atomically
 from launch.run import Run
-from tldr_jax import erm, inputs, method, reference, tables
+from tldr_jax import inputs, method, reference, tables
+from tldr_jax.classifier import erm
 
 REVISABLE = (
     "clip", "gap", "projector", "words", "text", "retrain", "dfr", "afr", "class_balanced", "baselines", "ablations",

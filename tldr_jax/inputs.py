@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 import clip_jax
-from launch import sharding
 from launch.run import Run
-from tldr_jax import backbones, datasets, erm, features, heads, metrics, stages
+from launch.training import sharding
+from tldr_jax import datasets, heads, metrics, stages
+from tldr_jax.classifier import backbones, erm, features
 from tldr_jax.datasets import Grouped
 from tldr_jax.heads import Head
 
@@ -57,9 +58,7 @@ class Inputs:
         return dict(found)
 
 
-def prepare(
-    config, run: Run, *, data: Grouped | None = None, clip: clip_jax.Clip | None = None
-) -> Inputs:
+def prepare(config, run: Run, *, data: Grouped | None = None, clip: clip_jax.Clip | None = None) -> Inputs:
     """Data, the trained classifier and its features, CLIP's embeddings: made now or found in the run directory.
 
     Args:

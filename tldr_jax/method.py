@@ -12,27 +12,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from launch import duration
 from launch.run import Run
-from tldr_jax import (
-    backbones,
-    draws,
-    filters,
-    gap,
-    heads,
-    metrics,
-    mlp_projector,
-    projector,
-    retrain,
-    stages,
-    templates,
-    text,
-    words,
-)
-from tldr_jax.heads import Head
+from launch.training import duration
+from tldr_jax import heads, metrics, projector, retrain, stages, words
+from tldr_jax.classifier import backbones
+from tldr_jax.heads import Head, draws
 from tldr_jax.inputs import Inputs
-from tldr_jax.text import TextSet
-from tldr_jax.words import WordSet
+from tldr_jax.projector import gap
+from tldr_jax.projector import mlp as mlp_projector
+from tldr_jax.words import WordSet, filters, templates, text
+from tldr_jax.words.text import TextSet
 
 KINDS = ("linear", "mlp")
 SELECTIONS = ("by_wga", "by_class_balanced")

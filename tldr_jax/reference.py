@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from launch.run import Run
-from tldr_jax import baselines, erm, retrain, stages, templates, text
-from tldr_jax.heads import Head
+from tldr_jax import retrain, stages
+from tldr_jax.classifier import erm
+from tldr_jax.heads import Head, baselines
 from tldr_jax.inputs import Inputs
 from tldr_jax.method import word_lists
-from tldr_jax.templates import fill
+from tldr_jax.words import templates, text
+from tldr_jax.words.templates import fill
 
 
 def _erm(config, run: Run, inputs: Inputs) -> dict[str, float]:

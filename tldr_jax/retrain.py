@@ -21,11 +21,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from launch import keys, optim
-from tldr_jax import draws, heads, metrics
-from tldr_jax.heads import Head
+from launch.training import keys, optim
+from tldr_jax import heads, metrics
+from tldr_jax.heads import Head, draws
 from tldr_jax.projector import Projector, stack
-from tldr_jax.text import TextSet
+from tldr_jax.words.text import TextSet
 
 
 class Members(NamedTuple):

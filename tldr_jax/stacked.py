@@ -20,8 +20,9 @@ import numpy as np
 from absl import logging
 
 from launch.run import Preempted, Run
-from tldr_jax import experiment, filters, inputs, method, projector, retrain, stages
+from tldr_jax import experiment, inputs, method, projector, retrain, stages
 from tldr_jax.heads import Head
+from tldr_jax.words import filters
 
 # What members of a stack may differ in. The first two give each member a classifier of its own, which is trained
 # before, one after the other.

@@ -49,7 +49,7 @@ STAGES = {
 
 
 def key(config: Mapping, stage: str) -> str:
-    """"projector-5d0c7b2a91f4": the stage's name and a hash of what reaches it.
+    """ "projector-5d0c7b2a91f4": the stage's name and a hash of what reaches it.
 
     Raises:
       KeyError: no such stage, or a field of `STAGES` that the config does not have.

@@ -14,7 +14,8 @@ from absl import logging
 
 from launch.files import write_atomically
 from launch.run import Run
-from tldr_jax import experiment, filters, inputs, method, reference, tables
+from tldr_jax import experiment, inputs, method, reference, tables
+from tldr_jax.words import filters
 
 REVISABLE = (*experiment.REVISABLE, "study")
 

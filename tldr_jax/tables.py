@@ -70,7 +70,7 @@ def one_run(result: Mapping[str, float]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """"0.612", or "0.612 ± 0.034" of several values (sample standard deviation).
+    """ "0.612", or "0.612 ± 0.034" of several values (sample standard deviation).
 
     None is a run that has no value, because a filter left a list without words: "0.612 ± 0.034 (4 of 5)".
     """

@@ -1,1 +1,1 @@
-"""What only training needs: pairs, batches with hard negatives, evaluation. The run is `clip_jax.experiment`."""
+"""What only training needs: pairs, batches with hard negatives, evaluation; the run is `experiment`."""

@@ -86,9 +86,7 @@ def groups(attributes: np.ndarray, columns: Sequence[int], size: int) -> list[li
     return [group for group in found if len(group) >= size]
 
 
-def draw(
-    generator: np.random.Generator, pool: Sequence[Sequence[np.ndarray]], *, count: int, size: int
-) -> np.ndarray:
+def draw(generator: np.random.Generator, pool: Sequence[Sequence[np.ndarray]], *, count: int, size: int) -> np.ndarray:
     """`size` different members of each of `count` groups: int32 (count * size,). No group twice before all came."""
     chosen = np.concatenate([generator.permutation(len(pool)) for _ in range(-(-count // len(pool)))])[:count]
     rows = []

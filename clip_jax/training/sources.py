@@ -54,9 +54,7 @@ def check(config) -> None:
 
 def _scenes(config, seed: int) -> Sets:
     """Trained and validated on the trained compositions, tested on held-out ones; those are the same for all seeds."""
-    train = scenes.pairs(
-        seed, config.train_examples, held_out=False, captions_per_image=config.captions_per_image
-    )
+    train = scenes.pairs(seed, config.train_examples, held_out=False, captions_per_image=config.captions_per_image)
     own = world.derive(config.evaluation_seed, "clip.evaluation")
     val = scenes.pairs(own, config.val_examples, held_out=False, full=True, distinct=True)
     test = scenes.pairs(own, config.test_examples, held_out=True, full=True, distinct=True)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """All fields; durations are strings such as "30 epochs"."""
     config = ConfigDict()
-    config.experiment = "clip_jax.experiment"
+    config.experiment = "clip_jax.training.experiment"
     config.seed = 0
     config.batch_size = 128  # over all devices: every other pair of it is a negative
     config.duration = "2400 steps"

@@ -1,6 +1,6 @@
 """LeNet on scikit-learn's bundled handwritten digits with local gradient alignment: nothing to download.
 
-    python -m launch.train --config=configs/robustgrad/digits_lenet.py --workdir=runs/digits_lenet
+python -m launch.train --config=configs/robustgrad/digits_lenet.py --workdir=runs/digits_lenet
 """
 
 from configs.robustgrad import base

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
 
     config.triplets = triplets = ConfigDict()
     triplets.source = "file"  # file, scenes
-    triplets.path = ""  # .jsonl or .json; rtd_jax.generation makes one from captions
+    triplets.path = ""  # .jsonl or .json; rtd_jax.text.generation makes one from captions
     triplets.skip_faulty = False  # leave out lines that cannot be used, instead of stopping at the first
     triplets.train_examples = 8000  # scenes
     triplets.val_examples = 1000  # held back, to choose the best checkpoint by

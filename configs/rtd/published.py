@@ -9,7 +9,7 @@ r"""RTD as published, on a real CLIP and the four benchmarks; every file named o
 Four GPUs give the published negatives: 512 triplets, each device's 128 by themselves. On one, add
 `--config.rtd.objective.accumulation=4`. φ trained here instead of loaded: leave `phi.load` out and give
 `--config.captions.path=captions.jsonl`; its batch size and length are ours, the paper's learning rate is kept.
-Triplets from captions: `python -m rtd_jax.generation --captions captions.jsonl --clip CLIP --out triplets.jsonl`.
+Triplets from captions: `python -m rtd_jax.text.generation --captions captions.jsonl --clip CLIP --out triplets.jsonl`.
 GeneCIS: `--config.evaluation.roots.genecis=TEMPLATES --config.evaluation.genecis_images.visual_genome=VG_100K_all
 --config.evaluation.genecis_images.coco=val2017`.
 The test servers' files: `--config.evaluation.splits.cirr=test1 --config.evaluation.splits.circo=test`; they are written

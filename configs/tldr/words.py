@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.experiment = "tldr_jax.generate"
+    config.experiment = "tldr_jax.words.generate"
     config.outline = "waterbirds"  # names, anchors, pairs and descriptions of the lists; its words are not looked at
     config.count = 200  # words of each list
     config.batch = 50  # words to ask for at a time

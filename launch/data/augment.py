@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from launch import keys
+from launch.training import keys
 
 
 def crop_flip(key: jax.Array, images: jax.Array, slots: jax.Array, *, padding: int, flip: bool) -> jax.Array:

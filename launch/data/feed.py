@@ -59,9 +59,7 @@ def train_batches(
     return stream.train_batches(split, seed=seed, batch_size=batch_size, start=start, first=first, size=size)
 
 
-def eval_batches(
-    split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
+def eval_batches(split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """All examples once, in order; the last batch is filled up with its last example, masked.
 
     Args: as for `train_batches`.
@@ -106,9 +104,7 @@ def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> 
     if not resident:
         return dict(batch)
     rest = {name: value for name, value in batch.items() if name != "row"}
-    image, label = (
-        jnp.take(resident[name], batch["row"], axis=0, mode="clip") for name in ("images", "labels")
-    )
+    image, label = (jnp.take(resident[name], batch["row"], axis=0, mode="clip") for name in ("images", "labels"))
     return {**rest, "image": image, "label": label}
 
 

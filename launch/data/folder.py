@@ -52,9 +52,7 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" not in parts or len(parts) == 1:
         found = ", ".join(parts) or ("nothing of it" if root.is_dir() else "no such folder")
-        raise FileNotFoundError(
-            f"{root} is not a folder of images by split and class (found: {found}). {_LAYOUT}"
-        )
+        raise FileNotFoundError(f"{root} is not a folder of images by split and class (found: {found}). {_LAYOUT}")
     names = class_list(classes) if classes else _subfolders(parts["train"])
     if not names:
         raise FileNotFoundError(f"no class folders in {parts['train']}. {_LAYOUT}")
@@ -73,9 +71,7 @@ def class_list(classes: str) -> tuple[str, ...]:
     elif Path(classes).expanduser().is_file():
         text = Path(classes).expanduser().read_text()
     else:
-        raise FileNotFoundError(
-            f"config.classes={classes!r} is neither 'imagenet100' nor a text file of class folders"
-        )
+        raise FileNotFoundError(f"config.classes={classes!r} is neither 'imagenet100' nor a text file of class folders")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
         raise ValueError(f"config.classes={classes!r} must name at least one class folder, and each once")
@@ -90,14 +86,11 @@ def _check_classes(folder: Path, names: Sequence[str], *, complete: bool):
     there = set(_subfolders(folder))
     missing = [name for name in names if name not in there]
     if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}"
-        )
+        raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}")
     unknown = sorted(there - set(names))
     if complete and unknown:
         raise FileNotFoundError(
-            f"{folder} has class folders that the training images lack: {_some(unknown)}; "
-            "set config.classes to choose"
+            f"{folder} has class folders that the training images lack: {_some(unknown)}; set config.classes to choose"
         )
 
 

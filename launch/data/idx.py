@@ -25,9 +25,7 @@ _FASHION_LABELS = 0x2ED6E46A
 def available(folder: str | Path = "") -> bool:
     """Whether all four files are in the folder ("" for where Debian's dataset-fashion-mnist puts them)."""
     folder = Path(folder or DEFAULT_FOLDER).expanduser()
-    return all(
-        _find(folder, part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-    )
+    return all(_find(folder, part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
 def load(folder: str | Path = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]:
@@ -62,9 +60,7 @@ def read(path: str | Path, *, dims: int) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{path} is truncated or not a gzip file ({error}); fetch it again. {_HOW}"
-        ) from error
+        raise ValueError(f"{path} is truncated or not a gzip file ({error}); fetch it again. {_HOW}") from error
     header = 4 + 4 * dims
     magic = bytes((0, 0, 8, dims))
     if data[:4] != magic:
@@ -101,8 +97,7 @@ def _read_pair(folder: Path, part: str) -> Arrays:
     labels = read(paths["labels-idx1"], dims=1)
     if len(images) != len(labels) or len(labels) == 0:
         raise ValueError(
-            f"{paths['images-idx3']} has {len(images)} images, "
-            f"{paths['labels-idx1']} has {len(labels)} labels"
+            f"{paths['images-idx3']} has {len(images)} images, {paths['labels-idx1']} has {len(labels)} labels"
         )
     return Arrays(images[..., None], labels.astype(np.int32))
 

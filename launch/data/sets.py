@@ -54,9 +54,7 @@ def load(config, *, seed: int) -> Splits:
     train, val, test, classes, (mean, std), note = loaders[config.name]()
     train_all, test_all = len(train), len(test)
     if val is None:
-        train, val = hold_out(
-            train, seed=seed, val_examples=config.val_examples, train_examples=config.train_examples
-        )
+        train, val = hold_out(train, seed=seed, val_examples=config.val_examples, train_examples=config.train_examples)
     elif config.val_examples:
         raise ValueError(
             f"{config.name} brings a validation split of its own ({len(val)} examples): set val_examples=0, "
@@ -160,8 +158,6 @@ def _statistics(config, mean, std, *, channels: int) -> tuple[tuple[float, ...],
         given = config.get(name, None)
         values = tuple(float(v) for v in (given or own))
         if len(values) != channels or (name == "std" and min(values) <= 0):
-            raise ValueError(
-                f"{name}={values} must have {channels} values{', all positive' * (name == 'std')}"
-            )
+            raise ValueError(f"{name}={values} must have {channels} values{', all positive' * (name == 'std')}")
         chosen.append(values)
     return tuple(chosen)

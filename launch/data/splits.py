@@ -24,13 +24,10 @@ class Arrays:
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 of shape (n, h, w, c), got {self.images.dtype} {self.images.shape}"
-            )
+            raise ValueError(f"images must be uint8 of shape (n, h, w, c), got {self.images.dtype} {self.images.shape}")
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels must be int32 of shape {self.images.shape[:1]}, "
-                f"got {self.labels.dtype} {self.labels.shape}"
+                f"labels must be int32 of shape {self.images.shape[:1]}, got {self.labels.dtype} {self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -66,8 +63,7 @@ class Stream:
     def __post_init__(self):
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.source),):
             raise ValueError(
-                f"labels must be int32 of shape ({len(self.source)},), "
-                f"got {self.labels.dtype} {self.labels.shape}"
+                f"labels must be int32 of shape ({len(self.source)},), got {self.labels.dtype} {self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -130,9 +126,7 @@ def select(split: Split, rows: np.ndarray) -> Split:
     return dataclasses.replace(split, source=Rows(split.source, rows), labels=labels)
 
 
-def hold_out(
-    train: Split, *, seed: int, val_examples: int, train_examples: int
-) -> tuple[Split, Split | None]:
+def hold_out(train: Split, *, seed: int, val_examples: int, train_examples: int) -> tuple[Split, Split | None]:
     """Cuts a training split in two disjoint ones, a pure function of the seed.
 
     Args:
@@ -149,13 +143,9 @@ def hold_out(
     """
     n = len(train)
     if val_examples < 0 or train_examples < 0:
-        raise ValueError(
-            f"val_examples={val_examples} and train_examples={train_examples} must not be negative"
-        )
+        raise ValueError(f"val_examples={val_examples} and train_examples={train_examples} must not be negative")
     if val_examples >= n:
-        raise ValueError(
-            f"val_examples={val_examples} leaves nothing of the {n} training examples; take fewer"
-        )
+        raise ValueError(f"val_examples={val_examples} leaves nothing of the {n} training examples; take fewer")
     if train_examples > n - val_examples:
         raise ValueError(
             f"train_examples={train_examples} of {n} training examples, {val_examples} of them held out for "
@@ -175,9 +165,7 @@ def subset(split: Split, *, seed: int, examples: int, name: str) -> Split:
     `name` is the config field to name in the error raised when the split is too small.
     """
     if examples < 0 or examples > len(split):
-        raise ValueError(
-            f"{name}={examples} of {len(split)} examples: take 1 to {len(split)}, or 0 for all of them"
-        )
+        raise ValueError(f"{name}={examples} of {len(split)} examples: take 1 to {len(split)}, or 0 for all of them")
     if examples in (0, len(split)):
         return split
     return select(split, np.sort(_draw(len(split), seed)[:examples]))
@@ -207,9 +195,7 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     if size in (0, images.shape[1]) and images.shape[1] == images.shape[2]:
         return images
     if size == 0:
-        raise ValueError(
-            f"image_size=0 keeps the native size, but {images.shape[1:3]} is not square: give a size"
-        )
+        raise ValueError(f"image_size=0 keeps the native size, but {images.shape[1:3]} is not square: give a size")
     out = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
     for i, image in enumerate(images):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -74,9 +74,7 @@ def _read_ahead(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, n
     dataset = batches.to_iter_dataset(options)
     if workers:
         _mark_flags_parsed()
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        )
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     iterator = iter(dataset)
     try:
         yield from iterator

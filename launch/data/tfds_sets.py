@@ -135,15 +135,11 @@ def prepared(name: str, path: str = "") -> Path:
     root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     version = VERSIONS[name]
     home = root / name
-    found = (
-        sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
-    )
+    found = sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
     same = [v for v in found if v.split(".")[0] == version.split(".")[0]]
     if not same:
         versions = f"versions found: {', '.join(found)}" if found else "nothing prepared found"
-        raise FileNotFoundError(
-            f"{name} {version} is not prepared in {home} ({versions}). {_how(name, root)}"
-        )
+        raise FileNotFoundError(f"{name} {version} is not prepared in {home} ({versions}). {_how(name, root)}")
     best = version if version in same else max(same, key=lambda v: tuple(map(int, v.split("."))))
     _check_format(home / best, name, root)
     return home / best
@@ -184,13 +180,9 @@ def _decode_all(records: Records, mode: str) -> Arrays:
 
     def keep(start: int, found: list[dict]):
         for index, record in enumerate(found, start):
-            image = np.asarray(
-                images.decode(record["image"], name=records.describe(index, record), mode=mode)
-            )
+            image = np.asarray(images.decode(record["image"], name=records.describe(index, record), mode=mode))
             if image.shape[:2] != shape[:2]:
-                raise ValueError(
-                    f"{records.describe(index, record)} is {image.shape[:2]} pixels, not {shape[:2]}"
-                )
+                raise ValueError(f"{records.describe(index, record)} is {image.shape[:2]} pixels, not {shape[:2]}")
             pixels[index], labels[index] = image.reshape(shape), record["label"]
 
     _scan(records, keep, f"{Path(records.directory).parent.name} {records.split}")
@@ -234,9 +226,7 @@ def _read(source, indices: list[int], where: str) -> list[dict]:
 
 def _check_format(directory: Path, name: str, root: Path):
     if not any(directory.glob("*.array_record*")):
-        raise FileNotFoundError(
-            f"{directory} has no array_record files (another format?). {_how(name, root)}"
-        )
+        raise FileNotFoundError(f"{directory} has no array_record files (another format?). {_how(name, root)}")
 
 
 def _how(name: str, root: Path) -> str:

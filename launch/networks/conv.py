@@ -132,9 +132,7 @@ def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
     product = functools.partial(_im2col_product, window=window, strides=strides, precision=precision)
 
     def pad(images):
-        return lax.pad(
-            images, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0))
-        )
+        return lax.pad(images, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)))
 
     if window == (1, 1) or n * height * width <= tile:  # nothing is duplicated, or all of it is one tile
         total = product(pad(x), dy)
@@ -169,9 +167,7 @@ def _im2col_product(x, dy, *, window, strides, precision):
     columns = jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * x.shape[3])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     contract = (((0,), (0,)), ((), ()))
-    return lax.dot_general(
-        dy.reshape(-1, channels), columns, contract, precision, preferred_element_type=wide
-    )
+    return lax.dot_general(dy.reshape(-1, channels), columns, contract, precision, preferred_element_type=wide)
 
 
 def _accumulate(term: Callable, operands: tuple) -> jax.Array:

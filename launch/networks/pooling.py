@@ -13,9 +13,7 @@ from jax import lax
 Pair = tuple[int, int]
 
 
-def max_pool(
-    x: jax.Array, window: int | Pair, strides: int | Pair | None = None, padding: int | Pair = 0
-) -> jax.Array:
+def max_pool(x: jax.Array, window: int | Pair, strides: int | Pair | None = None, padding: int | Pair = 0) -> jax.Array:
     """Maximum over windows, x (..., h, w, c) -> (..., h', w', c), as PyTorch's `max_pool2d` computes it.
 
     h' = floor((h + 2 padding - window) / strides) + 1. The border is padded by -inf, `strides` defaults to
@@ -33,9 +31,7 @@ def max_pool(
         if 2 * padding[axis] > window[axis]:
             raise ValueError(f"max_pool: padding {padding} is more than half of window {window}")
         if size + 2 * padding[axis] < window[axis]:
-            raise ValueError(
-                f"max_pool: window {window} exceeds the padded image of shape {x.shape}, {padding=}"
-            )
+            raise ValueError(f"max_pool: window {window} exceeds the padded image of shape {x.shape}, {padding=}")
     best, *rest = _elements(x.reshape(-1, *x.shape[-3:]), window, strides, padding)
     for element in rest:
         best = jnp.where((element > best) | jnp.isnan(element), element, best)
@@ -58,9 +54,7 @@ def _elements(x: jax.Array, window: Pair, strides: Pair, padding: Pair) -> list[
     copies.
     """
     n, height, width, channels = x.shape
-    out = tuple(
-        (s + 2 * p - k) // d + 1 for s, k, d, p in zip((height, width), window, strides, padding, strict=True)
-    )
+    out = tuple((s + 2 * p - k) // d + 1 for s, k, d, p in zip((height, width), window, strides, padding, strict=True))
     cells = tuple(o + (k - 1) // d for o, k, d in zip(out, window, strides, strict=True))
     high = tuple(c * d - s - p for c, d, s, p in zip(cells, strides, (height, width), padding, strict=True))
     pads = ((0, 0, 0), *((p, h, 0) for p, h in zip(padding, high, strict=True)), (0, 0, 0))

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.loop import LOSS
 from launch.sweeps.members import STATES, Member, Status, last_lines, status
+from launch.training.loop import LOSS
 
 _REFRESH = 1.0  # seconds
 _MOST_VALUES = 4

@@ -25,9 +25,9 @@ from absl import logging
 
 from launch import train
 from launch.run import Preempted, Run, RunDirectoryError, flatten
-from launch.stack import varying
 from launch.sweeps.local import handled
 from launch.sweeps.members import Member, Options, Sweep, SweepError, config_of, fail, start
+from launch.training.stack import varying
 
 _POLL = 1.0  # seconds
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from launch import keys
+from launch.training import keys
 from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient
 
 LogitsFn = Callable[[Array], Array]

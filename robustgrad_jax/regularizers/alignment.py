@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from launch import keys
+from launch.training import keys
 from robustgrad_jax import metrics
 
 LogitsFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]

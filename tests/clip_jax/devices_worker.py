@@ -14,7 +14,7 @@ import numpy as np
 from clip_jax import model
 from clip_jax.losses import contrastive
 from clip_jax.sharding import partition_rules
-from launch import sharding
+from launch.training import sharding
 from tests.clip_jax.towers import TINY, images, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")

@@ -10,7 +10,7 @@ from transformers import CLIPConfig
 
 from clip_jax import model
 from clip_jax.config import VARIANTS, ClipConfig
-from clip_jax.config_files import _HF_DEFAULTS, from_huggingface, from_openclip, to_huggingface
+from clip_jax.files.config_files import _HF_DEFAULTS, from_huggingface, from_openclip, to_huggingface
 from tests.clip_jax.towers import TINY, largest_id
 
 PARAMETERS = {

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 import clip_jax
-from clip_jax import experiment, losses
-from clip_jax.training import attributes, sources
+from clip_jax import losses
+from clip_jax.training import attributes, experiment, sources
 from configs.clip import base
-from launch import duration, optim
 from launch.data import scenes
 from launch.run import Preempted, Run, flatten
 from launch.train import find
+from launch.training import duration, optim
 from tests.clip_jax.towers import TINY, parameters, texts
 from tests.commands import ROOT, finish, start, train
 from tests.launch.test_train import logged

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import clip_jax
 from clip_jax import clip as clip_module
-from clip_jax import hub
+from clip_jax.files import hub
 from tests.clip_jax import checkpoints
 from tests.commands import ROOT
 

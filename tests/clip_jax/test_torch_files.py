@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clip_jax
-from clip_jax import config_files, layouts
+from clip_jax.files import config_files, layouts
 from tests.clip_jax import checkpoints
 from tests.commands import ROOT
 

@@ -10,7 +10,7 @@ import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import save_file
 
-from clip_jax import layouts, weights
+from clip_jax.files import layouts, weights
 from tests.clip_jax import checkpoints, towers
 
 LAYOUTS = (layouts.HUGGINGFACE, layouts.FLAX, layouts.OPENCLIP, layouts.OPENCLIP_CUSTOM)

@@ -7,14 +7,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from clip_jax import experiment
 from clip_jax.preprocess import Preprocessing
 from clip_jax.sharding import partition_rules
-from clip_jax.training import attributes
+from clip_jax.training import attributes, experiment
 from clip_jax.training.pairs import Pairs
 from configs.clip import base
-from launch import optim, sharding
 from launch.data.scenes import world
+from launch.training import optim, sharding
 from tests.clip_jax.towers import TINY, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")

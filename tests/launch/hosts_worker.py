@@ -3,7 +3,7 @@
 import sys
 import time
 
-from launch import hosts, sharding
+from launch.training import hosts, sharding
 
 
 def main():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from launch import sharding
+from launch.training import sharding
 
 STATE = {"params": {"fc": {"kernel": np.zeros((6, 8)), "bias": np.zeros(8)}}, "step": np.zeros(())}
 

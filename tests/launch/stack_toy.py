@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from launch import keys, loop, sharding
+from launch.training import keys, loop, sharding
 
 STACKED = "tests.launch.stack_toy_program"
 

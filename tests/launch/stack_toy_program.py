@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import jax
 import numpy as np
 
-from launch import checkpoint, stack
+from launch.training import checkpoint, stack
 from tests.launch import stack_toy
 
 STACKABLE = ("seed", "rate", "weight", "ending")

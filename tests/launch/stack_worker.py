@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from launch import stack
 from launch.run import Run
+from launch.training import stack
 from tests.launch import stack_toy, stack_toy_program
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from launch import checkpoint
-from launch.checkpoint import Checkpoints, abstract
+from launch.training import checkpoint
+from launch.training.checkpoint import Checkpoints, abstract
 
 
 @flax.struct.dataclass
@@ -35,11 +35,7 @@ def _state(step=0, seed=0):
 
 
 def _bits(x) -> bytes:
-    x = (
-        jax.random.key_data(x)
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        else x
-    )
+    x = jax.random.key_data(x) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return np.asarray(x).tobytes()
 
 
@@ -113,9 +109,7 @@ def test_best_is_kept_besides_the_latest(tmp_path, mode, values, best, kept):
         state, step, metrics = checkpoints.restore_best(abstract(_state()))
         assert (int(state.step), step, metrics) == (best, best, {"accuracy": values[best], "loss": 2.0})
         assert checkpoints.restore_latest(abstract(_state()))[1] == 4
-        checkpoints.save(
-            5, _state(5), {"accuracy": 0.0 if mode == "max" else 9.0}
-        )  # remembered across processes
+        checkpoints.save(5, _state(5), {"accuracy": 0.0 if mode == "max" else 9.0})  # remembered across processes
         checkpoints.wait()
         assert checkpoints.best_step() == best and (tmp_path / str(best)).is_dir()
 
@@ -163,7 +157,7 @@ OTHER_DEVICES = textwrap.dedent("""
     import os, signal, sys
     import jax, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from launch.checkpoint import Checkpoints, abstract
+    from launch.training.checkpoint import Checkpoints, abstract
 
     one, eight, cut = sys.argv[1:]
     assert jax.device_count() == 8
@@ -281,9 +275,7 @@ def test_damage_to_any_file_gives_the_same_state_or_the_one_before(tmp_path, war
                 else:  # a file that nothing depends on
                     assert step == 3 and not warnings
             shutil.rmtree(directory)
-    assert {(part, damage) for part in ("info", "state") for damage in (_delete, _halve, _zero)} <= set(
-        fell_back
-    )
+    assert {(part, damage) for part in ("info", "state") for damage in (_delete, _halve, _zero)} <= set(fell_back)
 
 
 def _break(step_directory: Path):
@@ -380,7 +372,7 @@ TWO_PROCESSES = textwrap.dedent("""
     import jax, numpy as np
     from jax.experimental import multihost_utils
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from launch.checkpoint import Checkpoints, abstract
+    from launch.training.checkpoint import Checkpoints, abstract
 
     index, address, directory = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
     jax.distributed.initialize(address, 2, index)

@@ -57,9 +57,7 @@ def test_crop_without_flip_and_flip_without_crop():
 def test_draws_belong_to_slots_not_to_positions():
     batch, key = images(b=8), jax.random.key(1)
     whole = crop_flip(key, batch, np.arange(8), padding=2, flip=True)
-    parts = [
-        crop_flip(key, batch[i : i + 2], np.arange(i, i + 2), padding=2, flip=True) for i in (0, 2, 4, 6)
-    ]
+    parts = [crop_flip(key, batch[i : i + 2], np.arange(i, i + 2), padding=2, flip=True) for i in (0, 2, 4, 6)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     other = crop_flip(jax.random.key(2), batch, np.arange(8), padding=2, flip=True)
     assert not np.array_equal(whole, other)
@@ -88,6 +86,4 @@ def test_normalise(dtype):
     expected = (batch.astype(np.float64) / 255 - mean) / std
     found = augment.normalise(batch, mean, std, dtype)
     assert found.dtype == dtype
-    np.testing.assert_allclose(
-        np.asarray(found, np.float64), expected, atol=1e-6 if dtype == jnp.float32 else 0.05
-    )
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=1e-6 if dtype == jnp.float32 else 0.05)

@@ -53,9 +53,7 @@ def test_shares_of_the_processes_join_to_the_global_batch(process_count, start):
     split, expected = arrays(13), reference_rows(13, 2, 10 * 8).reshape(10, 8)
     shares = [
         take(
-            feed.train_batches(
-                split, seed=2, batch_size=8, start=start, process_index=k, process_count=process_count
-            ),
+            feed.train_batches(split, seed=2, batch_size=8, start=start, process_index=k, process_count=process_count),
             4,
         )
         for k in range(process_count)
@@ -74,8 +72,7 @@ def test_evaluation_sees_every_example_once_and_masks_the_rest(process_count):
     ]
     assert {len(share) for share in shares} == {2} == {feed.num_eval_batches(split, 8)}
     joined = [
-        {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        for parts in zip(*shares, strict=True)
+        {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} for parts in zip(*shares, strict=True)
     ]
     rows = np.concatenate([b["row"][b["mask"]] for b in joined])
     np.testing.assert_array_equal(rows, np.arange(13))

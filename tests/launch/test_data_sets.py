@@ -74,9 +74,7 @@ def test_idx_files_that_are_damaged_are_named(folder):
     with pytest.raises(ValueError, match=rf"{name} is truncated: 7 bytes"):
         idx.load(path)
     name.write_bytes(b"\x00\x00\x0d\x03" + good[4:])
-    with pytest.raises(
-        ValueError, match=rf"{name} is not an IDX file .* begins 00 00 0d 03, expected 00 00 08 03"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} is not an IDX file .* begins 00 00 0d 03, expected 00 00 08 03"):
         idx.load(path)
     name.write_bytes(idx_bytes(np.zeros((19, 6, 6), np.uint8)))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte has 19 images, .*has 20 labels"):
@@ -94,9 +92,7 @@ def test_idx_files_that_are_damaged_are_named(folder):
 def test_idx_files_that_are_missing_are_named(folder, tmp_path):
     path, _ = folder
     (path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"t10k-labels-idx1-ubyte.*apt-get install dataset-fashion-mnist"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.*apt-get install dataset-fashion-mnist"):
         idx.load(path)
     with pytest.raises(FileNotFoundError, match=r"no folder .*/nothing with IDX files.*apt-get install"):
         data.load(config("idx", path=str(tmp_path / "nothing")), seed=0)
@@ -155,9 +151,7 @@ def test_sizes_that_do_not_fit_are_refused(folder):
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(
-        ValueError, match="no data set 'cifar'; there are: cifar10, digits, fashion_mnist, idx"
-    ):
+    with pytest.raises(ValueError, match="no data set 'cifar'; there are: cifar10, digits, fashion_mnist, idx"):
         data.load(ConfigDict(dict(name="cifar")), seed=0)
     with pytest.raises(ValueError, match="crop_padding=4 is for sets held on the device"):
         data.load(config("imagenet100", crop_padding=4), seed=0)

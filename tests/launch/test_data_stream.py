@@ -74,9 +74,7 @@ def test_shares_join_to_the_same_global_batches(process_count):
         for parts in zip(*shares, strict=True)
     ]
     assert_same(joined, expected)
-    assert (
-        len({image.tobytes() for batch in expected for image in batch["image"]}) > 30
-    )  # the crops do differ
+    assert len({image.tobytes() for batch in expected for image in batch["image"]}) > 30  # the crops do differ
 
 
 def test_restart_at_any_step_is_continuing():
@@ -131,9 +129,7 @@ def test_crop_boxes_lie_inside_with_area_and_ratio_in_bounds():
     area, ratio = width * height / 60000, width / height
     assert 0.075 < area.min() < 0.1 and area.max() > 0.85
     assert 0.73 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.37
-    assert (
-        abs(np.log(ratio[area < 0.4]).mean()) < 0.03
-    )  # symmetric in the logarithm where nothing is rejected
+    assert abs(np.log(ratio[area < 0.4]).mean()) < 0.03  # symmetric in the logarithm where nothing is rejected
     assert images.crop_box(1000, 10, rng) == (493, 0, 13, 10)  # nothing fits: the centre, at ratio 4/3
     assert images.crop_box(1, 1, rng) == (0, 0, 1, 1)
 
@@ -145,9 +141,7 @@ def test_training_crop_resizes_the_box_it_drew_and_flips_half_the_time():
         left, top, width, height = images.crop_box(24, 20, np.random.default_rng(seed))
         box = image.crop((left, top, left + width, top + height)).resize((8, 8), Image.Resampling.BILINEAR)
         plain = np.asarray(box)
-        assert np.array_equal(
-            images.random_resized_crop(image, 8, np.random.default_rng(seed), flip=False), plain
-        )
+        assert np.array_equal(images.random_resized_crop(image, 8, np.random.default_rng(seed), flip=False), plain)
         found = images.random_resized_crop(image, 8, np.random.default_rng(seed), flip=True)
         mirrored = np.array_equal(found, plain[:, ::-1])
         assert mirrored or np.array_equal(found, plain)
@@ -235,13 +229,9 @@ def test_image_folder_of_listed_classes(folder):
     listed.write_text("dog\ncat\n")
     found = data.load(config(folder, classes=str(listed)), seed=0)
     assert found.classes == ("dog", "cat") and found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    with pytest.raises(
-        FileNotFoundError, match=r"train lacks 100 of 100 class folders: n01440764, .* and 95 more"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"train lacks 100 of 100 class folders: n01440764, .* and 95 more"):
         data.load(config(folder, classes="imagenet100"), seed=0)
-    with pytest.raises(
-        FileNotFoundError, match="classes='imagenet1000' is neither 'imagenet100' nor a text file"
-    ):
+    with pytest.raises(FileNotFoundError, match="classes='imagenet1000' is neither 'imagenet100' nor a text file"):
         data.load(config(folder, classes="imagenet1000"), seed=0)
     listed.write_text("dog\ndog\n")
     with pytest.raises(ValueError, match="each once"):

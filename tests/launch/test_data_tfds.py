@@ -178,9 +178,7 @@ def test_a_truncated_record_file_is_named(tmp_path):
 
 def test_data_that_are_not_prepared(tmp_path):
     how = r"Prepare it once on a machine with TensorFlow.*cifar10:3\.0\.2.*array_record"
-    with pytest.raises(
-        FileNotFoundError, match=rf"cifar10 3\.0\.2 is not prepared in {tmp_path}/cifar10 .*{how}"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"cifar10 3\.0\.2 is not prepared in {tmp_path}/cifar10 .*{how}"):
         data.load(config("cifar10", tmp_path), seed=0)
     with pytest.raises(FileNotFoundError, match=r"imagenet2012 5\.1\.0 is not prepared .*downloads/manual"):
         data.load(config("imagenet100", tmp_path), seed=0)

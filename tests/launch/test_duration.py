@@ -2,7 +2,7 @@ import pytest
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from launch import duration
+from launch.training import duration
 
 SIZES = dict(examples=1000, batch_size=128)
 

@@ -11,8 +11,8 @@ import pytest
 from flax import struct
 from ml_collections import ConfigDict
 
-from launch import loop, sharding
 from launch.run import Preempted, Run
+from launch.training import loop, sharding
 
 
 def workers() -> list[threading.Thread]:
@@ -159,7 +159,9 @@ def test_the_host_looks_at_windows_not_at_steps(tmp_path, monkeypatch):
     assert looks == ["float"]  # the counting works
 
     saves = []
-    monkeypatch.setattr("launch.checkpoint.Checkpoints.save", lambda self, step, *_: saves.append((step, len(looks))))
+    monkeypatch.setattr(
+        "launch.training.checkpoint.Checkpoints.save", lambda self, step, *_: saves.append((step, len(looks)))
+    )
     looks.clear()
     fit(tmp_path, np.ones(40), log_every=10)
     assert looks.count("get") == 4

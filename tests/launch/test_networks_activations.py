@@ -40,9 +40,7 @@ def torch_derivatives(f, x, order):
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0, 20.0])
 def test_softplus_to_third_order(beta):
-    expected = torch_derivatives(
-        lambda x: torch.nn.functional.softplus(x, beta=beta, threshold=600), POINTS, 3
-    )
+    expected = torch_derivatives(lambda x: torch.nn.functional.softplus(x, beta=beta, threshold=600), POINTS, 3)
     with jax.enable_x64(True):
         actual = derivatives(activations.get("softplus", beta), jnp.asarray(POINTS), 3)
     for a, e in zip(actual, expected, strict=True):

@@ -71,9 +71,7 @@ def test_tilings_of_the_kernel_gradient(case, tiling):
     images, kernel, strides, padding = case
     with jax.enable_x64(True):
         x, w = arrays(images, kernel)
-        assert_close(
-            kernel_gradient(ours, x, w, strides, padding), kernel_gradient(native, x, w, strides, padding)
-        )
+        assert_close(kernel_gradient(ours, x, w, strides, padding), kernel_gradient(native, x, w, strides, padding))
 
 
 @case
@@ -156,9 +154,7 @@ def test_double_backward_against_torch(case):
     tx = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)).requires_grad_()
     tw = torch.tensor(np.asarray(w).transpose(3, 2, 0, 1)).requires_grad_()
     (top, bottom), (left, right) = padding
-    y = torch.nn.functional.conv2d(
-        torch.nn.functional.pad(tx, (left, right, top, bottom)), tw, stride=strides
-    )
+    y = torch.nn.functional.conv2d(torch.nn.functional.pad(tx, (left, right, top, bottom)), tw, stride=strides)
     (gradient,) = torch.autograd.grad((torch.tanh(y) ** 2).sum(), tx, create_graph=True)
     tdx, tdw = torch.autograd.grad((gradient**2).sum(), (tx, tw))
     assert_close(np.asarray(dx), tdx.numpy().transpose(0, 2, 3, 1))
@@ -273,7 +269,5 @@ def test_eight_devices():
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
-    run = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0 and "agrees" in run.stdout, run.stderr

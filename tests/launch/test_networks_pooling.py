@@ -27,9 +27,7 @@ case = pytest.mark.parametrize("case", CASES, ids=str)
 def images(shape, levels, seed=0):
     """Random images; few `levels` make most windows tie."""
     rng = np.random.default_rng(seed)
-    return (
-        rng.standard_normal(shape) if levels is None else rng.integers(-levels, levels, shape).astype(float)
-    )
+    return rng.standard_normal(shape) if levels is None else rng.integers(-levels, levels, shape).astype(float)
 
 
 def torch_pool(x, window, strides, padding):

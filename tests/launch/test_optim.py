@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 from ml_collections import config_dict
 
-from launch import duration, optim
+from launch.training import duration, optim
 
 torch = pytest.importorskip("torch")
 
@@ -78,9 +78,7 @@ SCHEDULES = {
 
 def _config(optimizer=None, schedule=None, **fields):
     base = dict(name="sgd", learning_rate=0.05, weight_decay=0.0)
-    return config_dict.ConfigDict(
-        {**base, **(optimizer or {}), **fields, "schedule": schedule or {"name": "constant"}}
-    )
+    return config_dict.ConfigDict({**base, **(optimizer or {}), **fields, "schedule": schedule or {"name": "constant"}})
 
 
 def _problem():
@@ -110,9 +108,7 @@ def _train(config, params, xs, ys):
     return history, [float(schedule(i)) for i in range(TOTAL)]
 
 
-def _train_torch(
-    make, make_schedule, params, xs, ys, *, clip_norm=0.0, weight_decay=0.0, decayed=("bias", "kernel")
-):
+def _train_torch(make, make_schedule, params, xs, ys, *, clip_norm=0.0, weight_decay=0.0, decayed=("bias", "kernel")):
     p = {k: torch.tensor(v, requires_grad=True) for k, v in params["dense"].items()}
     groups = [{"params": [v], "weight_decay": weight_decay if k in decayed else 0.0} for k, v in p.items()]
     optimizer = make(groups, lr=0.05)
@@ -159,9 +155,7 @@ def test_decay_mask_and_clipping_match_torch(optimizer, clip_norm):
     fields, make = OPTIMIZERS[optimizer]
     data = _problem()
     with jax.enable_x64(True):
-        ours = _train(
-            _config(fields, weight_decay=0.3, clip_norm=clip_norm, decay_mask=(".*/kernel",)), *data
-        )
+        ours = _train(_config(fields, weight_decay=0.3, clip_norm=clip_norm, decay_mask=(".*/kernel",)), *data)
     theirs = _train_torch(
         make, SCHEDULES["constant"][1], *data, weight_decay=0.3, clip_norm=clip_norm, decayed=("kernel",)
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import sharding
+from launch.training import sharding
 from tests.commands import finish, start, train
 from tests.launch.test_train import TOY, logged, wait_for_step
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import hosts
 from launch.run import Preempted
 from launch.sweeps import slurm, slurm_task
 from launch.sweeps.members import Options, SweepError, define, load, status
+from launch.training import hosts
 from tests.commands import REQUIRED, ROOT, environment, finish, start, train
 from tests.launch import slurm_cluster, sweep_toy, toy
 from tests.launch.test_sharding import same_training

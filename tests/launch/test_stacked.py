@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from launch import checkpoint, stack, train
+from launch import train
 from launch.run import Run
 from launch.sweeps.members import config_of, load, status
+from launch.training import checkpoint, stack
 from tests.commands import finish, start
 from tests.launch import stack_toy
 from tests.launch.test_sweep import call as sweep_call

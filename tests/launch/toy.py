@@ -12,7 +12,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from launch import keys, loop, sharding
+from launch.training import keys, loop, sharding
 
 
 def get_config():

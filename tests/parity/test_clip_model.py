@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from clip_jax import layouts, model
+from clip_jax import model
 from clip_jax.config import VARIANTS, ClipConfig
-from clip_jax.config_files import to_huggingface
+from clip_jax.files import layouts
+from clip_jax.files.config_files import to_huggingface
 from clip_jax.losses import contrastive
 from tests.clip_jax.towers import TINY, images, largest_id, texts
 

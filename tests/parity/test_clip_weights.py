@@ -11,8 +11,9 @@ import transformers
 from flax import serialization, traverse_util
 
 import clip_jax
-from clip_jax import config_files, layouts, preprocess, tokenizer
+from clip_jax import preprocess, tokenizer
 from clip_jax.config import VARIANTS
+from clip_jax.files import config_files, layouts
 from tests.clip_jax import checkpoints, towers
 
 TOLERANCE = 1e-5

@@ -77,9 +77,7 @@ def training_logits(name, variables):
     model = models.create(name, num_classes=7)
 
     def logits_fn(params, x):
-        (logits, _), updates = model.apply(
-            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-        )
+        (logits, _), updates = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return logits, updates
 
     return logits_fn
@@ -88,9 +86,7 @@ def training_logits(name, variables):
 def check_parameter_gradients(name, gradients, theirs):
     """Every parameter's gradient, carried over like the weights themselves."""
     buffers = {k: v.numpy() for k, v in theirs.named_buffers()}
-    wanted = models.from_torch(
-        name, {k: p.grad.numpy() for k, p in theirs.named_parameters()} | buffers
-    )["params"]
+    wanted = models.from_torch(name, {k: p.grad.numpy() for k, p in theirs.named_parameters()} | buffers)["params"]
     errors = jax.tree.map(relative, gradients, wanted)
     assert jax.tree.structure(gradients) == jax.tree.structure(wanted)
     # A convolution's bias before batch norm has none; LeNet's all have, so no gradient here is identically zero.

@@ -23,10 +23,7 @@ class Im2Text(nn.Module):
         super().__init__()
         widths = [inputs, *[hidden] * layers]
         self.layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Linear(a, b), nn.Dropout(dropout), nn.ReLU())
-                for a, b in itertools.pairwise(widths)
-            )
+            *(nn.Sequential(nn.Linear(a, b), nn.Dropout(dropout), nn.ReLU()) for a, b in itertools.pairwise(widths))
         )
         self.fc_out = nn.Linear(hidden, outputs)
 

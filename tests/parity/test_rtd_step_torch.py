@@ -15,11 +15,13 @@ from flax import traverse_util
 from transformers import CLIPConfig, CLIPModel
 
 from benchmarks import torch_rtd_step as published
-from clip_jax import layouts, model
-from clip_jax.config_files import to_huggingface
-from launch import keys, optim
-from launch.sharding import RESIDENT
-from rtd_jax import losses, phi, step, training
+from clip_jax import model
+from clip_jax.files import layouts
+from clip_jax.files.config_files import to_huggingface
+from launch.training import keys, optim
+from launch.training.sharding import RESIDENT
+from rtd_jax import losses, phi
+from rtd_jax.tuning import step, training
 from tests.clip_jax.towers import TINY
 from tests.rtd_jax import toy
 

@@ -42,9 +42,7 @@ def to_torch(a):
 
 def repeated(x, options, radius, noise):
     """All draws as captum lays them out: an example's draws one after the other, (3 · samples, c, h, w)."""
-    drawn = [
-        sensitivity.perturbation(options["key"], j, options["slots"], x, radius, noise) for j in range(SAMPLES)
-    ]
+    drawn = [sensitivity.perturbation(options["key"], j, options["slots"], x, radius, noise) for j in range(SAMPLES)]
     return to_torch(np.stack(drawn, axis=1).reshape(-1, *x.shape[1:]))
 
 

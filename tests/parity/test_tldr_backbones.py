@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tldr_jax import vit
+from tldr_jax.classifier import vit
 
 WIDTH, DEPTH, HEADS, PATCH, SIZE, CLASSES = 24, 2, 3, 4, 12, 5
 

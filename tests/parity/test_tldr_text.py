@@ -8,7 +8,8 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 import clip_jax
-from tldr_jax import filters, templates, text, words
+from tldr_jax import words
+from tldr_jax.words import filters, templates, text
 
 FOLDER = clip_jax.embedded("scenes")
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from launch import keys
-from tldr_jax import draws, heads, projector, retrain
-from tldr_jax.text import TextSet
+from launch.training import keys
+from tldr_jax import heads, projector, retrain
+from tldr_jax.heads import draws
+from tldr_jax.words.text import TextSet
 
 D, F, BATCH, STEPS = 8, 16, 24, 30
 

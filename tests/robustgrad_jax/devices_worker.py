@@ -14,8 +14,8 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from configs.robustgrad import base
-from launch import sharding
 from launch.networks import cnn
+from launch.training import sharding
 from robustgrad_jax import experiment, models, regularizers
 
 BATCH, SHAPE = 16, (8, 8, 3)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import stack
+from launch.training import stack
 from robustgrad_jax import stacked
 from tests.robustgrad_jax.test_stacked import config_with, in_double, last_state, new_state, open_all
 

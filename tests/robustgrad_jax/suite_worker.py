@@ -9,8 +9,8 @@ import tempfile
 
 import jax
 
-from launch import sharding
 from launch.run import Run
+from launch.training import sharding
 from tests.robustgrad_jax import test_suite
 
 

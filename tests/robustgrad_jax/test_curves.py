@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustgrad_jax import curves, metrics
+from robustgrad_jax import metrics
+from robustgrad_jax.measures import curves
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import keys, loop, sharding
 from launch.data import Arrays, feed
-from robustgrad_jax import attacks, callables, evaluation, metrics, models, under_attack
-from robustgrad_jax.evaluation import Compare, Subject
+from launch.training import keys, loop, sharding
+from robustgrad_jax import attacks, callables, metrics, models
+from robustgrad_jax.measures import evaluation, under_attack
+from robustgrad_jax.measures.evaluation import Compare, Subject
+from robustgrad_jax.measures.under_attack import Attack
 from robustgrad_jax.regularizers import alignment
-from robustgrad_jax.under_attack import Attack
 
 torch = pytest.importorskip("torch")
 ssim = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure

@@ -9,23 +9,16 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs.robustgrad import base
-from launch import data, duration, optim, sharding
+from launch import data
 from launch.data import sets
 from launch.networks import activations
 from launch.run import Run, flatten
 from launch.train import find
-from robustgrad_jax import (
-    attributions,
-    comparison,
-    evaluation,
-    experiment,
-    lrp,
-    models,
-    regularizers,
-    tables,
-)
+from launch.training import duration, optim, sharding
+from robustgrad_jax import attributions, comparison, experiment, lrp, models, regularizers, tables
+from robustgrad_jax.measures import evaluation
+from robustgrad_jax.measures.suite import CURVES, PERTURBATIONS
 from robustgrad_jax.regularizers.alignment import NOISE_KINDS
-from robustgrad_jax.suite import CURVES, PERTURBATIONS
 from tests.commands import ROOT, finish, train
 from tests.launch.test_train import logged
 

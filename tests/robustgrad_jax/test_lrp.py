@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from launch.networks import activations, cnn, pooling
-from robustgrad_jax import lrp, lrp_layers, lrp_rules, models
+from robustgrad_jax import lrp, models
+from robustgrad_jax.lrp import layers as lrp_layers
+from robustgrad_jax.lrp import rules as lrp_rules
 
 BOUNDS = {"low": np.array([-2.0, -2.5, -3.0]), "high": np.array([2.0, 2.5, 3.0])}
 OPTIONS = {name: BOUNDS if name == "epsilon_gamma_box" else {} for name in lrp.NAMES}

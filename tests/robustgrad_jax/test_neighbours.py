@@ -29,9 +29,7 @@ def problem(seed=0):
 
 def logits_fn(params, x, coupled=True):
     """Convolution, batch normalisation by the batch's own statistics (where `coupled`), softplus, dense."""
-    h = jax.lax.conv_general_dilated(
-        x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    h = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     mean = jnp.mean(h, axis=(0, 1, 2))
     if coupled:
         h = (h - mean) / jnp.sqrt(jnp.var(h, axis=(0, 1, 2)) + 1e-5)
@@ -136,9 +134,7 @@ def jax_case(name, params, x, y, unit, fn=logits_fn):
     return {
         "iga_clean": lambda: iga(fn, params, x, y, radius=RADIUS, steps=0),
         "iga": lambda: iga(fn, params, x, y, radius=RADIUS, steps=3, start=start),
-        "atex": lambda: neighbours.atex(
-            fn, params, x, y, radius=RADIUS, draws=2, temperature=2.0, noise=RADIUS * unit
-        ),
+        "atex": lambda: neighbours.atex(fn, params, x, y, radius=RADIUS, draws=2, temperature=2.0, noise=RADIUS * unit),
         "ig_norm": lambda: neighbours.ig_norm(fn, params, x, y, radius=RADIUS, start=start, **ig),
         "ig_sum_norm": lambda: neighbours.ig_norm(
             fn, params, x, y, radius=RADIUS, start=start, sum_norm=True, beta=0.3, **ig

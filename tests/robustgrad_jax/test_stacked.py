@@ -11,9 +11,10 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs.robustgrad import digits_lenet
-from launch import checkpoint, duration, optim, sharding, stack, train
+from launch import train
 from launch.data import augment
 from launch.run import Preempted, Run, flatten
+from launch.training import checkpoint, duration, optim, sharding, stack
 from robustgrad_jax import experiment, regularizers, stacked
 from tests.commands import finish, start
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from configs.robustgrad import base
-from launch import keys, sharding
 from launch.data import Arrays, Splits, feed
 from launch.run import Preempted, Run
-from robustgrad_jax import attributions, explainers, lrp, metrics, models, suite
+from launch.training import keys, sharding
+from robustgrad_jax import attributions, lrp, metrics, models
+from robustgrad_jax.attributions import explainers
+from robustgrad_jax.measures import suite
 from tests.commands import finish, start
 
 N, SIDE, CLASSES = 5, 12, 3

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustgrad_jax import evaluation, models
+from robustgrad_jax import models
+from robustgrad_jax.measures import evaluation
 from robustgrad_jax.regularizers import alignment
 
 N, SIDE, CLASSES = 6, 8, 4

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from benchmarks import torch_robustgrad as reference
 from configs.robustgrad import base, digits_lenet
-from launch import checkpoint, data
+from launch import data
+from launch.training import checkpoint
 from robustgrad_jax import models, trained
 from tests.commands import finish, train
 from tests.robustgrad_jax.test_experiment import SMALL

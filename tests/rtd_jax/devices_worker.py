@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from clip_jax.sharding import partition_rules
-from launch import sharding
-from rtd_jax import step
+from launch.training import sharding
+from rtd_jax.tuning import step
 from tests.rtd_jax import toy
 
 STEPS = 2

@@ -8,7 +8,8 @@ import pytest
 
 import clip_jax
 from clip_jax import model
-from rtd_jax import compose, phi
+from rtd_jax import phi
+from rtd_jax.text import compose
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtd_jax import evaluation
 from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis, scenes, task
+from rtd_jax.retrieval import evaluation
 
 
 def write(path, content):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rtd_jax import step
+from rtd_jax.tuning import step
 from tests.commands import finish, start
 
 TOLERANCE = 1e-8

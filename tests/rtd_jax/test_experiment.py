@@ -9,8 +9,10 @@ import pytest
 
 import clip_jax
 from launch.run import Run
-from rtd_jax import comparison, evaluation, experiment, phi, rtd_stage, sources, tables
-from rtd_jax.training import State
+from rtd_jax import comparison, experiment, phi, sources, tables
+from rtd_jax.retrieval import evaluation
+from rtd_jax.tuning import stage as rtd_stage
+from rtd_jax.tuning.training import State
 from tests.rtd_jax import tiny
 
 

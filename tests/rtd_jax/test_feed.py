@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from rtd_jax import feed
+from rtd_jax.tuning import feed
 
 LENGTHS = np.random.default_rng(0).integers(4, 32, 96).astype(np.int32)
 

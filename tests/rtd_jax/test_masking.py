@@ -8,7 +8,7 @@ import pytest
 
 import clip_jax
 from launch.data import scenes
-from rtd_jax import generation, masking, phrasings, triplets
+from rtd_jax.text import generation, masking, phrasings, triplets
 
 
 @pytest.fixture(scope="module")

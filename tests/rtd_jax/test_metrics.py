@@ -60,10 +60,7 @@ def test_against_loops_on_random_rankings():
     truths = rng.permuted(np.tile(np.arange(30), (40, 1)), axis=1)[:, :8]
     truths = np.where(np.arange(8) < counts[:, None], truths, -1)
     ks, pairs = (1, 5, 10, 25, 30), list(zip(ranking, truths, strict=True))
-    expected = {
-        k: 100 * np.mean([average_precision(r, [t for t in row if t >= 0], k) for r, row in pairs])
-        for k in ks
-    }
+    expected = {k: 100 * np.mean([average_precision(r, [t for t in row if t >= 0], k) for r, row in pairs]) for k in ks}
     assert metrics.mean_average_precision_at(ranking, truths, ks) == pytest.approx(expected)
     assert metrics.mean_average_precision_at(ranking[:, :10], truths, (1, 5, 10)) == pytest.approx(
         {k: expected[k] for k in (1, 5, 10)}

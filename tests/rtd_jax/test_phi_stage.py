@@ -10,9 +10,13 @@ import pytest
 from scipy.special import logsumexp
 
 import clip_jax
-from launch import keys, sharding
 from launch.data import scenes
-from rtd_jax import compose, feed, lincir, masking, phi, phi_stage, pic2word, searle, sources, training
+from launch.training import keys, sharding
+from rtd_jax import phi, sources
+from rtd_jax.phi import lincir, pic2word, searle
+from rtd_jax.phi import stage as phi_stage
+from rtd_jax.text import compose, masking
+from rtd_jax.tuning import feed, training
 from tests.rtd_jax import tiny
 
 TEXTS = ["a red circle on the grass", "a small star", "nothing to see", "a photo of a big blue heart", "the sea"]
@@ -52,10 +56,12 @@ def test_lincir_rebuilds_captions_from_their_masked_form(clip, network):
     masked = ["a $ on the $", "a $", "a photo of a $", "the $"]
     original = np.stack([clip_jax.embed_texts(clip, [text], progress=False)[0] for text in captions])
     tokens = np.asarray(network(original))
-    rebuilt = np.stack([
-        clip_jax.embed_texts(clip, [text], pseudo_tokens=token[None], progress=False)[0]
-        for text, token in zip(masked, tokens, strict=True)
-    ])
+    rebuilt = np.stack(
+        [
+            clip_jax.embed_texts(clip, [text], pseudo_tokens=token[None], progress=False)[0]
+            for text, token in zip(masked, tokens, strict=True)
+        ]
+    )
     assert float(value) == pytest.approx(np.mean((rebuilt - original) ** 2), rel=1e-4)
     assert float(logs["cosine"]) == pytest.approx((unit(rebuilt) * unit(original)).sum(1).mean(), abs=1e-5)
 
@@ -142,7 +148,7 @@ def test_each_method_learns(clip, concepts, method):
     images = clip_jax.embed_images(clip, scenes.pairs(0, 16, held_out=False).images, progress=False)
     prompt, resident = compose.prompt(clip), {"clip": frozen(clip)}
     if method == "lincir":
-        texts = [text for text, in scenes.pairs(0, 16, held_out=False).captions]
+        texts = [text for (text,) in scenes.pairs(0, 16, held_out=False).captions]
         table = lincir.prepare(clip, texts, masking.create("auto", scenes.KEYWORDS))
         loss = lincir.make_loss(clip.config, apply_phi, marker_id=clip.marker_id, noise=0.0, seed=0)
     elif method == "pic2word":

@@ -7,7 +7,8 @@ from PIL import Image
 
 import clip_jax
 from launch.data import scenes
-from rtd_jax import compose, figures, phi, search
+from rtd_jax import figures, phi, search
+from rtd_jax.text import compose
 from tests.commands import finish, start
 
 

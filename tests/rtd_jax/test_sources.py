@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from launch.data import scenes
-from rtd_jax import sources, triplets
+from rtd_jax import sources
+from rtd_jax.text import triplets
 from tests.commands import finish, start
 from tests.rtd_jax import tiny
 
@@ -66,7 +67,13 @@ def test_scenes_train_on_nothing_that_is_held_out():
 def test_the_generation_command(tmp_path):
     (tmp_path / "captions.txt").write_text("a red circle on the grass\na blue star\nan orange heart\n")
     out = tmp_path / "triplets.jsonl"
-    command = ("-m", "rtd_jax.generation", f"--captions={tmp_path}/captions.txt", f"--out={out}", "--matcher=lexicon")
+    command = (
+        "-m",
+        "rtd_jax.text.generation",
+        f"--captions={tmp_path}/captions.txt",
+        f"--out={out}",
+        "--matcher=lexicon",
+    )
     output = finish(start(*command, "--per_caption=2"))
     made = triplets.read(out)
     assert f"{len(made)} triplets in {out}" in output and len(made) >= 3

@@ -13,9 +13,10 @@ import optax
 import pytest
 
 from clip_jax import model
-from launch import keys
-from launch.sharding import RESIDENT
-from rtd_jax import losses, step, training
+from launch.training import keys
+from launch.training.sharding import RESIDENT
+from rtd_jax import losses
+from rtd_jax.tuning import step, training
 from tests.rtd_jax import toy
 
 SEED = 5

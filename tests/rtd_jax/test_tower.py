@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import model
-from rtd_jax import tower
+from rtd_jax.tuning import tower
 from tests.clip_jax.towers import TINY, largest_id
 from tests.rtd_jax import toy
 
@@ -24,9 +24,7 @@ def double():
 
 def one_by_one(config, params, ids, pseudo, plain=True):
     """(b, 2, d): the composed texts, and "a photo of [$]" with every pseudo token, as texts of their own."""
-    encode = partial(
-        model.encode_text, config, {"text": params}, pseudo_tokens=pseudo, marker_id=toy.PROMPT.marker_id
-    )
+    encode = partial(model.encode_text, config, {"text": params}, pseudo_tokens=pseudo, marker_id=toy.PROMPT.marker_id)
     base = np.tile(np.array([*toy.PROMPT.ids[:-1], end_of(config)], np.int32), (len(ids), 1))
     return jnp.stack([encode(ids), *([encode(base)] if plain else [])], axis=1)
 

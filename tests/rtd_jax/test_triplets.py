@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rtd_jax import captions, triplets
+from rtd_jax.text import captions, triplets
 
 GOOD = {"reference_caption": "a dog", "conditioning_caption": "is a cat", "target_caption": "a cat"}
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from clip_jax import model
-from launch import optim
-from launch.sharding import RESIDENT
-from rtd_jax import phi, step, vocabulary
-from rtd_jax.compose import Prompt
+from launch.training import optim
+from launch.training.sharding import RESIDENT
+from rtd_jax import phi
+from rtd_jax.text import vocabulary
+from rtd_jax.text.compose import Prompt
+from rtd_jax.tuning import step
 from tests.clip_jax.towers import TINY, largest_id
 from tests.rtd_jax import toy
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from clip_jax import model
 from rtd_jax import phi
-from rtd_jax.compose import Prompt
+from rtd_jax.text.compose import Prompt
 from tests.clip_jax.towers import END, TINY, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")

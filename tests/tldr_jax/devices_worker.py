@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from tldr_jax import projector, retrain
-from tldr_jax.text import TextSet
+from tldr_jax.words.text import TextSet
 
 D, F = 6, 10
 

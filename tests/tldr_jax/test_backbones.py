@@ -8,8 +8,8 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from launch.networks.cnn import ResNet
-from tldr_jax import backbones, vit
-from tldr_jax.cnn import SmallCnn
+from tldr_jax.classifier import backbones, vit
+from tldr_jax.classifier.cnn import SmallCnn
 
 
 def init(module, size):

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tldr_jax import baselines, heads, metrics
+from tldr_jax import heads, metrics
+from tldr_jax.heads import baselines
 
 F = 6
 ALL = np.ones((2, 2), bool)

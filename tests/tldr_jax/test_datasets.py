@@ -9,9 +9,10 @@ from ml_collections import FrozenConfigDict
 
 from launch.data import Arrays, Stream, tfds_sets
 from tests.tldr_jax.images import value_of, write
-from tldr_jax import datasets, gap, words
+from tldr_jax import datasets, words
 from tldr_jax.datasets import coco, spuco, wilds
 from tldr_jax.datasets.grouped import Grouped, Part
+from tldr_jax.projector import gap
 
 
 def config(name, path="", **fields):

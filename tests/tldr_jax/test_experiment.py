@@ -8,7 +8,9 @@ import pytest
 from launch import train
 from launch.run import RunDirectoryError, flatten
 from tests.tldr_jax.small import CONFIG
-from tldr_jax import erm, experiment, features, gap, inputs, method, retrain, stages, tables
+from tldr_jax import experiment, inputs, method, retrain, stages, tables
+from tldr_jax.classifier import erm, features
+from tldr_jax.projector import gap
 
 METHODS = ("erm", "zero_shot", "class_balanced", "afr", "dfr", "tldr", "no_gap", "mlp_projector")
 

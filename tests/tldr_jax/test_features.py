@@ -9,8 +9,10 @@ from PIL import Image
 import clip_jax
 from configs.tldr import scenes
 from launch.data import scenes as world
-from tldr_jax import backbones, experiment, features, gap
+from tldr_jax import experiment
+from tldr_jax.classifier import backbones, features
 from tldr_jax.datasets import Part
+from tldr_jax.projector import gap
 
 
 class Decoded:

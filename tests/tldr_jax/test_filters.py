@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import clip_jax
-from tldr_jax import filters, templates, words
-from tldr_jax.filters import EmptyWordListError
-from tldr_jax.templates import fill
-from tldr_jax.words import WordSet
+from tldr_jax import words
+from tldr_jax.words import WordSet, filters, templates
+from tldr_jax.words.filters import EmptyWordListError
+from tldr_jax.words.templates import fill
 
 TEMPLATES = templates.get("scenes")
 quiet = {"progress": False}

@@ -15,9 +15,9 @@ from launch.llm import Endpoint, EndpointError, Llm, ReplyError, from_config
 from launch.run import Run
 from tests.commands import finish, train
 from tests.launch.endpoint import serve
-from tldr_jax import generate, words
-from tldr_jax.generate import parse_words
-from tldr_jax.words import WordSet
+from tldr_jax import words
+from tldr_jax.words import WordSet, generate
+from tldr_jax.words.generate import parse_words
 
 DESCRIPTIONS = {
     "target": {"cat": "breeds of cats", "dog": "breeds of dogs"},

@@ -23,9 +23,7 @@ LABELS, SPURIOUS, PREDICTED = IMAGES.T
 def test_a_table_by_hand():
     accuracies = metrics.group_accuracies(PREDICTED, LABELS, SPURIOUS, ALL)
     np.testing.assert_allclose(accuracies, [[3 / 4, 1 / 2], [1 / 3, 1]], rtol=1e-15)
-    found = metrics.summary(
-        PREDICTED, LABELS, SPURIOUS, allowed=ALL, train_counts=[[70, 10], [5, 15]], names=NAMES
-    )
+    found = metrics.summary(PREDICTED, LABELS, SPURIOUS, allowed=ALL, train_counts=[[70, 10], [5, 15]], names=NAMES)
     expected = {
         "wga": 1 / 3,
         "mean": 6 / 10,

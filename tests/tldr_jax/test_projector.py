@@ -7,7 +7,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from tldr_jax import heads, mlp_projector, projector
+from tldr_jax import heads, projector
+from tldr_jax.projector import mlp as mlp_projector
 
 N, D, F = 90, 12, 7
 

@@ -7,9 +7,11 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from launch import keys
-from tldr_jax import draws, heads, metrics, mlp_projector, projector, retrain
-from tldr_jax.text import TextSet
+from launch.training import keys
+from tldr_jax import heads, metrics, projector, retrain
+from tldr_jax.heads import draws
+from tldr_jax.projector import mlp as mlp_projector
+from tldr_jax.words.text import TextSet
 
 D, F, BATCH, STEPS = 6, 9, 16, 12
 draw = jax.jit(draws.draw, static_argnums=3)

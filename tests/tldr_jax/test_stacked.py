@@ -9,7 +9,8 @@ import pytest
 from launch import train
 from launch.run import Run
 from tests.tldr_jax.small import CONFIG
-from tldr_jax import erm, experiment, method, retrain, stacked, stages
+from tldr_jax import experiment, method, retrain, stacked, stages
+from tldr_jax.classifier import erm
 
 SMALL = {"baselines": ("erm", "dfr"), "ablations": ("no_gap",), "retrain.grid.learning_rate": ()}
 MEMBERS = (

@@ -12,8 +12,9 @@ import clip_jax
 from clip_jax import model
 from launch.data import scenes
 from tests.clip_jax import towers
-from tldr_jax import templates, text, words
-from tldr_jax.templates import Templates, fill
+from tldr_jax import words
+from tldr_jax.words import templates, text
+from tldr_jax.words.templates import Templates, fill
 
 TOLERANCE = 2e-5
 TWO = Templates("two", ("a {}", "this is a {}"), ("the {}", "a photo of the {}"), articles=True)

@@ -8,7 +8,7 @@ import numpy as np
 from launch.data import tfds_sets
 from launch.data.folder import Files
 from launch.data.splits import Rows
-from tldr_jax.gap import Pairs, draw
+from tldr_jax.projector.gap import Pairs, draw
 
 
 def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Pairs:

@@ -25,7 +25,5 @@ def load(config) -> Grouped:
     if found.splits.val is None:
         raise ValueError("data.val_examples=0: the retrained head is chosen on validation images, hold out some")
     arrays = {"train": found.splits.train, "val": found.splits.val, "test": found.splits.test}
-    parts = {
-        name: Part(arrays[name].images, groups // 2, groups % 2) for name, groups in found.groups.items()
-    }
+    parts = {name: Part(arrays[name].images, groups // 2, groups % 2) for name, groups in found.groups.items()}
     return Grouped(parts, world.FAMILIES, world.GROUNDS, np.ones((2, 2), bool), found.splits.note)

@@ -39,9 +39,7 @@ _DRAWS = 24  # uniform numbers of one caption: 9 say what to name, its longest d
 WORDS = tuple(tuple(world.SYNONYMS[value] for value in values) for values in world.ATTRIBUTES.values())
 
 
-def captions(
-    attributes: np.ndarray, *, seed: int, full: bool = False, keep: np.ndarray | None = None
-) -> list[str]:
+def captions(attributes: np.ndarray, *, seed: int, full: bool = False, keep: np.ndarray | None = None) -> list[str]:
     """One caption a scene.
 
     Attributes are dropped at random (`KEPT`), words are drawn among the synonyms; some captions name a single

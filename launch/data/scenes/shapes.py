@@ -99,8 +99,7 @@ def arrow(x, y):
 
 
 DISTANCES: dict[str, Callable] = {
-    f.__name__: f
-    for f in (circle, ring, crescent, heart, oval, flower, square, triangle, star, diamond, cross, arrow)
+    f.__name__: f for f in (circle, ring, crescent, heart, oval, flower, square, triangle, star, diamond, cross, arrow)
 }
 
 

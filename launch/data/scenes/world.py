@@ -103,9 +103,7 @@ def compositions() -> np.ndarray:
     return np.indices(COUNTS, np.int32).reshape(len(COUNTS), -1).T.copy()
 
 
-def sample(
-    generator: np.random.Generator, n: int, *, held: bool | None = False, distinct: bool = False
-) -> np.ndarray:
+def sample(generator: np.random.Generator, n: int, *, held: bool | None = False, distinct: bool = False) -> np.ndarray:
     """n compositions drawn evenly.
 
     Args:

@@ -1,0 +1,1 @@
+"""Checkpoint files on disk and on the hub: layouts, weights, configuration."""

@@ -1,0 +1,52 @@
+"""Durations: the one place where epochs and examples become optimiser steps.
+
+A duration is one string, ``"90 epochs"``, ``"1000 steps"`` or ``"1e6 examples"``: one number and one unit, so
+two lengths at once cannot be written, and an override on the command line replaces the unit together with the
+number (``--config.duration="20 steps"``).
+"""
+
+import re
+from fractions import Fraction
+
+_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(epoch|step|example)s?\s*")
+
+
+def to_steps(value: str, *, examples: int, batch_size: int) -> int:
+    """Optimiser steps in a duration.
+
+    An epoch is ``examples / batch_size`` steps, a fraction in general: batches run over the end of an epoch,
+    so none is short and none is dropped. The result is rounded to the nearest step, and is at least 1 for any
+    duration above zero.
+
+    Args:
+      value: ``"<number> epochs"``, ``"<number> steps"`` or ``"<number> examples"``; the singular is
+        accepted too.
+      examples: training examples in one epoch.
+      batch_size: examples in one step, over all devices and hosts.
+
+    Raises:
+      TypeError: `value` is not a string.
+      ValueError: `value` has another form, is negative, or is a fraction of a step; `examples` or
+        `batch_size` is not positive.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a duration is a string such as '90 epochs' or '1000 steps', not {value!r}; add the unit")
+    if examples <= 0 or batch_size <= 0:
+        raise ValueError(f"duration {value!r}: {examples=} and {batch_size=} must both be positive")
+    match = _FORM.fullmatch(value)
+    if not match:
+        raise ValueError(
+            f"cannot read the duration {value!r}: write one number and one of epochs, steps, examples, "
+            "such as '90 epochs' or '1000 steps'"
+        )
+    # Fractions, because 0.1 epochs of 50 000 examples should not depend on how 0.1 rounds in binary.
+    number, unit = Fraction(match[1]), match[2]
+    if number < 0:
+        raise ValueError(f"the duration {value!r} is negative")
+    if unit == "step":
+        if number.denominator != 1:
+            raise ValueError(f"the duration {value!r} is not a whole number of steps")
+        return int(number)
+    seen = number * examples if unit == "epoch" else number
+    steps = round(seen / batch_size)
+    return max(steps, 1) if seen > 0 else 0

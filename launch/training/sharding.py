@@ -1,0 +1,204 @@
+"""Where arrays live and how a pure step becomes one compiled program over the devices.
+
+Two modes, the same state layout, so that checkpoints move between them:
+  "jit"   one program over the global batch; batch norm and anything else that looks across examples sees all of it.
+  "pmap"  each device runs the step on its own share and gradients are averaged over the axis "data", as
+          DistributedDataParallel trains: batch statistics and in-batch negatives are per device. Built on `shard_map`,
+          on which `jax.pmap` itself stands.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MODES = ("jit", "pmap")
+RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    automatic: bool = False,
+) -> None:
+    """Join the other processes of this run, if there are any, through `jax.distributed.initialize`.
+
+    The others are found from the arguments; from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
+    or by JAX itself in a SLURM step or under mpirun of more than one task, on a TPU slice that names its workers in the
+    environment, in a Kubernetes indexed job (which needs `pip install jax[k8s]`), and wherever `automatic` asks for it.
+    A lone process starts nothing. Call it before anything else touches JAX's devices.
+
+    Raises:
+      ValueError: of coordinator, number of processes and this one's id, some are given and others are not.
+    """
+    env = os.environ
+    coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator or num_processes is not None or process_id is not None:
+        count = num_processes if num_processes is not None else int(env.get("JAX_NUM_PROCESSES", -1))
+        this = process_id if process_id is not None else int(env.get("JAX_PROCESS_ID", -1))
+        if not coordinator or count < 1 or not 0 <= this < count:
+            raise ValueError(
+                f"several processes need --coordinator=HOST:PORT (got {coordinator}), --num_processes (got {count}) "
+                f"and --process_id from 0 to one less (got {this}), or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+                "and JAX_PROCESS_ID"
+            )
+        jax.distributed.initialize(coordinator, count, this)
+    elif automatic or _is_one_of_many(env):
+        jax.distributed.initialize()
+    else:
+        return
+    logging.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def _is_one_of_many(env: Mapping[str, str]) -> bool:
+    """Whether the environment says that a scheduler has started several of us."""
+    return (
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # the step's, not the allocation's: a bare command is alone
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "") + env.get("TPU_PROCESS_ADDRESSES", "")
+        or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env)
+    )
+
+
+def _path(path) -> str:
+    """A pytree path as 'params/conv1/kernel'."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh with axes ("data", "model"), a mode, and rules that say which parameters are split over "model".
+
+    Attributes:
+      mesh: devices, shape (data, model); model is 1 unless parameters are split.
+      mode: "jit" or "pmap".
+      rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; no match is replicated. Optimiser
+        states end in their parameter's path, so one rule covers both.
+    """
+
+    mesh: Mesh
+    mode: str = "jit"
+    rules: Sequence[tuple[str, P]] = ()
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def data_shards(self) -> int:
+        return self.mesh.shape["data"]
+
+    def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
+        """Refuse a global batch that does not divide evenly over the devices."""
+        if batch_size < 1 or batch_size % self.data_shards:
+            below = batch_size // self.data_shards * self.data_shards
+            raise ValueError(
+                f"{name}={batch_size} does not divide over {self.data_shards} devices; "
+                f"take {below or self.data_shards} or {below + self.data_shards}"
+            )
+
+    def state_shardings(self, state) -> Any:
+        """A NamedSharding for every leaf of `state`, by the rules.
+
+        Raises:
+          ValueError: a rule matches no leaf, or splits an axis into unequal parts; the leaf is named.
+        """
+        unused = {pattern for pattern, _ in self.rules}
+
+        def sharding(path, leaf):
+            name = _path(path)
+            for pattern, spec in self.rules:
+                if not re.search(pattern, name):
+                    continue
+                unused.discard(pattern)
+                try:
+                    found = NamedSharding(self.mesh, spec)
+                    found.shard_shape(leaf.shape)
+                except (ValueError, IndexError) as error:  # IndexError: more axes than the leaf has
+                    raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
+                return found
+            return self.replicated
+
+        shardings = jax.tree_util.tree_map_with_path(sharding, state)
+        if unused:
+            raise ValueError(f"no parameter matches the partition rules {sorted(unused)}")
+        return shardings
+
+    def place(self, state) -> Any:
+        """Put a state (the same on every process) on the devices, in buffers of its own, safe to donate."""
+        copy = jax.jit(lambda tree: tree, out_shardings=self.state_shardings(state))
+        return copy(jax.tree.map(np.asarray, state))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's share of a global batch -> global arrays split over "data"."""
+        sharding = NamedSharding(self.mesh, P("data"))
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def replicate(self, tree) -> Any:
+        """The same host arrays on every process -> one copy on every device."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, self.replicated, lambda i: a[i]), tree)
+
+    def compile(self, step: Callable, state) -> Callable:
+        """`step(state, batch, *, axis_name=None) -> (state, metrics)` as one donated, sharded program.
+
+        Args:
+          step: pure; averages its gradients, metrics and statistics over `axis_name` when one is given.
+          state: an example state, arrays or shapes, for its shardings.
+
+        Returns:
+          `(state, batch) -> (state, metrics)`; the state that goes in is consumed, metrics are replicated scalars.
+        """
+        if self.mode == "jit":
+            shardings = (self.state_shardings(state), self.replicated)
+            return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+        def sharded(state, batch):
+            specs = {k: P() if k == RESIDENT else P("data") for k in batch}
+            # check_vma=False: the step averages its own gradients; with the check on, those of replicated
+            # parameters would come out summed over the devices before that.
+            mapped = jax.shard_map(
+                lambda state, batch: step(state, batch, axis_name="data"),
+                mesh=self.mesh,
+                in_specs=(P(), specs),
+                out_specs=(P(), P()),
+                check_vma=False,
+            )
+            return mapped(state, batch)
+
+        return jax.jit(sharded, donate_argnums=0)
+
+
+def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] = (), devices=None) -> Layout:
+    """A layout over all devices (of all processes) or over `devices`.
+
+    Args:
+      mode: "jit" or "pmap".
+      model: how many devices share one copy of the parameters ("jit" only).
+      rules: which parameters are split; see `Layout`.
+
+    Raises:
+      ValueError: an unknown mode, a `model` that does not divide the devices, or split parameters in "pmap".
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown sharding mode {mode!r}; there are {', '.join(MODES)}")
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if model < 1 or devices.size % model:
+        raise ValueError(f"model={model} does not divide {devices.size} devices")
+    if mode == "pmap" and (model > 1 or rules):
+        raise ValueError("mode 'pmap' keeps whole parameters on every device; split them in mode 'jit'")
+    # Auto axes: GSPMD decides inside jit. `jax.make_mesh` would make explicit ones by default.
+    mesh = Mesh(devices.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    return Layout(mesh, mode, tuple(rules))

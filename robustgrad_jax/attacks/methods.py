@@ -1,0 +1,279 @@
+"""Attacks on attributions: a small change of the image, the same prediction, another heat map.
+
+Every attack takes `logits_fn(x) -> (n, classes)` and a differentiable `attribution_fn(x, y)` that gives (n, h, w, c)
+or (n, h, w), and returns attacked images of x's shape in x's units. Images never influence each other: a result
+depends on an image and its slot, not on its batch. `logits_of` and `jax.tree_util.Partial` (see
+`robustgrad_jax.callables`) make functions that compile once a model.
+
+Two arguments are common. `radius` of the ℓ∞ ball, a number or one per channel: in x's normalised units; with `std`
+(per channel, what the images were divided by) in pixel units, 1 being the range from black to white. Joo et al. 2023
+attack with ε levels of 255 in radius=5*ε/255, without std. `compiled_loop`: True makes all steps one program, False
+compiles one step and calls it from a loop on the host; None chooses the second on CPU, where XLA runs second-order
+convolutions inside its loops 6 to 10 times slower, and the first elsewhere and inside an outer jit. The numbers are
+the same up to rounding (which can turn the sign of a gradient that is next to nothing), and neither fetches anything
+from the device between steps.
+
+ReLU has no second derivative, so that its networks are attacked through a softplus copy: `smoothed`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+from jax.tree_util import Partial
+
+from launch.networks import activations
+from launch.training import keys
+from robustgrad_jax import metrics
+from robustgrad_jax.attacks import loop as attack_loop
+from robustgrad_jax.callables import as_pytree, logits_of
+
+NAMES = ("manipulate", "top_k", "mass_center", "pgd", "random_sign")
+SOFTPLUS_BETA = 20.0  # of the copy that ReLU networks are attacked through (Joo et al. 2023)
+
+LogitsFn = Callable[[Array], Array]
+AttributionFn = Callable[[Array, Array], Array]
+Radius = float | Sequence[float] | Array
+
+
+def target_frame(shape: tuple[int, int], border: int) -> Array:
+    """A heat map (h, w) that is 1 on a frame along the edges and 0 inside, the target of Joo et al. 2023.
+
+    Args:
+      shape: (h, w) in pixels.
+      border: width of the frame in pixels; 5 for 32x32 images and 35 for 224x224 in the paper.
+
+    Raises ValueError if the frame would be absent or leave nothing inside.
+    """
+    if border < 1 or 2 * border >= min(shape):
+        raise ValueError(f"target_frame: a border of {border} pixels does not fit an image of {shape[0]}x{shape[1]}")
+    inside = jnp.zeros([side - 2 * border for side in shape], jnp.float32)
+    return jnp.pad(inside, border, constant_values=1)
+
+
+@functools.cache
+def _softplus(beta: float) -> Callable[[Array], Array]:
+    return activations.get("softplus", beta)  # one object for every beta: models that hold it compare equal
+
+
+def smoothed(model: nn.Module, beta: float = SOFTPLUS_BETA) -> nn.Module:
+    """The model to attack `model` through: ReLU replaced by softplus of sharpness `beta`, the weights unchanged.
+
+    A model with another activation is returned as it is. Raises ValueError for one without the field `activation`.
+    """
+    if not hasattr(model, "activation"):
+        raise ValueError(f"{type(model).__name__} has no field `activation` that softplus could be put in")
+    return model.clone(activation=_softplus(float(beta))) if model.activation is jax.nn.relu else model
+
+
+def smoothed_logits(model: nn.Module, variables, beta: float = SOFTPLUS_BETA) -> Partial:
+    """logits_fn of the `smoothed` model."""
+    return logits_of(smoothed(model, beta), variables)
+
+
+def manipulate(
+    logits_fn: LogitsFn,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    target_map: Array,
+    *,
+    radius: Radius,
+    std: Sequence[float] | Array | None = None,
+    steps: int = 100,
+    gamma: float = 0.5,
+    start: Array | None = None,
+    value_range: tuple | None = None,
+    compiled_loop: bool | None = None,
+) -> Array:
+    """Adversarial attribution manipulation, AAM: the heat map made to look like a target, the logits kept.
+
+    Per image, γ·‖h(x̃) − h_t‖² + (1 − γ)·mean over classes (f(x̃) − f(x))² is minimised by Adam with step 4·radius/steps
+    (β 0.9 and 0.999, ε 1e-8), x̃ being brought back into the ball after every step (Joo et al. 2023, after Dombrowski
+    et al. 2019); h is `metrics.heatmap`.
+
+    Args:
+      x: (n, h, w, c), normalised. y: int (n,).
+      target_map: h_t, (h, w) or (n, h, w), between 0 and 1: `target_frame`, or another image's heat map.
+      radius, std, compiled_loop: see the module.
+      gamma: γ in (0, 1]; 1 leaves the logits free, and logits_fn is not called.
+      start: x̃ before the first step; x by default.
+      value_range: (low, high) in x's units, numbers or one per channel; x̃ is clipped to it as well.
+
+    Returns:
+      x̃, (n, h, w, c). Where an attribution is not finite x̃ is not either; `metrics.finite` tells which. An attribution
+      of zeros has a heat map of zeros without gradient: that image stays where it is but for the logits' sake.
+    """
+    if not 0 < gamma <= 1:
+        raise ValueError(f"manipulate: gamma must lie in (0, 1], got {gamma}")
+    attribution_fn, logits_fn = as_pytree(attribution_fn), as_pytree(logits_fn) if gamma < 1 else None
+    context = attack_loop.ball(x, y, radius, std, value_range, steps) | {
+        "attribution": attribution_fn,
+        "logits": logits_fn,
+        "gamma": jnp.asarray(gamma, x.dtype),
+    }
+    x, context["step_size"] = context["x"], 4 * context["radius"] / steps
+    mapped = jax.eval_shape(_heatmap, attribution_fn, x, y).shape
+    target_map = jnp.asarray(target_map, x.dtype)
+    if target_map.shape not in (mapped, mapped[1:]):
+        raise ValueError(f"manipulate: the target map has shape {target_map.shape}, the heat maps have {mapped}")
+    context["target"] = jnp.broadcast_to(target_map, mapped)
+    context["clean_logits"] = None if logits_fn is None else attack_loop.call(logits_fn, x)
+    start = x if start is None else jnp.asarray(start, x.dtype)
+    if start.shape != x.shape:
+        raise ValueError(f"manipulate: start has shape {start.shape}, the images have {x.shape}")
+    x_adv, _ = attack_loop.iterate(_adam_step, context, (start, _adam.init(x)), steps, compiled_loop)
+    return x_adv
+
+
+_adam = optax.scale_by_adam()
+
+
+def _heatmap(attribution_fn: Partial, x: Array, y: Array) -> Array:
+    return metrics.heatmap(attack_loop.spatial(attribution_fn(x, y)))
+
+
+def _manipulation_loss(x_adv: Array, context: dict) -> Array:
+    heatmap = _heatmap(context["attribution"], x_adv, context["y"])
+    loss = context["gamma"] * jnp.sum(jnp.square(heatmap - context["target"]))
+    if context["logits"] is not None:
+        change = jnp.square(context["logits"](x_adv) - context["clean_logits"])
+        loss += (1 - context["gamma"]) * jnp.sum(jnp.mean(change, axis=-1))
+    return loss
+
+
+def _adam_step(context: dict, state: tuple) -> tuple:
+    x_adv, moments = state
+    update, moments = _adam.update(jax.grad(_manipulation_loss)(x_adv, context), moments)
+    return attack_loop.project(x_adv - context["step_size"] * update, context), moments
+
+
+def top_k(
+    logits_fn: LogitsFn,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    *,
+    k: int,
+    radius: Radius,
+    std: Sequence[float] | Array | None = None,
+    steps: int = 100,
+    step_size: Radius | None = None,
+    value_range: tuple | None = None,
+    keep_prediction: bool = True,
+    compiled_loop: bool | None = None,
+) -> Array:
+    """The top-k attack of Ghorbani et al. 2019: importance driven out of the k pixels that have most of it.
+
+        D(x, x̃) = −Σ_{i∈B} I(x̃)_i,   B the k largest of I(x),   I the importance: Σ_c |attribution| with sum 1
+        x⁰ = x,   xᵖ = Π(xᵖ⁻¹ + α sign ∇D(x, xᵖ⁻¹)),   p = 1 … steps
+
+    and of the xᵖ whose predicted class is that of x the one with the largest D is returned; x itself if there is none.
+
+    Args:
+      k: number of pixels; ties go to the first in row-major order.
+      x, y, value_range: as in `manipulate`. radius, std, compiled_loop: see the module.
+      step_size: α, in the radius' units; 2.5·radius/steps by default (Madry et al. 2018).
+      keep_prediction: False returns the largest D whatever is predicted, without calling logits_fn.
+    """
+    region = attack_loop.ball(x, y, radius, std, value_range, steps)
+    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
+    members = metrics.top_k_members(context["importance"], k)
+    return attack_loop.ascend(context, Partial(_top_k_dissimilarity, members), context["x"], steps, compiled_loop)
+
+
+def mass_center(
+    logits_fn: LogitsFn,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    *,
+    key: Array,
+    slots: Array,
+    radius: Radius,
+    std: Sequence[float] | Array | None = None,
+    steps: int = 100,
+    step_size: Radius | None = None,
+    value_range: tuple | None = None,
+    keep_prediction: bool = True,
+    compiled_loop: bool | None = None,
+) -> Array:
+    """The mass-centre attack of Ghorbani et al. 2019: the heat map's centre of mass moved as far as it goes.
+
+        D(x, x̃) = ‖C(x̃) − C(x)‖₂,   C(x) = Σ_ij I(x)_ij (i, j)ᵀ   in pixels
+
+    with importance, iteration and choice as in `top_k`. D has no gradient at x itself, so x⁰ is a uniform draw from
+    the ball. (The published code rounds C(x) down, which has the same effect by accident.)
+
+    Args:
+      key, slots: a scalar key and int (n,), every image's place in the test set: they determine x⁰.
+      Others: as in `top_k`.
+    """
+    region = attack_loop.ball(x, y, radius, std, value_range, steps)
+    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
+    center = metrics.mass_center(context["importance"])
+    start = attack_loop.random_start(context, key, slots)
+    return attack_loop.ascend(context, Partial(_center_dissimilarity, center), start, steps, compiled_loop)
+
+
+def pgd(
+    logits_fn: LogitsFn,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    *,
+    key: Array,
+    slots: Array,
+    radius: Radius,
+    std: Sequence[float] | Array | None = None,
+    steps: int = 100,
+    step_size: Radius | None = None,
+    value_range: tuple | None = None,
+    keep_prediction: bool = True,
+    compiled_loop: bool | None = None,
+) -> Array:
+    """Projected gradient ascent on the cosine distance of heat maps, from a random point of the ball.
+
+    D(x, x̃) = 1 − cos(h(x̃), h(x)), with Madry et al. 2018's random start; iteration and choice as in `top_k`, key and
+    slots as in `mass_center`.
+    """
+    region = attack_loop.ball(x, y, radius, std, value_range, steps)
+    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
+    start = attack_loop.random_start(context, key, slots)
+    dissimilarity = Partial(_cosine_dissimilarity, context["importance"])
+    return attack_loop.ascend(context, dissimilarity, start, steps, compiled_loop)
+
+
+def random_sign(
+    x: Array,
+    *,
+    key: Array,
+    slots: Array,
+    radius: Radius,
+    std: Sequence[float] | Array | None = None,
+    value_range: tuple | None = None,
+) -> Array:
+    """The random baseline of Ghorbani et al. 2019: every entry of x moved by +radius or −radius.
+
+    Args: as in `mass_center`; an image's signs are determined by key and slot.
+    """
+    context = attack_loop.ball(x, None, radius, std, value_range, 1)
+    signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(keys.per_example(key, slots))
+    return attack_loop.project(x + context["radius"] * signs, context)
+
+
+def _top_k_dissimilarity(members: Array, importance: Array) -> Array:
+    return -jnp.sum(jnp.where(members, importance, 0), axis=(1, 2))
+
+
+def _center_dissimilarity(center: Array, importance: Array) -> Array:
+    squared = jnp.sum(jnp.square(metrics.mass_center(importance) - center), axis=-1)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def _cosine_dissimilarity(clean: Array, importance: Array) -> Array:
+    return 1 - metrics.cosine(clean, importance)

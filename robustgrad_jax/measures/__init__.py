@@ -1,0 +1,1 @@
+"""What is measured on a test set, and under attack."""

@@ -1,0 +1,293 @@
+"""What is measured on the test set, example by example: accuracy, attributions under perturbation, curves, the bound.
+
+Every measure here is pure and for `loop.masked_means`: (variables, batch, draw) -> {name: (n,)}. Follows Joo et al.
+2023; `robustgrad_jax.measures.suite` says which of them a config asks for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.tree_util import Partial
+
+from launch.training import keys
+from robustgrad_jax import callables, metrics, sensitivity
+from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient, squared_norm
+
+Prepare = Callable[[Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+Explained = dict[str, jax.Array]  # "attribution" (n, h, w, c), "heatmap" (n, h, w), "finite" bool (n,)
+
+# What compares two heat maps (n, h, w); "top_k" and "signed_cosine", of the attributions themselves, come in `Compare`.
+_OF_HEAT_MAPS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "cosine": metrics.cosine,
+    "pcc": metrics.pearson,
+    "spearman": metrics.spearman,
+    "ssim": metrics.ssim,
+    "ssim_published": metrics.ssim_published,
+    "mse": metrics.mse,
+}
+SIMILARITIES = (*_OF_HEAT_MAPS, "top_k", "signed_cosine")
+NONFINITE = "nonfinite"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and one attribution of it.
+
+    Attributes:
+      model: linen module, (variables, x) -> (logits, out).
+      prepare: batch -> (x normalised, y).
+      attribute: (model, variables, x, y, slots) -> the attribution (n, h, w, c); hashable. `slots` are the images'
+        places in the test set, from which an attribution that draws random numbers gets them.
+    """
+
+    model: nn.Module
+    prepare: Prepare
+    attribute: Callable[[nn.Module, Any, jax.Array, jax.Array, jax.Array], jax.Array]
+
+    def logits_fn(self, variables) -> Partial:
+        """x -> logits (n, classes), the weights its leaves."""
+        return callables.logits_of(self.model, variables)
+
+    def attribution_fn(self, variables, slots: jax.Array) -> Partial:
+        """(x, y) -> attribution, the weights its leaves."""
+        return Partial(_Of(self.attribute, self.model), variables, slots)
+
+    def explain(self, variables, x: jax.Array, y: jax.Array, slots: jax.Array) -> Explained:
+        attribution = self.attribute(self.model, variables, x, y, slots)
+        finite, heatmap = metrics.finite(attribution), metrics.heatmap(attribution)
+        return {"attribution": attribution, "heatmap": heatmap, "finite": finite}
+
+
+@dataclass(frozen=True)
+class _Of:
+    """An attribution of a model, equal for equal ones: what is compiled for it is found again."""
+
+    attribute: Callable
+    model: nn.Module
+
+    def __call__(self, variables, slots, x, y):
+        return self.attribute(self.model, variables, x, y, slots)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Similarities of two attributions by name.
+
+    Attributes:
+      names: of `SIMILARITIES`.
+      top_k: pixels of the top-k intersection.
+    """
+
+    names: tuple[str, ...]
+    top_k: int = 1
+
+    def __call__(self, before: Explained, after: Explained) -> dict[str, jax.Array]:
+        """name -> (n,), and "nonfinite", 1 where one of the two attributions is not finite.
+
+        There every similarity is NaN, and so is its mean over a data set: a maximum or a rank of NaNs would look like
+        a number.
+        """
+        a, b = before["heatmap"], after["heatmap"]
+        found = {name: _OF_HEAT_MAPS[name](a, b) for name in self.names if name in _OF_HEAT_MAPS}
+        if "top_k" in self.names:
+            found["top_k"] = metrics.top_k_intersection(a, b, self.top_k)
+        if "signed_cosine" in self.names:
+            found["signed_cosine"] = metrics.cosine(before["attribution"], after["attribution"])
+        finite = before["finite"] & after["finite"]
+        return {k: jnp.where(finite, v, jnp.nan) for k, v in found.items()} | {NONFINITE: _as_number(~finite, a)}
+
+    def to_target(self, after: Explained, target: jax.Array) -> dict[str, jax.Array]:
+        """Those of the heat maps with a target map (h, w): "target_cosine" … -> (n,)."""
+        target = jnp.broadcast_to(target, after["heatmap"].shape).astype(after["heatmap"].dtype)
+        names = [name for name in self.names if name in _OF_HEAT_MAPS]
+        found = {name: _OF_HEAT_MAPS[name](after["heatmap"], target) for name in names}
+        return {f"target_{name}": jnp.where(after["finite"], value, jnp.nan) for name, value in found.items()}
+
+
+def count_nonfinite(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """From the mean over draws of "…/nonfinite" to whether any draw was, image by image."""
+    return {k: (v > 0).astype(v.dtype) if k.split("/")[-1] == NONFINITE else v for k, v in values.items()}
+
+
+def accuracy(model: nn.Module, prepare: Prepare) -> Callable:
+    """Accuracy and cross-entropy of the clean images, for validation and test.
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      prepare: batch -> (x normalised, y).
+    """
+
+    def measure(variables, batch, draw):
+        del draw
+        x, y = prepare(batch)
+        logits, _ = model.apply(variables, x)
+        log_probabilities = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
+        return {"accuracy": _as_number(logits.argmax(-1) == y, logits), "cross_entropy": loss}
+
+    return measure
+
+
+def clean(subject: Subject) -> Callable:
+    """(variables, batch) -> the clean images explained, and the batch's value range: what all draws share."""
+
+    def explain(variables, batch):
+        x, y = subject.prepare(batch)
+        return subject.explain(variables, x, y, batch["slot"]) | {"range": (x.min(), x.max())}
+
+    return explain
+
+
+def random_perturbation_similarity(
+    subject: Subject, *, std, radii: Sequence[float], compare: Compare, seed: int
+) -> Callable:
+    """RPS: how alike an attribution is before and after a uniform draw of radius ε/255, for every ε.
+
+    Perturbed images are clipped to the value range of their batch, as in the published code.
+
+    Args:
+      std: per channel, what the images were divided by.
+      radii: each ε in units of 1/255 of the pixel range; one uniform draw is scaled to all of them.
+      compare: the similarities.
+      seed: of the draws; draw number and test-set index give each image its own.
+
+    Returns:
+      (variables, batch, draw) -> {"rps-4/cosine": (n,), …, "rps-4/accuracy", "rps-4/nonfinite"}; needs `clean`'s
+      result as `batch["once"]`.
+    """
+
+    def measure(variables, batch, draw):
+        x, y = subject.prepare(batch)
+        uniform = draw_noise("uniform", keys.stream(seed, "rps", draw), batch["slot"], x.shape, 1.0, x.dtype)
+        values = {}
+        for radius in radii:
+            perturbed = jnp.clip(x + radius / (255 * jnp.asarray(std, x.dtype)) * uniform, *batch["once"]["range"])
+            found = compare(batch["once"], subject.explain(variables, perturbed, y, batch["slot"]))
+            found["accuracy"] = metrics.accuracy(subject.logits_fn(variables), perturbed, y)
+            values |= {f"rps-{radius:g}/{name}": value for name, value in found.items()}
+        return values
+
+    return measure
+
+
+CURVES = {"insertion": metrics.insertion_curve, "deletion": metrics.deletion_curve}
+
+
+def curves(subject: Subject, *, names: Sequence[str], steps: int) -> Callable:
+    """Insertion and deletion: the true class's probability as the most important pixels come, or go.
+
+    Args:
+      names: of `CURVES`.
+      steps: levels of a curve.
+
+    Returns:
+      (variables, batch, draw) -> {"insertion/0": (n,), …, "insertion/19", "insertion/area", "insertion/nonfinite"}.
+    """
+
+    def measure(variables, batch, draw):
+        del draw
+        x, y = subject.prepare(batch)
+        found = subject.explain(variables, x, y, batch["slot"])
+        values = {}
+        for name in names:
+            points = CURVES[name](subject.logits_fn(variables), x, y, found["heatmap"], steps)
+            values |= curve_values(name, points) | {f"{name}/{NONFINITE}": _as_number(~found["finite"], x)}
+        return values
+
+    return measure
+
+
+def curve_values(name: str, points: jax.Array) -> dict[str, jax.Array]:
+    """A curve (levels, n) by name: its area and its points, each (n,)."""
+    return {f"{name}/area": metrics.area(points)} | {f"{name}/{i}": point for i, point in enumerate(points)}
+
+
+SENSITIVITIES = (*sensitivity.MEASURES, "infidelity")
+
+
+def sensitivities(subject: Subject, *, std, radius: float, names: Sequence[str], samples: int, seed: int) -> Callable:
+    """Local stability of an attribution, and how well it predicts the logit (`robustgrad_jax.sensitivity`).
+
+    Args:
+      std, seed: as in `random_perturbation_similarity`.
+      radius: ε in units of 1/255 of the pixel range, of uniform draws.
+      names: of `SENSITIVITIES`.
+      samples: draws an image.
+
+    Returns:
+      (variables, batch, draw) -> {"sensitivity-8/max_sensitivity": (n,), …, "sensitivity-8/nonfinite"}.
+    """
+
+    def measure(variables, batch, draw):
+        del draw
+        x, y = subject.prepare(batch)
+        noise = {
+            "key": keys.stream(seed, "sensitivity"),
+            "slots": batch["slot"],
+            "radius": radius / (255 * jnp.asarray(std, x.dtype)),
+            "noise": "uniform",
+            "samples": samples,
+        }
+        finite = jnp.ones(len(x), bool)
+        found = {}
+        if local := [name for name in names if name in sensitivity.MEASURES]:
+            attribution_fn = subject.attribution_fn(variables, batch["slot"])
+            found |= sensitivity.stability(attribution_fn, x, y, measures=local, **noise)
+        if "infidelity" in names:
+            attribution = subject.explain(variables, x, y, batch["slot"])["attribution"]
+            found["infidelity"] = sensitivity.infidelity(subject.logits_fn(variables), attribution, x, y, **noise)
+        for value in found.values():
+            finite &= jnp.isfinite(value)
+        found = {name: jnp.where(finite, value, jnp.nan) for name, value in found.items()}
+        found[NONFINITE] = _as_number(~finite, x)
+        return {f"sensitivity-{radius:g}/{name}": value for name, value in found.items()}
+
+    return measure
+
+
+def upper_bound(model: nn.Module, prepare: Prepare, *, std, radius: float, seed: int) -> Callable:
+    """The quantities of the paper's upper-bound study, for one gaussian draw z of scale ε/(255 σ).
+
+    l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2, gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and
+    bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of
+    ‖H‖_F once the draws are averaged. (The published code divides by the radius; the number of draws is right.)
+
+    Args:
+      std, seed: as in `random_perturbation_similarity`.
+      radius: ε in units of 1/255 of the pixel range.
+    """
+
+    def measure(variables, batch, draw):
+        x, y = prepare(batch)
+        key = keys.stream(seed, "upper_bound", draw)
+        direction = draw_noise("gaussian", key, batch["slot"], x.shape, 1.0, x.dtype)
+        scale = radius / (255 * jnp.asarray(std, x.dtype))
+        logits_fn = lambda variables, x: (model.apply(variables, x)[0], None)
+        gradient_of = lambda x: input_gradient(logits_fn, variables, x, y)[0]
+        source, product_with = jax.linearize(gradient_of, x)  # one pass for both Hessian-vector products
+        along_noise, along_v = product_with(scale * direction), product_with(direction)
+        perturbed = gradient_of(x + scale * direction)
+        norm, product = jnp.sqrt(squared_norm(perturbed)), jnp.sqrt(squared_norm(along_noise))
+        return {
+            "l2": squared_norm(source - perturbed),
+            "cosine_distance": metrics.cosine_distance(source, perturbed),
+            "gradient_norm": norm,
+            "hessian_product_norm": product,
+            "bound": product / (norm + 1e-8),
+            "hessian_frobenius": squared_norm(along_v),
+        }
+
+    return measure
+
+
+def hutchinson(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """From the mean over draws of ‖Hv‖² to the estimate of ‖H‖_F, image by image."""
+    return {**values, "hessian_frobenius": jnp.sqrt(values["hessian_frobenius"])}
+
+
+def _as_number(truth: jax.Array, like: jax.Array) -> jax.Array:
+    return truth.astype(like.dtype)

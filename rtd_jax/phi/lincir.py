@@ -1,0 +1,71 @@
+"""LinCIR: a φ network from captions alone (Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998).
+
+A caption's embedding goes through φ, and the pseudo token takes the place of the caption's keywords. The text encoder,
+which stays as it is, has to give back the embedding of the whole caption:
+
+    loss = mean (ψ(caption with its keywords replaced, [$] = φ(ψ(caption) + level · u · n)) − ψ(caption))²,
+
+u ~ U(0, 1) and n ~ N(0, I) per caption. The noise makes up for the gap between embeddings of texts and of images.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import logging
+
+import clip_jax
+from clip_jax import model
+from launch.training import keys, sharding
+from rtd_jax import losses
+from rtd_jax.text import masking
+from rtd_jax.tuning import feed, training
+
+
+def prepare(clip: clip_jax.Clip, captions: Sequence[str], matcher: masking.Matcher, *, cache=None) -> feed.Table:
+    """Captions as training reads them: `caption`, their embeddings (n, d), and `ids` of the masked captions.
+
+    Captions without a keyword, and those whose masked form no longer fits the context, are left out.
+
+    Args:
+      clip: whose text encoder is used.
+      captions: the texts.
+      matcher: finds their keywords.
+      cache: a folder that keeps the embeddings, mapped from there.
+
+    Raises:
+      ValueError: no caption is left.
+    """
+    masked = masking.mask(captions, matcher)
+    kept = [i for i, text in enumerate(masked) if text is not None]
+    if not kept:
+        raise ValueError(f"no caption has a keyword that the matcher knows ({matcher.note}), such as {captions[0]!r}")
+    ids = clip.tokenize([masked[i] for i in kept])
+    whole = (ids == clip.marker_id).any(1)
+    if not whole.any():
+        raise ValueError(f"every marker was cut off: {clip.config.text.context_length} tokens hold no masked caption")
+    ids, kept = ids[whole], np.asarray(kept)[whole]
+    logging.info("%d of %d captions have keywords (%s)", len(kept), len(captions), matcher.note)
+    embeddings = clip_jax.embed_texts(clip, [captions[i] for i in kept], cache=cache, progress=False)
+    return feed.table(clip.config, {"caption": embeddings}, {"ids": ids})
+
+
+def make_loss(config, apply_phi: Callable, *, marker_id: int, noise: float, seed: int) -> Callable:
+    """`loss(params, batch, step, axis_name) -> (loss, metrics)` of φ's parameters.
+
+    Args:
+      config: of the CLIP.
+      apply_phi: (params, x (b, d), dropout key) -> (b, w).
+      marker_id: the pseudo token's place.
+      noise: its level.
+      seed: of noise and dropout.
+    """
+
+    def loss(params, batch, step, axis_name):
+        caption = batch["caption"]
+        x = caption + noise * training.noise(keys.stream(seed, "noise", step), batch["slot"], caption.shape[1])
+        pseudo = apply_phi(params, x, training.dropout_key(seed, step, axis_name))
+        frozen = batch[sharding.RESIDENT]["clip"]
+        found = model.encode_text(config, frozen, batch["ids"], pseudo_tokens=pseudo, marker_id=marker_id)
+        return losses.lincir(found, caption), {"cosine": training.cosine(found, caption).mean()}
+
+    return loss

@@ -1,0 +1,193 @@
+"""SEARLE: tokens optimised image by image, then a φ network that gives them at once (Baldrati et al., ICCV 2023).
+
+https://arxiv.org/abs/2303.15247. First a token for every image is found by gradient descent: "a photo of [$]" shall lie
+near the image, and a phrase about one of the image's concepts shall stay what it is with the token in the concept's
+place. Then φ learns to give these tokens from the images' embeddings. An image's concepts are the nearest among given
+words. The paper's phrases come from a language model; here they are templates, "{}" standing for the concept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import clip_jax
+from clip_jax import model
+from clip_jax.losses import normalise
+from launch.training import keys, sharding
+from rtd_jax import losses
+from rtd_jax.text import compose
+from rtd_jax.text.triplets import MARKER
+from rtd_jax.tuning import feed, training
+
+PHRASES = (
+    "a photo of {} outdoors",
+    "a picture of {} on a table",
+    "{} next to a person",
+    "a close-up of {} in the morning",
+    "an old photo of {}",
+    "{} in front of a house",
+    "two friends looking at {}",
+    "a drawing of {} on white paper",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts:
+    """Words and the phrases about them.
+
+    Attributes:
+      words: float32 (c, d), unit embeddings of "a photo of WORD".
+      phrases: float32 (c, p, d), embeddings of every phrase with every word.
+      ids: int32 (p, t), the phrases with the marker in the word's place.
+    """
+
+    words: np.ndarray
+    phrases: np.ndarray
+    ids: np.ndarray
+
+    def nearest(self, images: np.ndarray, k: int) -> np.ndarray:
+        """The k words nearest to each image (n, d): int32 (n, k)."""
+        similarity = np.asarray(normalise(np.asarray(images))) @ self.words.T
+        return np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int32)
+
+
+def concepts(clip: clip_jax.Clip, words: Sequence[str], phrases: Sequence[str] = PHRASES) -> Concepts:
+    """Embeddings of words and phrases.
+
+    Raises:
+      ValueError: no words, no phrases, or a phrase without "{}".
+    """
+    if not words or not phrases:
+        raise ValueError(f"SEARLE needs words and phrases, got {len(words)} and {len(phrases)}")
+    if bad := [phrase for phrase in phrases if phrase.count("{}") != 1]:
+        raise ValueError(f"the phrase {bad[0]!r} has to hold '{{}}' once, for the concept")
+    embed = partial(clip_jax.embed_texts, clip, progress=False)
+    filled = embed([phrase.format(word) for word in words for phrase in phrases])
+    ids = clip.tokenize([" ".join(phrase.format(f" {MARKER} ").split()) for phrase in phrases])
+    model.check_marker(ids, clip.marker_id, 1)
+    own = np.asarray(normalise(embed([f"a photo of {word}" for word in words])))
+    return Concepts(own, filled.reshape(len(words), len(phrases), -1), ids)
+
+
+def invert(
+    clip: clip_jax.Clip,
+    images: np.ndarray,
+    known: Concepts,
+    *,
+    steps: int = 350,
+    learning_rate: float = 2e-2,
+    weight_decay: float = 0.01,
+    average: float = 0.99,
+    nearest: int = 15,
+    batch_size: int = 256,
+    seed: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """A token for every image, by gradient descent.
+
+    Args:
+      clip: stays as it is.
+      images: (n, d), embeddings.
+      known: the concepts.
+      steps: of AdamW.
+      learning_rate: of AdamW.
+      weight_decay: of AdamW.
+      average: decay of the exponential moving average that is returned.
+      nearest: concepts of an image.
+      batch_size: images at a time; they do not influence each other.
+      seed: of the tokens' start and the draws of concepts and phrases.
+      check_stop: called between batches; may raise.
+
+    Returns:
+      float32 (n, w).
+    """
+    rates = (learning_rate, weight_decay, average)
+    step = partial(_descend, config=clip.config, prompt=compose.prompt(clip), rates=rates, seed=seed)
+    fixed = jax.device_put(({"text": clip.params["text"]}, known.phrases, known.ids))
+    found = np.empty((len(images), clip.config.text.width), np.float32)
+    size = min(batch_size, len(images))
+    near = known.nearest(images, min(nearest, len(known.words)))
+    for start in range(0, len(images), size):
+        check_stop()
+        rows = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats the last image
+        draw = jax.vmap(lambda key: 0.02 * jax.random.normal(key, (clip.config.text.width,)))
+        tokens = draw(keys.per_example(keys.stream(seed, "tokens"), jnp.asarray(rows)))
+        carry = (tokens, jnp.zeros_like(tokens), _adamw(rates).init(tokens))
+        batch = jax.device_put((images[rows], near[rows], rows))
+        for i in range(steps):
+            carry = step(carry, np.int32(i), batch, fixed)
+        mean = np.asarray(carry[1]) / (1 - average**steps)  # corrected for its start, as Adam's moments are
+        found[start : start + size] = mean[: len(images) - start]
+    return found
+
+
+def _adamw(rates: tuple[float, float, float]) -> optax.GradientTransformation:
+    return optax.adamw(rates[0], weight_decay=rates[1])
+
+
+@partial(jax.jit, static_argnames=("config", "prompt", "rates", "seed"))
+def _descend(carry, i, batch, fixed, *, config, prompt: compose.Prompt, rates: tuple[float, float, float], seed: int):
+    """One step of `invert`: (tokens, their moving average, the optimiser's state), each image by itself."""
+    tokens, mean, state = carry
+    image, near, slots = batch
+    frozen, phrases, ids = fixed
+
+    def objective(tokens):
+        key = keys.stream(seed, "phrases", i)
+        text, phrase, concept = _sentences(config, frozen, prompt, tokens, near, ids, phrases, key, slots)
+        # The mean over images times their number: every image has a gradient of its own size.
+        return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
+
+    updates, state = _adamw(rates).update(jax.grad(objective)(tokens), state, tokens)
+    tokens = optax.apply_updates(tokens, updates)
+    return tokens, rates[2] * mean + (1 - rates[2]) * tokens, state
+
+
+def prepare(images: np.ndarray, tokens: np.ndarray, known: Concepts, *, nearest: int = 15) -> feed.Table:
+    """Images as distillation reads them: `image` (n, d), `token` (n, w), `near` int32 (n, k)."""
+    near = known.nearest(images, min(nearest, len(known.words)))
+    return feed.Table({"image": images, "token": tokens, "near": near})
+
+
+def resident(known: Concepts) -> dict[str, np.ndarray]:
+    """What the loss of distillation finds on the devices."""
+    return {"phrases": known.phrases, "phrase_ids": known.ids}
+
+
+def make_loss(config, apply_phi: Callable, *, prompt: compose.Prompt, seed: int) -> Callable:
+    """`loss(params, batch, step, axis_name) -> (loss, metrics)` of φ's parameters: distillation; see `prepare`.
+
+    The contrast is over this device's share of the batch.
+    """
+
+    def loss(params, batch, step, axis_name):
+        image, kept = batch["image"], batch[sharding.RESIDENT]
+        pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name))
+        key = keys.stream(seed, "phrases", step)
+        text, phrase, concept = _sentences(
+            config, kept["clip"], prompt, pseudo, batch["near"], kept["phrase_ids"], kept["phrases"], key, batch["slot"]
+        )
+        value = losses.searle_distillation(pseudo, batch["token"], phrase, concept)
+        return value, {"cosine": training.cosine(text, image).mean()}
+
+    return loss
+
+
+def _sentences(config, frozen, prompt: compose.Prompt, tokens, near, ids, phrases, key, slots):
+    """Embeddings of "a photo of [$]", of a phrase with the token, and of it with one of the image's concepts."""
+    b = len(tokens)
+
+    def draw(key):
+        concept, phrase = jax.random.split(key)
+        return jax.random.randint(concept, (), 0, near.shape[1]), jax.random.randint(phrase, (), 0, len(ids))
+
+    which, phrase = jax.vmap(draw)(keys.per_example(key, slots))
+    encode = partial(model.encode_text, config, frozen, pseudo_tokens=tokens, marker_id=prompt.marker_id)
+    text = encode(jnp.broadcast_to(jnp.array(prompt.ids, jnp.int32), (b, len(prompt.ids))))
+    word = jnp.take_along_axis(near, which[:, None], axis=1)[:, 0]
+    return text, encode(ids[phrase]), phrases[word, phrase]

@@ -1,0 +1,17 @@
+"""Search in a gallery and the evaluation of composed queries."""
+
+from rtd_jax.retrieval.nearest import (
+    DTYPES,
+    PADDING,
+    Ranking,
+    rank_members,
+    top_k,
+)
+
+__all__ = [
+    "DTYPES",
+    "PADDING",
+    "Ranking",
+    "rank_members",
+    "top_k",
+]

@@ -1,0 +1,1 @@
+"""Captions, triplets, keywords, and the texts that queries are composed of."""

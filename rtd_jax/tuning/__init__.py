@@ -1,0 +1,1 @@
+"""RTD's fine-tuning of the text encoder."""

@@ -1,0 +1,232 @@
+"""RTD's training step: the text tower learns to put composed queries where the frozen one puts the target captions.
+
+Byun et al., "Reducing Task Discrepancy of Text Encoders for Zero-Shot Composed Image Retrieval", ICCV 2025
+(arXiv 2406.09188). For a triplet of captions (reference T_r, modification T_c, target T_t), frozen text encoder ψ,
+trained one ψ̃ and pseudo-token network φ:
+
+    s = φ(ψ(T_r) + level · u · n),  u ~ U(0, 1) per example, n ~ N(0, I)
+    queries  ψ̃("a photo of [s] that T_c"), ψ̃("a photo of [s]")      targets  ψ(T_t), ψ(T_r)
+
+and `losses.target_anchored` of all of them. ψ's embeddings do not change, so they come with the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from clip_jax import model
+from clip_jax.config import ClipConfig
+from launch.training import keys, loop, sharding
+from rtd_jax import losses
+from rtd_jax.text.compose import Prompt
+from rtd_jax.tuning import tower, training
+from rtd_jax.tuning.training import State
+
+NEGATIVES = ("per_device", "global")
+CONCATENATIONS = ("refined", "plain")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained; the defaults are the published ones, every other value an ablation.
+
+    Attributes:
+      temperature: τ of the loss.
+      noise: its level, in units of the reference embeddings.
+      negatives: "per_device", of the examples that one device computes at once (with accumulation: of one part);
+        "global", of the whole batch, however it is spread over devices and parts.
+      concatenation: "refined", reference as a pseudo token; "plain", the captions in one text,
+        `rtd_jax.text.compose.plain_text`, without φ.
+      hard_negatives: whether the queries without modification, whose targets are the references, are in the batch.
+      frozen_targets: whether ψ stays as it was; if not, targets are ψ̃'s too, with their gradients.
+      accumulation: parts that a device's share is computed in, one after the other. The gradients are those of the
+        whole: with global negatives all embeddings are computed first, then each part's again with its gradients
+        (Gao et al. 2021, arXiv 2101.06983).
+
+    Raises:
+      ValueError: an unknown name, or a number out of range.
+    """
+
+    temperature: float = 0.07
+    noise: float = 0.5
+    negatives: str = "per_device"
+    concatenation: str = "refined"
+    hard_negatives: bool = True
+    frozen_targets: bool = True
+    accumulation: int = 1
+
+    def __post_init__(self):
+        for name, known in (("negatives", NEGATIVES), ("concatenation", CONCATENATIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
+        if not self.temperature > 0 or not self.noise >= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0, noise={self.noise} at least 0")
+        if not isinstance(self.accumulation, int) or self.accumulation < 1:
+            raise ValueError(f"accumulation={self.accumulation} must be a whole number from 1 on")
+
+
+def columns(objective: Objective) -> tuple[str, ...]:
+    """What a batch of b examples has to hold.
+
+    slot             int32 (b,), the place in the global batch, from which the noise follows
+    ids              int32 (b, t), the composed texts, cut: of `rtd_jax.text.compose.tokenize`, or plain concatenations
+    reference        float32 (b, d), ψ(T_r) from a table, not normalised
+    target           float32 (b, d), ψ(T_t)
+    reference_ids    int32 (b, t'), T_r
+    target_ids       int32 (b, t''), T_t
+    """
+    refined = objective.concatenation == "refined"
+    trains_references = objective.hard_negatives and not (refined and objective.frozen_targets)
+    needed = {
+        "slot": refined,
+        "ids": True,
+        "reference": refined or (objective.hard_negatives and objective.frozen_targets),
+        "target": objective.frozen_targets,
+        "reference_ids": trains_references,
+        "target_ids": not objective.frozen_targets,
+    }
+    return tuple(name for name, wanted in needed.items() if wanted)
+
+
+def create_state(params: Any, optimizer: optax.GradientTransformation) -> State:
+    """The initial state; its `params` is {"text": the text tower's parameters}, on the host.
+
+    Args:
+      params: of the text tower (a CLIP's tree "text").
+      optimizer: of {"text": ...}.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # towers larger than one accelerator's memory
+        return jax.tree.map(np.asarray, training.create_state({"text": params}, optimizer))
+
+
+def make_step(
+    config: ClipConfig,
+    optimizer: optax.GradientTransformation,
+    phi: nn.Module | None,
+    objective: Objective,
+    *,
+    prompt: Prompt,
+    seed: int,
+    shards: int = 1,
+) -> Callable:
+    """`step(state, batch, *, axis_name=None) -> (state, metrics)`: one update of the text tower.
+
+    Parameters stay in their own precision, float32 as a rule; `config.dtype` is that of the computation.
+
+    Args:
+      config: of the CLIP.
+      optimizer: of {"text": ...}.
+      phi: the network's module, its parameters in `batch["resident"]["phi"]`; None under "plain".
+      objective: what is trained.
+      prompt: of `rtd_jax.text.compose.prompt`.
+      seed: of the noise.
+      shards: over how many devices a batch is spread in mode "jit", the layout's `data_shards`.
+
+    The batch holds `columns(objective)`. Metrics: "loss", "accuracy" (the share of composed queries whose target is the
+    nearest of the targets), "gradient_norm".
+
+    Raises:
+      ValueError: no φ where one is needed.
+    """
+    refined = objective.concatenation == "refined"
+    if refined and phi is None:
+        raise ValueError("concatenation 'refined' needs a φ network")
+    encode = partial(_encode, config, objective, prompt)
+
+    def step(state: State, batch, *, axis_name: str | None = None):
+        rows = {name: batch[name] for name in columns(objective)}
+        if refined:
+            reference, key = rows["reference"], keys.stream(seed, "noise", state.step)
+            noise = objective.noise * training.noise(key, rows.pop("slot"), reference.shape[1])
+            rows["pseudo"] = phi.apply({"params": batch[sharding.RESIDENT]["phi"]}, reference + noise)
+        groups = 1 if axis_name is not None else shards
+        gradients, logs = _gradients(
+            partial(encode, groups=groups),
+            partial(_loss, objective, groups=groups, axis_name=axis_name),
+            state.params,
+            _parts(rows, groups, objective.accumulation),
+            objective.negatives,
+        )
+        if axis_name is not None:
+            gradients, logs = jax.lax.pmean((gradients, logs), axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        logs["gradient_norm"] = optax.global_norm(gradients)
+        return State(state.step + 1, params, opt_state), logs
+
+    return step
+
+
+def _encode(config: ClipConfig, objective: Objective, prompt: Prompt, params, rows, *, groups: int):
+    """Queries and targets of some rows, (b, r, d) each: composed first, then those without modification."""
+    text, hard = partial(model.encode_text, config, {"text": params["text"]}), objective.hard_negatives
+    if objective.concatenation == "refined":
+        queries = tower.encode_queries(
+            config, params["text"], rows["ids"], rows["pseudo"], prompt=prompt, plain=hard, groups=groups
+        )
+        own = None
+    else:
+        own = text(rows["reference_ids"]) if hard else None
+        queries = jnp.stack([text(rows["ids"]), *([own] if hard else [])], axis=1)
+    if objective.frozen_targets:
+        targets = [rows["target"], *([rows["reference"]] if hard else [])]
+    else:
+        own = text(rows["reference_ids"]) if hard and own is None else own
+        targets = [text(rows["target_ids"]), *([own] if hard else [])]
+    return queries, jnp.stack(targets, axis=1)
+
+
+def _loss(objective: Objective, queries, targets, *, groups: int, axis_name: str | None):
+    """Loss and metrics of embeddings (b, r, d), each group's rows one after the other."""
+    sets, axis_name = ((), axis_name) if objective.negatives == "global" else ((groups,), None)
+    grouped = lambda x: x.reshape(*sets, -1, x.shape[-1])
+    loss = losses.target_anchored(grouped(queries), grouped(targets), objective.temperature, axis_name=axis_name)
+    composed = losses.accuracy(grouped(queries[:, :1]), grouped(targets[:, :1]), axis_name=axis_name)
+    return loss, {loop.LOSS: loss, "accuracy": composed}
+
+
+def _parts(rows: dict[str, jax.Array], groups: int, parts: int) -> dict[str, jax.Array]:
+    """(b, ...) -> (parts, b / parts, ...): every group's own rows are divided, so that none moves to another device."""
+    b = len(rows["ids"])
+    if b % (groups * parts):
+        raise ValueError(f"a batch of {b} does not divide over {groups} devices and {parts} parts (accumulation)")
+
+    def divide(x):
+        x = x.reshape(groups, parts, b // (groups * parts), *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, b // parts, *x.shape[3:])
+
+    return jax.tree.map(divide, rows)
+
+
+def _gradients(encode: Callable, loss_of: Callable, params, parts, negatives: str):
+    """Gradients of the mean loss, and the mean metrics, over the parts (leading axis) of a batch."""
+    count = len(parts["ids"])
+    if count == 1:
+        rows = jax.tree.map(lambda x: x[0], parts)
+        return jax.grad(lambda p: loss_of(*encode(p, rows)), has_aux=True)(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if negatives == "per_device":
+
+        def add(total, rows):
+            gradients, logs = jax.grad(lambda p: loss_of(*encode(p, rows)), has_aux=True)(params)
+            return jax.tree.map(jnp.add, total, gradients), logs
+
+        total, logs = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda x: x / count, total), jax.tree.map(jnp.mean, logs)
+    embeddings = jax.lax.map(lambda rows: encode(params, rows), parts)
+    merge = lambda x: x.reshape(-1, *x.shape[2:])
+    cotangents, logs = jax.grad(lambda e: loss_of(*jax.tree.map(merge, e)), has_aux=True)(embeddings)
+
+    def pull(total, part):
+        rows, cotangent = part
+        _, back = jax.vjp(lambda p: encode(p, rows), params)
+        return jax.tree.map(jnp.add, total, back(cotangent)[0]), None
+
+    return jax.lax.scan(pull, zeros, (parts, cotangents))[0], logs

@@ -1,0 +1,1 @@
+"""The classifier that is debiased: backbones, ERM training, features."""

@@ -1,0 +1,122 @@
+"""The ablation's projector: a network with one hidden layer instead of the closed form, blind to the gap all the same.
+
+It has no closed form: it is trained by AdamW on the squared error of standardised features. That it must not see the
+gap is kept exactly: its input is the embedding with the gap's row space projected out, x − QᵀQx, so that x and x + Gᵀa
+have the same features for every a.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.typing import ArrayLike
+
+from launch.training import keys, optim
+from tldr_jax.projector import gap_basis
+
+
+class Mlp(nn.Module):
+    """(…, d) -> (…, f): dense, ReLU, dense."""
+
+    hidden: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.features)(nn.relu(nn.Dense(self.hidden)(x)))
+
+
+@struct.dataclass
+class MlpProjector:
+    """A trained network with what it takes off its input and how it scales; a pytree.
+
+    Attributes:
+      params: of `Mlp`.
+      basis: (r, d), orthonormal rows that the input is freed of; r may be 0.
+      center, scale: (d,) and (), of the inputs.
+      mean, spread: (f,) and (), of the features.
+      hidden: width of the hidden layer.
+      relu: whether ReLU follows.
+    """
+
+    params: dict
+    basis: ArrayLike
+    center: ArrayLike
+    scale: ArrayLike
+    mean: ArrayLike
+    spread: ArrayLike
+    hidden: int = struct.field(pytree_node=False)
+    relu: bool = struct.field(pytree_node=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Embeddings (…, d) -> features (…, f)."""
+        x = (_without(self.basis, x) - self.center) / self.scale
+        y = Mlp(self.hidden, self.mean.shape[-1]).apply({"params": self.params}, x) * self.spread + self.mean
+        return jax.nn.relu(y) if self.relu else y
+
+
+def fit(
+    image_embeddings: np.ndarray,
+    features: np.ndarray,
+    gap: np.ndarray | None,
+    *,
+    relu: bool,
+    hidden: int = 1024,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    batch_size: int = 128,
+    steps: int = 3000,
+    seed: int = 0,
+) -> MlpProjector:
+    """Trains the network on image_embeddings (n, d) and features (n, f); the arguments of `projector.fit`, and AdamW's.
+
+    Raises:
+      ValueError: rows that do not pair up, and for the gap what `projector.gap_basis` raises.
+    """
+    if np.ndim(image_embeddings) != 2 or np.ndim(features) != 2 or len(image_embeddings) != len(features):
+        raise ValueError(
+            f"embeddings (n, d) and features (n, f) of the same images, got shapes {np.shape(image_embeddings)} and "
+            f"{np.shape(features)}"
+        )
+    if batch_size < 1 or steps < 1 or hidden < 1:
+        raise ValueError(f"batch_size={batch_size}, steps={steps} and hidden={hidden} must be at least 1")
+    basis = jnp.asarray(gap_basis(gap, image_embeddings.shape[1]), jnp.float32)
+    x = _without(basis, jnp.asarray(image_embeddings, jnp.float32))
+    y = jnp.asarray(features, jnp.float32)
+    # one scale for all directions: whitening would blow up those that carry nothing
+    (center, scale), (mean, spread) = ((a.mean(0), jnp.maximum(jnp.std(a - a.mean(0)), 1e-12)) for a in (x, y))
+    config = dict(name="adamw", learning_rate=learning_rate, weight_decay=weight_decay, schedule=dict(name="cosine"))
+    optimizer, _ = optim.create(config, total_steps=steps, to_steps=lambda _: 0)
+    train = functools.partial(_train, optimizer, Mlp(hidden, y.shape[1]), min(batch_size, len(x)), steps)
+    empty = MlpProjector({}, basis, center, scale, mean, spread, hidden, relu)
+    return empty.replace(params=jax.jit(train)(empty, x, y, seed))
+
+
+def _train(optimizer, network: Mlp, batch_size: int, steps: int, scaling: MlpProjector, x, y, seed):
+    params = network.init(keys.stream(seed, "mlp projector"), x[:1])["params"]
+    targets = (y - scaling.mean) / scaling.spread
+    inputs = (x - scaling.center) / scaling.scale
+
+    def loss(params, rows):
+        found = network.apply({"params": params}, inputs[rows])
+        # trained through the ReLU that follows: a negative feature counts as zero
+        if scaling.relu:
+            found = jnp.maximum(found, -scaling.mean / scaling.spread)
+        return jnp.mean((found - targets[rows]) ** 2)
+
+    def step(carry, number):
+        params, state = carry
+        rows = jax.random.randint(keys.stream(seed, "mlp batches", number), (batch_size,), 0, len(x))
+        updates, state = optimizer.update(jax.grad(loss)(params, rows), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
+
+
+def _without(basis: jax.Array, x: jax.Array) -> jax.Array:
+    along = jnp.matmul(x, jnp.swapaxes(basis, -1, -2), precision="highest")
+    return x - jnp.matmul(along, basis, precision="highest")

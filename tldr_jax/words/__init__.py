@@ -1,0 +1,31 @@
+"""The words that replace images: lists, templates, filters, their embeddings."""
+
+from tldr_jax.words.lists import (
+    PARTS,
+    WordSet,
+    available,
+    check,
+    from_json,
+    key,
+    load,
+    rival_values,
+    save,
+    select,
+    to_json,
+    with_junk,
+)
+
+__all__ = [
+    "PARTS",
+    "WordSet",
+    "available",
+    "check",
+    "from_json",
+    "key",
+    "load",
+    "rival_values",
+    "save",
+    "select",
+    "to_json",
+    "with_junk",
+]

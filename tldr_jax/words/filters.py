@@ -1,0 +1,230 @@
+"""Filters of word lists: which words the models understand as what they are meant to be.
+
+(a) The CLIP filter: "a photo of a {word}." has to be nearer to the anchor of its own list than to the others'.
+(b) The classifier filter, for target words: the classifier whose last layer is repaired has to take the projected text
+    embedding for the word's class.
+
+All words go through the filters at once. A word is dropped if either filter drops it, and the report has both reasons.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax import Clip
+from tldr_jax import words
+from tldr_jax.words import WordSet
+from tldr_jax.words.templates import Templates, fill
+from tldr_jax.words.text import embed_prompts
+
+CLIP, CLASSIFIER = "clip", "classifier"  # the filters, in reports
+
+
+class EmptyWordListError(ValueError):
+    """The filters left a class or a spurious value without words; the message says which filter dropped how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A word that a filter dropped.
+
+    Attributes:
+      word: the word.
+      part: "target" or "spurious".
+      name: the class or value that it was listed under.
+      filter: "clip" or "classifier".
+      taken_for: the class or value that the filter saw in it.
+      margin: by how much that one won: cosine similarities in the CLIP filter, logits in the classifier filter.
+    """
+
+    word: str
+    part: str
+    name: str
+    filter: str
+    taken_for: str
+    margin: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterReport:
+    """What the filters did.
+
+    Attributes:
+      before: part -> name -> number of words that came in.
+      after: part -> name -> number of words that stayed.
+      dropped: words and reasons; a word that both filters drop is in it twice.
+    """
+
+    before: dict[str, dict[str, int]]
+    after: dict[str, dict[str, int]]
+    dropped: tuple[Dropped, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "dropped": [dataclasses.asdict(entry) for entry in self.dropped],
+        }
+
+    def __str__(self) -> str:
+        """One line a list: how many words stayed, and which went for which reason."""
+        lines = []
+        for part, counts in self.before.items():
+            for name, count in counts.items():
+                lines.append(f"{part} {name}: {self.after[part][name]} of {count} words kept")
+                for filter_ in (CLIP, CLASSIFIER):
+                    gone = [f"{entry.word} ({entry.taken_for})" for entry in self._of(part, name, filter_)]
+                    if gone:
+                        lines[-1] += f"; {filter_} filter dropped {len(gone)}: {', '.join(gone)}"
+        return "\n".join(lines)
+
+    def _of(self, part: str, name: str, filter_: str) -> list[Dropped]:
+        return [entry for entry in self.dropped if (entry.part, entry.name, entry.filter) == (part, name, filter_)]
+
+
+def apply(
+    clip: Clip,
+    word_set: WordSet,
+    templates: Templates,
+    *,
+    logits: Callable[[np.ndarray], Any] | None = None,
+    clip_target: bool = True,
+    clip_spurious: bool = True,
+    classifier: bool = True,
+    batch_size: int = 256,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[WordSet, FilterReport]:
+    """The words that the filters keep, and what they dropped. Each filter is a switch.
+
+    Args:
+      clip: the CLIP.
+      word_set: C classes and S values.
+      templates: their anchor prompts are used, for words and anchors alike.
+      logits: text embeddings (n, d), not normalised -> logits (n, C): projector and classifier head together. For the
+        classifier filter.
+      clip_target: filter target words by CLIP, against the anchors of all classes.
+      clip_spurious: filter spurious words by CLIP, against the anchors of the values that occur with the same classes.
+      classifier: filter target words by `logits`.
+      batch_size: prompts a step.
+      cache: a folder that keeps the embeddings.
+      progress: show a progress bar.
+
+    Raises:
+      EmptyWordListError: a list has no word left.
+      ValueError: `classifier` without `logits`; logits of another shape, or that are not finite.
+    """
+    if classifier and logits is None:
+        raise ValueError("the classifier filter needs logits; give them, or switch it off with classifier=False")
+    before = {part: {name: len(found) for name, found in getattr(word_set, part).items()} for part in words.PARTS}
+    embedded = _embed(clip, word_set, templates, batch_size=batch_size, cache=cache, progress=progress)
+    verdicts = []
+    rivals = {"target": np.ones((len(word_set.classes),) * 2, bool), "spurious": words.rival_values(word_set)}
+    for part, wanted in (("target", clip_target), ("spurious", clip_spurious)):
+        if wanted:
+            scores = anchor_similarity(*embedded[part])
+            verdicts.append((part, CLIP, judge(scores, _own(before[part]), rivals[part]), scores))
+    if classifier:
+        scores = _checked(logits(embedded["target"][0]), word_set)
+        verdicts.append(("target", CLASSIFIER, judge(scores, _own(before["target"]), rivals["target"]), scores))
+    masks = {part: np.ones(sum(before[part].values()), bool) for part in words.PARTS}
+    dropped = []
+    for part, filter_, taken, scores in verdicts:
+        own = _own(before[part])
+        masks[part] &= taken == own
+        dropped += _dropped(word_set, part, filter_, own, taken, scores)
+    kept = words.select(word_set, *(_by_list(masks[part], before[part]) for part in words.PARTS))
+    after = {part: {name: len(found) for name, found in getattr(kept, part).items()} for part in words.PARTS}
+    report = FilterReport(before, after, tuple(dropped))
+    _check_empty(report)
+    return kept, report
+
+
+def anchor_similarity(embeddings: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Cosine similarities (n, k) of embeddings (n, d) and anchors (k, d), in float64."""
+    unit = [np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=1, keepdims=True)
+            for x in (embeddings, anchors)]  # fmt: skip
+    return unit[0] @ unit[1].T
+
+
+def judge(scores: np.ndarray, own: np.ndarray, rivals: np.ndarray) -> np.ndarray:
+    """What each word is taken for: the best of the lists that it has to be told apart from, and its own.
+
+    Args:
+      scores: (n, k).
+      own: int, (n,), the list of each word.
+      rivals: bool, (k, k), true on the diagonal.
+
+    Returns:
+      int, (n,); the first of equals.
+    """
+    return np.where(rivals[own], scores, -np.inf).argmax(1)
+
+
+def _embed(
+    clip: Clip, word_set: WordSet, templates: Templates, **options: Any
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Part -> the embeddings of its words (n, d) and of its anchors (k, d)."""
+    sources = {
+        "target": (word_set.target, word_set.target_anchors, templates.target_anchor),
+        "spurious": (word_set.spurious, word_set.spurious_anchors, templates.spurious_anchor),
+    }
+    texts = [
+        [fill(template, word, articles=templates.articles) for word in group]
+        for lists, anchors, template in sources.values()
+        for group in ([word for found in lists.values() for word in found], [anchors[name] for name in lists])
+    ]
+    found = embed_prompts(clip, [text for group in texts for text in group], **options)
+    groups = np.split(found, np.cumsum([len(group) for group in texts])[:-1])
+    return {part: (groups[2 * p], groups[2 * p + 1]) for p, part in enumerate(sources)}
+
+
+def _checked(scores: Any, word_set: WordSet) -> np.ndarray:
+    scores, listed = np.asarray(scores), [word for found in word_set.target.values() for word in found]
+    if scores.shape != (len(listed), len(word_set.classes)):
+        raise ValueError(
+            f"the logits of {len(listed)} words in {len(word_set.classes)} classes have the shape {scores.shape}"
+        )
+    if len(broken := np.flatnonzero(~np.isfinite(scores).all(1))):
+        raise ValueError(f"the logits of the word {listed[broken[0]]!r} are not finite: {scores[broken[0]]}")
+    return scores
+
+
+def _own(counts: Mapping[str, int]) -> np.ndarray:
+    return np.repeat(np.arange(len(counts)), list(counts.values()))
+
+
+def _by_list(mask: np.ndarray, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    return dict(zip(counts, np.split(mask, np.cumsum(list(counts.values()))[:-1]), strict=True))
+
+
+def _dropped(
+    word_set: WordSet, part: str, filter_: str, own: np.ndarray, taken: np.ndarray, scores: np.ndarray
+) -> list[Dropped]:
+    lists: Mapping[str, Sequence[str]] = getattr(word_set, part)
+    names, listed = list(lists), [word for found in lists.values() for word in found]
+    (rows,) = np.nonzero(taken != own)
+    margins = scores[rows, taken[rows]] - scores[rows, own[rows]]
+    return [
+        Dropped(listed[i], part, names[own[i]], filter_, names[taken[i]], float(margin))
+        for i, margin in zip(rows, margins, strict=True)
+    ]
+
+
+def _check_empty(report: FilterReport) -> None:
+    for part, counts in report.after.items():
+        for name, count in counts.items():
+            if count:
+                continue
+            gone = Counter(entry.filter for entry in report.dropped if (entry.part, entry.name) == (part, name))
+            blamed = " and ".join(f"the {filter_} filter {n}" for filter_, n in gone.items())
+            switches = {CLIP: f"clip_{part}=False", CLASSIFIER: "classifier=False"}
+            raise EmptyWordListError(
+                f"no words are left of {part} {name!r}: of {report.before[part][name]}, {blamed} dropped. Give other "
+                f"words or another anchor, or switch a filter off ({', '.join(switches[filter_] for filter_ in gone)})"
+            )

@@ -1,0 +1,146 @@
+"""Words to the two embedding tables that a text batch is drawn from.
+
+A text example is a target word and a spurious word, each under a prompt template of its own; its embedding is the mean
+of the two. Every (word, template) is embedded once, and the pairs are index arithmetic on the tables: they are never
+written out, neither as strings nor as embeddings.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike
+
+from clip_jax import Clip, embed_texts
+from tldr_jax.words import WordSet
+from tldr_jax.words.templates import Templates, fill
+
+
+@struct.dataclass
+class TextSet:
+    """Embedded words; a pytree. Classes are 0..C-1, spurious values 0..S-1, both in the order of the word set.
+
+    Attributes:
+      target: float32, (Wt, T, d): embeddings of the target words under each of T templates, not normalised.
+      target_class: int32, (Wt,), the class of each target word.
+      spurious: float32, (Ws, T, d), of the spurious words under their T templates.
+      spurious_value: int32, (Ws,), the value of each spurious word.
+      allowed: bool, (C, S): the pairs of class and value that are combined.
+    """
+
+    target: ArrayLike
+    target_class: ArrayLike
+    spurious: ArrayLike
+    spurious_value: ArrayLike
+    allowed: ArrayLike
+
+
+def embed(
+    clip: Clip,
+    word_set: WordSet,
+    templates: Templates,
+    *,
+    batch_size: int = 256,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> TextSet:
+    """Every word under every template, embedded once.
+
+    Args:
+      clip: the CLIP.
+      word_set: C classes and S spurious values; their words in order, class after class.
+      templates: T for target words and T for spurious words.
+      batch_size: prompts a step, over all local devices.
+      cache: a folder that keeps the embeddings; see `clip_jax.embed_texts`.
+      progress: show a progress bar.
+
+    Raises:
+      ValueError: a prompt that is longer than the CLIP's context.
+    """
+    tables = [
+        [fill(template, word, articles=templates.articles) for word in _listed(lists) for template in own]
+        for lists, own in ((word_set.target, templates.target), (word_set.spurious, templates.spurious))
+    ]
+    found = embed_prompts(clip, tables[0] + tables[1], batch_size=batch_size, cache=cache, progress=progress)
+    target, spurious = np.split(found, [len(tables[0])])
+    shape = (-1, len(templates.target), found.shape[1])
+    return TextSet(
+        target=target.reshape(shape),
+        target_class=_positions(word_set.target),
+        spurious=spurious.reshape(shape),
+        spurious_value=_positions(word_set.spurious),
+        allowed=word_set.allowed,
+    )
+
+
+def narrow(tables: TextSet, word_set: WordSet, kept: WordSet) -> TextSet:
+    """The rows of the words that are kept, so that one embedding serves every choice of filters.
+
+    Args:
+      tables: `embed(clip, word_set, ...)`.
+      word_set: what was embedded.
+      kept: some of its words, in their order.
+
+    Raises:
+      ValueError: a word that was not embedded in its list.
+    """
+    target, spurious = (_rows(getattr(word_set, part), getattr(kept, part)) for part in ("target", "spurious"))
+    return TextSet(
+        target=np.asarray(tables.target)[target],
+        target_class=_positions(kept.target),
+        spurious=np.asarray(tables.spurious)[spurious],
+        spurious_value=_positions(kept.spurious),
+        allowed=kept.allowed,
+    )
+
+
+def embed_prompts(
+    clip: Clip,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Embeddings of prompts, not normalised, float32 (n, d). Equal prompts are embedded once.
+
+    Raises:
+      ValueError: a prompt that is longer than the CLIP's context, and would lose its end; it is named.
+    """
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    _check_length(clip, list(distinct))
+    found = embed_texts(clip, list(distinct), batch_size=batch_size, cache=cache, progress=progress)
+    if len(distinct) == len(prompts):
+        return found
+    return found[[distinct[prompt] for prompt in prompts]]
+
+
+def _listed(lists: Mapping[str, Sequence[str]]) -> list[str]:
+    return [word for words in lists.values() for word in words]
+
+
+def _positions(lists: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """The position of each word's list, int32."""
+    return np.repeat(np.arange(len(lists), dtype=np.int32), [len(words) for words in lists.values()])
+
+
+def _rows(lists: Mapping[str, Sequence[str]], kept: Mapping[str, Sequence[str]]) -> list[int]:
+    """Where the kept words are among all."""
+    place = {(name, word): i for i, (name, word) in enumerate((name, w) for name, ws in lists.items() for w in ws)}
+    wanted = [(name, word) for name, listed in kept.items() for word in listed]
+    if missing := [entry for entry in wanted if entry not in place]:
+        raise ValueError(f"{missing[0][1]!r} of {missing[0][0]!r} is not among the embedded words")
+    return [place[entry] for entry in wanted]
+
+
+def _check_length(clip: Clip, prompts: Sequence[str]) -> None:
+    if clip.tokenizer is None:
+        return  # `embed_texts` says what is missing
+    context = clip.tokenizer.context_length
+    for prompt, encoding in zip(prompts, clip.tokenizer.backend.encode_batch_fast(prompts), strict=True):
+        if len(encoding.ids) > context:
+            raise ValueError(
+                f"the prompt {prompt!r} has {len(encoding.ids)} tokens, this CLIP reads {context} and would lose its "
+                "end: leave out the word, or take shorter templates"
+            )
