@@ -1,8 +1,17 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or absent, and trees of arrays in them."""
 
+import json
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ARRAY, _TUPLE, _KEYS = "__array__", "__tuple__", "__keys__"
+_MAPPED = 1 << 20  # bytes: larger arrays are memory-mapped when they are read, smaller ones copied
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -20,3 +29,104 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def save_tree(folder: str | Path, tree: Any) -> None:
+    """Write a tree as `tree.json` and one .npy a leaf array into `folder`, which appears whole or not at all.
+
+    Args:
+      folder: replaced if it exists.
+      tree: nested dicts (string keys), lists and tuples of arrays (NumPy or JAX) and JSON values. A NumPy memory map
+        is not copied: its file, which must be on the same file system and hold nothing else, is moved.
+    """
+    folder = Path(folder)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        arrays: list[Any] = []
+        text = json.dumps(_outline(tree, arrays), indent=1)
+        for number, array in enumerate(arrays):
+            _save_array(temporary / f"{number}.npy", array)
+        write_atomically(temporary / "tree.json", text + "\n")
+        os.chmod(temporary, 0o755)  # mkdtemp gives 0700
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_tree(folder: str | Path) -> Any:
+    """What `save_tree` wrote; large arrays are memory-mapped, all are read-only."""
+    folder = Path(folder)
+
+    def rebuild(node: Any) -> Any:
+        if isinstance(node, list):
+            return [rebuild(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if _ARRAY in node:
+            return _load_array(folder / f"{node[_ARRAY]}.npy")
+        if _TUPLE in node:
+            return tuple(rebuild(item) for item in node[_TUPLE])
+        items = node.get(_KEYS, node)
+        return {key: rebuild(item) for key, item in items.items()}
+
+    return rebuild(json.loads((folder / "tree.json").read_text()))
+
+
+def _outline(node: Any, arrays: list[Any]) -> Any:
+    """The tree as JSON, each array replaced by its number in `arrays`."""
+    if isinstance(node, Mapping):
+        items = {_text(key): _outline(item, arrays) for key, item in node.items()}
+        return {_KEYS: items} if {_ARRAY, _TUPLE, _KEYS} & items.keys() else items
+    if isinstance(node, tuple):
+        return {_TUPLE: [_outline(item, arrays) for item in node]}
+    if isinstance(node, list):
+        return [_outline(item, arrays) for item in node]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if not hasattr(node, "shape") or not hasattr(node, "dtype"):
+        raise TypeError(f"a {type(node).__name__} cannot be saved; encode it as arrays, dicts, lists or JSON values")
+    arrays.append(node)
+    return {_ARRAY: len(arrays) - 1}
+
+
+def _text(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"keys of a saved tree are strings, not {key!r}")
+    return key
+
+
+def _save_array(path: Path, array: Any) -> None:
+    if isinstance(array, np.memmap) and _is_whole(array):
+        array.flush()
+        os.replace(str(array.filename), path)
+        return
+    array = np.asarray(array)
+    if array.dtype.hasobject:
+        raise TypeError("arrays of Python objects cannot be saved")
+    native = array.dtype.isbuiltin == 1
+    with open(path, "wb") as file:
+        # Types such as bfloat16 have no name in the .npy format: their bytes are kept, and the name beside them.
+        np.save(file, array if native else array.view(np.uint8).reshape(*array.shape, -1), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    if not native:
+        path.with_suffix(".dtype").write_text(array.dtype.name)
+
+
+def _is_whole(array: np.memmap) -> bool:
+    """Whether an array is a whole .npy file that is mapped for writing, and not a view of a part of it."""
+    return array.mode in ("w+", "r+") and array.offset + array.nbytes == os.path.getsize(str(array.filename))
+
+
+def _load_array(path: Path) -> np.ndarray:
+    mapped = path.stat().st_size > _MAPPED
+    array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    named = path.with_suffix(".dtype")
+    if named.exists():
+        import ml_dtypes  # comes with JAX
+
+        array = array.reshape(-1).view(getattr(ml_dtypes, named.read_text())).reshape(array.shape[:-1])
+    array.flags.writeable = False
+    return array

@@ -6,12 +6,10 @@ but for fields that the experiment declares revisable: then the earlier result g
 
 import fcntl
 import io
-import itertools
 import json
 import math
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -21,21 +19,22 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 from tensorboardX import SummaryWriter
 
 from launch import versions
 from launch.files import write_atomically
+from launch.stages import Stage, walk
+from launch.stop import Preempted, Stop
+from launch.stop import process_0_says as _process_0_says
+from launch.store import Store
 from launch.training import checkpoint
+
+PLAN = "plan.json"
 
 
 class RunDirectoryError(ValueError):
     """The directory cannot be used for this run; the message says why and what to do."""
-
-
-class Preempted(Exception):
-    """The run was asked to stop (SIGTERM), has saved what it had, and can be continued."""
 
 
 def plain(value: Any) -> Any:
@@ -75,15 +74,13 @@ class Run:
       path: the directory.
       config: the frozen config of the run.
       writes: whether this process writes the small files; only process 0 does.
-      advance: called, in a run of many processes, whenever one asks whether to stop; see `launch.training.hosts`.
+      stop: says when to stop.
     """
 
     def __init__(self, path: Path, config: FrozenConfigDict):
         self.path, self.config = path, config
         self.writes = jax.process_index() == 0
-        self.stop_asked = threading.Event()
-        self.advance: Callable[[], None] = lambda: None
-        self._asked = itertools.count(1)
+        self.stop = Stop()
         self._lock = None
         self._tensorboard = None
 
@@ -157,12 +154,14 @@ class Run:
         folder = history / str(1 + max((int(p.name) for p in history.glob("[0-9]*")), default=0))
         folder.mkdir(parents=True)
         write_atomically(folder / "config.json", (self.path / "config.json").read_bytes())
+        if (self.path / PLAN).exists():
+            write_atomically(folder / PLAN, (self.path / PLAN).read_bytes())
         os.replace(self.path / "result.json", folder / "result.json")
 
     def child(self, name: str, config: ConfigDict | FrozenConfigDict) -> "Run":
         """A run inside this one, in the folder `name`; it stops when this one is asked to."""
         run = Run.open(self.path / name, config)
-        run.stop_asked, run._asked, run.advance = self.stop_asked, self._asked, self.advance
+        run.stop = self.stop
         return run
 
     def close(self) -> None:
@@ -176,30 +175,38 @@ class Run:
 
     # -- stopping ---------------------------------------------------------------------------------------------------
 
-    def stop_on_sigterm(self) -> None:
-        """From now on SIGTERM asks the run to stop at the next safe place instead of ending the process."""
-        if jax.process_count() > 1:
-            return  # JAX's own handler is in place: it makes the processes agree on the step to stop after
+    @property
+    def stop_asked(self) -> threading.Event:
+        """Set to ask for a stop."""
+        return self.stop.asked
 
-        def ask(signum, frame):
-            del frame
-            logging.warning("received %s: saving and stopping", signal.Signals(signum).name)
-            self.stop_asked.set()
-
-        signal.signal(signal.SIGTERM, ask)
+    @stop_asked.setter
+    def stop_asked(self, event: threading.Event) -> None:
+        self.stop.asked = event
 
     def stop_requested(self) -> bool:
-        """Whether to stop here. In a run of many processes all must ask equally often: all get the same answer."""
-        if jax.process_count() == 1:
-            return self.stop_asked.is_set()
-        self.advance()
-        # The agreement is on a count that only grows, whatever stage of whichever run inside this one asks.
-        return multihost_utils.reached_preemption_sync_point(next(self._asked))
+        """Whether to stop here; see `launch.stop.Stop.requested`."""
+        return self.stop.requested()
 
     def check_stop(self) -> None:
         """Raise `Preempted` where nothing would be lost, if the run was asked to stop."""
         if self.stop_requested():
             raise Preempted(f"stopped on request; {self.path} is complete up to here")
+
+    # -- its plan ---------------------------------------------------------------------------------------------------
+
+    def store_path(self, asked: str = "") -> Path:
+        """The folder of the store: `asked`, the one that an earlier command used here, or `store` in this directory."""
+        noted = self.path / PLAN
+        if asked or not noted.exists():
+            return Path(asked).absolute() if asked else self.path / "store"
+        return (self.path / json.loads(noted.read_text())["store"]).resolve()
+
+    def note_plan(self, root: Stage, store: Store) -> None:
+        """Write plan.json: where the store is, and the keys of the stages that the result is made from."""
+        stages = {stage.key: type(stage).__name__ for stage in walk(root) if stage.KEPT}
+        content = {"store": os.path.relpath(store.path, self.path), "root": root.key, "stages": stages}
+        write_atomically(self.path / PLAN, json.dumps(content, indent=2) + "\n")
 
     # -- what a run says --------------------------------------------------------------------------------------------
 
@@ -271,13 +278,6 @@ class Run:
             finite = {k: v if math.isfinite(v) else None for k, v in result.items()}
             write_atomically(self.path / "result.json", json.dumps(finite, indent=2) + "\n")
         return result
-
-
-def _process_0_says(answer: bool) -> bool:
-    """Process 0's answer, on every process: a file that only some of them see yet must not part their ways."""
-    if jax.process_count() == 1:
-        return answer
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def _encode(suffix: str, value: Any) -> bytes:

@@ -19,11 +19,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch.run import Preempted, Run, RunDirectoryError, flatten
+from launch.stages import SettingError, Stage
+from launch.store import Store
 from launch.training import hosts, sharding
 from launch.training.loop import NonFiniteLoss
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")
+_STORE = flags.DEFINE_string(
+    "store", "", "the folder that keeps the results of stages, to be shared by runs; by default WORKDIR/store"
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no scheduler says it")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes take part, with --coordinator")
 _PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
@@ -47,7 +52,7 @@ def find(experiment: str) -> Callable:
 
 
 def _module(experiment: str) -> ModuleType:
-    """An experiment: `run(config, run) -> result`, and possibly `REVISABLE`, config fields for `Run.open`."""
+    """An experiment: `plan(config) -> stage`, or for now `run(config, run) -> result` with `REVISABLE` fields."""
     try:
         module = importlib.import_module(experiment)
     except ModuleNotFoundError as error:
@@ -61,27 +66,54 @@ def _module(experiment: str) -> ModuleType:
     return module
 
 
-def execute(config, workdir: str, *, advance: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Run a config's experiment in a run directory, or give the result of one that is finished.
+def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Plan a config and make its root stage in a run directory, or give the result of one that is finished.
 
     Args:
+      store: the folder of the store; "" for the one that the run directory used before, or its own `store`.
       advance: called whenever a run of several processes comes to a place where it could stop.
 
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
+      ValueError: a setting cannot be used; said before the folder is touched.
     """
     experiment = _module(config.experiment)
-    run = Run.open(workdir, config, revisable=getattr(experiment, "REVISABLE", ()))
-    run.advance = advance
+    planned = hasattr(experiment, "plan")
+    root = experiment.plan(config) if planned else None
+    run = Run.open(workdir, config, revisable=list(config) if planned else getattr(experiment, "REVISABLE", ()))
+    run.stop.advance = advance
     try:
-        run.stop_on_sigterm()
+        run.stop.on_sigterm()
         result = run.result()
         if result is not None:
             logging.info("%s is finished", workdir)
             return result
-        return run.finish(experiment.run(run.config, run))
+        if root is None:
+            return run.finish(experiment.run(run.config, run))
+        return make(experiment, root, run, Store(run.store_path(store), run.stop))
     finally:
         run.close()
+
+
+def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[str, float]:
+    """The result of a plan in an open run directory: makes what the store lacks, leaves the files for the user.
+
+    Args:
+      experiment: the module that planned; its `leave(folder, root, store)`, if there is one, writes figures, trained
+        networks and the like into the run directory.
+      root: its plan: a stage that gives flat metrics by name.
+      run: the run directory.
+      store: may be shared with other runs.
+    """
+    before = set(store.used)
+    if run.writes:
+        run.note_plan(root, store)
+    result = store.get(root)
+    used = [str(use) for key, use in store.used.items() if key not in before]
+    logging.info("%s\n  %s", run.path, "\n  ".join(used))
+    if run.writes:
+        getattr(experiment, "leave", lambda *_: None)(run.path, root, store)
+    return run.finish(result)
 
 
 def main(argv: list[str]) -> None:
@@ -95,14 +127,14 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     try:
         with hosts.watched(_STUCK_AFTER.value) as advance:
-            result = execute(_CONFIG.value, _WORKDIR.value, advance=advance)
+            result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance)
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)
         if "JOB_COMPLETION_INDEX" in os.environ:
             sys.exit(hosts.EXIT_STATUS)  # Kubernetes would take 0 for the end of the work and not start this pod again
         return
-    except (RunDirectoryError, NonFiniteLoss) as error:
+    except (SettingError, RunDirectoryError, NonFiniteLoss) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if jax.process_index() == 0:
         table = Path(_WORKDIR.value) / "table.md"

@@ -7,8 +7,23 @@ number (``--config.duration="20 steps"``).
 
 import re
 from fractions import Fraction
+from typing import Any
+
+from launch.stages import SettingError
 
 _FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(epoch|step|example)s?\s*")
+
+
+def check(owner: Any, name: str, value: str) -> None:
+    """Refuse a field of a dataclass that holds no duration; see `to_steps`.
+
+    Raises:
+      SettingError: the field is named.
+    """
+    try:
+        to_steps(value, examples=1, batch_size=1)
+    except (TypeError, ValueError) as error:
+        raise SettingError(name, f": {error}") from error
 
 
 def to_steps(value: str, *, examples: int, batch_size: int) -> int:

@@ -17,6 +17,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,84 +26,165 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
+from launch.stages import require, require_known, settings, stackable
 from launch.training import duration
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
 
-# PyTorch's defaults, for the fields a config may leave out.
-_DEFAULTS = dict(
-    momentum=0.0,  # sgd
-    nesterov=False,  # sgd
-    b1=0.9,  # adam, adamw
-    b2=0.999,
-    eps=1e-8,
-    clip_norm=0.0,  # 0 is off
-    decay_mask=(".*",),
-)
-_REQUIRED = ("name", "learning_rate", "weight_decay", "schedule")
-_SCHEDULE_DEFAULTS = dict(warmup="0 steps", milestones=(), factor=0.1, final=0.0)
-_SCHEDULE_REQUIRED = ("name",)
+Rate = Callable[[Any], jax.Array]
+ToSteps = Callable[[str], int]
 
-Schedule = Callable[[Any], jax.Array]
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of the step (the number of updates made before, from 0).
+
+    Attributes:
+      name: "constant"; "step", multiplied by `factor` from every milestone on; "cosine", half a period from the end of
+        the warm-up to the end of training, down to `final` times the learning rate.
+      warmup: linear from learning_rate / w at step 0 to the full rate at w - 1.
+      milestones: durations from the start of training (the warm-up included), increasing.
+      factor, final: see `name`.
+    """
+
+    name: str = "constant"
+    warmup: str = "0 steps"
+    milestones: tuple[str, ...] = ()
+    factor: float = stackable(0.1, argument=False)
+    final: float = stackable(0.0, argument=False)
+
+    def __post_init__(self) -> None:
+        require_known(self, "name", SCHEDULES)
+        for name in ("factor", "final"):
+            _require_number(self, name)
+        if self.name == "step" and (isinstance(self.milestones, str) or not self.milestones):
+            require(False, self, "milestones", "'step' needs a tuple such as ('40 epochs', '60 epochs')")
+        for text in (self.warmup, *self.milestones):
+            duration.check(self, "warmup" if text is self.warmup else "milestones", text)
+
+    def rate(self, learning_rate: Any, *, total_steps: int, to_steps: ToSteps) -> Rate:
+        """`step -> learning rate`.
+
+        Args:
+          learning_rate: number or traced scalar.
+          total_steps: steps of the whole training, the end of the cosine.
+          to_steps: turns a duration such as "5 epochs" into steps.
+
+        Raises:
+          SettingError: milestones that do not increase.
+        """
+        warmup = to_steps(self.warmup)
+        if warmup and warmup >= total_steps:
+            logging.warning("warm-up %r is %d of %d steps: no step follows it", self.warmup, warmup, total_steps)
+        milestones = self._milestones(total_steps, to_steps) if self.name == "step" else ()
+        rest = max(total_steps - warmup, 1)
+
+        def rate(step):
+            step = jnp.asarray(step).astype(float)  # int32 / int would be float32 under x64 too
+            scale = 1.0
+            if self.name == "step":
+                scale = self.factor ** sum(jnp.where(step >= milestone, 1, 0) for milestone in milestones)
+            elif self.name == "cosine":
+                done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
+                scale = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(math.pi * done))
+            if warmup:
+                scale = scale * jnp.minimum((step + 1) / warmup, 1.0)
+            return jnp.asarray(learning_rate * scale)
+
+        return rate
+
+    def _milestones(self, total_steps: int, to_steps: ToSteps) -> tuple[int, ...]:
+        milestones = tuple(map(to_steps, self.milestones))
+        increasing = all(later > earlier for earlier, later in itertools.pairwise(milestones))
+        require(increasing, self, "milestones", f"milestones must increase, and are steps {milestones}")
+        for text, milestone in zip(self.milestones, milestones, strict=True):
+            if milestone >= total_steps:
+                logging.warning(
+                    "milestone %r (step %d) is not reached: training has %d steps", text, milestone, total_steps
+                )
+        return milestones
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser and its learning-rate schedule; defaults are PyTorch's.
+
+    Attributes:
+      name: sgd, adam or adamw; fields of the others are not read.
+      learning_rate, weight_decay: see the module's docstring.
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
+      momentum, nesterov: sgd only.
+      b1, b2, eps: adam and adamw only.
+      decay_mask: regular expressions over parameter paths such as "conv1/kernel". A parameter whose whole path one of
+        them matches is decayed; (".*",) decays all, as PyTorch does, () none.
+      schedule: of the learning rate.
+    """
+
+    name: str
+    learning_rate: float = stackable()
+    weight_decay: float = stackable()
+    clip_norm: float = stackable(0.0, off_at_zero=True)
+    momentum: float = stackable(0.0, off_at_zero=True, argument=False)
+    nesterov: bool = False
+    b1: float = stackable(0.9, argument=False)
+    b2: float = stackable(0.999, argument=False)
+    eps: float = stackable(1e-8, argument=False)
+    decay_mask: tuple[str, ...] = (".*",)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        require_known(self, "name", OPTIMIZERS)
+        for name in ("learning_rate", "weight_decay", "momentum", "eps", "clip_norm"):
+            _require_number(self, name)
+        for name in ("b1", "b2"):
+            _require_number(self, name, below=1)
+        if self.name == "sgd" and self.nesterov:
+            require(not _is_zero(self.momentum), self, "momentum", "nesterov=True needs a momentum above 0")
+        if isinstance(self.decay_mask, str):
+            example = f"({self.decay_mask!r},)"
+            require(False, self, "decay_mask", f"must be a tuple of regular expressions, such as {example}")
+        for pattern in self.decay_mask:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                require(False, self, "decay_mask", f"{pattern!r} is not a regular expression: {error}")
+
+    def create(self, *, total_steps: int, to_steps: ToSteps) -> tuple[optax.GradientTransformation, Rate]:
+        """The optimiser, and its learning rate as a function of the step.
+
+        Args:
+          total_steps: steps of the whole training, the end of the cosine.
+          to_steps: turns a duration such as "5 epochs" into steps (`launch.training.duration.to_steps` with its sizes
+            bound).
+
+        Returns:
+          `(transformation, rate)`. The transformation's `init` raises ValueError if a regular expression in
+          `decay_mask` matches no parameter; its `update` needs the parameters.
+        """
+        rate = self.schedule.rate(self.learning_rate, total_steps=total_steps, to_steps=to_steps)
+        decay = _add_decay(self.weight_decay, self.decay_mask)
+        parts = [] if _is_zero(self.clip_norm) else [_clip(self.clip_norm)]
+        if self.name == "sgd":
+            parts.append(decay)
+            if not _is_zero(self.momentum):
+                parts.append(optax.trace(decay=self.momentum, nesterov=self.nesterov))
+        else:
+            moments = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+            parts += [decay, moments] if self.name == "adam" else [moments, decay]
+        parts.append(optax.scale_by_learning_rate(rate))
+        return optax.chain(*parts), rate
 
 
 def create(
-    config: Mapping[str, Any], *, total_steps: int, to_steps: Callable[[str], int]
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimiser a config describes, and its learning rate as a function of the step.
-
-    Args:
-      config: a ConfigDict or mapping with
-
-        - ``name``: sgd, adam or adamw;
-        - ``learning_rate``, ``weight_decay``;
-        - ``momentum`` (0), ``nesterov`` (False): sgd only;
-        - ``b1`` (0.9), ``b2`` (0.999), ``eps`` (1e-8): adam and adamw only;
-        - ``clip_norm``: largest global norm of the gradient, 0 (the default) for no clipping;
-        - ``decay_mask``: regular expressions over parameter paths such as ``"conv1/kernel"``. A parameter
-          whose whole path one of them matches is decayed; ``(".*",)``, the default, decays all, as PyTorch
-          does, ``()`` none;
-        - ``schedule``: see `create_schedule`.
-
-        One config may hold the fields of all optimisers; those of the others are not read.
-      total_steps: steps of the whole training, the end of the cosine.
-      to_steps: turns a duration such as ``"5 epochs"`` into steps (`launch.training.duration.to_steps` with its sizes
-        bound).
-
-    Returns:
-      ``(transformation, schedule)``. The transformation's ``init`` raises ValueError if a regular expression
-      in ``decay_mask`` matches no parameter; its ``update`` needs the parameters.
-
-    Raises:
-      ValueError: a field is unknown, missing or out of range, or a name is unknown.
-    """
-    c = _read(config, _REQUIRED, _DEFAULTS, "optimiser")
-    _known(c["name"], OPTIMIZERS, "optimiser")
-    for key in ("learning_rate", "weight_decay", "momentum", "eps", "clip_norm"):
-        _check(c, key)
-    for key in ("b1", "b2"):
-        _check(c, key, below=1)
-    if c["name"] == "sgd" and c["nesterov"] and _is_zero(c["momentum"]):
-        raise ValueError("optimiser: nesterov=True needs a momentum above 0")
-
-    schedule = create_schedule(
-        c["schedule"], learning_rate=c["learning_rate"], total_steps=total_steps, to_steps=to_steps
-    )
-    decay = _add_decay(c["weight_decay"], _patterns(c["decay_mask"]))
-    parts = [] if _is_zero(c["clip_norm"]) else [_clip(c["clip_norm"])]
-    if c["name"] == "sgd":
-        parts.append(decay)
-        if not _is_zero(c["momentum"]):
-            parts.append(optax.trace(decay=c["momentum"], nesterov=bool(c["nesterov"])))
-    else:
-        moments = optax.scale_by_adam(b1=c["b1"], b2=c["b2"], eps=c["eps"])
-        parts += [decay, moments] if c["name"] == "adam" else [moments, decay]
-    parts.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*parts), schedule
+    config: Mapping[str, Any], *, total_steps: int, to_steps: ToSteps
+) -> tuple[optax.GradientTransformation, Rate]:
+    """`Optimizer.create` from a mapping; raises SettingError for an unknown or missing field."""
+    optimizer = settings(Optimizer, {"optimizer": config}, "optimizer")
+    return optimizer.create(total_steps=total_steps, to_steps=to_steps)
 
 
-def of_run(config, *, examples: int) -> tuple[optax.GradientTransformation, Schedule, int, Callable[[str], int]]:
+def of_run(config, *, examples: int) -> tuple[optax.GradientTransformation, Rate, int, ToSteps]:
     """The optimiser of what a config trains, its learning rate by step, how many steps, and what counts durations.
 
     Args:
@@ -112,51 +194,6 @@ def of_run(config, *, examples: int) -> tuple[optax.GradientTransformation, Sche
     to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
     steps = to_steps(config.duration)
     return *create(config.optimizer, total_steps=steps, to_steps=to_steps), steps, to_steps
-
-
-def create_schedule(
-    config: Mapping[str, Any], *, learning_rate, total_steps: int, to_steps: Callable[[str], int]
-) -> Schedule:
-    """Learning rate as a function of the step (the number of updates made before, from 0).
-
-    Args:
-      config: ConfigDict or mapping with
-
-        - ``name``: ``constant``; ``step``, multiplied by ``factor`` from every milestone on; ``cosine``, half
-          a period from the end of the warm-up to `total_steps`, down to ``final`` times the learning rate;
-        - ``warmup`` ("0 steps"): linear from ``learning_rate / w`` at step 0 to the full rate at w - 1;
-        - ``milestones``: durations from the start of training (the warm-up included), increasing;
-        - ``factor`` (0.1); ``final`` (0).
-      learning_rate: number or traced scalar.
-      total_steps, to_steps: see `create`.
-
-    Raises:
-      ValueError: unknown name or field, milestones that do not increase, or `step` without milestones.
-    """
-    c = _read(config, _SCHEDULE_REQUIRED, _SCHEDULE_DEFAULTS, "schedule")
-    name = c["name"]
-    _known(name, SCHEDULES, "schedule")
-    for key in ("factor", "final"):
-        _check(c, key)
-    warmup = to_steps(c["warmup"])
-    if warmup and warmup >= total_steps:
-        logging.warning("warm-up %r is %d of %d steps: no step follows it", c["warmup"], warmup, total_steps)
-    milestones = _milestones(c["milestones"], total_steps, to_steps) if name == "step" else ()
-    rest = max(total_steps - warmup, 1)
-
-    def schedule(step):
-        step = jnp.asarray(step).astype(float)  # int32 / int would be float32 under x64 too
-        scale = 1.0
-        if name == "step":
-            scale = c["factor"] ** sum(jnp.where(step >= milestone, 1, 0) for milestone in milestones)
-        elif name == "cosine":
-            done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
-            scale = c["final"] + (1 - c["final"]) * 0.5 * (1 + jnp.cos(math.pi * done))
-        if warmup:
-            scale = scale * jnp.minimum((step + 1) / warmup, 1.0)
-        return jnp.asarray(learning_rate * scale)
-
-    return schedule
 
 
 def match(params: Any, patterns: Sequence[str]) -> Any:
@@ -211,58 +248,13 @@ def _add_decay(weight_decay, patterns: Sequence[str]) -> optax.GradientTransform
     return optax.GradientTransformation(init, update)
 
 
-def _milestones(durations: Sequence[str], total_steps: int, to_steps: Callable[[str], int]) -> tuple[int, ...]:
-    if isinstance(durations, str) or not durations:
-        raise ValueError(
-            f"schedule 'step' needs milestones, a tuple such as ('40 epochs', '60 epochs'), not {durations!r}"
-        )
-    milestones = tuple(map(to_steps, durations))
-    if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
-        raise ValueError(f"milestones must increase: {tuple(durations)} are steps {milestones}")
-    for text, milestone in zip(durations, milestones, strict=True):
-        if milestone >= total_steps:
-            logging.warning(
-                "milestone %r (step %d) is not reached: training has %d steps",
-                text,
-                milestone,
-                total_steps,
-            )
-    return milestones
-
-
-def _patterns(mask) -> tuple[str, ...]:
-    if isinstance(mask, str):
-        raise ValueError(f"decay_mask must be a tuple of regular expressions, such as ({mask!r},), not a string")
-    for pattern in mask:
-        try:
-            re.compile(pattern)
-        except re.error as e:
-            raise ValueError(f"decay_mask: {pattern!r} is not a regular expression: {e}") from e
-    return tuple(mask)
-
-
-def _read(config, required: Sequence[str], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
-    given = dict(config.items())
-    names = (*required, *defaults)
-    if unknown := sorted(set(given) - set(names)):
-        raise ValueError(f"{what}: unknown field {', '.join(unknown)}; the fields are {', '.join(names)}")
-    if missing := [key for key in required if key not in given]:
-        raise ValueError(f"{what}: missing {', '.join(missing)}")
-    return {**defaults, **given}
-
-
-def _check(c: Mapping[str, Any], key: str, below: float = math.inf) -> None:
-    value = c[key]
+def _require_number(owner: Any, name: str, below: float = math.inf) -> None:
+    value = getattr(owner, name)
     if isinstance(value, jax.Array):  # possibly traced: its value is not known here
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < below:
-        limits = "at least 0" if below == math.inf else f"from 0 to below {below}"
-        raise ValueError(f"{key} must be a number, {limits}, not {value!r}")
-
-
-def _known(name: str, names: Sequence[str], what: str) -> None:
-    if name not in names:
-        raise ValueError(f"unknown {what} {name!r}; there are {', '.join(names)}")
+    limits = "at least 0" if below == math.inf else f"from 0 to below {below}"
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    require(number and 0 <= value < below, owner, name, f"must be a number, {limits}")
 
 
 def _is_zero(x) -> bool:

@@ -151,6 +151,42 @@ class Layout:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, self.replicated, lambda i: a[i]), tree)
 
+    def abstract(self, state) -> Any:
+        """The state's shapes with the shardings that `place` gives it."""
+        shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(
+            np.shape(leaf), jax.dtypes.result_type(leaf), sharding=sharding
+        )
+        return jax.tree.map(shaped, state, self.state_shardings(state))
+
+    def jit(self, step: Callable, state) -> Any:
+        """`step(numbers, state, batch, *, axis_name=None)` as one donated, sharded program.
+
+        Args:
+          step: a `launch.training.program.Step`.
+          state: an example state, arrays or shapes, for its shardings.
+
+        Returns:
+          The jitted `(numbers, state, batch) -> (state, metrics)`; the state that goes in is consumed, metrics are
+          replicated scalars.
+        """
+        if self.mode == "jit":
+            return jax.jit(step, donate_argnums=1, out_shardings=(self.state_shardings(state), self.replicated))
+
+        def sharded(numbers, state, batch):
+            specs = {k: P() if k == RESIDENT else P("data") for k in batch}
+            # check_vma=False: the step averages its own gradients; with the check on, those of replicated
+            # parameters would come out summed over the devices before that.
+            mapped = jax.shard_map(
+                lambda numbers, state, batch: step(numbers, state, batch, axis_name="data"),
+                mesh=self.mesh,
+                in_specs=(P(), P(), specs),
+                out_specs=(P(), P()),
+                check_vma=False,
+            )
+            return mapped(numbers, state, batch)
+
+        return jax.jit(sharded, donate_argnums=1)
+
     def compile(self, step: Callable, state) -> Callable:
         """`step(state, batch, *, axis_name=None) -> (state, metrics)` as one donated, sharded program.
 

@@ -164,7 +164,7 @@ def test_children_stop_with_their_parent(run):
 def test_sigterm_only_asks(run):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        run.stop_on_sigterm()
+        run.stop.on_sigterm()
         run.check_stop()
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Preempted):

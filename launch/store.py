@@ -1,0 +1,186 @@
+"""The store: every stage's result, made once, kept under the stage's key.
+
+    STORE/projector-5d0c7b2a91f4e3d0/stage.json    what it is (class, version, fields); written last
+                                     value/        the result, by `launch.files.save_tree`
+                                     metrics.jsonl, tensorboard/, checkpoints/, versions.json    of stages that train
+    STORE/.locks/                                  one file a key that is being made
+
+A run has one store; the members of a sweep share one. A process that is killed leaves a stage without its stage.json:
+the next one makes it again, and goes on from the checkpoints of a training. A stage of another class version has
+another key, so its earlier result stays.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from launch import files, versions
+from launch.stages import Stage, describe
+from launch.stop import Stop, process_0_says, wait_for_all
+from launch.training.journal import Journal
+
+MARKER = "stage.json"
+_POLL = 0.2  # seconds between two looks at a lock
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a run came by a stage's result.
+
+    Attributes:
+      key: of the stage.
+      seconds: that making it took; None for one that was there.
+    """
+
+    key: str
+    seconds: float | None
+
+    def __str__(self) -> str:
+        return f"{self.key}: reused" if self.seconds is None else f"{self.key}: made in {self.seconds:.1f} s"
+
+
+class Store:
+    """Results of stages, in memory and below `path`.
+
+    Args:
+      path: the folder; made when something is kept.
+      stop: asked before a stage is made, and by stages that take long.
+
+    Attributes:
+      used: what this process took from the store or put into it, by key, in order.
+    """
+
+    def __init__(self, path: str | Path, stop: Stop | None = None):
+        self.path, self.stop = Path(path).absolute(), stop or Stop()
+        self.writes = jax.process_index() == 0
+        self.used: dict[str, Use] = {}
+        self._memory: dict[str, Any] = {}
+
+    def get(self, stage: Stage) -> Any:
+        """A stage's result: from memory, from the disk, or made now, by this process or by another that is at it.
+
+        Every process of a run calls it, in the same order.
+
+        Raises:
+          Preempted: the run was asked to stop.
+          Exception: whatever the stage's `make` raises.
+        """
+        key = stage.key
+        if key in self._memory:
+            return self._memory[key]
+        if not stage.KEPT:
+            value = stage.make(self)
+        else:
+            seconds = None
+            if not self.has(stage):
+                self.stop.check()
+                with self._locked(key):
+                    if not self.has(stage):
+                        seconds = self._make(stage)
+            self._note(Use(key, seconds))
+            value = stage.decode(files.load_tree(self.folder(stage) / "value"))
+        self._memory[key] = value
+        return value
+
+    def has(self, stage: Stage) -> bool:
+        """Whether the result is on the disk, whole."""
+        return process_0_says((self.folder(stage) / MARKER).exists())
+
+    def put(self, stage: Stage, value: Any, seconds: float = 0.0) -> None:
+        """Keep a result that was made elsewhere: as one of several by one program. The caller holds the lock."""
+        if self.writes:
+            folder = self.folder(stage)
+            folder.mkdir(parents=True, exist_ok=True)
+            files.save_tree(folder / "value", stage.encode(value))
+            shutil.rmtree(folder / "scratch", ignore_errors=True)
+            description = {"key": stage.key, **describe(stage), "seconds": round(seconds, 3)}
+            files.write_atomically(folder / MARKER, json.dumps(description, indent=2) + "\n")
+        wait_for_all(stage.key)
+        self._note(Use(stage.key, seconds))
+
+    def folder(self, stage: Stage) -> Path:
+        """Where a stage is kept; it may not exist yet."""
+        return self.path / stage.key
+
+    def scratch(self, stage: Stage) -> Path:
+        """An empty folder for files that `make` writes on its way, such as memory maps of its result."""
+        path = self.folder(stage) / "scratch"
+        if self.writes:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        return path
+
+    def journal(self, stage: Stage) -> Journal:
+        """The logs of a stage that trains; notes the versions that it trains with."""
+        folder = self.folder(stage)
+        if self.writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            versions.record(folder)
+        return Journal(folder)
+
+    def forget(self) -> None:
+        """Drop what is in memory; it is read again from the disk when it is asked for."""
+        self._memory.clear()
+
+    @contextlib.contextmanager
+    def locked(self, stages: list[Stage]) -> Iterator[None]:
+        """Hold the locks of several stages, to make them together."""
+        with contextlib.ExitStack() as held:
+            for key in sorted(stage.key for stage in stages):  # one order everywhere: no two wait for each other
+                held.enter_context(self._locked(key))
+            yield
+
+    def _make(self, stage: Stage) -> float:
+        logging.info("%s: making", stage.key)
+        start = time.perf_counter()
+        value = stage.make(self)
+        seconds = time.perf_counter() - start
+        self.put(stage, value, seconds)
+        return seconds
+
+    def _note(self, use: Use) -> None:
+        if self.used.get(use.key) is None:
+            self.used[use.key] = use
+            logging.info("%s", use)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Hold the lock of a key on process 0; the others wait for it."""
+        file = None
+        try:
+            if self.writes:
+                folder = self.path / ".locks"
+                folder.mkdir(parents=True, exist_ok=True)
+                file = open(folder / key, "w")  # noqa: SIM115 - held open as long as the lock is
+            waited = False
+            while not process_0_says(self._try(file, key)):
+                if not waited:
+                    logging.info("%s: another process is making it, waiting", key)
+                    waited = True
+                time.sleep(_POLL)
+                self.stop.check()
+            yield
+        finally:
+            if file is not None:
+                file.close()
+
+    @staticmethod
+    def _try(file, key: str) -> bool:
+        if file is None:
+            return True  # not process 0: its answer counts
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # some cluster file systems have no locks
+            logging.warning("%s cannot be locked (%s): two processes may make it at the same time", key, error)
+        return True

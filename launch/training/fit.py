@@ -1,0 +1,240 @@
+"""The one training loop, of one run and of a stack: dispatch ahead of the host, log, evaluate, save, resume, stop."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from launch.stages import Stage
+from launch.stop import Preempted, Stop
+from launch.store import Store
+from launch.training.checkpoint import Checkpoints, abstract
+from launch.training.journal import Journal
+from launch.training.loop import NonFiniteLoss, due, prefetch
+from launch.training.pace import Windows
+from launch.training.places import Place
+from launch.training.program import Batch, Numbers, Step
+
+Values = list[dict[str, float]]
+Failures = dict[int, NonFiniteLoss]
+CHECKPOINTS = "checkpoints"  # of a trained stage, in its folder of the store
+
+
+class Evaluate(Protocol):
+    """Metrics of every member; numbers, state and resident arrays are on the devices, as the place puts them."""
+
+    def __call__(self, numbers: Numbers, state: Any, resident: Any) -> Values: ...
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often something happens, in steps; 0 is only at the end (for logging: never in between)."""
+
+    log_every: int = 50
+    eval_every: int = 0
+    checkpoint_every: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training, with everything but its initial state and where it is kept.
+
+    Attributes:
+      place: where it runs: `places.One`, or a `places.Stack` of members.
+      step: see `launch.training.program.Step`.
+      numbers: of the member: scalars; of a stack: arrays (k,).
+      batches: `start -> iterable` of this process's batches from step `start` on; of a stack (k, b, …).
+      batch_size: examples a step and member, over all devices.
+      steps: how many there are in all.
+      evaluate: at every `cadence.eval_every` steps and at the end; each time a checkpoint follows.
+      resident: arrays that every device keeps whole; the step gets them as `batch["resident"]`.
+      cadence: of logs, evaluations and checkpoints.
+      best: the metric that chooses the state that is returned, and "max" or "min"; None for the last state.
+    """
+
+    place: Place
+    step: Step
+    numbers: Mapping[str, np.ndarray]
+    batches: Callable[[int], Iterable[Batch]]
+    batch_size: int
+    steps: int
+    evaluate: Evaluate | None = None
+    resident: Any = None
+    cadence: Cadence = Cadence()
+    best: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+      state: the best by `Training.best`, or the last; on the devices, of a stack's member on the host.
+      step: that it is of.
+      metrics: that it was saved with.
+    """
+
+    state: Any
+    step: int
+    metrics: dict[str, float]
+
+
+def alone(evaluate: Callable[[Any], Mapping[str, float]]) -> Evaluate:
+    """An `Evaluate` of one member from a function of its state."""
+    return lambda numbers, state, resident: [dict(evaluate(state))]
+
+
+def train(store: Store, stage: Stage, state: Any, training: Training) -> Outcome:
+    """Train a stage in its folder of the store, or go on with it.
+
+    Args:
+      store: keeps metrics and checkpoints while it trains.
+      stage: whose folder it is.
+      state: the initial one, on the host or on the devices.
+      training: what is trained.
+
+    Raises:
+      NonFiniteLoss: the loss or another metric is NaN or infinite; nothing bad was saved.
+      Preempted: the run was asked to stop; the state is saved.
+    """
+    (outcome,) = train_together(store, [stage], state, lambda members: training, training)
+    if isinstance(outcome, NonFiniteLoss):
+        raise outcome
+    return outcome
+
+
+def train_together(
+    store: Store,
+    stages: Sequence[Stage],
+    states: Any,
+    training_of: Callable[[Sequence[int]], Training],
+    whole: Training,
+) -> list[Outcome | NonFiniteLoss]:
+    """Train k stages as one program, each in its own folder of the store; `train` for many.
+
+    Args:
+      states: initial ones, host arrays (k, …); of one stage as in `train`.
+      training_of: the training of some members: those that are at one step, after a kill not always all.
+      whole: the training of all, for what does not depend on the members.
+
+    Returns:
+      Of each stage its outcome, or why it was given up.
+    """
+    failures: Failures = {}
+    last: dict[int, Any] = {}
+    with contextlib.ExitStack() as opened:
+        journals = [opened.enter_context(store.journal(stage)) for stage in stages]
+        folders = [store.folder(stage) / CHECKPOINTS for stage in stages]
+        checkpoints = [opened.enter_context(Checkpoints(folder, best=whole.best)) for folder in folders]
+        for start, indices, state in whole.place.restore(states, checkpoints):
+            own = training_of(indices)
+            if start < own.steps:
+                arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
+                state, lost = fit(own, state, start, *arguments, stop=store.stop)
+                failures |= {indices[i]: error for i, error in lost.items()}
+            last |= dict(zip(indices, own.place.each(state), strict=True))
+        return [failures.get(i) or _outcome(whole, last[i], checkpoints[i]) for i in range(len(stages))]
+
+
+def _outcome(training: Training, state: Any, checkpoints: Checkpoints) -> Outcome:
+    if training.best is None:
+        return Outcome(state, int(state.step), {})
+    best, at, metrics = checkpoints.restore_best(abstract(state))
+    logging.info("best at step %d of %d: %s", at, training.steps, _shown(metrics))
+    return Outcome(best, at, metrics)
+
+
+def fit(
+    training: Training,
+    state: Any,
+    start: int,
+    journals: Sequence[Journal],
+    checkpoints: Sequence[Checkpoints],
+    *,
+    stop: Stop,
+) -> tuple[Any, Failures]:
+    """Train from step `start` to the end.
+
+    Args:
+      training: what is trained.
+      state: at step `start`, as the place's `restore` gives it.
+      journals, checkpoints: of the members.
+      stop: says when to stop.
+
+    Returns:
+      The state after the last step, on the devices, and the members that were given up because a metric was not
+      finite; of the others the last state is saved.
+
+    Raises:
+      Preempted: the run was asked to stop; the states of all members are saved.
+    """
+    place, cadence, steps = training.place, training.cadence, training.steps
+    for journal in journals:
+        journal.rewind(start)
+    state = place.begin(state)
+    numbers, resident = place.put_numbers(training.numbers), place.share(training.resident)
+    compiled = place.jit(training.step, state)
+    progress = _progress(start, steps, shown=journals[0].writes)
+    windows = Windows(place, journals, start, training.batch_size, progress)
+    feed = prefetch(itertools.islice(training.batches(start), steps - start), place.put)
+    try:
+        for at, batch in zip(range(start + 1, steps + 1), feed, strict=True):
+            with windows.interrupted() as clock:
+                clock.compiled = compiled.prepare(numbers, state, batch, resident)
+            with jax.transfer_guard("disallow"):  # a hidden copy in the step's arguments would cost every step
+                state, metrics = compiled(numbers, state, batch, resident)
+            windows.add(metrics)
+            stops = stop.requested()
+            evaluates = training.evaluate is not None and due(at, cadence.eval_every, steps)
+            saves = stops or evaluates or due(at, cadence.checkpoint_every, steps)
+            if saves or (cadence.log_every > 0 and at % cadence.log_every == 0):
+                windows.turn(at, wait=saves)  # before a save every loss so far has been seen to be finite
+            if not windows.alive:
+                break
+            if saves:
+                values = training.evaluate(numbers, state, resident) if evaluates else None
+                _keep(place, state, at, values, windows.alive, journals, checkpoints)
+                windows.resume(at)
+            if stops and at < steps:
+                for own in checkpoints:
+                    own.wait()
+                raise Preempted(f"saved at step {at} of {steps} in {journals[0].path}")
+    finally:
+        feed.close()
+        progress.close()
+        windows.close()
+        for own in checkpoints:
+            own.wait()
+    return state, windows.failures
+
+
+def _keep(
+    place: Place,
+    state: Any,
+    at: int,
+    values: Values | None,
+    alive: Sequence[int],
+    journals: Sequence[Journal],
+    checkpoints: Sequence[Checkpoints],
+) -> None:
+    """Log the metrics of an evaluation, if there was one, and save the states of the members that are alive."""
+    states = place.each(state)
+    for index in alive:
+        if values is not None:
+            journals[index].log(at, values[index])
+            logging.info("step %d: %s", at, _shown(values[index]))
+        checkpoints[index].save(at, states[index], values[index] if values is not None else None)
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _progress(start: int, steps: int, *, shown: bool) -> tqdm:
+    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not shown, mininterval=1.0)

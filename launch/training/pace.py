@@ -1,0 +1,183 @@
+"""What the loop says of its steps: means of their metrics, and how fast the devices go.
+
+The rate counts steps that ran undisturbed: a window in which something was compiled, or that an evaluation or a
+checkpoint interrupted, has none.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from launch.training.journal import Journal
+from launch.training.loop import LOSS, NEVER, NonFiniteLoss, _gather, not_finite
+from launch.training.places import Place
+
+
+@dataclass
+class _Window:
+    """Steps up to `step`, summed on the devices.
+
+    Attributes:
+      steps: how many.
+      total: sums of metrics, and the first step that was not finite.
+      undisturbed: whether nothing but steps happened since the start of the window.
+      compile_seconds: that went into compiling.
+      begins: when the first step could start: a time, or the window before it, whose end it is.
+      ends: when the devices were done, set by the watch.
+    """
+
+    step: int
+    steps: int
+    total: Any
+    undisturbed: bool
+    compile_seconds: float
+    begins: "float | _Window"
+    ends: float = 0.0
+
+    def seconds(self) -> float:
+        """How long the devices took."""
+        return self.ends - (self.begins.ends if isinstance(self.begins, _Window) else self.begins)
+
+
+class Watch:
+    """A thread that notes when the devices are done with something, without holding up the host."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue = queue.Queue()
+        self._done = threading.Condition()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
+        self._thread.start()
+
+    def note(self, window: _Window) -> None:
+        """Set `window.ends` once its sums are computed."""
+        self._waiting.put(window)
+
+    def wait(self, window: _Window) -> None:
+        """Return when `window.ends` is set."""
+        with self._done:
+            self._done.wait_for(lambda: window.ends > 0)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._waiting.put(None)
+        self._thread.join(timeout=5)
+
+    def _look(self) -> None:
+        while (window := self._waiting.get()) is not None:
+            with contextlib.suppress(Exception):  # an error of the computation is raised where its result is read
+                jax.block_until_ready(window.total)
+            with self._done:
+                window.ends = time.perf_counter()
+                self._done.notify_all()
+
+
+@dataclass
+class Interruption:
+    """Whether something was compiled, said by who looks at it."""
+
+    compiled: bool = False
+
+
+class Windows:
+    """Metrics of the steps since the last look, summed on the devices, and those on their way to the host.
+
+    A window is read one window after it was closed, so the devices never wait for the host; reading it also keeps the
+    host from running more than two windows ahead.
+
+    Args:
+      place: of the members.
+      journals: of the members.
+      start: the step before the first.
+      batch_size: examples a step and member.
+      progress: the bar.
+
+    Attributes:
+      failures: members whose metrics were not finite, and why they were given up.
+    """
+
+    def __init__(self, place: Place, journals: Sequence[Journal], start: int, batch_size: int, progress: tqdm):
+        self.place, self.journals, self.batch_size, self.progress = place, journals, batch_size, progress
+        self.failures: dict[int, NonFiniteLoss] = {}
+        self._total: Any = None
+        self._pending: list[_Window] = []
+        self._step = self._closed = start
+        self._begins: float | _Window = time.perf_counter()
+        self._undisturbed, self._compile_seconds = True, 0.0
+        self._watch = Watch()
+
+    @property
+    def alive(self) -> list[int]:
+        """Members whose metrics were finite so far."""
+        return [index for index in range(len(self.journals)) if index not in self.failures]
+
+    @contextlib.contextmanager
+    def interrupted(self) -> Iterator[Interruption]:
+        """Around what may compile a program; says how long that took and keeps it out of the rate."""
+        said, start = Interruption(), time.perf_counter()
+        yield said
+        if said.compiled:
+            seconds = time.perf_counter() - start
+            self._undisturbed = False
+            self._compile_seconds += seconds
+            logging.info("compiled the step in %.1f s", seconds)
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Take up the metrics of the next step."""
+        self._step += 1
+        if self._total is None:
+            self._total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(NEVER)}
+        self._total = _gather(self._total, metrics, np.int32(self._step))
+
+    def turn(self, step: int, *, wait: bool = False) -> None:
+        """Close the window at `step`; read the one closed before, or with `wait` this one too."""
+        if self._total is not None:
+            jax.tree.map(lambda a: a.copy_to_host_async(), self._total)
+            window = _Window(
+                step, step - self._closed, self._total, self._undisturbed, self._compile_seconds, self._begins
+            )
+            self._watch.note(window)
+            self._pending.append(window)
+            self._begins, self._closed, self._total = window, step, None
+            self._undisturbed, self._compile_seconds = True, 0.0
+        while self._pending and (wait or len(self._pending) > 1):
+            self._read(self._pending.pop(0))
+
+    def resume(self, step: int) -> None:
+        """Go on after an evaluation or a checkpoint at `step`, where all windows have been read."""
+        del step
+        self._begins = time.perf_counter()
+
+    def close(self) -> None:
+        """End the watch."""
+        self._watch.close()
+
+    def _read(self, window: _Window) -> None:
+        """Log the means of a window; give up the members of which a metric was not finite."""
+        total = jax.device_get(window.total)
+        self._watch.wait(window)
+        rates = {}
+        if window.undisturbed:
+            rates["steps_per_second"] = window.steps / window.seconds()
+            rates["examples_per_second"] = rates["steps_per_second"] * self.batch_size
+        if window.compile_seconds:
+            rates["compile_seconds"] = window.compile_seconds
+        for index in self.alive:
+            own = self.place.select(total, index)
+            if own["bad"] != NEVER:
+                self.failures[index] = not_finite(int(own["bad"]), own["sums"])
+                logging.warning("%s: %s", self.journals[index].path, self.failures[index])
+                continue
+            means = {f"train/{name}": float(value) / window.steps for name, value in own["sums"].items()}
+            self.journals[index].log(window.step, means | {f"train/{name}": rate for name, rate in rates.items()})
+            self.progress.set_postfix({LOSS: f"{means[f'train/{LOSS}']:.4g}"}, refresh=False)
+        self.progress.update(window.step - self.progress.n)

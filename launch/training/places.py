@@ -1,0 +1,219 @@
+"""Where a training lives: one member over a mesh of devices, or a stack of members divided over devices.
+
+`One` and `Stack` offer the loop the same: put numbers, state, batches and resident arrays on devices, compile a step
+for them, and take one member's part of a tree. Members of a stack differ in numbers, which are traced, and in their
+batches; each lives on one device, as if trained on that alone: no number goes from one device to another.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.training.checkpoint import Checkpoints, abstract
+from launch.training.program import Batch, Step
+from launch.training.sharding import RESIDENT, Layout
+
+Restored = list[tuple[int, list[int], Any]]
+
+
+class Place(Protocol):
+    """What the loop asks of `One` and `Stack`."""
+
+    @property
+    def members(self) -> int:
+        """How many members train here."""
+        ...
+
+    def put(self, batch: Batch) -> Any:
+        """A batch from the host to the devices."""
+        ...
+
+    def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
+        """The members' numbers on the devices."""
+        ...
+
+    def share(self, resident: Any) -> Any:
+        """Arrays that every device keeps whole."""
+        ...
+
+    def begin(self, state: Any) -> Any:
+        """What `restore` gave, on the devices, in buffers of its own, safe to donate."""
+        ...
+
+    def jit(self, step: Step, state: Any) -> Callable:
+        """`(numbers, state, batch, resident) -> (state, metrics)`, compiled when it is called; consumes the state."""
+        ...
+
+    def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
+        """(step, members that go on from there, their state): from the newest checkpoints, or the initial state."""
+        ...
+
+    def select(self, tree: Any, index: int) -> Any:
+        """One member's part of metrics or numbers that were fetched to the host."""
+        ...
+
+    def each(self, state: Any) -> Sequence[Any]:
+        """Every member's state, as a checkpoint takes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class One:
+    """One member over all devices of a layout."""
+
+    layout: Layout
+    members: int = 1
+
+    def put(self, batch: Batch) -> Any:
+        return self.layout.put(dict(batch))
+
+    def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
+        return self.layout.replicate(dict(numbers))
+
+    def share(self, resident: Any) -> Any:
+        return None if resident is None else self.layout.replicate(resident)
+
+    def begin(self, state: Any) -> Any:
+        return state
+
+    def jit(self, step: Step, state: Any) -> Callable:
+        compiled = self.layout.jit(step, state)
+        with_resident = lambda batch, resident: batch if resident is None else {**batch, RESIDENT: resident}
+        return _Lowered(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
+
+    def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
+        wanted = self.layout.abstract(state)
+        restored = checkpoints[0].restore_latest(wanted)
+        if restored is None:
+            return [(0, [0], self.layout.place(state))]
+        return [(restored[1], [0], restored[0])]
+
+    def select(self, tree: Any, index: int) -> Any:
+        del index
+        return tree
+
+    def each(self, state: Any) -> Sequence[Any]:
+        return [state]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """k members in equal parts on some devices; the last places are filled up with copies of the last member.
+
+    Attributes:
+      members: k.
+      devices: the first ones are used, as many as have a member of their own.
+    """
+
+    members: int
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(devices d, members on each m), d · m at least k."""
+        each = -(-self.members // min(len(self.devices), self.members))
+        return -(-self.members // each), each
+
+    @property
+    def used(self) -> tuple[jax.Device, ...]:
+        """The devices that have a member of their own."""
+        return self.devices[: self.shape[0]]
+
+    @property
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(Mesh(np.array(self.used), ("members",), axis_types=(AxisType.Auto,)), P("members"))
+
+    def put(self, batch: Any) -> Any:
+        """Host arrays (k, …) -> arrays (d, m, …) over the devices."""
+        places = np.minimum(np.arange(math.prod(self.shape)), self.members - 1).reshape(self.shape)
+        return jax.device_put(jax.tree.map(lambda a: np.asarray(a)[places], batch), self._sharding)
+
+    def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
+        return self.put(dict(numbers))
+
+    def share(self, resident: Any) -> Any:
+        """Host arrays (…) -> arrays (d, …), a copy on each device."""
+        count, sharding = self.shape[0], self._sharding
+        copy = lambda a: jax.make_array_from_callback((count, *a.shape), sharding, lambda index: a[None])
+        return jax.tree.map(copy, {} if resident is None else resident)
+
+    def begin(self, state: Any) -> Any:
+        """As `put`, into buffers of its own: on a CPU `put` may share the host array's memory."""
+        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(self.put(state))
+
+    def pull(self, tree: Any) -> Any:
+        """Arrays (d, m, …) -> host arrays (k, …), copied: `device_get` may share a buffer that is donated."""
+        return jax.tree.map(lambda a: np.array(a).reshape(-1, *a.shape[2:])[: self.members], jax.device_get(tree))
+
+    def map(self, fn: Callable, *, donate: Sequence[int] = ()) -> Any:
+        """`fn(numbers, state, batch, resident)` of one member -> the same of all, as one program over the devices."""
+        mapped = jax.vmap(fn, (0, 0, 0, None))
+        return jax.pmap(mapped, axis_name="members", devices=self.used, donate_argnums=tuple(donate))
+
+    def jit(self, step: Step, state: Any) -> Callable:
+        del state
+        one = lambda n, s, b, r: step(n, s, {**b, RESIDENT: r} if r else b)
+        return _Lowered(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
+
+    def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
+        """The initial state is on the host, (k, …); members that were saved together go on together."""
+        found: dict[int, list[tuple[int, Any]]] = {}
+        for index, own in enumerate(checkpoints):
+            initial = member(state, index)
+            restored, at = own.restore_latest(abstract(initial)) or (initial, 0)
+            found.setdefault(at, []).append((index, restored))
+        groups: Restored = []
+        for at, parts in sorted(found.items()):
+            states = [part for _, part in parts]
+            groups.append((at, [i for i, _ in parts], jax.tree.map(lambda *leaves: np.stack(leaves), *states)))
+        return groups
+
+    def select(self, tree: Any, index: int) -> Any:
+        return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *np.shape(a)[2:])[index], tree)
+
+    def each(self, state: Any) -> Sequence[Any]:
+        whole = self.pull(state)
+        return [member(whole, index) for index in range(self.members)]
+
+
+def stack(members: int, devices: Sequence[jax.Device] | None = None) -> Stack:
+    """A stack of so many members over `devices`, by default all of this process."""
+    return Stack(members, tuple(jax.local_devices() if devices is None else devices))
+
+
+def member(tree: Any, index: int) -> Any:
+    """One member's part of host arrays (k, …)."""
+    return jax.tree.map(lambda a: np.asarray(a[index]), tree)
+
+
+class _Lowered:
+    """A jitted function of arranged arguments, compiled ahead of its first call for every shape of batch.
+
+    Compiling apart from calling is what lets the loop keep compilation out of its timings.
+    """
+
+    def __init__(self, jitted: Any, arrange: Callable):
+        self._jitted, self._arrange, self._compiled = jitted, arrange, {}
+
+    def prepare(self, numbers: Any, state: Any, batch: Any, resident: Any) -> bool:
+        """Compile for these arguments unless that is done; whether it was necessary."""
+        key = self._key(batch)
+        if key in self._compiled:
+            return False
+        arguments = self._arrange(numbers, state, batch, resident)
+        self._compiled[key] = self._jitted.lower(*arguments).compile()
+        return True
+
+    def __call__(self, numbers: Any, state: Any, batch: Any, resident: Any) -> Any:
+        return self._compiled[self._key(batch)](*self._arrange(numbers, state, batch, resident))
+
+    @staticmethod
+    def _key(batch: Any) -> tuple:
+        return tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in sorted(batch.items()))

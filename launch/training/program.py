@@ -1,0 +1,73 @@
+"""What a trained stage compiles: a pure step, and the shapes of everything that goes into it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+Batch = Mapping[str, Any]
+Numbers = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Step(Protocol):
+    """One update, pure.
+
+    Args:
+      numbers: scalars in which members of a sweep may differ, by name: learning rate, weights, seed (see
+        `launch.stages.numbers`). They are arguments of the compiled program, so that every member runs the same one.
+      state: a pytree with an integer scalar `step`.
+      batch: a global batch, or one device's share of it; under "resident" what every device keeps whole.
+      axis_name: the mesh axis to average gradients, statistics and metrics over; None where the batch is global.
+
+    Returns:
+      The next state, and scalar metrics that include "loss".
+    """
+
+    def __call__(
+        self, numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[Any, Metrics]: ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """A step with the shapes of its arguments; nothing is computed to make one.
+
+    Attributes:
+      step: see `Step`.
+      numbers: scalars, or their shapes.
+      state: shapes of the state, as `jax.ShapeDtypeStruct`.
+      batch: shapes of a global batch, without "resident".
+      resident: shapes of the arrays that every device keeps whole, or None.
+    """
+
+    step: Step
+    numbers: Numbers
+    state: Any
+    batch: Batch
+    resident: Any = None
+
+
+def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Numbers as arguments of a program: int32, or JAX's default float.
+
+    Args:
+      numbers: Python numbers, or lists of them with one for each member of a stack.
+
+    Raises:
+      ValueError: a value is no number, or an integer of more than 32 bits; it is named.
+    """
+    arrays = {}
+    for name, value in numbers.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if isinstance(one, bool) or not isinstance(one, int | float):
+                raise ValueError(f"{name}={one!r} is not a number, so it cannot be an argument of a program")
+            if isinstance(one, int) and abs(one) >= 2**31:
+                raise ValueError(f"{name}={one}: integers of a program have 32 bits; take one below {2**31}")
+        whole = all(isinstance(one, int) for one in values)
+        dtype = np.int32 if whole else jax.dtypes.canonicalize_dtype(float)
+        arrays[name] = np.asarray(value, dtype)
+    return arrays
