@@ -7,11 +7,10 @@ import pytest
 
 from launch.data import Arrays, feed
 from launch.training import keys, loop, sharding
-from robustgrad_jax import attacks, callables, metrics, models
+from robustgrad_jax import attacks, callables, gradients, metrics, models
 from robustgrad_jax.measures import evaluation, under_attack
 from robustgrad_jax.measures.evaluation import Compare, Subject
 from robustgrad_jax.measures.under_attack import Attack
-from robustgrad_jax.regularizers import alignment
 
 torch = pytest.importorskip("torch")
 ssim = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
@@ -64,7 +63,7 @@ def model():
 
 
 def gradient_of(model, variables, x, y, slots=None):
-    return alignment.input_gradient(lambda v, x: (model.apply(v, x)[0], None), variables, x, y)[0]
+    return gradients.input_gradient(lambda v, x: (model.apply(v, x)[0], None), variables, x, y)[0]
 
 
 def subject(attribute=gradient_of):
@@ -75,7 +74,7 @@ def draws(kind, stream, shape, radius):
     """Every draw of every image: (draw, image, h, w, c)."""
     slots = jnp.arange(N)
     return [
-        np.asarray(alignment.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64))
+        np.asarray(gradients.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64))
         for d in range(DRAWS)
     ]
 
@@ -293,7 +292,7 @@ def test_curves_and_sensitivity(case):
     found = means(split, variables, fn)
     noise = np.stack(
         [
-            alignment.draw_noise(
+            gradients.draw_noise(
                 "uniform",
                 jax.random.fold_in(keys.stream(SEED, "sensitivity"), draw),
                 jnp.arange(N),
