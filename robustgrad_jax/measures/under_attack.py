@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,67 +25,62 @@ def frame(shape: tuple[int, int]) -> jax.Array:
 
 @dataclass(frozen=True)
 class Attack:
-    """One of the attacks, with everything but its images.
+    """An attack and its strength.
 
     Attributes:
       kind: of `ATTACKS`.
       radius: ε in units of 1/255 of the pixel range.
-      std: per channel, what the images were divided by.
       steps: of the attack.
       gamma: AAM's weight of the heat map against the logits.
       top_k: pixels of the top-k attack.
-      seed: of random starts; the test-set index gives each image its own.
     """
 
     kind: str
     radius: float
-    std: tuple[float, ...]
-    steps: int
-    gamma: float
-    top_k: int
-    seed: int
+    steps: int = 100
+    gamma: float = 0.5
+    top_k: int = 1
 
     def __call__(
-        self, logits_fn: LogitsFn, attribution_fn: AttributionFn, x: jax.Array, y: jax.Array, slots: jax.Array
+        self,
+        logits_fn: LogitsFn,
+        attribution_fn: AttributionFn,
+        x: jax.Array,
+        y: jax.Array,
+        *,
+        std: Sequence[float],
+        draws: Draws,
     ) -> jax.Array:
-        """The attacked images, of x's shape (n, h, w, c)."""
-        return ATTACKS[self.kind](self, logits_fn, attribution_fn, x, y, slots)
+        """The attacked images, of x's shape (n, h, w, c); `std` is what the images were divided by."""
+        ball = Ball(self.radius / 255, tuple(std))
+        return ATTACKS[self.kind](self, logits_fn, attribution_fn, x, y, ball, draws)
 
     @property
     def name(self) -> str:
         """ "aam-8": how its values are named."""
         return f"{self.kind}-{self.radius:g}"
 
-    @property
-    def ball(self) -> Ball:
-        """Where the attacked images may be."""
-        return Ball(self.radius / 255, self.std)
-
-    def draws(self, slots: jax.Array) -> Draws:
-        """Of random starts and signs."""
-        return Draws(keys.stream(self.seed, self.kind), slots)
-
 
 ATTACKS: dict[str, Callable[..., jax.Array]] = {
-    "aam": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.manipulate(
-        logits_fn, attribution_fn, x, y, frame(x.shape[1:3]), a.ball, steps=a.steps, gamma=a.gamma
+    "aam": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.manipulate(
+        logits_fn, attribution_fn, x, y, frame(x.shape[1:3]), ball, steps=a.steps, gamma=a.gamma
     ),
-    "top_k": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.top_k(
-        logits_fn, attribution_fn, x, y, a.ball, k=a.top_k, steps=a.steps
+    "top_k": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.top_k(
+        logits_fn, attribution_fn, x, y, ball, k=a.top_k, steps=a.steps
     ),
-    "mass_center": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.mass_center(
-        logits_fn, attribution_fn, x, y, a.ball, a.draws(slots), steps=a.steps
+    "mass_center": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.mass_center(
+        logits_fn, attribution_fn, x, y, ball, draws, steps=a.steps
     ),
-    "pgd": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.pgd(
-        logits_fn, attribution_fn, x, y, a.ball, a.draws(slots), steps=a.steps
+    "pgd": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.pgd(
+        logits_fn, attribution_fn, x, y, ball, draws, steps=a.steps
     ),
-    "random_sign": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.random_sign(x, a.ball, a.draws(slots)),
+    "random_sign": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.random_sign(x, ball, draws),
 }
 
 RunAttack = Callable[[Any, Batch], dict[str, Any]]
 
 
-def attacked(subject: Subject, through: Subject, attack: Attack) -> RunAttack:
+def attacked(subject: Subject, through: Subject, attack: Attack, *, std: Sequence[float], seed: int) -> RunAttack:
     """(variables, batch) -> what `under_attack` measures.
 
     Runs as it is, a compiled step at a time, or inside jit, where the whole attack is one program.
@@ -94,6 +89,8 @@ def attacked(subject: Subject, through: Subject, attack: Attack) -> RunAttack:
       subject: what is explained, before and after.
       through: the network that is attacked: that of `subject`, or for ReLU its smooth copy.
       attack: what happens to the images.
+      std: per channel, what the images were divided by.
+      seed: of random starts; the test-set index gives each image its own.
 
     Returns:
       A function that gives x (n, h, w, c) and y (n,), moved, the attacked images, and before and after, what `explain`
@@ -103,7 +100,8 @@ def attacked(subject: Subject, through: Subject, attack: Attack) -> RunAttack:
     def run(variables: Any, batch: Batch) -> dict[str, Any]:
         x, y = _call(subject.prepare, batch)
         slots = batch["slot"]
-        moved = attack(through.logits_fn(variables), through.attribution_fn(variables, slots), x, y, slots)
+        functions = through.logits_fn(variables), through.attribution_fn(variables, slots)
+        moved = attack(*functions, x, y, std=std, draws=Draws(keys.stream(seed, attack.kind), slots))
         before, after = (_call(subject.explain, variables, images, y, slots) for images in (x, moved))
         return {"x": x, "y": y, "moved": moved, "before": before, "after": after}
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
+from robustgrad_jax.measures.suite import CURVES, PERTURBATIONS
 
 from configs.robustgrad import base
 from launch import data
@@ -17,7 +18,6 @@ from launch.train import find
 from launch.training import duration, optim, sharding
 from robustgrad_jax import attributions, comparison, experiment, lrp, models, regularizers, tables
 from robustgrad_jax.measures import evaluation
-from robustgrad_jax.measures.suite import CURVES, PERTURBATIONS
 from robustgrad_jax.regularizers.alignment import NOISE_KINDS
 from tests.commands import ROOT, finish, train
 from tests.launch.test_train import logged
