@@ -26,7 +26,7 @@ import re
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
 Level = Literal["main", "normal", "detail"]
@@ -107,6 +107,7 @@ LOOP = {
     "train/loss": Metric("training loss", "down"),
     "train/steps_per_second": Metric("steps per second", "up", level="detail"),
     "train/examples_per_second": Metric("examples per second", "up", level="detail"),
+    "train/gradient_norm": Metric("gradient norm"),
     "train/compile_seconds": Metric("compilation", unit="s", level="detail"),
 }
 
@@ -163,13 +164,13 @@ def of_experiment(name: str) -> tuple[Describe | None, str]:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
     try:
-        describe = getattr(importlib.import_module(name), "describe", None)
+        module: Any = importlib.import_module(name)
     except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
         problem = f"{type(error).__name__}: {error}"
         return None, f"{name} cannot be imported ({problem}): its metrics are shown under their keys"
-    if not callable(describe):
+    if not callable(getattr(module, "describe", None)):
         return None, f"{name} has no describe(key): its metrics are shown under their keys"
-    return describe, ""
+    return module.describe, ""
 
 
 def meaning(describe: Describe | None) -> Meaning:
