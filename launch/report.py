@@ -42,7 +42,7 @@ class Report:
           ReportError: there are no runs.
           SweepError: a sweep.json is damaged.
         """
-        return cls(folder, [group(study, choice) for study in runs.read(folder)], choice)
+        return cls(folder, [group(study, choice, folder) for study in runs.read(folder)], choice)
 
     @property
     def records(self) -> list[RunRecord]:

@@ -1,7 +1,7 @@
 """Drawings as SVG text: lines over steps, a metric over one swept number, parallel coordinates.
 
 Colours and type are the page's (classes c0, c1, … and `page.css`), so that a drawing follows its light and dark side.
-Everything that was given as text is escaped.
+All text is escaped.
 """
 
 import math
@@ -27,7 +27,7 @@ class ChartLine:
     """A line of a panel: x and y (n,) each, broken where y is NaN.
 
     Attributes:
-      label: said where the pointer rests on it.
+      label: shown where the pointer rests on it.
       style: CSS classes: "c0", "c0 seed", "rest".
     """
 
@@ -55,13 +55,13 @@ class ChartScale:
 
 
 def scale(values: Sequence[float], start: float, end: float, *, may_log: bool, margin: float = 0.04) -> ChartScale:
-    """A scale on which all finite values have room.
+    """A scale that holds all finite values.
 
     Args:
-      values: NaN among them counts for nothing.
+      values: NaN is ignored.
       start, end: the places of the axis' ends.
-      may_log: whether it may be logarithmic: it is, if the values are positive and span more than a factor of 30.
-      margin: what is left free on both sides, as a share.
+      may_log: whether it may be logarithmic: it is if the values are positive and span more than a factor of 30.
+      margin: share that is left free on both sides.
     """
     finite = np.asarray([v for v in values if math.isfinite(v)], np.float64)
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
@@ -76,9 +76,9 @@ def ticks(axis: ChartScale, about: int = 5) -> list[float]:
     """Round values within a scale."""
     if axis.log:
         exponents = range(math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high)) + 1)
-        found = [10.0**e for e in exponents]
-        if len(found) >= 2:
-            return found[:: -(-len(found) // (about + 1))]
+        decades = [10.0**e for e in exponents]
+        if len(decades) >= 2:
+            return decades[:: -(-len(decades) // (about + 1))]
         return [m * 10.0**e for e in range(-300, 300) for m in (1, 2, 5) if axis.low <= m * 10.0**e <= axis.high][:6]
     rough = (axis.high - axis.low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -89,7 +89,7 @@ def ticks(axis: ChartScale, about: int = 5) -> list[float]:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """A long line as means of stretches of equal length (to one point), its last point as it is."""
+    """Thin a long line to means over stretches of equal length (to one point), and its last point."""
     if len(x) <= points:
         return x, y
     sizes = np.full(points - 1, (len(x) - 1) // (points - 1))
@@ -149,7 +149,7 @@ def response(values: Sequence[float], means: Sequence[float], stds: Sequence[flo
 
 @dataclass(frozen=True)
 class ChartAxis:
-    """An upright axis of parallel coordinates: one value a line.
+    """An upright axis of parallel coordinates, with one value per line.
 
     Attributes:
       title: above it.
@@ -169,10 +169,10 @@ def parallel(
 
     Args:
       axes: the last one is the metric; an axis of numbers alone is a scale, any other has a place per value.
-      labels: of the lines, said where the pointer rests.
+      labels: of the lines, shown where the pointer rests.
       label: of the whole.
       best: the lines to stress.
-      goodness: (n,) in [0, 1], how much a line stands out; lines of NaN are left out.
+      goodness: (n,) in [0, 1], how strongly a line is drawn; lines with NaN are left out.
     """
     gap, height = 150, 300
     top, bottom = 40, height - 22
@@ -235,7 +235,7 @@ def _grid(xs: ChartScale, ys: ChartScale, x_label: str, marks: Mapping[float, fl
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    """A path through the points, begun anew after one whose y is NaN; a point by itself becomes a short stroke."""
+    """A path through the points, broken where y is NaN; a point by itself becomes a short stroke."""
     parts, pen = [], False
     for at, (x, y) in enumerate(points):
         if math.isnan(y):

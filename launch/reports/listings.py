@@ -93,14 +93,14 @@ def of_configs(runs: Sequence[RunRecord]) -> ReportTable:
 
 
 def of_versions(runs: Sequence[RunRecord]) -> ReportTable | None:
-    """What the runs were made with: a column for each different set of versions; None if nothing is recorded."""
+    """What the runs were made with, a column per different set of versions; None if nothing is recorded."""
     sets: dict[str, list[str]] = {}
     for run in runs:
         for versions in run.versions:
             sets.setdefault(json.dumps(versions, sort_keys=True), []).append(run.name)
     if not sets:
         return None
-    found = [json.loads(key) for key in sets]
+    different = [json.loads(key) for key in sets]
     heads = [Column("version")]
     if len(sets) > 1:
         together = [
@@ -108,7 +108,7 @@ def of_versions(runs: Sequence[RunRecord]) -> ReportTable | None:
         ]
         heads = [Column(names) for names in together]
     names = list(dict.fromkeys(name for run in runs for versions in run.versions for name in versions))
-    rows = [[Cell(name), *(Cell(str(versions.get(name, "–"))) for versions in found)] for name in names]
+    rows = [[Cell(name), *(Cell(str(versions.get(name, "–"))) for versions in different)] for name in names]
     return ReportTable([Column(""), *heads], rows, "Versions")
 
 

@@ -22,10 +22,12 @@ metric. Of several runs, every line becomes one line per setting: mean ± standa
 
 import dataclasses
 import importlib
+import importlib.util
 import re
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
@@ -156,14 +158,20 @@ def declare(
     return describe
 
 
-def of_experiment(name: str) -> tuple[Describe | None, str]:
+def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | None, str]:
     """The declaration of an experiment by its dotted name, or None and the reason, one sentence.
 
     Without a declaration a report still shows every number, only without titles and directions.
+
+    Args:
+      name: as a config has it, perhaps one that came with somebody else's runs.
+      untrusted: the folder of the runs, from which nothing is imported.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
     try:
+        if untrusted and _lies_in(name.partition(".")[0], untrusted):
+            return None, f"{name} lies among the runs and is not imported: its metrics are shown under their keys"
         module: Any = importlib.import_module(name)
     except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
         problem = f"{type(error).__name__}: {error}"
@@ -171,6 +179,13 @@ def of_experiment(name: str) -> tuple[Describe | None, str]:
     if not callable(getattr(module, "describe", None)):
         return None, f"{name} has no describe(key): its metrics are shown under their keys"
     return module.describe, ""
+
+
+def _lies_in(package: str, folder: Path) -> bool:
+    """Whether a package would be imported from a folder."""
+    spec = importlib.util.find_spec(package)
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    return any(place and Path(place).resolve().is_relative_to(folder.resolve()) for place in places)
 
 
 def meaning(describe: Describe | None) -> Meaning:

@@ -1,4 +1,4 @@
-"""The page: one HTML file in which everything is, tables, drawings, figures, styles and a short script.
+"""The page: one HTML file that holds tables, drawings, figures, styles and a short script.
 
 Nothing is loaded from elsewhere, and the page's own content security policy says so to the browser: images only from
 within, no script but the one whose digest it names. What comes from runs is escaped by the template engine.
@@ -68,7 +68,7 @@ class RunDetails:
 
 @dataclass(frozen=True)
 class Section:
-    """A study as the template has it."""
+    """A study as the template reads it."""
 
     anchor: str
     title: str
@@ -100,8 +100,8 @@ def render(
       title: of the page, as text.
       studies: from `launch.reports.settings.group`.
       choice: of metrics.
-      made: the time that the page gives for its making, in seconds.
-      megabytes: how much of figures it may hold; those that do not fit are named instead.
+      made: when the page was made, in seconds.
+      megabytes: size of figures that it may hold; figures that do not fit are named instead.
 
     Raises:
       ReportError: no metric fits `choice.metrics`.

@@ -227,7 +227,7 @@ def _stage_folders(path: Path, problems: list[str]) -> dict[str, Path]:
 def _curves(path: Path, stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, Curve], list[float]]:
     """The curves of a run's trained stages, and the times at which they were logged.
 
-    The metrics of the only trained stage keep their names, those of several are told apart by the stage.
+    With one trained stage its metrics keep their names; with several the stage is put before them.
     """
     trained = {key: folder / "metrics.jsonl" for key, folder in stages.items() if (folder / "metrics.jsonl").exists()}
     names = [key.rpartition("-")[0] for key in trained]

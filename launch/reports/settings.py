@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launch.reports import metrics
@@ -89,10 +90,16 @@ class StudyResults:
     note: str = ""
 
 
-def group(study: Study, choice: MetricChoice = DEFAULT) -> StudyResults:
-    """Group the runs of a study, and look up what its experiment declares of its metrics."""
+def group(study: Study, choice: MetricChoice = DEFAULT, untrusted: Path | None = None) -> StudyResults:
+    """Group the runs of a study, and look up what its experiment declares of its metrics.
+
+    Args:
+      study: the runs.
+      choice: what the reader asks for.
+      untrusted: a folder from which no experiment is imported.
+    """
     keys = swept(study.compared, study.keys)
-    describe, note = metrics.of_experiment(study.experiment)
+    describe, note = metrics.of_experiment(study.experiment, untrusted)
     meaning = choice.applied(metrics.meaning(describe))
     return StudyResults(study, keys, tuple(settings(study.compared, keys)), meaning, note)
 

@@ -1,4 +1,4 @@
-"""What a report draws: curves of training, and a sweep's results over what was swept."""
+"""The drawings of a report: curves of training, and the results of a sweep over its settings."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from launch.reports.tables import setting_cells
 
 _SEEDS_SHOWN = 24  # lines of seeds, beyond which only means are drawn
 _AXES = 7
-_ACROSS = 5  # settings from which on parallel coordinates say more than a table
+_ACROSS = 5  # with fewer settings a table says more than parallel coordinates
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class SweepView:
-    """One metric over what was swept: a drawing or a heat map, and a sentence on how to read it.
+    """One metric over the swept settings: a drawing or a heat map, and a sentence on how to read it.
 
-    `small` drawings stand side by side, of the others the page shows one at a time.
+    `small` drawings stand side by side; of the others the page shows one at a time.
     """
 
     metric: str
@@ -75,7 +75,7 @@ class SweepView:
 
 
 def curves(results: StudyResults, keys: Sequence[str]) -> CurvePanels:
-    """A panel for every metric that was logged at two steps or more.
+    """A panel for every metric that was logged at two steps or more, and the legend.
 
     With several seeds the mean is drawn over the steps that all of them have, and the seeds thinly. Where there are
     more settings than colours, those that are best by the first of `keys` are coloured and the others grey.

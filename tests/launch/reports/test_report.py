@@ -297,6 +297,21 @@ def test_bad_input_is_explained(tmp_path, arguments, said):
         report.main([argument.format(tmp_path) for argument in arguments])
 
 
+def test_nothing_is_imported_from_among_the_runs(tmp_path, monkeypatch, capsys):
+    """Runs that came from elsewhere bring no code: not even to somebody who stands in their folder."""
+    for name in ("module.py", "package/__init__.py", "package/experiment.py", "namespace/experiment.py"):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / name).write_text("print('IMPORTED')\nprint(1 / 0)\n")
+    names = ("module", "package.experiment", "namespace.experiment")
+    for name in names:
+        write_run(tmp_path / "runs" / name, config(experiment=name), {"x": 0.5})
+    monkeypatch.syspath_prepend(tmp_path / "runs")
+    report.main([str(tmp_path / "runs")])
+    assert "IMPORTED" not in capsys.readouterr().out
+    text = (tmp_path / "runs" / "report.html").read_text()
+    assert all(f"{name} lies among the runs and is not imported" in text for name in names)
+
+
 def test_a_bad_pattern_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path), "--metric=("])
