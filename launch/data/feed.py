@@ -8,7 +8,8 @@ Every batch is a pure function of (seed, step). The shares of the processes, joi
 same global batch whatever the number of processes is.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,16 @@ from launch.data import order
 from launch.data.order import index_batch
 from launch.data.splits import Arrays, Split
 
-__all__ = ["eval_batches", "index_batch", "materialise", "num_eval_batches", "resident", "train_batches"]
+__all__ = [
+    "eval_batches",
+    "index_batch",
+    "materialise",
+    "moved",
+    "num_eval_batches",
+    "pooled",
+    "resident",
+    "train_batches",
+]
 
 Batch = dict[str, np.ndarray]
 
@@ -94,6 +104,38 @@ def resident(split: Split) -> dict[str, np.ndarray]:
     if not isinstance(split, Arrays):
         return {}
     return {"images": split.images, "labels": split.labels}
+
+
+def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndarray | None]]:
+    """One table of all different examples of several splits, for members of a sweep whose seeds cut one data set.
+
+    Args:
+      splits: all in memory, or all streamed.
+
+    Returns:
+      (resident, rows): the table as `feed.resident` has it, without repetitions, and for each split the rows that
+      its examples have in it, int32 (n,). ({}, [None, …]) for streamed ones.
+    """
+    if not all(isinstance(split, Arrays) for split in splits):
+        return {}, [None] * len(splits)
+    known: dict[bytes, int] = {}
+    images, labels, rows = [], [], []
+    for split in splits:
+        places = np.empty(len(split), np.int32)
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            digest = hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=20).digest()
+            if (place := known.get(digest)) is None:
+                place = known[digest] = len(known)
+                images.append(image)
+                labels.append(label)
+            places[index] = place
+        rows.append(places)
+    return {"images": np.stack(images), "labels": np.array(labels, np.int32)}, rows
+
+
+def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
+    """A batch of a split as one of the table: its "row" looked up in the split's rows."""
+    return batch if rows is None else {**batch, "row": rows[batch["row"]]}
 
 
 def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:

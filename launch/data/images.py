@@ -1,12 +1,15 @@
-"""Decoding and cropping of single images on the host, with Pillow."""
+"""Decoding and cropping of images on the host, with Pillow."""
 
 import io
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 # Random resized crop (Szegedy et al. 2015, "Going deeper with convolutions"), bounds as in torchvision.
 AREA = (0.08, 1.0)
@@ -19,8 +22,37 @@ def decoding_threads() -> int:
     return min(16, cores)
 
 
+class ChunkWork(Protocol):
+    """Work on the examples of a range, called in threads."""
+
+    def __call__(self, chunk: range) -> None: ...
+
+
+def in_chunks(n: int, work: ChunkWork, title: str, *, size: int = 256) -> None:
+    """Call `work` on chunks of range(n) in threads, which pays where it decodes: decoding releases the GIL.
+
+    Args:
+      n: number of examples.
+      work: called once per chunk.
+      title: of the progress bar.
+      size: examples per chunk.
+    """
+
+    def done(start: int) -> int:
+        chunk = range(start, min(start + size, n))
+        work(chunk)
+        return len(chunk)
+
+    with (
+        ThreadPoolExecutor(decoding_threads()) as pool,
+        tqdm(total=n, desc=title, unit="image", disable=None, leave=False) as bar,
+    ):
+        for count in pool.map(done, range(0, n, size)):
+            bar.update(count)
+
+
 def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.Image:
-    """Decodes an image file whatever its format and colour mode.
+    """Decode an image file of any format and colour mode.
 
     Alpha is dropped, as torchvision does; 16-bit grey keeps its upper 8 bits.
 
@@ -85,3 +117,10 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     image = image.resize(target, Image.Resampling.BILINEAR)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def evaluation_view(image: Image.Image, size: int, *, as_stored: bool) -> np.ndarray:
+    """The image if it has size (size, size) already and `as_stored`, else its centre crop: uint8, (size, size, 3)."""
+    if as_stored and image.size == (size, size):
+        return np.asarray(image)
+    return centre_crop(image, size)

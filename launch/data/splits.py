@@ -45,8 +45,8 @@ class Arrays:
 class Stream:
     """A random-access split that is decoded on the fly, on the host.
 
-    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2;
-    evaluation batches take the centre crop after resizing the short side to 256/224 of the image size.
+    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2; evaluation
+    batches take the centre crop after the short side is resized to 256/224 of the image size.
 
     Attributes:
       source: `source[row]` is a PIL image of mode RGB; picklable if `workers` > 0.
@@ -54,6 +54,7 @@ class Stream:
       image_size: side of the square images delivered, in pixels.
       flip: flip training images at random.
       workers: Grain worker processes; 0 decodes in threads of this process.
+      as_stored: in evaluation, leave images that have the delivered size already as they are, without the centre crop.
     """
 
     source: Sequence[Image.Image]
@@ -61,6 +62,7 @@ class Stream:
     image_size: int
     flip: bool = True
     workers: int = 0
+    as_stored: bool = False
 
     def __post_init__(self):
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.source),):

@@ -63,7 +63,8 @@ class _EvalExample:
 
     def __call__(self, row: int) -> dict[str, np.ndarray]:
         row = min(row, len(self.split) - 1)
-        image = images.centre_crop(self.split.source[row], self.split.image_size)
+        image = self.split.source[row]
+        image = images.evaluation_view(image, self.split.image_size, as_stored=self.split.as_stored)
         return {"image": image, "label": self.split.labels[row]}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
 from launch.data import images
 from launch.data.folder import class_list
@@ -211,17 +210,10 @@ def _scan(records: Records, keep: Callable[[int, list[dict]], None], title: str)
     """Calls keep(first index, records) on chunks of all records, in threads: decoding releases the GIL."""
     n, where = len(records), f"{records.split} split in {records.directory}"
 
-    def work(start: int) -> int:
-        stop = min(start + _CHUNK, n)
-        keep(start, _read(records._source, list(range(start, stop)), where))
-        return stop - start
+    def work(chunk: range) -> None:
+        keep(chunk.start, _read(records._source, list(chunk), where))
 
-    with (
-        ThreadPoolExecutor(images.decoding_threads()) as pool,
-        tqdm(total=n, desc=title, unit="image", disable=None, leave=False) as bar,
-    ):
-        for done in pool.map(work, range(0, n, _CHUNK)):
-            bar.update(done)
+    images.in_chunks(n, work, title, size=_CHUNK)
 
 
 def _open(directory: str, split: str):
