@@ -4,8 +4,8 @@
     for batch in feed.train_batches(split, seed=0, batch_size=128, start=step):
         ...                                             # inside jit: feed.materialise(batch, place)
 
-Every batch is a pure function of (seed, step). The shares of the processes, joined in their order, are the
-same global batch whatever the number of processes is.
+Every batch is a pure function of (seed, step). The shares of the processes, joined in their order, are the same global
+batch for any number of processes.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of training examples without end, from step `start` on.
+    """Yield batches of training examples endlessly, from step `start` on.
 
     Args:
       split: Arrays or Stream.
       seed: of the order, and of a stream's random crops.
       batch_size: global; may exceed the split.
-      start: step of the first batch; what lies before is not read.
+      start: step of the first batch; earlier ones are not read.
       process_index: this process.
       process_count: number of processes; divides `batch_size`.
 
@@ -64,19 +64,19 @@ def train_batches(
     first, size = order.share(batch_size, process_index, process_count)
     if isinstance(split, Arrays):
         return _train_rows(len(split), seed, batch_size, start, slice(first, first + size))
-    from launch.data import stream  # Grain takes seconds to import; sets in memory do without it
+    from launch.data import stream  # Grain takes seconds to import, and sets in memory do not need it
 
     return stream.train_batches(split, seed=seed, batch_size=batch_size, start=start, first=first, size=size)
 
 
 def eval_batches(split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-    """All examples once, in order; the last batch is filled up with its last example, masked.
+    """Yield all examples once, in order; the last batch is padded with the last example, masked.
 
     Args: as for `train_batches`.
 
     Yields:
       `num_eval_batches` batches on every process: `row`, or `image` and `label`, as in `train_batches`;
-      `mask`, bool (b,), False for what fills up; `slot`, int32 (b,), the example's index in the split
+      `mask`, bool (b,), False for the padding; `slot`, int32 (b,), the example's index in the split
       (counting on past its end where the mask is False).
 
     Raises:
@@ -97,9 +97,9 @@ def num_eval_batches(split: Split, batch_size: int) -> int:
 
 
 def resident(split: Split) -> dict[str, np.ndarray]:
-    """What is to be placed on the device once: `images`, uint8 (n, h, w, c), and `labels`, int32 (n,).
+    """The arrays to place on the device once: `images`, uint8 (n, h, w, c), and `labels`, int32 (n,).
 
-    Nothing, {}, for a Stream.
+    Empty for a Stream.
     """
     if not isinstance(split, Arrays):
         return {}
@@ -107,20 +107,21 @@ def resident(split: Split) -> dict[str, np.ndarray]:
 
 
 def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndarray | None]]:
-    """One table of all different examples of several splits, for members of a sweep whose seeds cut one data set.
+    """Join several splits in one table without repetitions, for sweep members whose seeds cut one data set.
 
     Args:
       splits: all in memory, or all streamed.
 
     Returns:
-      (resident, rows): the table as `feed.resident` has it, without repetitions, and for each split the rows that
-      its examples have in it, int32 (n,). ({}, [None, …]) for streamed ones.
+      (resident, rows): the table, as `resident` gives it, and for each split the table's rows of its examples, int32
+      (n,). ({}, [None, …]) for streamed splits.
     """
-    if not all(isinstance(split, Arrays) for split in splits):
+    in_memory = [split for split in splits if isinstance(split, Arrays)]
+    if len(in_memory) < len(splits):
         return {}, [None] * len(splits)
     known: dict[bytes, int] = {}
     images, labels, rows = [], [], []
-    for split in splits:
+    for split in in_memory:
         places = np.empty(len(split), np.int32)
         for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
             digest = hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=20).digest()
@@ -134,14 +135,14 @@ def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndar
 
 
 def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
-    """A batch of a split as one of the table: its "row" looked up in the split's rows."""
+    """Turn a batch of a split into one of the table of `pooled`; `rows` are the split's."""
     return batch if rows is None else {**batch, "row": rows[batch["row"]]}
 
 
 def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,): pure, inside jit.
+    """Complete a batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,); pure, for use inside jit.
 
-    Rows are gathered from the resident arrays; a batch that carries its images already is passed through.
+    Rows are gathered from the resident arrays; without them, the batch has its images already.
     """
     if not resident:
         return dict(batch)

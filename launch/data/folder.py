@@ -36,17 +36,17 @@ _DECODER = 1  # counted up when `decoded` gives other pixels for the same files
 Part = tuple["Files", np.ndarray]
 
 
-class Files(Sequence):
-    """Image files as PIL images of mode RGB."""
+class Files:
+    """Image files, read as PIL images of mode RGB."""
 
     def __init__(self, root: Path, names: list[str]):
-        # One array of strings: a list of a million is slow to pickle for the worker processes.
+        # An array of strings: a list of a million is slow to pickle for the worker processes.
         self.root, self.names = str(root), np.array(names)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index) -> Image.Image:
+    def __getitem__(self, index: int, /) -> Image.Image:
         return images.decode(self.path(index), name=self.path(index))
 
     def path(self, index: int) -> str:
@@ -67,14 +67,14 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
 
     Args:
       path: ROOT. The test split is ROOT/test, or ROOT/val without it; with both, ROOT/val is for validation.
-      classes: "" for all class folders by name, "imagenet100", or a text file of class folders to keep, one a
+      classes: "" for all class folders by name, "imagenet100", or a text file with the class folders to keep, one per
         line; their order is the order of the labels.
 
     Returns:
       (train, val or None, test, class names, note); a part is (source of PIL images, labels int32 (n,)).
 
     Raises:
-      FileNotFoundError: folder, class list or class folder missing, or a class without images.
+      FileNotFoundError: the folder, the class list or a class folder is missing, or a class has no images.
       ValueError: a class list that is empty or repeats a name.
     """
     if not path:
@@ -170,7 +170,7 @@ def decoded(parts: Mapping[str, Files], size: int, cache: Path) -> dict[str, np.
         _decode_into(arrays[name], source, f"decoding {name}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        checks = {name: zlib.crc32(array) for name, array in arrays.items()}
+        checks = {name: _checksum(array) for name, array in arrays.items()}
         files.save_tree(place, {"place": place.name, "checks": checks, "images": arrays})
         logging.info("decoded images are cached in %s", place)
     except OSError as error:
@@ -207,9 +207,13 @@ def _read_cache(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     if tree["place"] != place.name or {name: array.shape for name, array in arrays.items()} != shapes:
         raise ValueError("they belong to other files")
     for name, array in arrays.items():
-        if array.dtype != np.uint8 or zlib.crc32(np.ascontiguousarray(array)) != tree["checks"][name]:
+        if array.dtype != np.uint8 or _checksum(array) != tree["checks"][name]:
             raise ValueError(f"the {name} images are damaged")
     return arrays
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
 
 
 def _decode_into(out: np.ndarray, source: Files, title: str) -> None:
@@ -223,16 +227,16 @@ def _decode_into(out: np.ndarray, source: Files, title: str) -> None:
 
 
 def class_list(classes: str) -> tuple[str, ...]:
-    """The class folders named by "imagenet100" or by a text file, one a line."""
+    """Read the class folders of "imagenet100" or of a text file, one per line."""
     if classes == "imagenet100":
         text = importlib.resources.files("launch.data").joinpath("imagenet100_wnids.txt").read_text()
     elif Path(classes).expanduser().is_file():
         text = Path(classes).expanduser().read_text()
     else:
-        raise FileNotFoundError(f"classes={classes!r} is neither 'imagenet100' nor a text file of class folders")
+        raise FileNotFoundError(f"{classes}: no such file of class folders")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"classes={classes!r} must name at least one class folder, and each once")
+        raise ValueError(f"{classes} must name at least one class folder, and each of them once")
     return names
 
 
@@ -240,12 +244,13 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
 
 
-def _check_classes(folder: Path, names: Sequence[str], *, complete: bool):
-    there = set(_subfolders(folder))
-    missing = [name for name in names if name not in there]
+def _check_classes(folder: Path, names: Sequence[str], *, complete: bool) -> None:
+    """Raise FileNotFoundError if class folders are missing, or unknown ones are present where `complete`."""
+    present = set(_subfolders(folder))
+    missing = [name for name in names if name not in present]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}")
-    unknown = sorted(there - set(names))
+    unknown = sorted(present - set(names))
     if complete and unknown:
         raise FileNotFoundError(
             f"{folder} has class folders that the training images lack: {_some(unknown)}; set data.classes to choose"
@@ -257,8 +262,8 @@ def _list_images(folder: Path, names: Sequence[str]) -> Part:
     for label, name in enumerate(names):
         inside = sorted(
             os.path.relpath(os.path.join(base, file), folder)
-            for base, _, found in os.walk(folder / name, followlinks=True)
-            for file in found
+            for base, _, present in os.walk(folder / name, followlinks=True)
+            for file in present
             if file.lower().endswith(EXTENSIONS)
         )
         if not inside:

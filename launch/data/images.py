@@ -17,7 +17,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def decoding_threads() -> int:
-    """How many images to decode at once in a process: the cores it may use, at most 16."""
+    """Number of images that a process decodes at once: its available cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, cores)
 
@@ -29,7 +29,7 @@ class ChunkWork(Protocol):
 
 
 def in_chunks(n: int, work: ChunkWork, title: str, *, size: int = 256) -> None:
-    """Call `work` on chunks of range(n) in threads, which pays where it decodes: decoding releases the GIL.
+    """Call `work` on chunks of range(n) in threads, with a progress bar; decoding releases the GIL.
 
     Args:
       n: number of examples.
@@ -58,11 +58,11 @@ def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.I
 
     Args:
       data: the file's bytes, or its path.
-      name: what the error calls it.
+      name: of the image, for the error.
       mode: RGB or L.
 
     Raises:
-      ValueError: names the image if it is missing, truncated or not an image.
+      ValueError: the file is missing, truncated or not an image; it is named.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
@@ -76,7 +76,7 @@ def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.I
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
-    """A random part of the image resized to (size, size), then flipped with probability 1/2 if `flip`.
+    """Crop a random part of the image, resize it to (size, size), and with `flip` flip it with probability 1/2.
 
     Returns:
       uint8, (size, size, 3).
@@ -90,9 +90,9 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator,
 
 
 def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a crop whose area and log aspect ratio are uniform in `AREA` and `RATIO`.
+    """Draw (left, top, width, height) of a crop with area and log aspect ratio uniform in `AREA` and `RATIO`.
 
-    After ten draws that do not fit, the largest centred crop of an admissible ratio.
+    After ten draws that do not fit, it is the largest centred crop with an aspect ratio in `RATIO`.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*AREA)
@@ -106,7 +106,7 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, in
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of the image after its short side is resized to size * 256 / 224.
+    """Crop the centre of the image after its short side is resized to size * 256 / 224.
 
     Returns:
       uint8, (size, size, 3).

@@ -57,7 +57,7 @@ class DataSet:
       classes: of image_folder: "" for all class folders by name, "imagenet100", or a text file with the class folders
         to keep, one per line; their order is the order of the labels. A file counts by its content.
       correlation: of scenes: the share of training images, in [0, 1], whose background gives the class away.
-      mean, std: per channel, in [0, 1] units; () for the data set's own.
+      mean, std: per channel, in [0, 1] units; () for the data set's own (of image_folder: ImageNet's).
 
     Raises:
       SettingError: a setting is out of range or does not fit the data set.

@@ -235,7 +235,7 @@ def test_image_folder_of_listed_classes(folder):
     with pytest.raises(SettingError, match=r"data\.classes='imagenet1000': take 'imagenet100' or a text file"):
         data.load(config(folder, classes="imagenet1000"), seed=0)
     listed.write_text("dog\ndog\n")
-    with pytest.raises(ValueError, match="each once"):
+    with pytest.raises(ValueError, match="each of them once"):
         data.load(config(folder, classes=str(listed)), seed=0)
 
 
