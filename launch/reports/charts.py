@@ -177,7 +177,7 @@ def parallel(
     gap, height = 150, 300
     top, bottom = 40, height - 22
     width = 2 * 70 + gap * (len(axes) - 1)
-    uprights: list[tuple[int, Place, list[Any]]] = [
+    uprights: list[tuple[int, AxisPlace, list[Any]]] = [
         (70 + gap * at, *_upright(axis, bottom, top)) for at, axis in enumerate(axes)
     ]
     rules = [Markup('<path class="rule" d="M{} {}V{}"/>').format(x, top, bottom) for x, *_ in uprights]
@@ -197,13 +197,13 @@ def parallel(
     return _svg(width, height, label, [*rules, *lines, *marks])
 
 
-class Place(Protocol):
+class AxisPlace(Protocol):
     """Where a value stands on an axis."""
 
     def __call__(self, value: Any, /) -> float: ...
 
 
-def _upright(axis: ChartAxis, start: float, end: float) -> tuple[Place, list[Any]]:
+def _upright(axis: ChartAxis, start: float, end: float) -> tuple[AxisPlace, list[Any]]:
     """Where a value stands on an upright axis, and which values to write beside it."""
     values = axis.values
     numbers = all(map(is_number, values))
