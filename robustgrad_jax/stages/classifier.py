@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from launch.data import Spec, Splits, feed, pool
+from launch.data import Spec, Splits, feed
 from launch.stages import (
     SettingError,
     Stage,
@@ -273,13 +273,13 @@ def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str
     members = [(stage.images.key, stage.seed) for stage in stages]
     different = dict(zip(members, stages, strict=True))
     splits = {member: store.get(stage.images) for member, stage in different.items()}
-    resident, rows = pool.pooled([own.train for own in splits.values()] + [own.val for own in splits.values()])
+    resident, rows = feed.pooled([own.train for own in splits.values()] + [own.val for own in splits.values()])
     train_rows = dict(zip(splits, rows[: len(splits)], strict=True))
     val_rows = dict(zip(splits, rows[len(splits) :], strict=True))
 
     def stacked(feeds: Mapping[Any, Iterable[feed.Batch]], rows: Mapping[Any, Any]) -> Iterator[dict[str, np.ndarray]]:
         for parts in zip(*feeds.values(), strict=True):
-            own = {member: pool.moved(part, rows[member]) for member, part in zip(feeds, parts, strict=True)}
+            own = {member: feed.moved(part, rows[member]) for member, part in zip(feeds, parts, strict=True)}
             yield {name: np.stack([own[member][name] for member in members]) for name in own[members[0]]}
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
