@@ -100,7 +100,12 @@ def _regularizer(config: Mapping) -> regularizers.Penalty:
     _refuse_old_names(options, sections)
     if options.name not in sections:
         return settings(kind, config, "regularizer", skip=set(options) - fields, **fixed)
-    return settings(kind, config, f"regularizer.{options.name}", **{name: options[name] for name in common}, **fixed)
+    path = f"regularizer.{options.name}"
+    try:
+        return settings(kind, config, path, **{name: options[name] for name in common}, **fixed)
+    except SettingError as error:
+        shared = {f"{path}.{name}": f"regularizer.{name}" for name in common}
+        raise SettingError(shared.get(error.name, error.name), error.problem) from error
 
 
 def _refuse_old_names(options: Mapping, sections: set[str]) -> None:

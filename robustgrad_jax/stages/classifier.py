@@ -20,6 +20,7 @@ from launch.stages import (
     numbers,
     require,
     require_known,
+    section,
     stackable,
     stacked_numbers,
     with_numbers,
@@ -107,13 +108,15 @@ class Classifier(Stage):
 
         Raises:
           SettingError: there are no validation images, or milestones that do not increase.
-          ValueError: an expression of optimizer.decay_mask matches no parameter.
+          ValueError: an expression of optimizer.decay_mask matches no parameter, or the seed has more than 32 bits.
         """
+        as_arrays(numbers(self))
         spec = self.images.data.spec()
         if not spec.val_examples:
             problem = "=0: hold out some, the best checkpoint is chosen by validation"
             raise SettingError("data.val_examples", problem)
-        jax.eval_shape(partial(self.initial_state, spec))
+        with section("optimizer.schedule"):
+            jax.eval_shape(partial(self.initial_state, spec))
 
     def make(self, store: Store) -> dict[str, Any]:
         """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""

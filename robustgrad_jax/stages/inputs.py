@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import linen as nn
 
 from launch.data import DataSet, Spec, Splits
@@ -34,7 +35,9 @@ class ImageSplits(Stage):
     seed: int = stackable(0)
 
     def make(self, store: Store) -> Splits:
-        return self.data.load(self.seed)
+        splits = self.data.load(self.seed)
+        logging.info("%s", splits.note)
+        return splits
 
 
 @dataclass(frozen=True)
