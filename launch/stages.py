@@ -265,7 +265,7 @@ def _numbers(value: Any, prefix: str) -> dict[str, tuple[Any, bool]]:
         own = getattr(value, field.name)
         if field.metadata.get("stackable"):
             found[prefix + field.name] = own, field.metadata["argument"]
-        elif _is_instance(own) and not isinstance(own, Stage):
+        elif dataclasses.is_dataclass(own) and not isinstance(own, Stage | type):
             found |= _numbers(own, f"{prefix}{field.name}.")
     return found
 
