@@ -63,26 +63,37 @@ class Step:
     resident: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Cifar10:
+    """The outline of CIFAR-10, whose images are not read."""
+
+    crop_padding: int = 4
+    flip: bool = True
+
+    def spec(self):
+        from launch.data import Spec
+
+        return Spec((32, 32, 3), tuple("0123456789"), 45_000, 5_000, 10_000, in_memory=True)
+
+    def statistics(self):
+        return (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+
+
 def robustgrad(model: str, regularizer: str, devices: int) -> Step:
     """Local gradient alignment of a network for 32x32 images, batch 128."""
     import jax
-    import jax.numpy as jnp
 
-    from configs.robustgrad import base
-    from launch.training import optim
-    from robustgrad_jax import experiment, models, regularizers
+    from launch.training import sharding
+    from launch.training.optim import Optimizer
+    from robustgrad_jax import regularizers, stages
 
-    del devices
-    config = base.get_config()
-    config.regularizer.name = regularizer
-    batch = config.batch_size
-    optimizer, *_ = optim.of_run(config, examples=50_000)
-    network = models.create(model, num_classes=10)
-    penalty = partial(regularizers.create(config.regularizer), std=(0.2, 0.2, 0.2))
-    step = experiment.make_step(network, optimizer, penalty, lambda b, step: (b["x"], b["y"]), 0)
-    state = jax.eval_shape(lambda: experiment.create_state(network, optimizer, (32, 32, 3), 0))
-    shapes = {"x": ((batch, 32, 32, 3), jnp.float32), "y": ((batch,), jnp.int32), "slot": ((batch,), jnp.int32)}
-    return Step(step, state, _shapes(shapes), {})
+    program = stages.Classifier(
+        images=stages.ImageSplits(_Cifar10()),
+        architecture=stages.Architecture(model),
+        regularizer=regularizers.create(regularizer),
+        optimizer=Optimizer("adam", learning_rate=1e-3, weight_decay=4e-5, clip_norm=0.5),
+    ).program(sharding.layout(devices=jax.devices()[:devices]))
+    return Step(partial(program.step, program.numbers), program.state, program.batch, program.resident)
 
 
 def erm(devices: int) -> Step:
