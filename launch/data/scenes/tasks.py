@@ -57,11 +57,25 @@ def pairs(
     """
     if n < 0 or captions_per_image < 0:
         raise ValueError(f"n={n} and captions_per_image={captions_per_image} must not be negative")
-    own = world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
-    attributes = world.sample(world.stream(own, "compositions"), n, held=held_out, distinct=distinct)
+    own = _pairs_seed(seed, held_out)
+    attributes = compositions(seed, n, held_out=held_out, distinct=distinct)
     texts = [captions(attributes, seed=world.derive(own, f"caption {k}"), full=full) for k in range(captions_per_image)]
     together = [list(row) for row in zip(*texts, strict=True)] if texts else [[] for _ in range(n)]
     return Pairs(render(attributes, seed=own), together, attributes)
+
+
+def compositions(seed: int, n: int, *, held_out: bool, distinct: bool = False) -> np.ndarray:
+    """The attributes of `pairs` with the same arguments, without its images: int32, (n, 5).
+
+    Raises:
+      ValueError: more distinct compositions than exist.
+    """
+    own = _pairs_seed(seed, held_out)
+    return world.sample(world.stream(own, "compositions"), n, held=held_out, distinct=distinct)
+
+
+def _pairs_seed(seed: int, held_out: bool) -> int:
+    return world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
 
 
 @dataclasses.dataclass(frozen=True)
