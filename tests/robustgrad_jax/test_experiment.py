@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs.robustgrad import base
 from launch import data
-from launch.data import sets
+from launch.data import sources
 from launch.networks import activations
 from launch.run import Run, flatten
 from launch.train import find
@@ -175,8 +175,8 @@ def test_published_hyperparameters(name):
 
 
 def test_published_normalisation():
-    assert sets.CIFAR10 == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    assert sets.IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert sources.CIFAR10 == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert sources.IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 # -- refusals ---------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_published_normalisation():
         ({"regularizer.name": "l3"}, ["unknown regularizer 'l3'", *regularizers.NAMES]),
         ({"model.name": "vgg"}, ["unknown model 'vgg'", *models.NAMES]),
         ({"model.activation": "tanh"}, ["unknown activation 'tanh'", "gelu, relu, silu, softplus"]),
-        ({"data.name": "mnist"}, ["no data set 'mnist'", *data.NAMES]),
+        ({"data.name": "mnist"}, ["data.name='mnist'", *data.NAMES]),
         ({"optimizer.name": "lion"}, ["optimizer.name='lion'", *optim.OPTIMIZERS]),
         ({"optimizer.schedule.name": "linear"}, ["schedule.name='linear'", *optim.SCHEDULES]),
         ({"sharding.mode": "ddp"}, ["unknown sharding mode 'ddp'", *sharding.MODES]),
