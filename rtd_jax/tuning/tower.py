@@ -22,7 +22,7 @@ from clip_jax.config import ClipConfig
 from rtd_jax.text.compose import Prompt
 
 
-class _Block(model.Block):
+class _Block(model.ClipBlock):
     """A block over the tokens of g groups, x (g, p + m n, w): p shared ones, then n of each of m examples.
 
     Attributes:

@@ -15,65 +15,33 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import losses
-from clip_jax.training import attributes, experiment, sources
+from clip_jax.embed import Embedder
+from clip_jax.training import attributes, evaluation, experiment, sources, step
+from clip_jax.training.stages import ScenesPairs
 from configs.clip import base
 from launch.data import scenes
-from launch.run import Preempted, Run, flatten
-from launch.train import find
+from launch.run import flatten
+from launch.stages import SettingError
+from launch.stop import Preempted, Stop
+from launch.store import Store
+from launch.train import execute
 from launch.training import duration, optim
 from tests.clip_jax.towers import TINY, parameters, texts
+from tests.clip_jax.training.small import CAPTIONS, SMALL, load, logged, small
 from tests.commands import ROOT, finish, start, train
-from tests.launch.test_train import logged
 
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "clip").glob("[!_]*.py"))
 RUNNABLE = [p for p in FILES if p.stem != "base"]
-SMALL = {
-    "batch_size": 16,
-    "duration": "4 steps",
-    "data.train_examples": 300,
-    "data.captions_per_image": 2,
-    "data.val_examples": 20,
-    "data.test_examples": 30,
-    "data.alike": ((), ("colour", "background")),
-    "data.group": 2,
-    "model.image.width": 16,
-    "model.image.layers": 1,
-    "model.image.mlp_width": 16,
-    "model.text.width": 16,
-    "model.text.layers": 1,
-    "model.text.mlp_width": 16,
-    "model.projection": 8,
-    "optimizer.schedule.warmup": "1 steps",
-    "loop.log_every": 1,
-    "loop.eval_every": "2 steps",
-    "evaluation.batch_size": 16,
-}
-
-
-def load(name) -> ConfigDict:
-    return importlib.import_module(f"configs.clip.{name}").get_config()
-
-
-def small(**overrides) -> ConfigDict:
-    config = load("scenes")
-    config.update_from_flattened_dict(SMALL | overrides)
-    return config
 
 
 def options(values) -> list[str]:
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def execute(config, workdir, stop_at: int | None = None) -> dict[str, float]:
-    """`launch.train` within this process; asked to stop when `stop_at` batches have been asked for."""
-    run = Run.open(workdir, config)
-    try:
-        if stop_at is not None:
-            log = run.log
-            run.log = lambda step, values: (log(step, values), step >= stop_at and run.stop_asked.set())
-        return run.finish(experiment.run(run.config, run))
-    finally:
-        run.close()
+def stopping(monkeypatch, at: int) -> None:
+    """Ask every run of this process to stop after it has taken `at` steps."""
+    asked = iter(range(10**6))
+    monkeypatch.setattr(Stop, "requested", lambda self: next(asked) > at)
 
 
 # -- configs ----------------------------------------------------------------------------------
@@ -82,10 +50,10 @@ def execute(config, workdir, stop_at: int | None = None) -> dict[str, float]:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_config_names_what_exists(path):
     config = load(path.stem)
-    assert callable(find(config.experiment))
-    assert config.data.name in sources.NAMES
+    assert callable(importlib.import_module(config.experiment).plan)
+    assert config.data.name in experiment.NAMES
     assert {name for kind in config.data.alike for name in kind} <= set(scenes.ATTRIBUTES)
-    assert config.loop.best_metric in experiment.METRICS
+    assert config.loop.best_metric in evaluation.VALIDATION
 
     def to_steps(text):
         return duration.to_steps(text, examples=20_000, batch_size=config.batch_size)
@@ -121,11 +89,15 @@ def test_a_config_says_how_to_run_it(path):
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ({"data.name": "coco"}, ["no data set 'coco'", *sources.NAMES]),
-        ({"data.name": "captions"}, ["data.name='captions' needs a tokenizer", "init_from"]),
+        ({"data.name": "coco"}, ["data.name='coco'", *experiment.NAMES]),
+        ({"data.name": "captions", "data.path": CAPTIONS}, ["data.name='captions' needs a tokenizer", "init_from"]),
         ({"data.name": "captions", "init_from": "embedded:scenes", "data.path": "a.xml"}, ["a.xml", ".jsonl, .csv"]),
+        ({"data.name": "captions", "data.path": CAPTIONS, "data.images": "/no/folder"}, ["data.images='/no/folder'"]),
         ({"data.val_examples": 0}, ["data.val_examples=0", "best checkpoint"]),
         ({"data.captions_per_image": 0}, ["data.captions_per_image=0", "positive"]),
+        ({"data.test_examples": 10**6}, ["data.test_examples"]),
+        ({"data.group": 12, "batch_size": 24}, ["data.alike", "12 different members", "more images"]),
+        ({"data.alike": ()}, ["data.alike=()", "((),)"]),
         ({"data.alike": (("shapes",),)}, ["no attribute 'shapes'", *scenes.ATTRIBUTES]),
         ({"data.group": 3}, ["batch_size=16", "groups of 3"]),
         ({"batch_size": 0}, ["batch_size=0"]),
@@ -134,9 +106,14 @@ def test_a_config_says_how_to_run_it(path):
         ({"init_from": "embedded:no"}, ["no embedded checkpoint 'no'", "scenes"]),
         ({"init_from": "nowhere"}, ["nowhere"]),
         ({"model.tokenizer_from": "embedded:scenes", "model.text.context_length": 20}, ["context length of 32", "20"]),
-        ({"sharding.mode": "ddp"}, ["unknown sharding mode 'ddp'"]),
-        ({"sharding.model": 3}, ["divide"]),
-        ({"loop.best_metric": "val/loss"}, ["val/loss", *experiment.METRICS]),
+        ({"optimizer.decay_mask": ("kernels",)}, ["optimizer.decay_mask", "kernels"]),
+        ({"checkpoint_dtype": "int8"}, ["checkpoint_dtype='int8'", "float16"]),
+        ({"sharding.mode": "ddp"}, ["sharding.mode='ddp'", "jit", "pmap"]),
+        ({"sharding.model": 3}, ["sharding.model", "divisible"]),
+        ({"sharding.model": 2, "sharding.mode": "pmap"}, ["sharding.model=2", "'jit'"]),
+        ({"loop.best_metric": "val/loss"}, ["val/loss", *evaluation.VALIDATION]),
+        ({"loop.best_mode": "min"}, ["loop.best_mode='min'", "max"]),
+        ({"loop.eval_every": "2 times"}, ["loop.eval_every", "2 times"]),
         ({"model.image.heads": 5}, ["width 16", "5 heads"]),
         ({"model.activation": "relu"}, ["unknown activation 'relu'", "quick_gelu"]),
         ({"duration": "3 weeks"}, ["3 weeks", "epochs, steps, examples"]),
@@ -144,17 +121,37 @@ def test_a_config_says_how_to_run_it(path):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_run_is_refused_with_what_can(override, expected):
-    """Before anything is trained: there is no run directory to touch."""
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        experiment.run(FrozenConfigDict(small(**override)), None)
+    """While it is planned: no run directory is touched, nothing is computed."""
+    with pytest.raises(SettingError) as error:
+        experiment.plan(FrozenConfigDict(small(**override)))
     for text in expected:
         assert text in str(error.value)
 
 
-def test_the_attribute_loss_needs_attributes(tmp_path):
-    train = sources.Pairs([tmp_path], [["a"]])
-    with pytest.raises(ValueError, match=r"attribute_weight=1\.0: data\.name='scenes' has no attributes"):
-        experiment._attribute_loss(small(attribute_weight=1.0), train, 10)
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ({"sharding.model": 2}, ["sharding.model", "divide"]),  # there is one device
+        ({"batch_size": 24, "data.group": 2}, ["batch_size", "take 20 or 40"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_these_devices_cannot_run_is_refused_before_data_are_read(override, expected, tmp_path, monkeypatch):
+    """A plan may be made on another machine than the one that trains."""
+    training = experiment.plan(FrozenConfigDict(small(**override))).training
+    monkeypatch.setattr(ScenesPairs, "make", lambda *_: pytest.fail("data were read"))
+    if "batch_size" in override:
+        monkeypatch.setattr("launch.training.sharding.Layout.data_shards", 20)
+    with pytest.raises(SettingError) as error:
+        training.make(Store(tmp_path))
+    for text in expected:
+        assert text in str(error.value)
+
+
+def test_the_attribute_loss_needs_attributes():
+    override = {"data.name": "captions", "data.path": CAPTIONS, "init_from": "embedded:scenes", "data.alike": ((),)}
+    with pytest.raises(SettingError, match=r"attribute_weight=1\.0: these images have no attributes"):
+        experiment.plan(small(**override, attribute_weight=1.0))
 
 
 # -- a step -----------------------------------------------------------------------------------
@@ -165,11 +162,12 @@ def one_step(trainable=(".*",), params=None, **overrides):
     config = base.get_config().optimizer
     config.update(overrides)
     optimizer, _ = optim.create(config, total_steps=10, to_steps=lambda text: 0)
-    state = experiment.create_state(params or parameters(TINY), optimizer, trainable)
+    state = step.create_state(params or parameters(TINY), optimizer, trainable)
     spec = clip_jax.clip.preprocess.Preprocessing(size=16, crop=16)
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (6, 16, 16, 3), np.uint8), "ids": texts(TINY, (4, 9, 20, 7, 5, 12))}
-    after, metrics = jax.jit(experiment.make_step(TINY, spec, optimizer, trainable))(state, batch)
+    update = partial(step.update, config=TINY, preprocessing=spec, optimizer=optimizer, trainable=trainable)
+    after, metrics = jax.jit(update)(state, batch)
     return state, after, metrics, (spec, batch)
 
 
@@ -199,8 +197,8 @@ def test_a_step_is_the_gradient_of_the_contrastive_loss():
 def test_only_what_is_trainable_is_trained(trainable):
     before, after, _, _ = one_step(trainable, decay_mask=(".*",))
     moved = changed(before.params, after.params)
-    assert moved == set(jax.tree.leaves(experiment._split(path_tree(before.params), trainable)[0]))
-    sizes = sum(leaf.size for leaf in jax.tree.leaves(experiment._split(before.params, trainable)[0]))
+    assert moved == set(jax.tree.leaves(step.split(path_tree(before.params), trainable)[0]))
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(step.split(before.params, trainable)[0]))
     assert sum(leaf.size for leaf in jax.tree.leaves(before.opt_state)) == pytest.approx(2 * sizes, abs=5)
 
 
@@ -228,8 +226,8 @@ def test_the_attribute_loss_is_the_sum_of_cross_entropies():
         nn.functional.cross_entropy(part, tensor(labels[:, i])) for i, part in enumerate(logits.split((3, 2), 1))
     )
     assert float(attributes.cross_entropy(params, image, labels, (3, 2))) == pytest.approx(float(wanted), rel=1e-5)
-    weight = attributes.schedule(2.0, 10)
-    assert [float(weight(step)) for step in (0, 5, 7, 10, 50)] == pytest.approx([2.0, 2.0, 1.2, 0.0, 0.0])
+    weights = [float(attributes.weight_at(at, weight=2.0, until=10)) for at in (0, 5, 7, 10, 50)]
+    assert weights == pytest.approx([2.0, 2.0, 1.2, 0.0, 0.0])
     assert attributes.without_head(params).keys() == {"image", "text", "logit_scale"}
 
 
@@ -250,7 +248,7 @@ def test_the_smallest_run(whole):
     wanted = {f"test/{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
     wanted |= {f"test/zero_shot/{name}" for name in (*scenes.ATTRIBUTES, "family", "ground")}
     wanted |= {"test/gap_norm", "test/paired_cosine", "test/modality_accuracy", "test/images", "best_step"}
-    assert result.keys() == wanted | set(experiment.METRICS)
+    assert result.keys() == wanted | set(evaluation.VALIDATION)
     assert all(np.isfinite(value) for value in result.values())
     assert result["test/images"] == 30
     rows = [row for row in logged(workdir) if "train/loss" in row]
@@ -268,9 +266,9 @@ def test_the_smallest_run(whole):
 def test_the_folder_is_the_measured_clip(whole):
     workdir, _ = whole
     clip = clip_jax.load(experiment.checkpoint_folder(workdir))
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    sets = sources.load(config.data, seed=config.seed)
-    found = experiment.measure(clip, sets, 16)
+    root = experiment.plan(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    test = root.test.make(Store(workdir / "store"))
+    found = evaluation.measure(Embedder(clip, 16), test, sources.scenes_zero_shot(test.attributes))
     result = json.loads((workdir / "result.json").read_text())
     for name, value in found.items():
         tolerance = 1e-3 if name in ("test/gap_norm", "test/paired_cosine") else 2 / 30 + 1e-9  # float16; a rank or two
@@ -301,15 +299,16 @@ def test_transformers_loads_the_folder_and_embeds_the_same(whole):
     np.testing.assert_allclose(logits, out.logits_per_image, atol=1e-4)
 
 
-def test_stopping_and_resuming_change_no_number(whole, tmp_path):
+def test_stopping_and_resuming_change_no_number(whole, tmp_path, monkeypatch):
     """At a step without evaluation: captions and hard batches follow from the step."""
     config = ConfigDict(json.loads((whole[0] / "config.json").read_text()))
-    with pytest.raises(Preempted, match=r"step [123] of 4"):
-        execute(config, tmp_path / "run", stop_at=1)
-    execute(config, tmp_path / "run")
-    rows = lambda folder: [
-        {k: v for k, v in row.items() if k not in ("time", "train/steps_per_second")} for row in logged(folder)
-    ]
+    with monkeypatch.context() as patch:
+        stopping(patch, 3)  # two stages ask before they are made, the loop at each step
+        with pytest.raises(Preempted, match=r"step [123] of 4"):
+            execute(config, str(tmp_path / "run"))
+    execute(config, str(tmp_path / "run"))
+    speed = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    rows = lambda folder: [{k: v for k, v in row.items() if k not in speed} for row in logged(folder)]
     assert rows(tmp_path / "run") == rows(whole[0])
     assert (tmp_path / "run" / "result.json").read_text() == (whole[0] / "result.json").read_text()
     one, two = (experiment.checkpoint_folder(folder) / "model.safetensors" for folder in (tmp_path / "run", whole[0]))
@@ -354,7 +353,7 @@ def fine_tuned(files, tmp_path_factory):
 
 def test_fine_tuning_on_files_on_two_devices(fine_tuned):
     workdir, output = fine_tuned
-    assert "16 images to train on, 4 to validate, 4 to test" in output
+    assert "16 images to train on, 4 to validate" in output and "4 images to test" in output
     result = json.loads((workdir / "result.json").read_text())
     assert result["test/images"] == 4 and not any("zero_shot" in name for name in result)
     before, after = (clip_jax.load(p) for p in (clip_jax.embedded("scenes"), experiment.checkpoint_folder(workdir)))
@@ -390,7 +389,7 @@ def test_two_processes_fine_tune_as_one(files, fine_tuned, tmp_path, monkeypatch
 
 
 def test_training_on_four_devices_is_training_on_one():
-    output = finish(start("-m", "tests.clip_jax.train_worker", devices=4))
+    output = finish(start("-m", "tests.clip_jax.training.train_worker", devices=4))
     found = json.loads(output.splitlines()[-1])
     assert found["devices"] == 4 and found["moved"] > 1e-3  # otherwise equality would say nothing
     assert found["frozen"] == 0

@@ -13,10 +13,12 @@ import clip_jax
 from clip_jax import preprocess
 from clip_jax.config import ClipConfig, ImageTower, TextTower
 from clip_jax.tokenizer import build
-from clip_jax.training import composition, pairs, sources
+from clip_jax.training import composition, experiment, pairs, sources
 from configs.clip import base
 from launch.data import scenes
 from launch.data.scenes import world
+from launch.stages import settings
+from launch.store import Store
 
 WORDS = build(scenes.vocabulary(), context_length=32)
 TOWER = dict(width=8, layers=1, heads=2, mlp_width=8, activation="gelu", norm_eps=1e-5)
@@ -35,8 +37,14 @@ CLIP = clip_jax.Clip(CONFIG, {}, WORDS, preprocess.Preprocessing(size=16, crop=1
 CAPTIONS = [["a red star", "a star"], ["the sea"], ["a small ring", "a ring on the grass", "the grass"], ["a cross"]]
 
 
-def in_memory() -> pairs.Pairs:
-    return pairs.Pairs(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8), CAPTIONS)
+def sets(config, seed: int) -> list[pairs.CaptionedImages]:
+    """Training, validation and test set of a config."""
+    store = Store("")  # data sets are kept in memory only
+    return [store.get(part) for part in settings(experiment.DataSettings, config, "data").splits(seed)]
+
+
+def in_memory() -> pairs.CaptionedImages:
+    return pairs.CaptionedImages(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8), CAPTIONS)
 
 
 @pytest.fixture
@@ -82,12 +90,12 @@ def test_the_forms_of_a_captions_file_say_the_same(folder):
         ("a.jsonl", '{"image": "images/0.png", "caption": " "}', ValueError, "line 1: the caption ' ' of images/0"),
         ("a.jsonl", '{"image": "images/0.png", "caption": []}', ValueError, "line 1: .*one is empty"),
         ("a.jsonl", '{"image": "", "caption": "x"}', ValueError, "line 1: image=''"),
-        ("a.jsonl", '\n{"image": "images/0.png"', ValueError, "line 2 is no JSON"),
-        ("a.jsonl", "[1]", ValueError, "line 1 is no JSON object but list"),
+        ("a.jsonl", '\n{"image": "images/0.png"', ValueError, "line 2 is not valid JSON"),
+        ("a.jsonl", "[1]", ValueError, "line 1 is not a JSON object but a list"),
         ("a.csv", "image,caption\nimages/0.png,a red, small star\n", ValueError, "line 2: .*this row has more"),
         ("a.csv", "image,caption\nimages/0.png\n", ValueError, "line 2: .* this row has fewer"),
-        ("a.txt", "x", ValueError, "a file that ends in .jsonl, .csv, .tsv"),
-        ("", "", ValueError, "a file that ends in"),
+        ("a.txt", "x", ValueError, "one that ends in .jsonl, .csv, .tsv"),
+        ("", "", ValueError, "one that ends in"),
     ],
 )
 def test_a_captions_file_that_cannot_be_used(folder, name, content, error, expected):
@@ -110,42 +118,43 @@ def test_held_out_images_are_trained_in_no_caption(folder):
         row["image"] = f"{i % 10}.png"
         Image.new("RGB", (8, 8)).save(folder / row["image"])
     (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = base.get_config().data
-    config.update(dict(name="captions", path=str(folder / "all.jsonl"), val_examples=2, test_examples=3))
-    sets = sources.load(config, seed=0)
-    parts = [set(part.images) for part in (sets.train, sets.val, sets.test)]
+    config = base.get_config()
+    config.data.update(dict(name="captions", path=str(folder / "all.jsonl"), val_examples=2, test_examples=3))
+    whole = sets(config, 0)
+    parts = [set(part.images) for part in whole]
     assert [len(part) for part in parts] == [5, 2, 3] and len(set.union(*parts)) == 10
-    assert all(len(texts) == 2 for part in (sets.train, sets.val, sets.test) for texts in part.captions)
-    again, other = sources.load(config, seed=0), sources.load(config, seed=1)
-    assert again.val.images == sets.val.images and set(other.val.images) != parts[1]
-    config.test_path = str(folder / "pairs.jsonl")
-    sets = sources.load(config, seed=0)
-    assert len(sets.train) == 8 and len(sets.test) == 3 and sets.test.captions[0] in CAPTIONS
-    config.val_examples = 10
+    assert all(len(texts) == 2 for part in whole for texts in part.captions)
+    again, other = sets(config, 0), sets(config, 1)
+    assert again[1].images == whole[1].images and set(other[1].images) != parts[1]
+    config.data.test_path = str(folder / "pairs.jsonl")
+    train, _, test = sets(config, 0)
+    assert len(train) == 8 and len(test) == 3 and test.captions[0] in CAPTIONS
+    config.data.val_examples = 10
     with pytest.raises(ValueError, match=r"data\.val_examples=10: there are 10 images"):
-        sources.load(config, seed=0)
+        sets(config, 0)
 
 
 # -- Scenes -----------------------------------------------------------------------------------
 
 
 def test_scenes_trains_on_no_composition_that_it_is_tested_on():
-    config = base.get_config().data
-    config.update(dict(train_examples=300, val_examples=50, test_examples=60, captions_per_image=3))
-    sets, other = (sources.load(config, seed=seed) for seed in (0, 1))
-    assert [len(part) for part in (sets.train, sets.val, sets.test)] == [300, 50, 60]
-    assert [world.held_out(part.attributes).mean() for part in (sets.train, sets.val, sets.test)] == [0, 0, 1]
-    assert np.array_equal(sets.test.images, other.test.images) and np.array_equal(sets.val.images, other.val.images)
-    assert not np.array_equal(sets.train.images, other.train.images)
-    assert len(sets.train.texts) == 900 and len(sets.test.texts) == 60
-    assert len(np.unique(sets.test.attributes, axis=0)) == 60
-    labels = {name: labels for name, (_, labels) in sets.zero_shot.items()}
-    classes = {name: len(prompts) for name, (prompts, _) in sets.zero_shot.items()}
+    config = base.get_config()
+    config.data.update(dict(train_examples=300, val_examples=50, test_examples=60, captions_per_image=3))
+    (train, val, test), other = sets(config, 0), sets(config, 1)
+    assert [len(part) for part in (train, val, test)] == [300, 50, 60]
+    assert [world.held_out(part.attributes).mean() for part in (train, val, test)] == [0, 0, 1]
+    assert np.array_equal(test.images, other[2].images) and np.array_equal(val.images, other[1].images)
+    assert not np.array_equal(train.images, other[0].images)
+    assert len(train.texts) == 900 and len(test.texts) == 60
+    assert len(np.unique(test.attributes, axis=0)) == 60
+    zero_shot = sources.scenes_zero_shot(test.attributes)
+    labels = {name: labels for name, (_, labels) in zero_shot.items()}
+    classes = {name: len(prompts) for name, (prompts, _) in zero_shot.items()}
     assert classes == dict(shape=12, colour=8, size=3, pattern=3, background=10, family=2, ground=2)
-    assert np.array_equal(np.stack([labels[name] for name in scenes.ATTRIBUTES], 1), sets.test.attributes)
-    assert np.array_equal(labels["family"], sets.test.attributes[:, 0] >= 6)
-    assert np.array_equal(labels["ground"], sets.test.attributes[:, 4] >= 5)
-    assert "a photo of a pentagram" in sets.zero_shot["shape"][0][list(scenes.ATTRIBUTES["shape"]).index("star")]
+    assert np.array_equal(np.stack([labels[name] for name in scenes.ATTRIBUTES], 1), test.attributes)
+    assert np.array_equal(labels["family"], test.attributes[:, 0] >= 6)
+    assert np.array_equal(labels["ground"], test.attributes[:, 4] >= 5)
+    assert "a photo of a pentagram" in zero_shot["shape"][0][list(scenes.ATTRIBUTES["shape"]).index("star")]
 
 
 # -- batches ----------------------------------------------------------------------------------
@@ -183,7 +192,7 @@ def test_a_batch_pairs_an_image_with_one_of_its_captions():
         assert np.array_equal(owner[batch["text"]], batch["row"])
         assert sorted(batch["row"]) == [0, 0, 1, 1, 2, 2, 3, 3]
         seen |= set(batch["text"].tolist())
-        images, ids = jax.jit(pairs.materialise)(batch, pairs.resident(prepared))
+        images, ids = jax.jit(pairs.materialise)(batch, prepared.resident)
         assert np.array_equal(images, in_memory().images[batch["row"]])
         assert np.array_equal(ids, prepared.ids[batch["text"]])
     assert seen == set(range(7))
@@ -204,7 +213,7 @@ def test_a_batch_follows_from_seed_and_step(kind, folder):
 def test_images_in_files_are_prepared_as_for_encoding(folder):
     read = sources.read_captions(folder / "pairs.jsonl")
     prepared = pairs.prepare(CLIP, read)
-    assert pairs.resident(prepared) == {}
+    assert prepared.resident == {}
     for batch in batches(prepared, 3):
         assert batch["image"].dtype == np.uint8 and batch["image"].shape == (8, 16, 16, 3)
         images, ids = pairs.materialise(batch, {})

@@ -34,9 +34,9 @@ def test_neither_folder_nor_name(tmp_path, monkeypatch):
     for source in ("nowhere", tmp_path / "nowhere", "/no/where/at/all"):
         with pytest.raises(FileNotFoundError) as error:
             clip_jax.load(source)
-        assert f"there is no folder {str(source)!r}, and it is no hub name" in str(error.value)
+        assert f"no folder {str(source)!r}, and it is not a hub name" in str(error.value)
         assert "clip_jax.embedded('other'), clip_jax.embedded('small')" in str(error.value)
-    with pytest.raises(ValueError, match="no embedded checkpoint 'scene'; there are other, small"):
+    with pytest.raises(ValueError, match="no embedded checkpoint 'scene'; valid names: 'other', 'small'"):
         clip_jax.embedded("scene")
     assert clip_jax.embedded("small") == Path("x")
 
@@ -109,7 +109,7 @@ def test_a_repository_without_a_clip(folder, monkeypatch):
 def test_an_unknown_repository(folder, monkeypatch):
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     Hub(monkeypatch, folder, error=errors.RepositoryNotFoundError("404 not found", response=response))
-    with pytest.raises(FileNotFoundError, match=r"'owner/model' is neither a folder here nor .*`hf auth login.*404"):
+    with pytest.raises(FileNotFoundError, match=r"'owner/model' is neither a local folder nor .*`hf auth login.*404"):
         clip_jax.load("owner/model")
 
 
@@ -125,7 +125,7 @@ def test_an_unreachable_hub(folder, monkeypatch):
     with pytest.raises(ConnectionError) as error:
         clip_jax.load("owner/model")
     message = str(error.value)
-    assert "there is no folder 'owner/model' here" in message and "connection refused" in message
+    assert "no local folder 'owner/model'" in message and "connection refused" in message
     assert "`hf download owner/model --local-dir model`" in message and 'clip_jax.load("model")' in message
 
 

@@ -42,9 +42,9 @@ def test_a_pickle_with_code_is_refused(legacy, torch_folder):
     torch.save({"logit_scale": Harmful(touched)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError) as error:
         clip_jax.load(torch_folder)
-    assert str(path) in str(error.value) and "could run code, and is not opened" in str(error.value)
+    assert str(path) in str(error.value) and "could run code, so it is not opened" in str(error.value)
     path.write_bytes(pickle.dumps({"logit_scale": Harmful(touched)}))
-    with pytest.raises(ValueError, match="could run code, and is not opened"):
+    with pytest.raises(ValueError, match="could run code, so it is not opened"):
         clip_jax.load(torch_folder)
     assert not touched.exists()
 

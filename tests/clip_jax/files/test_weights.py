@@ -14,7 +14,7 @@ from clip_jax.files import layouts, weights
 from tests.clip_jax import checkpoints, towers
 
 LAYOUTS = (layouts.HUGGINGFACE, layouts.FLAX, layouts.OPENCLIP, layouts.OPENCLIP_CUSTOM)
-HF = weights.Found("model.safetensors", "config.json")
+HF = weights.CheckpointFiles("model.safetensors", "config.json")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_order_of_the_files(tmp_path):
         ("open_clip_pytorch_model.bin", "open_clip_config.json"),
         ("open_clip_pytorch_model.bin.index.json", "open_clip_config.json"),
     ]
-    openclip = weights.Found("model.safetensors", "open_clip_config.json")
+    openclip = weights.CheckpointFiles("model.safetensors", "open_clip_config.json")
     assert weights.find({*openclip}, tmp_path) == openclip
     for incomplete in ({"config.json"}, {"model.safetensors"}, {"open_clip_model.safetensors", "config.json"}, set()):
         assert weights.find(incomplete, tmp_path) is None
@@ -216,7 +216,7 @@ def test_a_config_of_something_else_beside_openclips(tmp_path):
 
 def test_patterns():
     assert weights.patterns(HF) == ["model.safetensors"]
-    sharded = weights.Found("pytorch_model.bin.index.json", "config.json")
+    sharded = weights.CheckpointFiles("pytorch_model.bin.index.json", "config.json")
     assert weights.patterns(sharded) == ["pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
@@ -230,7 +230,7 @@ def write_shards(folder, tensors, *, total_size=None):
     return index
 
 
-SHARDED = weights.Found("model.safetensors.index.json", "config.json")
+SHARDED = weights.CheckpointFiles("model.safetensors.index.json", "config.json")
 
 
 def test_shards(config, params, tmp_path):
@@ -246,7 +246,7 @@ def test_missing_shard(params, tmp_path):
         weights.read(tmp_path, SHARDED)
     assert str(error.value) == (
         f"{tmp_path / SHARDED.weights} names 2 files, 9.9 GB in all; missing: model-00001-of-00002.safetensors; "
-        f"there: model-00002-of-00002.safetensors ({size:.1f} kB)"
+        f"present: model-00002-of-00002.safetensors ({size:.1f} kB)"
     )
 
 
@@ -269,9 +269,15 @@ def test_index_and_shards_disagree(params, tmp_path):
         ("{}", "has no weight_map"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": 1}}', "has no weight_map"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', "no .safetensors file of its folder: ../model.safetensors"),
-        ('{"weight_map": {"a": "/model.safetensors"}}', "no .safetensors file of its folder: /model.safetensors"),
-        ('{"weight_map": {"a": "model.bin"}}', "no .safetensors file of its folder: model.bin"),
+        (
+            '{"weight_map": {"a": "../model.safetensors"}}',
+            "files that are not .safetensors files of its folder: ../model.safetensors",
+        ),
+        (
+            '{"weight_map": {"a": "/model.safetensors"}}',
+            "files that are not .safetensors files of its folder: /model.safetensors",
+        ),
+        ('{"weight_map": {"a": "model.bin"}}', "files that are not .safetensors files of its folder: model.bin"),
     ],
 )
 def test_bad_index(content, message, tmp_path):
@@ -291,10 +297,10 @@ def test_cut_off_or_corrupt_safetensors(params, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError) as error:
             weights.read(tmp_path, HF)
-        assert str(path) in str(error.value) and "not a whole safetensors file" in str(error.value)
+        assert str(path) in str(error.value) and "not a complete safetensors file" in str(error.value)
 
 
-MSGPACK = weights.Found("flax_model.msgpack", "config.json")
+MSGPACK = weights.CheckpointFiles("flax_model.msgpack", "config.json")
 
 
 def test_msgpack(config, params, tmp_path):
@@ -309,7 +315,7 @@ def test_msgpack(config, params, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError) as error:
             weights.read(tmp_path, MSGPACK)
-        assert str(path) in str(error.value) and "not a whole msgpack file" in str(error.value)
+        assert str(path) in str(error.value) and "not a complete msgpack file" in str(error.value)
     path.write_bytes(b"\x93\1\2\3")
     with pytest.raises(ValueError, match=f"{path} holds a list, not parameters by name"):
         weights.read(tmp_path, MSGPACK)

@@ -9,8 +9,8 @@ import numpy as np
 
 from clip_jax.preprocess import Preprocessing
 from clip_jax.sharding import partition_rules
-from clip_jax.training import attributes, experiment
-from clip_jax.training.pairs import Pairs
+from clip_jax.training import attributes
+from clip_jax.training import step as steps
 from configs.clip import base
 from launch.data.scenes import world
 from launch.training import optim, sharding
@@ -27,12 +27,16 @@ ATTRIBUTES = np.random.default_rng(2).integers(0, world.COUNTS, (20, 5)).astype(
 def build():
     optimizer, _ = optim.create(base.get_config().optimizer, total_steps=10, to_steps=lambda text: 0)
     params = attributes.add_head(parameters(CONFIG), jax.random.key(0), world.COUNTS)
-    params = jax.tree.map(lambda a: a.astype(np.float64), params)
-    state = experiment.create_state(params, optimizer, TRAINABLE)
-    config = base.get_config()
-    config.attribute_weight = 1.0
-    loss = experiment._attribute_loss(config, Pairs(IMAGES, [[]] * 20, ATTRIBUTES), 100)
-    return state, experiment.make_step(CONFIG, SPEC, optimizer, TRAINABLE, loss)
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    state = steps.create_state(params, optimizer, TRAINABLE)
+    loss = attributes.supervised(1.0, 60, world.COUNTS)
+    options = dict(preprocessing=SPEC, optimizer=optimizer, trainable=TRAINABLE, attribute_loss=loss)
+
+    def step(numbers, state, batch, *, axis_name=None):
+        del numbers
+        return steps.update(state, batch, config=CONFIG, axis_name=axis_name, **options)
+
+    return state, step
 
 
 def data():
@@ -46,12 +50,12 @@ def data():
 def train(layout):
     """(parameters, metrics) after the steps, on the host."""
     state, step = build()
-    compiled = layout.compile(step, state)
+    compiled = layout.jit(step, state)
     state = layout.place(state)
     resident, batches = data()
     resident = layout.replicate(resident)
     for batch in batches:
-        state, metrics = compiled(state, layout.put(batch) | {sharding.RESIDENT: resident})
+        state, metrics = compiled({}, state, layout.put(batch) | {sharding.RESIDENT: resident})
     return jax.device_get((state.params, metrics))
 
 
