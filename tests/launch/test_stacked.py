@@ -17,7 +17,7 @@ from launch.stages import numbers, stacked_numbers, with_numbers
 from launch.sweeps.members import config_of, load, status
 from launch.training import checkpoint
 from launch.training.program import as_arrays
-from tests.commands import finish, start
+from tests.commands import finish, stage_folder, start
 from tests.launch import stack_toy
 from tests.launch.test_sweep import call as sweep_call
 
@@ -38,10 +38,7 @@ def call(*args, config=TOY):
 
 def squares(member):
     """The folder of the stage that a member, or the run in a folder, trains."""
-    path = getattr(member, "path", member)
-    plan = json.loads((path / "plan.json").read_text())
-    (key,) = (key for key, kind in plan["stages"].items() if kind == "Squares")
-    return path / plan["store"] / key
+    return stage_folder(getattr(member, "path", member), "Squares")
 
 
 def rows(path):

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from launch import sweep, train
 from launch.sweeps import folder
 from launch.sweeps.members import command, config_of, load
-from tests.commands import finish, start
+from tests.commands import finish, stage_folder, start
 
 TOY = "tests/launch/sweep_toy.py"
 
@@ -65,7 +65,8 @@ def test_members_of_sweep_and_grid_are_trained(swept):
         assert result["parabola"] == (member.overrides["x"] - 3) ** 2 and result["cores"] in (cores, cores + 1)
         kept = json.loads((member.path / "config.json").read_text())
         assert kept == json.loads(config_of(member).to_json()) and kept["nested"]["radii"] == [1.0]
-        assert (member.path / "metrics.jsonl").exists()
+        assert (stage_folder(member.path, "Parabola") / "metrics.jsonl").exists()
+        assert stage_folder(member.path, "Parabola").resolve().parent == workdir / "store"
 
 
 def test_more_members_finished_ones_left_alone_failures_shown(swept):
@@ -105,7 +106,7 @@ def test_sigterm_then_the_same_command(tmp_path):
     args = ("--noconfig_sweep", "--grid=seed=0", f"--workdir={tmp_path}", "--config.pause=20")
 
     def send():
-        while not (tmp_path / "seed=0" / "metrics.jsonl").exists():
+        while not (stage_folder(tmp_path / "seed=0", "Parabola") / "metrics.jsonl").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
