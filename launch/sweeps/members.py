@@ -152,9 +152,9 @@ def define(
     workdir: str | Path,
     *,
     config_file: str,
-    base: Mapping[str, Any],
+    base: Mapping[str, Any] | ConfigDict,
     overrides: Sequence[Mapping[str, Any]],
-    others: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Mapping[str, ConfigDict] | None = None,
     fixed: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
 ) -> Sweep:
