@@ -191,7 +191,7 @@ def located(config_file: str, *, beside: str = "") -> str:
     """FILE or FILE:ARGUMENT with an absolute path; a relative one starts from the folder of the file `beside`."""
     file, colon, argument = config_file.partition(":")
     folder = Path(beside.partition(":")[0]).parent if beside else Path()
-    return f"{(folder / file).absolute()}{colon}{argument}"
+    return f"{os.path.abspath(folder / file)}{colon}{argument}"
 
 
 def extend(sweep: Sweep, overrides: Mapping[str, Any]) -> tuple[Sweep, Member]:
