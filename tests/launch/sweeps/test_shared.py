@@ -11,7 +11,7 @@ from launch.sweeps import local
 from launch.sweeps.members import config_of, load, status
 from tests.launch.test_sweep import call as sweep_call
 
-STUDY = "tests/launch/study_toy.py"
+STUDY = "tests/launch/sweeps/study_toy.py"
 
 
 @pytest.fixture

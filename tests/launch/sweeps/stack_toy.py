@@ -20,7 +20,7 @@ from launch.training.program import as_arrays
 def get_config():
     return ConfigDict(
         {
-            "experiment": "tests.launch.stack_toy",
+            "experiment": "tests.launch.sweeps.stack_toy",
             "seed": 0,
             "steps": 9,
             "rate": 0.1,

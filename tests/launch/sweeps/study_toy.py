@@ -18,7 +18,7 @@ VARIANTS = {"method": {}, "unshifted": {"shift": 0.0}, "squared": {"squared": Tr
 def get_config():
     return ConfigDict(
         {
-            "experiment": "tests.launch.study_toy",
+            "experiment": "tests.launch.sweeps.study_toy",
             "seed": 0,
             "shift": 2.0,
             "squared": False,

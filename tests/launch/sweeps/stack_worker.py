@@ -10,7 +10,7 @@ import numpy as np
 
 from launch.store import Store
 from launch.training import places
-from tests.launch.stack_toy import Squares, distance, together
+from tests.launch.sweeps.stack_toy import Squares, distance, together
 
 
 def train(stages, folder: Path, devices):

@@ -18,10 +18,10 @@ from launch.sweeps.members import config_of, load, status
 from launch.training import checkpoint
 from launch.training.program import as_arrays
 from tests.commands import finish, stage_folder, start
-from tests.launch import stack_toy
+from tests.launch.sweeps import stack_toy
 from tests.launch.test_sweep import call as sweep_call
 
-TOY = "tests/launch/stack_toy.py"
+TOY = "tests/launch/sweeps/stack_toy.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,7 +140,8 @@ def test_what_cannot_be_stacked_is_explained(tmp_path):
 
 def test_members_of_several_config_files(tmp_path):
     """Of one experiment: a field that no stage reads keeps no members apart, one that a stage reads does."""
-    text = "from tests.launch import stack_toy\n\n\ndef get_config():\n    config = stack_toy.get_config()\n    {}\n"
+    text = "from tests.launch.sweeps import stack_toy\n\n\n"
+    text += "def get_config():\n    config = stack_toy.get_config()\n    {}\n"
     (tmp_path / "a.py").write_text(text.format("return config"))
     (tmp_path / "b.py").write_text(text.format("config.more = 1") + "    return config\n")
     (tmp_path / "c.py").write_text(text.format("config.unread = 1") + "    return config\n")
@@ -167,7 +168,7 @@ def test_the_most_members_of_a_stack_and_a_folder_in_use(tmp_path):
 
 
 def test_stacks_over_eight_devices_are_those_of_one():
-    found = json.loads(finish(start("-m", "tests.launch.stack_worker", devices=8)).splitlines()[-1])
+    found = json.loads(finish(start("-m", "tests.launch.sweeps.stack_worker", devices=8)).splitlines()[-1])
     assert found["devices"] == 8
     assert found["3"]["shape"] == [3, 1, 2] and found["3"]["on"] == 3
     assert found["10"]["shape"] == [5, 2, 2] and found["10"]["on"] == 5
