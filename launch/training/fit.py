@@ -135,6 +135,8 @@ def train_together(
         for start, indices, state in whole.place.restore(states, checkpoints):
             own = training_of(indices)
             if start < own.steps:
+                if start:
+                    logging.info("continuing from step %d of %d", start, own.steps)
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
                 state, lost = fit(own, state, start, *arguments, stop=store.stop)
                 failures |= {indices[i]: error for i, error in lost.items()}
