@@ -17,6 +17,7 @@ def get_config():
     config.model.unroll = True
     config.captions.source = "scenes"
     config.images.source = "scenes"
+    config.images.target_pad = False
     config.triplets.source = "scenes"
     config.evaluation.target_pad = False
 

@@ -5,7 +5,7 @@
     ROOT/COCO2017_unlabeled/unlabeled2017/*.jpg
 
 mAP at 5, 10, 25, 50 over several ground truths, and recall on the first target. `test` has no ground truth: its answers
-go to the test server, a JSON file of 50 image ids a query.
+go to the test server, a JSON file of 50 image ids per query.
 """
 
 from functools import partial
@@ -26,10 +26,10 @@ def load(root: str | Path, split: str = "val") -> Task:
 
     Raises:
       ValueError: an unknown split, a query without a field, an image that the gallery lacks.
-      FileNotFoundError: a file that is not there.
+      FileNotFoundError: a missing file.
     """
     if split not in SPLITS:
-        raise ValueError(f"CIRCO has no split {split!r}; there are {', '.join(SPLITS)}")
+        raise ValueError(f"CIRCO has no split {split!r}; valid splits: {', '.join(SPLITS)}")
     root = Path(root).expanduser()
     coco = root / "COCO2017_unlabeled"
     info_path = coco / "annotations" / "image_info_unlabeled2017.json"

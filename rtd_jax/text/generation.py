@@ -18,7 +18,7 @@ from absl import app, flags, logging
 import clip_jax
 from clip_jax.losses import normalise
 from launch import llm
-from rtd_jax import sources
+from rtd_jax import clips
 from rtd_jax.text import captions, masking, phrasings
 from rtd_jax.text.triplets import MARKER, Triplets, fault, write
 
@@ -179,7 +179,7 @@ def generate() -> None:
         made = by_llm(llm.Llm(endpoint, out.with_suffix(".log.jsonl")), texts)
     else:
         matcher = masking.create(f.matcher)
-        made = by_rules(sources.clip(f.clip), texts, matcher, seed=f.seed, per_caption=f.per_caption)
+        made = by_rules(clips.load(f.clip), texts, matcher, seed=f.seed, per_caption=f.per_caption)
     write(out, made)
     print(f"{len(made)} triplets in {out}")
 

@@ -53,18 +53,28 @@ def create(name: str = "auto", words: Iterable[str] = ()) -> Matcher:
       ValueError: an unknown name.
       ImportError: spaCy is asked for by name, and it or its model is not installed.
     """
-    if name not in MATCHERS:
-        raise ValueError(f"unknown keyword matcher {name!r}; there are {', '.join(MATCHERS)}")
     if words := frozenset(word.lower() for word in words):
         return Matcher(_by_table(dict.fromkeys(words, "word")), f"a list of {len(words)} words")
-    there = lambda module: importlib.util.find_spec(module) is not None
-    model = next(filter(there, SPACY_MODELS), None) if there("spacy") else None
-    if name == "spacy" and model is None:
-        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
-    if model is not None and name != "lexicon":
-        return _spacy(model)
+    if resolve(name) == "spacy":
+        return _spacy(_spacy_model())
     table = lexicon()
     return Matcher(_by_table(table), f"the built-in lexicon of {len(table)} words")
+
+
+def resolve(name: str) -> str:
+    """ "spacy" or "lexicon": which of them a matcher's name means on this machine; raises as `create`."""
+    if name not in MATCHERS:
+        raise ValueError(f"unknown keyword matcher {name!r}; valid names: {', '.join(map(repr, MATCHERS))}")
+    installed = _spacy_model() is not None
+    if name == "spacy" and not installed:
+        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
+    return "spacy" if installed and name != "lexicon" else "lexicon"
+
+
+def _spacy_model() -> str | None:
+    """spaCy's model that is installed, if any."""
+    installed = lambda module: importlib.util.find_spec(module) is not None
+    return next(filter(installed, SPACY_MODELS), None) if installed("spacy") else None
 
 
 @functools.cache
