@@ -1,7 +1,7 @@
 """How well a task's images are found: by the image alone, the text alone, their sum, φ, and φ with RTD's text encoder.
 
-Every way of making queries is a row of a task's table, and a function in `FROZEN` or `TUNED`. All are scored on the same
-gallery, which the image encoder embeds once: no method here changes it.
+Every way of making queries is a row of a task's table, and a function in `FROZEN` or `TUNED`. All are scored on one
+gallery, which is embedded once: no method here changes the image encoder.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,8 @@
     IMAGES.visual_genome/ID.jpg                  Visual Genome's images, for the two tasks of attributes
     IMAGES.coco/000000ID.jpg                     COCO's val2017, for the two tasks of objects
 
-Recall at 1, 2, 3 in the query's gallery. Our reading: an object with attributes is cropped by its box, enlarged by 0.7 of
-its width and height in all, and padded to a square; the condition, a word or two, becomes the modification "has
+Recall at 1, 2, 3 in the query's gallery. Our reading: an object with attributes is cropped by its box, enlarged by 0.7
+of its width and height in all, and padded to a square; the condition, a word or two, becomes the modification "has
 CONDITION", since "a photo of $ that CONDITION" would not be English.
 """
 

@@ -12,7 +12,7 @@ KS = (1, 5, 10)
 
 
 def load(seed: int, *, gallery: int = 1500, queries: int = 1000) -> Task:
-    """One draw of the benchmark, with modifications in phrasings that training has seen ("") and in others ("unseen")."""
+    """One draw of the benchmark, worded in phrasings that training has seen ("") and in others ("unseen")."""
     drawn = scenes.retrieval(seed, gallery=gallery, queries=queries)
     names = {"seen": "", "unseen": "unseen"}
     texts = {names[name]: [(text,) for text in column] for name, column in drawn.modifications.items()}

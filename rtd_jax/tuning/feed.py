@@ -63,8 +63,8 @@ def grouped_rows(
 ) -> Callable[[int], np.ndarray]:
     """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of like length.
 
-    No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last batch
-    is full are left out, other ones each time.
+    No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last
+    batch is full are left out, other ones each time.
 
     Args:
       n: examples.
