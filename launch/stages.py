@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -113,14 +113,37 @@ class Stage:
       VERSION: counted up when `make` changes what it gives for the same fields; results of earlier versions stay.
       KEPT: whether the result is written to disk. False for what is quickly read or computed again, such as a data set
         in its own files; then it lives in memory alone.
+      STACKS: whether `make_together` makes several stages that differ only in stackable numbers as one program.
     """
 
     VERSION: ClassVar[int] = 1
     KEPT: ClassVar[bool] = True
+    STACKS: ClassVar[bool] = False
 
     def make(self, store: "Store") -> Any:
         """Compute the result; other stages' results come from `store.get`. Every process of a run calls it."""
         raise NotImplementedError(f"{type(self).__name__} has no make()")
+
+    @classmethod
+    def make_together(cls, stages: Sequence[Self], store: "Store") -> dict[int, Exception]:
+        """Make several stages as one program and put each into the store; only of classes with `STACKS = True`.
+
+        The caller holds the locks of all stages, and none of them is in the store. What they are made from is in the
+        store, and comes from `store.get`; each result is kept by `store.put`, under a key that does not say how it was
+        made. `launch.training.fit.train_together` trains k stages in their own folders.
+
+        Args:
+          stages: at least two, with different keys and one `stack_key`.
+          store: keeps their results.
+
+        Returns:
+          Why a stage was given up, by its index; all others are in the store.
+
+        Raises:
+          Preempted: the run was asked to stop; every stage can be continued, together or alone.
+          Exception: nothing could be made of any stage.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no make_together()")
 
     def encode(self, value: Any) -> Any:
         """The result as nested dicts and lists of arrays and JSON values, as `launch.files.save_tree` writes them."""

@@ -15,7 +15,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,9 @@ class Store:
             versions.record(folder)
         return Journal(folder)
 
-    def forget(self) -> None:
-        """Drop what is in memory; it is read again from the disk when it is asked for."""
-        self._memory.clear()
+    def forget(self, keep: Collection[str] = ()) -> None:
+        """Drop the results in memory, but for those with the given keys; they are read or made again when needed."""
+        self._memory = {key: value for key, value in self._memory.items() if key in keep}
 
     @contextlib.contextmanager
     def locked(self, stages: list[Stage]) -> Iterator[None]:

@@ -48,10 +48,10 @@ def find(experiment: str) -> Callable:
     Raises:
       ValueError: there is no such module, or it has no `run`.
     """
-    return _module(experiment).run
+    return module_of(experiment).run
 
 
-def _module(experiment: str) -> ModuleType:
+def module_of(experiment: str) -> ModuleType:
     """An experiment: `plan(config) -> stage`, or for now `run(config, run) -> result` with `REVISABLE` fields."""
     try:
         module = importlib.import_module(experiment)
@@ -61,8 +61,8 @@ def _module(experiment: str) -> ModuleType:
         raise ValueError(
             f"config.experiment={experiment!r}: no such module; it is a dotted name such as 'robustgrad_jax.experiment'"
         ) from error
-    if not callable(getattr(module, "run", None)):
-        raise ValueError(f"config.experiment={experiment!r}: the module has no function run(config, run)")
+    if not callable(getattr(module, "plan", getattr(module, "run", None))):
+        raise ValueError(f"config.experiment={experiment!r}: the module has no function plan(config)")
     return module
 
 
@@ -77,7 +77,7 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
       Preempted: the run was asked to stop and has saved what it had.
       ValueError: a setting cannot be used; said before the folder is touched.
     """
-    experiment = _module(config.experiment)
+    experiment = module_of(config.experiment)
     planned = hasattr(experiment, "plan")
     root = experiment.plan(config) if planned else None
     run = Run.open(workdir, config, revisable=list(config) if planned else getattr(experiment, "REVISABLE", ()))

@@ -146,7 +146,7 @@ def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
         (["--config.stepz=1"], ["stepz", "did you mean 'steps'"]),
         (["--config.steps=many"], ["steps", "many"]),
         (["--config.experiment=tests.launch.nothing"], ["tests.launch.nothing", "no such module"]),
-        (["--config.experiment=tests.commands"], ["no function run"]),
+        (["--config.experiment=tests.commands"], ["no function plan"]),
         (["--config.batch_size=6"], ["batch_size=6", "4 devices", "take 4 or 8"]),
         (["--config.mode=mpi"], ["unknown sharding mode 'mpi'", "jit, pmap"]),
         (["leftover"], ["not understood: leftover"]),
