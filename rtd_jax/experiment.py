@@ -23,7 +23,10 @@ from launch.store import Store
 from rtd_jax import figures, phi, stages
 from rtd_jax.benchmarks import fashioniq, genecis
 from rtd_jax.benchmarks.task import Task
+from rtd_jax.results import describe
 from rtd_jax.stages.data import DataStage, file_setting
+
+__all__ = ["describe", "leave", "plan"]
 
 BENCHMARKS = ("cirr", "circo", "fashioniq", "genecis", "scenes")
 

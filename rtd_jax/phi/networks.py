@@ -258,8 +258,8 @@ def _pic2word_names(layers: int) -> tuple[str, ...]:
 def load(path: str | Path) -> Network:
     """φ from a file: `.safetensors`, or PyTorch's `.pt`, `.pth` or `.bin` where PyTorch is installed.
 
-    A published PyTorch file may hold more than φ (the epoch, CLIP's weights, an optimiser): the only dict in it with φ's
-    names is taken. Nothing but tensors and plain values is ever unpickled.
+    A published PyTorch file may hold more than φ (the epoch, CLIP's weights, an optimiser): the only dict in it with
+    φ's names is taken. Nothing but tensors and plain values is ever unpickled.
 
     Raises:
       FileNotFoundError: no such file.
