@@ -31,17 +31,14 @@ def _retrieval() -> dict[str, Metric]:
     }
     metrics: dict[str, Metric] = {}
     for pattern, (title, explanation) in kinds.items():
-        for prefix, suffix in (("", ""), ("unseen_", ", unseen phrasing")):
-            level = "main" if not prefix else "normal"
-            metrics[f"{key}{prefix}{pattern}"] = Metric(
-                title + suffix, "up", help=f"{explanation}{', in phrasings that RTD was not trained on' * bool(prefix)}",
-                level=level, **place,
-            )  # fmt: skip
+        metrics[key + pattern] = Metric(title, "up", help=explanation, level="main", **place)
+    for pattern, (title, explanation) in kinds.items():
+        unseen = f"{explanation}, in phrasings that RTD was not trained on"
+        metrics[f"{key}unseen_{pattern}"] = Metric(f"{title}, unseen phrasing", "up", help=unseen, **place)
     for prefix, suffix in (("", ""), ("unseen_", ", unseen phrasing")):
         for edits, title in ((1, "one edit"), (2, "two edits")):
-            metrics[f"{key}{prefix}recall_at_1_edits_{edits}"] = Metric(
-                f"R@1, {title}{suffix}", "up", level="detail", **place
-            )
+            title = f"R@1, {title}{suffix}"
+            metrics[f"{key}{prefix}recall_at_1_edits_{edits}"] = Metric(title, "up", level="detail", **place)
     return metrics
 
 

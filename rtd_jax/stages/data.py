@@ -70,14 +70,14 @@ def file_setting(path: str) -> File:
 
 
 def _require_file(owner: Any, name: str, endings: Sequence[str], otherwise: str) -> None:
-    path = Path(getattr(owner, name).path)
-    if not path.is_file() or path.suffix.lower() not in endings:
-        problem = "not a file" if path.suffix.lower() in endings else "another ending"
-        raise SettingError(name, f"={str(path)!r}: {problem}; give a file that ends in {', '.join(endings)}{otherwise}")
+    path = getattr(owner, name).path
+    if not path.lower().endswith(tuple(endings)) or not Path(path).is_file():
+        raise SettingError(name, f"={path!r}: give an existing file that ends in {', '.join(endings)}{otherwise}")
 
 
 def _require_folder(owner: Any, name: str, what: str) -> None:
-    require(Path(getattr(owner, name)).expanduser().is_dir(), owner, name, f"no such folder; set it to {what}")
+    path = getattr(owner, name)
+    require(path and Path(path).expanduser().is_dir(), owner, name, f"no such folder; set it to {what}")
 
 
 def _require_counts(owner: Any, *names: str) -> None:
