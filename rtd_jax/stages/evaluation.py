@@ -100,20 +100,18 @@ class ComposedRetrieval(Stage):
     tuned_evaluations: tuple[TaskEvaluation, ...] = ()
 
     def make(self, store: Store) -> dict[str, float]:
-        for (
-            evaluation_stage
-        ) in self.evaluations:  # first: a benchmark that cannot be read ends the run before it trains
-            store.get(evaluation_stage.gallery)
+        # What is read from files comes first: a benchmark or a triplet with a fault ends the run before it trains.
+        for task in self.evaluations:
+            store.get(task.gallery)
         if self.tuned is not None:
             store.get(self.tuned.tuning.embeddings)
-        trained = {"phi": store.get(self.phi).metrics}
+        trained = {f"phi/{name}": value for name, value in store.get(self.phi).metrics.items()}
         if self.tuned is not None:
-            trained["rtd"] = store.get(self.tuned.tuning).metrics
-        result = {f"{name}/{key}": float(value) for name, metrics in trained.items() for key, value in metrics.items()}
+            trained |= {f"rtd/{name}": value for name, value in store.get(self.tuned.tuning).metrics.items()}
         measured: dict[str, float] = {}
-        for evaluation_stage in (*self.evaluations, *self.tuned_evaluations):
-            measured |= store.get(evaluation_stage).metrics
-        return result | measured | evaluation.means(measured)
+        for task in (*self.evaluations, *self.tuned_evaluations):
+            measured |= store.get(task).metrics
+        return trained | measured | evaluation.means(measured)
 
     @property
     def final(self) -> tuple[TaskEvaluation, ...]:
