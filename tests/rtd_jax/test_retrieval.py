@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rtd_jax import retrieval
+from rtd_jax.retrieval import nearest
 from tests.commands import finish, start
 
 WIDTH = 8
@@ -93,7 +94,7 @@ def test_a_gallery_mapped_from_a_file(tmp_path):
 
 
 def test_more_queries_than_are_held_at_once(monkeypatch):
-    monkeypatch.setattr(retrieval, "_QUERIES", 4)
+    monkeypatch.setattr(nearest, "_QUERIES", 4)
     queries, gallery = whole_numbers(9), whole_numbers(200, seed=1)
     check(retrieval.top_k(queries, gallery, 6, chunk=64), by_argsort(queries, gallery, 6))
 
