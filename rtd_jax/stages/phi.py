@@ -13,8 +13,9 @@ import clip_jax
 from clip_jax.losses import normalise
 from launch.stages import File, SettingError, Stage, free, require, stackable
 from launch.store import Store
-from launch.training import keys, sharding
+from launch.training import keys
 from launch.training.program import Program
+from launch.training.sharding import Layout
 from rtd_jax import phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
 from rtd_jax.stages.data import ClipSource, DataStage
@@ -167,7 +168,7 @@ class PhiTraining(TextTraining):
         module = phi.create_module(self.KIND, clip.config.text.width, **self._options)
         return phi.Network(module, jax.eval_shape(lambda: self.fresh(clip).params))
 
-    def program(self, layout: sharding.Layout) -> Program:
+    def program(self, layout: Layout) -> Program:
         """What is compiled; LinCIR's epochs are counted as if no caption were left out."""
         del layout
         clip, examples = self.clip.shapes(), self.examples()

@@ -9,15 +9,17 @@ import numpy as np
 from absl import logging
 
 import clip_jax
-from clip_jax.config import DTYPES
+from clip_jax.config import DTYPES, ClipConfig
 from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
-from launch.training import sharding
 from launch.training.program import Program
+from launch.training.sharding import Layout
+from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.fitting import Compute, TextTraining, metrics_of
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.text import vocabulary
+from rtd_jax.text.compose import Prompt
 from rtd_jax.text.triplets import Triplets
 from rtd_jax.tuning import step, trained, training
 
@@ -92,29 +94,55 @@ class Tuning(TextTraining):
         ids = trained.token_ids(clip, self.objective, train)
         return trained.restrict(clip, ids) if self.restrict_vocabulary else (trained.TrainedTower(clip, None), ids)
 
-    def update(self, tower: trained.TrainedTower, module: Any, examples: int, shards: int) -> training.Update:
-        """One update of the text tower."""
-        optimizer, _ = self.create_optimizer(examples)
-        return step.make_step(
-            self.compute.applied(tower.config),
-            optimizer,
-            module,
-            self.objective,
-            prompt=tower.prompt,
-            seed=self.seed,
-            shards=shards,
-        )
+    def update(self, config: ClipConfig, prompt: Prompt, module: Any, examples: int, shards: int) -> training.Update:
+        """One update of the text tower.
 
-    def program(self, layout: sharding.Layout) -> Program:
+        Args:
+          config: of the CLIP, with the vocabulary that is trained.
+          prompt: in this vocabulary.
+          module: φ's.
+          examples: in an epoch.
+          shards: devices that a batch is spread over in mode "jit".
+        """
+        optimizer, _ = self.create_optimizer(examples)
+        config, options = self.compute.applied(config), dict(prompt=prompt, seed=self.seed, shards=shards)
+        return step.make_step(config, optimizer, module, self.objective, **options)
+
+    def program(self, layout: Layout) -> Program:
         """What is compiled for the longest texts; the triplets are read for their number and their tokens."""
         clip, (train, _) = self.embeddings.clip.shapes(), self.embeddings.triplets.load()
         tower, _ = self.tower(clip, train)
-        network, length = self.phi.network_shapes(clip), clip.config.text.context_length
+        sizes = dict(examples=len(train), length=clip.config.text.context_length)
+        network = self.phi.network_shapes(clip)
+        return self.program_for(tower.config, tower.params, tower.prompt, network, layout, **sizes)
+
+    def program_for(
+        self,
+        config: ClipConfig,
+        text: Any,
+        prompt: Prompt,
+        network: Network,
+        layout: Layout,
+        *,
+        examples: int,
+        length: int,
+    ) -> Program:
+        """What is compiled for any CLIP; no file is read.
+
+        Args:
+          config: of the CLIP, with the vocabulary that is trained.
+          text: shapes of the text tower's parameters.
+          prompt: in this vocabulary.
+          network: φ, with the shapes of its parameters.
+          layout: the devices.
+          examples: in an epoch.
+          length: tokens of a batch's longest texts.
+        """
         return self.program_of(
-            lambda stage: stage.update(tower, network.module, len(train), layout.data_shards),
-            {"text": tower.params},
-            len(train),
-            batch=step.batch_shapes(tower.config, self.objective, self.batch_size, length),
+            lambda stage: stage.update(config, prompt, network.module, examples, layout.data_shards),
+            {"text": text},
+            examples,
+            batch=step.batch_shapes(config, self.objective, self.batch_size, length),
             resident={"phi": network.params},
         )
 
@@ -137,7 +165,7 @@ class Tuning(TextTraining):
         )
         outcome = self.fit(
             store,
-            lambda stage: stage.update(tower, network.module, len(table), layout.data_shards),
+            lambda stage: stage.update(tower.config, tower.prompt, network.module, len(table), layout.data_shards),
             {"text": tower.params},
             layout=layout,
             config=tower.config,
