@@ -1,8 +1,7 @@
 """The CLIP of a run or a command: a folder, a hub name, or one that comes with `clip_jax`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,11 +11,17 @@ from clip_jax.files import hub
 EMBEDDED = "embedded:"
 
 
+class Put(Protocol):
+    """What a leaf of the parameters becomes, from its path and NumPy array."""
+
+    def __call__(self, path: str, leaf: np.ndarray, /) -> Any: ...
+
+
 def locate(name: str) -> Path | None:
-    """The folder that a name means, or None for a name of the hub.
+    """The folder of a name, or None for a hub name.
 
     Raises:
-      ValueError: it is no folder, no embedded checkpoint and no name of the hub.
+      ValueError: it is neither a folder, nor an embedded checkpoint, nor a hub name.
     """
     if name.startswith(EMBEDDED):
         return clip_jax.embedded(name.removeprefix(EMBEDDED))
@@ -28,18 +33,18 @@ def locate(name: str) -> Path | None:
     raise ValueError(f"{name!r} is neither a folder nor a hub name (owner/repository); or take '{EMBEDDED}scenes'")
 
 
-def load(name: str, put: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf) -> clip_jax.Clip:
+def load(name: str, put: Put = lambda path, leaf: leaf) -> clip_jax.Clip:
     """The CLIP of a folder, a hub name, or "embedded:scenes".
 
     Args:
-      name: of it.
-      put: where each leaf of the parameters goes, see `clip_jax.load`; by default it stays on the host.
+      name: see above.
+      put: see `clip_jax.load`; by default the parameters stay on the host.
 
     Raises:
-      FileNotFoundError: it came without tokenizer files.
+      FileNotFoundError: it has no tokenizer files.
       ValueError: see `locate`.
     """
     clip = clip_jax.load(locate(name) or name, put=put)
     if clip.tokenizer is None:
-        raise FileNotFoundError(f"clip={name!r} came without tokenizer files: modifications are text")
+        raise FileNotFoundError(f"clip={name!r} has no tokenizer files, which texts need")
     return clip

@@ -6,9 +6,9 @@ length and dealt out; which rows a step sees stays a pure function of (seed, ste
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,9 +58,15 @@ def table(config: ClipConfig, arrays: Mapping[str, np.ndarray], ids: Mapping[str
     return TextTable(arrays, ids, np.max(ends, axis=0).astype(np.int32) if ends else None)
 
 
+class RowsAt(Protocol):
+    """The rows of the table, int32 (b,), that the global batch of a step consists of."""
+
+    def __call__(self, step: int, /) -> np.ndarray: ...
+
+
 def grouped_rows(
     n: int, *, seed: int, batch_size: int, lengths: np.ndarray | None = None, window: int = WINDOW
-) -> Callable[[int], np.ndarray]:
+) -> RowsAt:
     """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of like length.
 
     No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last
@@ -103,7 +109,7 @@ def _grouped(rows: np.ndarray, lengths: np.ndarray, dealt: np.random.Generator) 
 def batches(
     config: ClipConfig,
     table: TextTable,
-    rows_at: Callable[[int], np.ndarray],
+    rows_at: RowsAt,
     *,
     start: int = 0,
     process_index: int = 0,

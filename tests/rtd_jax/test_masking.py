@@ -92,7 +92,7 @@ def test_rule_based_triplets(clip):
                 assert (article == "an") == (word[0] in "aeiou")
     assert made == generation.by_rules(clip, texts, masking.create("lexicon"), seed=0, per_caption=3)
     assert made != generation.by_rules(clip, texts, masking.create("lexicon"), seed=1, per_caption=3)
-    with pytest.raises(ValueError, match="no triplet came of 1 captions"):
+    with pytest.raises(ValueError, match="1 captions gave no triplet"):
         generation.by_rules(clip, ["nothing"], masking.create("lexicon"), seed=0)
 
 

@@ -153,7 +153,7 @@ NAN = np.where(np.arange(5)[:, None] == 3, np.nan, G)
         (lambda: retrieval.top_k(Q, G[:0], 1), "the gallery is empty"),
         (lambda: retrieval.top_k(Q[:0], G, 1), "there are no queries"),
         (lambda: retrieval.top_k(Q, G[:, :3], 1), r"as wide as each other, got \(2, 8\) and \(5, 3\)"),
-        (lambda: retrieval.top_k(Q, G, 1, dtype="int8"), "unknown dtype 'int8'; there are float32, bfloat16"),
+        (lambda: retrieval.top_k(Q, G, 1, dtype="int8"), "unknown dtype 'int8'; valid names: 'float32', 'bfloat16'"),
         (lambda: retrieval.top_k(Q, G, 1, chunk=0), "chunk=0 must be"),
         (lambda: retrieval.top_k(Q, G, 1, recall_target=1.0), "recall_target=1.0 must lie between"),
         (lambda: retrieval.top_k(Q, NAN, 2), "score of gallery row 3 for query 0 is NaN"),
