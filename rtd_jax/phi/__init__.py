@@ -2,10 +2,13 @@
 
 from rtd_jax.phi.networks import (
     KINDS,
+    ApplyPhi,
     Network,
     Phi,
     Pic2Word,
+    check_file,
     check_fits,
+    create_module,
     from_torch,
     init,
     load,
@@ -15,10 +18,13 @@ from rtd_jax.phi.networks import (
 
 __all__ = [
     "KINDS",
+    "ApplyPhi",
     "Network",
     "Phi",
     "Pic2Word",
+    "check_file",
     "check_fits",
+    "create_module",
     "from_torch",
     "init",
     "load",

@@ -1,4 +1,4 @@
-"""Text triplets: a reference caption, what is to change, and the target caption.
+"""Text triplets: a reference caption, a modification, and the target caption.
 
 Files hold the keys of the published sets, `reference_caption`, `conditioning_caption`, `target_caption`: JSON Lines, or
 JSON with a list of objects. `rtd_jax.text.generation` makes such files from captions.
@@ -15,7 +15,7 @@ from absl import logging
 from launch.files import write_atomically
 
 KEYS = ("reference_caption", "conditioning_caption", "target_caption")
-MARKER = "$"  # stands for the pseudo token in prompts, so that no caption may hold it
+MARKER = "$"  # stands for the pseudo token in prompts, so no caption may contain it
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Triplets:
     """n triplets by column.
 
     Attributes:
-      references: n captions of what there is.
+      references: n captions of the images that queries start from.
       modifications: n texts that continue "a photo of … that".
-      targets: n captions of what is asked for.
+      targets: n captions of the images that queries ask for.
     """
 
     references: Sequence[str]
@@ -47,7 +47,7 @@ class Triplets:
 
 
 def fault(reference: object, modification: object, target: object) -> str:
-    """What is wrong with a triplet, "" if nothing is."""
+    """What is wrong with a triplet; "" if nothing is."""
     for key, text in zip(KEYS, (reference, modification, target), strict=True):
         if not isinstance(text, str):
             return f"{key} is {text!r}, no text"
@@ -61,13 +61,13 @@ def fault(reference: object, modification: object, target: object) -> str:
 
 
 def check(triplets: Triplets) -> None:
-    """Raises ValueError for the first triplet with a fault, by its number, or for none at all."""
+    """Raise ValueError for the first triplet with a fault, by its number, or for no triplets at all."""
     if not len(triplets):
         raise ValueError("there are no triplets")
     columns = zip(triplets.references, triplets.modifications, triplets.targets, strict=True)
     for row, columns_of_row in enumerate(columns):
-        if found := fault(*columns_of_row):
-            raise ValueError(f"triplet {row}: {found}")
+        if problem := fault(*columns_of_row):
+            raise ValueError(f"triplet {row}: {problem}")
 
 
 def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
@@ -75,12 +75,12 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
 
     Args:
       path: the file.
-      skip_faulty: leave out what cannot be used, and say in the log how many lines and which the first was.
+      skip_faulty: leave out lines that cannot be used; the log says how many, and which was the first.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another ending; without `skip_faulty` the first line that is no JSON, lacks a key or has a fault, by
-        its number; nothing left.
+      ValueError: another ending; without `skip_faulty` the first line that is not JSON, lacks a key or has a fault, by
+        its number; no triplet that can be used.
     """
     path = Path(path).expanduser()
     readers = {".jsonl": _lines, ".json": _list}
@@ -93,7 +93,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
         if isinstance(row, str) or (row_fault := _row_fault(row)):
             faults.append(f"{path}, {where}: {row if isinstance(row, str) else row_fault}")
             if not skip_faulty:
-                raise ValueError(f"{faults[0]}. To use the others all the same: skip_faulty=True")
+                raise ValueError(f"{faults[0]}. To use the others, set skip_faulty=True")
         else:
             rows.append([row[key].strip() for key in KEYS])
     if faults:
@@ -104,7 +104,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
 
 
 def write(path: str | Path, triplets: Triplets) -> None:
-    """JSON Lines, whole or not at all; what `read` reads.
+    """Write JSON Lines that `read` reads, whole or not at all.
 
     Raises:
       ValueError: a triplet with a fault.
@@ -116,12 +116,12 @@ def write(path: str | Path, triplets: Triplets) -> None:
 
 
 def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, Triplets]:
-    """Those to train on and `held_back` others, drawn by the seed; what is held back shares no caption with the rest.
+    """Triplets to train on, and `held_back` others, drawn by the seed, that share no caption with them.
 
-    Triplets that share a caption go together, so some of the rest may be left out of both.
+    Triplets that share a caption with held-back ones are left out of both.
 
     Raises:
-      ValueError: there are not enough.
+      ValueError: too few triplets.
     """
     if not 0 < held_back < len(triplets):
         raise ValueError(f"{held_back} triplets cannot be held back of {len(triplets)}")

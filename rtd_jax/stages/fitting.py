@@ -1,0 +1,215 @@
+"""What the trained stages of `rtd_jax.stages` share: their settings, their program, and the run of the loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Protocol, Self
+
+import jax
+import optax
+
+from clip_jax import sharding as partition
+from clip_jax.config import DTYPES, ClipConfig
+from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.store import Store
+from launch.training import duration
+from launch.training import sharding as mesh
+from launch.training.fit import Cadence, Outcome, Training, alone, train
+from launch.training.optim import Optimizer, Rate, ToSteps
+from launch.training.places import One
+from launch.training.program import Program, Step, as_arrays
+from launch.training.sharding import Layout
+from launch.training.state import State
+from rtd_jax.phi.validation import RECALL
+from rtd_jax.tuning import feed, training
+
+
+@dataclass(frozen=True)
+class TextLoop:
+    """How often a training logs, evaluates and saves.
+
+    Attributes:
+      log_every: in steps; 0 for never.
+      eval_every: a duration; "0 steps" for only at the end. It counts, as the best of the evaluated states is kept.
+      checkpoint_every: a duration.
+    """
+
+    log_every: int = free(50)
+    eval_every: str = "100 steps"
+    checkpoint_every: str = free("500 steps")
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.log_every, int) and self.log_every >= 0, self, "log_every", "must be at least 0 steps")
+        duration.check(self, "eval_every", self.eval_every)
+        duration.check(self, "checkpoint_every", self.checkpoint_every)
+
+
+@dataclass(frozen=True)
+class DeviceMesh:
+    """How a training is spread over the devices.
+
+    Attributes:
+      mode: "jit" or "pmap"; see `launch.training.sharding`.
+      model: devices that share one copy of the text tower while RTD trains it, in mode "jit".
+    """
+
+    mode: str = "jit"
+    model: int = free(1)
+
+    def __post_init__(self) -> None:
+        require_known(self, "mode", mesh.MODES)
+        require(isinstance(self.model, int) and self.model >= 1, self, "model", "must be a whole number, at least 1")
+        require(self.model == 1 or self.mode == "jit", self, "model", "mode 'pmap' keeps whole parameters; take 1")
+
+    def layout(self, config: ClipConfig | None = None) -> Layout:
+        """All devices; with the config of a CLIP, its text tower is split over `model` of them."""
+        if config is None or self.model == 1:
+            return mesh.layout(self.mode)
+        rules = partition.partition_rules(config, self.model, towers=("text",))
+        return mesh.layout(self.mode, model=self.model, rules=rules)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How RTD's step computes.
+
+    Attributes:
+      dtype: of activations and matrix products; parameters and gradients keep their own.
+      remat: recompute blocks in the backward pass: less memory, a third more work.
+      unroll: all blocks in line instead of a loop: slower to compile, faster where they are small.
+    """
+
+    dtype: str = "float32"
+    remat: bool = free(False)
+    unroll: bool = free(False)
+
+    def __post_init__(self) -> None:
+        require_known(self, "dtype", DTYPES)
+
+    def applied(self, config: ClipConfig) -> ClipConfig:
+        """The config of a CLIP that computes like this."""
+        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
+
+
+class MakeUpdate(Protocol):
+    """The update of a stage whose numbers may be traced."""
+
+    def __call__(self, stage: Any) -> training.Update: ...
+
+
+class Evaluate(Protocol):
+    """Metrics of a training state, "val/recall" among them."""
+
+    def __call__(self, state: State) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(Stage):
+    """A training on a table of examples; its result is the state with the best recall on validation.
+
+    Attributes:
+      batch_size: examples a step, over all devices.
+      duration: of the training.
+      optimizer: with its learning-rate schedule.
+      loop: cadence of logs, evaluations and checkpoints.
+      sharding: how it is spread over the devices.
+      seed: of the initial parameters, the order, and all random numbers of the steps.
+    """
+
+    SECTION: ClassVar[str]  # of the config, for messages
+
+    batch_size: int
+    duration: str
+    optimizer: Optimizer
+    loop: TextLoop = field(default_factory=TextLoop)
+    sharding: DeviceMesh = field(default_factory=DeviceMesh)
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.batch_size, int) and self.batch_size >= 1
+        require(whole, self, "batch_size", "must be a whole number, at least 1")
+        duration.check(self, "duration", self.duration)
+
+    def to_steps(self, examples: int) -> ToSteps:
+        """What turns durations into steps."""
+        return partial(duration.to_steps, examples=examples, batch_size=self.batch_size)
+
+    def create_optimizer(self, examples: int) -> tuple[optax.GradientTransformation, Rate]:
+        """The optimiser, and its learning rate as a function of the step."""
+        to_steps = self.to_steps(examples)
+        return self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
+
+    def step_of(self, update: MakeUpdate) -> Step:
+        """A step whose update is that of this stage with the program's numbers."""
+
+        def step(numbers, state, batch, *, axis_name: str | None = None):
+            return update(with_numbers(self, numbers))(state, batch, axis_name=axis_name)
+
+        return step
+
+    def program_of(
+        self, update: MakeUpdate, params: Any, examples: int, *, batch: Mapping[str, Any], resident: Any
+    ) -> Program:
+        """The program of a step.
+
+        Args:
+          update: see `step_of`.
+          params: their shapes.
+          examples: in an epoch.
+          batch: shapes of a batch.
+          resident: shapes of the arrays that every device keeps whole.
+        """
+        optimizer, _ = self.create_optimizer(examples)
+        state = jax.eval_shape(partial(training.create_state, optimizer=optimizer), params)
+        return Program(self.step_of(update), as_arrays(numbers(self)), state, batch, resident)
+
+    def fit(
+        self: Self,
+        store: Store,
+        update: MakeUpdate,
+        params: Any,
+        *,
+        layout: Layout,
+        config: ClipConfig,
+        table: feed.TextTable,
+        evaluate: Evaluate,
+        resident: Mapping[str, Any],
+    ) -> Outcome:
+        """Train.
+
+        Args:
+          store: keeps metrics and checkpoints meanwhile.
+          update: see `step_of`.
+          params: before the first step.
+          layout: the devices.
+          config: of the CLIP, for the lengths of texts.
+          table: the examples.
+          evaluate: at every `loop.eval_every`.
+          resident: arrays that every device keeps whole.
+
+        Raises:
+          ValueError: a batch that does not divide over the devices, or is larger than the table.
+        """
+        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        to_steps = self.to_steps(len(table))
+        rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        whole = Training(
+            place=One(layout),
+            step=self.step_of(update),
+            numbers=as_arrays(numbers(self)),
+            batches=lambda start: feed.batches(config, table, rows_at, start=start, **share),
+            batch_size=self.batch_size,
+            steps=to_steps(self.duration),
+            evaluate=alone(evaluate),
+            resident=resident,
+            cadence=Cadence(self.loop.log_every, to_steps(self.loop.eval_every), to_steps(self.loop.checkpoint_every)),
+            best=(RECALL, "max"),
+        )
+        optimizer, _ = self.create_optimizer(len(table))
+        return train(store, self, training.host_state(params, optimizer), whole)
+
+
+def metrics_of(outcome: Outcome) -> dict[str, float]:
+    """The step of a training's best state, and the metrics that it was saved with."""
+    return {"best_step": float(outcome.step), **outcome.metrics}
