@@ -2,8 +2,8 @@
 
 A step draws group-balanced pairs of words, averages the two embeddings of a pair, projects the mean and takes a step
 of AdamW under a cosine schedule on the head's cross-entropy. All steps are one compiled loop. The members of a sweep
-differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows). Members with one seed and one
-projector see the same batches, which are projected once for all of them; all seeds of a projector share one product.
+differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows). Members with one seed and
+one projector see the same batches, which are projected once for all; all seeds of a projector share one product.
 """
 
 import functools

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -46,6 +46,14 @@ class CheckStop(Protocol):
     """Raises where the run was asked to stop."""
 
     def __call__(self) -> None: ...
+
+
+class LabelledRows(NamedTuple):
+    """Rows (n, f) of the images of a split, with their classes and spurious values (n,)."""
+
+    rows: np.ndarray
+    classes: np.ndarray
+    spurious: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,7 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
     )
 
 
-def encode(
-    part: Part, encoders: Mapping[str, Encoder], *, batch_size: int
-) -> Iterator[tuple[str, int, np.ndarray]]:
+def encode(part: Part, encoders: Mapping[str, Encoder], *, batch_size: int) -> Iterator[tuple[str, int, np.ndarray]]:
     """Every image of a split through every encoder: yields (encoder, first row, rows (k, width)).
 
     Batches are decoded and cropped by threads while the devices compute the one before.

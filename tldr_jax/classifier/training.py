@@ -112,7 +112,7 @@ class Supervised(Stage):
         """Loss of each example."""
         raise NotImplementedError
 
-    def examples(self) -> Examples:
+    def training_data(self) -> Examples:
         """Shapes of the training data, without reading them."""
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class Supervised(Stage):
     def program(self, layout: sharding.Layout) -> Program:
         """Step and shapes, without data; see `launch.training.program`."""
         layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
-        data, shape = self.examples(), jax.ShapeDtypeStruct
+        data, shape = self.training_data(), jax.ShapeDtypeStruct
         values = as_arrays(numbers(self))
         variables = backbones.template(self.model(), self.backbone.image_shape)
         state = jax.eval_shape(partial(self._state, data.count), values, variables)
