@@ -11,7 +11,7 @@ from PIL import Image
 from launch.data import images
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_LAYOUT = "Expected layout: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/val for ROOT/test."
+LAYOUT = "Expected layout: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/val for ROOT/test."
 
 Part = tuple["Files", np.ndarray]
 
@@ -47,15 +47,15 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
       ValueError: a class list that is empty or repeats a name.
     """
     if not path:
-        raise FileNotFoundError(f"image_folder has no default place: set config.path. {_LAYOUT}")
+        raise FileNotFoundError(f"image_folder has no default place: set config.path. {LAYOUT}")
     root = Path(path).expanduser()
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" not in parts or len(parts) == 1:
         found = ", ".join(parts) or ("nothing of it" if root.is_dir() else "no such folder")
-        raise FileNotFoundError(f"{root} is not a folder of images by split and class (found: {found}). {_LAYOUT}")
+        raise FileNotFoundError(f"{root} is not a folder of images by split and class (found: {found}). {LAYOUT}")
     names = class_list(classes) if classes else _subfolders(parts["train"])
     if not names:
-        raise FileNotFoundError(f"no class folders in {parts['train']}. {_LAYOUT}")
+        raise FileNotFoundError(f"no class folders in {parts['train']}. {LAYOUT}")
     for folder in parts.values():
         _check_classes(folder, names, complete=not classes)
     read = {name: _list_images(folder, names) for name, folder in parts.items()}

@@ -38,39 +38,44 @@ def load(folder: str | Path = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]
       FileNotFoundError: folder or file missing.
       ValueError: a file that is truncated, too long, not IDX, or does not fit its companion.
     """
-    folder = Path(folder or DEFAULT_FOLDER).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} with IDX files. {_HOW}")
+    folder = _folder(folder)
     train, test = _read_pair(folder, "train"), _read_pair(folder, "t10k")
-    if train.image_shape != test.image_shape:
-        raise ValueError(f"{folder}: training images are {train.image_shape}, test images {test.image_shape}")
-    count = int(max(train.labels.max(), test.labels.max())) + 1
-    fashion = zlib.crc32(train.labels.astype(np.uint8).tobytes()) == _FASHION_LABELS
-    classes = FASHION_CLASSES if fashion else tuple(str(k) for k in range(count))
-    return train, test, classes, f"{'Fashion-MNIST' if fashion else 'IDX files'} from {folder}"
+    _check_shapes(folder, train.image_shape, test.image_shape)
+    classes = _classes(train.labels, test.labels)
+    return train, test, classes, f"{'Fashion-MNIST' if classes == FASHION_CLASSES else 'IDX files'} from {folder}"
+
+
+def outline(folder: str | Path = "") -> tuple[tuple[int, int, int], tuple[str, ...], int, int]:
+    """Read the headers of the images and the labels, no pixels.
+
+    Returns:
+      (image shape (h, w, 1), class names, training examples, test examples).
+
+    Raises:
+      As `load`.
+    """
+    folder = _folder(folder)
+    shapes, labels = [], []
+    for part in ("train", "t10k"):
+        images_path, labels_path = _pair(folder, part)
+        shapes.append(_read_header(images_path, dims=3))
+        labels.append(read(labels_path, dims=1))
+        _check_pair(images_path, shapes[-1][0], labels_path, len(labels[-1]))
+    (train, *size), (test, *test_size) = shapes
+    _check_shapes(folder, (*size, 1), (*test_size, 1))
+    return (*size, 1), _classes(*labels), train, test
 
 
 def read(path: str | Path, *, dims: int) -> np.ndarray:
-    """Reads one IDX file of uint8 values with `dims` dimensions.
+    """Read one IDX file of uint8 values with `dims` dimensions.
 
     Raises:
-      ValueError: names the file and what was expected and found.
+      ValueError: the file is damaged; the message names it, what was expected and what it has.
     """
     path = Path(path)
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated or not a gzip file ({error}); fetch it again. {_HOW}") from error
+    data = _content(path)
+    shape = _shape(path, data, dims)
     header = 4 + 4 * dims
-    magic = bytes((0, 0, 8, dims))
-    if data[:4] != magic:
-        raise ValueError(
-            f"{path} is not an IDX file of uint8 with {dims} dimensions: it begins "
-            f"{data[:4].hex(' ') or '(empty)'}, expected {magic.hex(' ')}"
-        )
-    if len(data) < header:
-        raise ValueError(f"{path} is truncated: {len(data)} bytes, the header alone has {header}")
-    shape = struct.unpack(f">{dims}I", data[4:header])
     expected = header + math.prod(shape)
     if len(data) != expected:
         raise ValueError(
@@ -81,25 +86,79 @@ def read(path: str | Path, *, dims: int) -> np.ndarray:
 
 
 _HOW = (
-    "Install Fashion-MNIST with `apt-get install dataset-fashion-mnist`, or set config.path to a folder with "
+    "Install Fashion-MNIST with `apt-get install dataset-fashion-mnist`, or set data.path to a folder with "
     "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte "
     "(.gz or not)."
 )
 
 
-def _read_pair(folder: Path, part: str) -> Arrays:
-    paths = {}
-    for kind in ("images-idx3", "labels-idx1"):
-        paths[kind] = _find(folder, part, kind)
-        if paths[kind] is None:
-            raise FileNotFoundError(f"no file {folder / f'{part}-{kind}-ubyte'} or the same with .gz. {_HOW}")
-    images = read(paths["images-idx3"], dims=3)
-    labels = read(paths["labels-idx1"], dims=1)
-    if len(images) != len(labels) or len(labels) == 0:
+def _folder(folder: str | Path) -> Path:
+    path = Path(folder or DEFAULT_FOLDER).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {path} with IDX files. {_HOW}")
+    return path
+
+
+def _content(path: Path, size: int = -1) -> bytes:
+    """The first `size` bytes of a file, unzipped; all by default."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return file.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or not a gzip file ({error}); fetch it again. {_HOW}") from error
+
+
+def _read_header(path: Path, *, dims: int) -> tuple[int, ...]:
+    return _shape(path, _content(path, 4 + 4 * dims), dims)
+
+
+def _shape(path: Path, data: bytes, dims: int) -> tuple[int, ...]:
+    """The shape that the header at the beginning of `data` gives."""
+    header = 4 + 4 * dims
+    magic = bytes((0, 0, 8, dims))
+    if data[:4] != magic:
         raise ValueError(
-            f"{paths['images-idx3']} has {len(images)} images, {paths['labels-idx1']} has {len(labels)} labels"
+            f"{path} is not an IDX file of uint8 with {dims} dimensions: it begins "
+            f"{data[:4].hex(' ') or '(empty)'}, expected {magic.hex(' ')}"
         )
+    if len(data) < header:
+        raise ValueError(f"{path} is truncated: {len(data)} bytes, the header alone has {header}")
+    return struct.unpack(f">{dims}I", data[4:header])
+
+
+def _read_pair(folder: Path, part: str) -> Arrays:
+    images_path, labels_path = _pair(folder, part)
+    images, labels = read(images_path, dims=3), read(labels_path, dims=1)
+    _check_pair(images_path, len(images), labels_path, len(labels))
     return Arrays(images[..., None], labels.astype(np.int32))
+
+
+def _pair(folder: Path, part: str) -> tuple[Path, Path]:
+    """The files with images and labels of a part."""
+    paths = []
+    for kind in ("images-idx3", "labels-idx1"):
+        path = _find(folder, part, kind)
+        if path is None:
+            raise FileNotFoundError(f"no file {folder / f'{part}-{kind}-ubyte'} or the same with .gz. {_HOW}")
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def _check_pair(images_path: Path, images: int, labels_path: Path, labels: int) -> None:
+    if images != labels or labels == 0:
+        raise ValueError(f"{images_path} has {images} images, {labels_path} has {labels} labels")
+
+
+def _check_shapes(folder: Path, train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    if train != test:
+        raise ValueError(f"{folder}: training images are {train}, test images {test}")
+
+
+def _classes(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """The names of the classes, from the labels."""
+    if zlib.crc32(train.astype(np.uint8).tobytes()) == _FASHION_LABELS:
+        return FASHION_CLASSES
+    return tuple(str(k) for k in range(int(max(train.max(), test.max())) + 1))
 
 
 def _find(folder: Path, part: str, kind: str) -> Path | None:

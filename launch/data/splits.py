@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from launch.stages import SettingError
+
 # Keeps the hold-out draw apart from the order of batches, which is drawn from the same seed.
 _HOLD_OUT = 0x401D
 
@@ -142,15 +144,7 @@ def hold_out(train: Split, *, seed: int, val_examples: int, train_examples: int)
       ValueError: if fewer examples are there than asked for.
     """
     n = len(train)
-    if val_examples < 0 or train_examples < 0:
-        raise ValueError(f"val_examples={val_examples} and train_examples={train_examples} must not be negative")
-    if val_examples >= n:
-        raise ValueError(f"val_examples={val_examples} leaves nothing of the {n} training examples; take fewer")
-    if train_examples > n - val_examples:
-        raise ValueError(
-            f"train_examples={train_examples} of {n} training examples, {val_examples} of them held out for "
-            f"validation: at most {n - val_examples}, or 0 for all of them"
-        )
+    check_hold_out(n, val_examples=val_examples, train_examples=train_examples)
     if val_examples == 0 and train_examples in (0, n):
         return train, None
     order = _draw(n, seed)
@@ -159,16 +153,42 @@ def hold_out(train: Split, *, seed: int, val_examples: int, train_examples: int)
     return select(train, np.sort(order[val_examples:end])), val
 
 
-def subset(split: Split, *, seed: int, examples: int, name: str) -> Split:
-    """A seeded subset of `examples` rows (0: all of them), in the order of the original rows.
+def check_hold_out(n: int, *, val_examples: int, train_examples: int) -> None:
+    """Raise `SettingError` if n training examples are too few for `hold_out`."""
+    if val_examples < 0 or val_examples >= n:
+        raise SettingError(
+            "val_examples", f"={val_examples} leaves nothing of the {n} training examples; take 0 to {n - 1}"
+        )
+    if train_examples < 0 or train_examples > n - val_examples:
+        raise SettingError(
+            "train_examples",
+            f"={train_examples} of {n} training examples, {val_examples} of them held out for "
+            f"validation; take at most {n - val_examples}, or 0 for all of them",
+        )
 
-    `name` is the config field to name in the error raised when the split is too small.
+
+def subset(split: Split, *, seed: int, examples: int, name: str) -> Split:
+    """Draw a seeded subset of a split, in the order of the original rows.
+
+    Args:
+      split: to draw from.
+      seed: of the draw.
+      examples: how many; 0 for all.
+      name: the setting that an error names.
+
+    Raises:
+      SettingError: the split has fewer examples.
     """
-    if examples < 0 or examples > len(split):
-        raise ValueError(f"{name}={examples} of {len(split)} examples: take 1 to {len(split)}, or 0 for all of them")
+    check_subset(len(split), examples=examples, name=name)
     if examples in (0, len(split)):
         return split
     return select(split, np.sort(_draw(len(split), seed)[:examples]))
+
+
+def check_subset(n: int, *, examples: int, name: str) -> None:
+    """Raise `SettingError` if n examples are too few for `subset`."""
+    if not 0 <= examples <= n:
+        raise SettingError(name, f"={examples} of {n} examples; take 1 to {n}, or 0 for all of them")
 
 
 def _draw(n: int, seed: int) -> np.ndarray:
@@ -190,12 +210,22 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean), tuple(std)
 
 
+def square_side(shape: Sequence[int], size: int) -> int:
+    """Side of images of shape (h, w, …) once resized to `size`; 0 keeps the stored size.
+
+    Raises:
+      SettingError: images that are not square have no stored side.
+    """
+    if size == 0 and shape[0] != shape[1]:
+        raise SettingError("image_size", f"=0 keeps the stored size, but {tuple(shape[:2])} is not square; set a size")
+    return size or shape[0]
+
+
 def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes uint8 images (n, h, w, c), c 1 or 3, to (n, size, size, c), bilinear with antialiasing."""
-    if size in (0, images.shape[1]) and images.shape[1] == images.shape[2]:
+    size = square_side(images.shape[1:], size)
+    if images.shape[1:3] == (size, size):
         return images
-    if size == 0:
-        raise ValueError(f"image_size=0 keeps the native size, but {images.shape[1:3]} is not square: give a size")
     out = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
     for i, image in enumerate(images):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -82,6 +82,24 @@ def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, .
     return train, test, tuple(info.features["label"].names), f"{name} (TFDS) from {directory}"
 
 
+def outline(name: str, path: str = "") -> tuple[tuple[int, int, int], tuple[str, ...], int, int]:
+    """Read the metadata of a prepared data set of small images.
+
+    Args:
+      name: cifar10 or fashion_mnist.
+      path: as for `load_arrays`.
+
+    Returns:
+      (image shape, class names, training examples, test examples).
+
+    Raises:
+      FileNotFoundError: as `load_arrays`.
+    """
+    info = tfds.builder_from_directory(prepared(name, path)).info
+    counts = [info.splits[split].num_examples for split in ("train", "test")]
+    return info.features["image"].shape, tuple(info.features["label"].names), *counts
+
+
 def load_imagenet100(path: str = "") -> tuple[tuple, tuple, tuple[str, ...], str]:
     """The classes of ImageNet (ILSVRC 2012) listed in imagenet100_wnids.txt, labelled 0 to 99 in that order.
 

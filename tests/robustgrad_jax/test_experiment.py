@@ -188,7 +188,7 @@ def test_published_normalisation():
         ({"regularizer.name": "l3"}, ["unknown regularizer 'l3'", *regularizers.NAMES]),
         ({"model.name": "vgg"}, ["unknown model 'vgg'", *models.NAMES]),
         ({"model.activation": "tanh"}, ["unknown activation 'tanh'", "gelu, relu, silu, softplus"]),
-        ({"data.name": "mnist"}, ["no data set 'mnist'", *data.NAMES]),
+        ({"data.name": "mnist"}, ["data.name='mnist'", *data.NAMES]),
         ({"optimizer.name": "lion"}, ["optimizer.name='lion'", *optim.OPTIMIZERS]),
         ({"optimizer.schedule.name": "linear"}, ["schedule.name='linear'", *optim.SCHEDULES]),
         ({"sharding.mode": "ddp"}, ["unknown sharding mode 'ddp'", *sharding.MODES]),

@@ -1,6 +1,7 @@
 """Sets in memory: IDX files, digits, the seeded hold-out, and what is said of bad input."""
 
 import gzip
+import re
 import struct
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch import data
-from launch.data import idx, splits
+from launch.data import DataSet, idx, splits
+from launch.stages import SettingError, describe, settings
 
 
 def config(name, **fields):
@@ -136,27 +138,78 @@ def test_hold_out_is_disjoint_and_nested():
 
 def test_sizes_that_do_not_fit_are_refused(folder):
     path = str(folder[0])
-    with pytest.raises(ValueError, match="val_examples=20 leaves nothing of the 20 training examples"):
+    with pytest.raises(ValueError, match=r"data\.val_examples=20 leaves nothing of the 20 training examples"):
         data.load(config("idx", path=path, val_examples=20), seed=0)
-    with pytest.raises(ValueError, match=r"train_examples=16 of 20 .* at most 15"):
+    with pytest.raises(ValueError, match=r"data\.train_examples=16 of 20 .* at most 15"):
         data.load(config("idx", path=path, val_examples=5, train_examples=16), seed=0)
-    with pytest.raises(ValueError, match="test_examples=7 of 6 examples"):
+    with pytest.raises(ValueError, match=r"data\.test_examples=7 of 6 examples"):
         data.load(config("idx", path=path, test_examples=7), seed=0)
-    with pytest.raises(ValueError, match=r"mean=\(0.1, 0.2\) must have 1 values"):
+    with pytest.raises(ValueError, match=r"data\.mean=\(0.1, 0.2\): the images have 1 channels"):
         data.load(config("idx", path=path, mean=(0.1, 0.2)), seed=0)
-    with pytest.raises(ValueError, match=r"std=\(0.0,\) must have 1 values, all positive"):
+    with pytest.raises(ValueError, match=r"data\.std=\(0.0,\): must be positive"):
         data.load(config("idx", path=path, std=(0.0,)), seed=0)
     few = data.load(config("idx", path=path, val_examples=5, train_examples=8, test_examples=3), seed=0)
     assert [len(part) for part in (few.train, few.val, few.test)] == [8, 5, 3]
 
 
-def test_an_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="no data set 'cifar'; there are: cifar10, digits, fashion_mnist, idx"):
+def test_a_data_set_has_settings_that_fit_it():
+    with pytest.raises(
+        SettingError, match=r"data\.name='cifar'; valid names: 'cifar10', 'digits', 'fashion_mnist', 'idx'"
+    ):
         data.load(ConfigDict(dict(name="cifar")), seed=0)
-    with pytest.raises(ValueError, match="crop_padding=4 is for sets held on the device"):
-        data.load(config("imagenet100", crop_padding=4), seed=0)
-    with pytest.raises(ValueError, match="set image_size"):
-        data.load(config("image_folder"), seed=0)
+    for given, problem in [
+        (dict(name="imagenet100", crop_padding=4), r"data.crop_padding=4: imagenet100 is streamed with random resized"),
+        (dict(name="image_folder", path="x"), r"data.image_size=0: .* set it, for example to 224"),
+        (dict(name="image_folder"), r"data.path='': .* set it to a folder. Expected layout: ROOT/train/CLASS"),
+        (dict(name="digits", val_examples=-1), r"data.val_examples=-1: must not be negative"),
+        (dict(name="digits", workers=-1), r"data.workers=-1: must not be negative"),
+        (dict(name="scenes", correlation=1.5), r"data.correlation=1.5: must be in \[0, 1\]"),
+        (dict(name="digits", classes="imagenet100"), r"data.classes='imagenet100': only image_folder"),
+        (dict(name="digits", colour=1), r"data.colour: no such setting; data has name, path, val_examples"),
+    ]:
+        with pytest.raises(SettingError, match=problem):
+            settings(DataSet, {"data": given}, "data")
+
+
+def test_the_spec_is_what_is_loaded(folder, monkeypatch):
+    path = str(folder[0])
+    sets = [
+        DataSet("digits", val_examples=100, image_size=8),
+        DataSet("digits", train_examples=50, test_examples=20),
+        DataSet("scenes", val_examples=300, image_size=16),
+        DataSet("idx", path=path, val_examples=5, mean=(0.5,)),
+        DataSet("idx", path=path, image_size=3, train_examples=7, val_examples=1, test_examples=2),
+    ]
+    for one in sets:
+        read = one.load(3)
+        with monkeypatch.context() as patched:
+            patched.setattr(splits, "Arrays", None)  # no pixels
+            spec = one.spec()
+        assert (spec.image_shape, spec.classes) == (read.image_shape, read.classes)
+        sizes = (len(read.train), len(read.val) if read.val else 0, len(read.test))
+        assert (spec.examples, spec.val_examples, spec.test_examples) == sizes
+        assert spec.in_memory and one.statistics() == (read.mean, read.std)
+    for one in (DataSet("digits", val_examples=1437), DataSet("idx", path=path, val_examples=5, train_examples=16)):
+        with pytest.raises(SettingError) as refused:
+            one.spec()
+        with pytest.raises(SettingError, match=re.escape(str(refused.value))):
+            one.load(0)
+
+
+def test_a_data_set_counts_by_its_fields(tmp_path):
+    listed = tmp_path / "classes.txt"
+    listed.write_text("dog\n")
+    fields = dict(name="image_folder", path="nowhere", image_size=8)
+    one = describe(DataSet(**fields))
+    assert one == describe(DataSet(**fields, workers=3))
+    assert one["fields"]["path"] == "nowhere"
+    for other in (dict(flip=True), dict(val_examples=3), dict(classes="imagenet100"), dict(classes=str(listed))):
+        assert describe(DataSet(**fields, **other)) != one
+    before = describe(DataSet(**fields, classes=str(listed)))
+    listed.rename(tmp_path / "moved.txt")
+    assert describe(DataSet(**fields, classes=str(tmp_path / "moved.txt"))) == before
+    listed.write_text("cat\n")
+    assert describe(DataSet(**fields, classes=str(listed))) != before
 
 
 def test_resizing_keeps_what_it_averages():

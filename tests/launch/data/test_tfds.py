@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 
 from launch import data
-from launch.data import feed, tfds_sets
+from launch.data import DataSet, Spec, feed, tfds_sets
 from launch.data.folder import class_list
 
 WNIDS = class_list("imagenet100")
@@ -81,6 +81,9 @@ def test_small_sets_are_decoded_into_memory(tmp_path, name, version, shape, mean
         assert isinstance(part, data.Arrays) and len(part) == len(examples[split])
         assert as_set(part.images, part.labels) == as_set(*zip(*examples[split], strict=True))
     assert str(tmp_path) in found.note and version in found.note
+    one = DataSet(name, path=str(tmp_path), val_examples=20)
+    assert one.spec() == Spec(shape, CIFAR_NAMES, examples=280, val_examples=20, test_examples=11, in_memory=True)
+    assert one.statistics() == (found.mean, found.std)
     assert "tensorflow" not in sys.modules
 
 
@@ -126,6 +129,8 @@ def test_imagenet100_is_restricted_and_relabelled(imagenet):
     np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
     held = data.load(config("imagenet100", imagenet, image_size=16, val_examples=2, test_examples=1), seed=0)
     assert [len(part) for part in (held.train, held.val, held.test)] == [5, 2, 1]
+    spec = DataSet("imagenet100", path=str(imagenet), image_size=16, val_examples=2, test_examples=1).spec()
+    assert spec == Spec((16, 16, 3), WNIDS, examples=5, val_examples=2, test_examples=1, in_memory=False)
     batch = next(feed.train_batches(held.train, seed=0, batch_size=5))
     np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
     assert data.load(config("imagenet100", imagenet), seed=0).image_shape == (224, 224, 3)

@@ -1,0 +1,219 @@
+"""What the numbers of a result mean: declared once by each experiment, read by every table, drawing and file.
+
+An experiment's result is flat: {"erm/wga": 0.27, "gradient/rps-4/pcc": 0.99}. Its module offers
+
+    describe(key: str) -> Metric | None
+
+usually built by `declare` in `<package>/results.py` from a short table of key patterns:
+
+    describe = declare(
+        {
+            "test/accuracy": Metric("test accuracy", "up", level="main"),
+            "{attribution}/{condition}/pcc": Metric("PCC", "up", table="{attribution}", condition="{condition}"),
+            "{method}/wga": Metric("WGA", "up", table="Methods", row="{method}", level="main"),
+        },
+        names={"method": {"erm": "ERM", "oracle": "upper bound"}, "condition": condition_name},
+        references={"method": ["oracle"]},
+    )
+
+Tables then follow from the data. The keys of one table that share condition and row stand in one line, one column per
+metric. Of several runs, every line becomes one line per setting: mean ± standard deviation over seeds.
+"""
+
+import dataclasses
+import importlib
+import re
+import string
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+Direction = Literal["up", "down", "neither"]
+Level = Literal["main", "normal", "detail"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The meaning of one number of a result, and its place in the tables.
+
+    Attributes:
+      title: what is measured: "PCC". Also the heading of its column, unless `column` is given.
+      direction: which values are better: "up", "down", or "neither" for a number without a good side.
+      unit: printed with the title: "%", "s". Values are printed as they are, never scaled.
+      digits: decimals shown at least; None leaves them to the table.
+      table: title of the table that it belongs to; "" for the experiment's first, unnamed table.
+      condition: what it was measured under: "RPS ε=4". Only rows under the same condition compete for the best value.
+      row: the method or variant, within one run, that was measured: "ERM"; "" if the run as a whole was.
+      column: heading of the column; "" takes `title`.
+      help: one sentence, shown where the pointer rests.
+      level: "main" metrics come first and are drawn over what a sweep varies; "detail" ones, such as counts, appear in
+        the list of all metrics and in CSV files only.
+      reference: a bound or a reference that does not compete for the best value, such as an upper bound.
+      order: the place of the column; `declare` counts patterns.
+    """
+
+    title: str
+    direction: Direction = "neither"
+    unit: str = ""
+    digits: int | None = None
+    table: str = ""
+    condition: str = ""
+    row: str = ""
+    column: str = ""
+    help: str = ""
+    level: Level = "normal"
+    reference: bool = False
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        for field, choices in (("direction", get_args(Direction)), ("level", get_args(Level))):
+            value = getattr(self, field)
+            if value not in choices:
+                valid = ", ".join(map(repr, choices))
+                raise ValueError(f"metric {self.title!r}: {field}={value!r} is unknown; valid values: {valid}")
+
+    @property
+    def sign(self) -> int:
+        """1 where higher values are better, -1 where lower ones are, 0 otherwise."""
+        return {"up": 1, "down": -1, "neither": 0}[self.direction]
+
+    @property
+    def heading(self) -> str:
+        """The title of the column with its unit: "R@1 (%)"."""
+        title = self.column or self.title
+        return f"{title} ({self.unit})" if self.unit else title
+
+
+class Describe(Protocol):
+    """The declaration of an experiment: what a key of its results means, None for a key it does not know."""
+
+    def __call__(self, key: str, /) -> Metric | None: ...
+
+
+class Titles(Protocol):
+    """From a part of a key to how it is printed: "aam-8" -> "AAM ε=8"."""
+
+    def __call__(self, part: str, /) -> str: ...
+
+
+class Meaning(Protocol):
+    """What any key means; keys that nobody declared get a neutral `Metric`."""
+
+    def __call__(self, key: str, /) -> Metric: ...
+
+
+# what `launch.training` logs by itself
+LOOP = {
+    "train/loss": Metric("training loss", "down"),
+    "train/steps_per_second": Metric("steps per second", "up", level="detail"),
+    "train/examples_per_second": Metric("examples per second", "up", level="detail"),
+    "train/compile_seconds": Metric("compilation", unit="s", level="detail"),
+}
+
+
+def neutral(key: str) -> Metric:
+    """The meaning of a key that nobody declared: itself, and no better direction."""
+    return LOOP.get(key) or Metric(key)
+
+
+def declare(
+    metrics: Mapping[str, Metric],
+    *,
+    names: Mapping[str, Mapping[str, str] | Titles] | None = None,
+    references: Mapping[str, Collection[str]] | None = None,
+) -> Describe:
+    """Build an experiment's `describe` from patterns of keys.
+
+    Args:
+      metrics: pattern -> metric. In a pattern, "{method}" stands for a part of the key without "/", and
+        "{radius:[0-9.]+}" for a part that matches a regular expression. "{method}" in a text of the metric is replaced
+        by what it stood for. The first pattern that matches a key counts, so put special ones first; the order of the
+        patterns is the order of the columns.
+      names: placeholder -> how its values are printed, as a mapping or a function; values without a name are printed
+        with spaces for underscores.
+      references: placeholder -> values whose metrics are references, see `Metric`.
+
+    Raises:
+      ValueError: a text uses a placeholder that its pattern lacks, or a pattern is not valid.
+    """
+    names, references = names or {}, references or {}
+    patterns = [
+        (_compiled(pattern, metric), dataclasses.replace(metric, order=at))
+        for at, (pattern, metric) in enumerate(metrics.items())
+    ]
+
+    def describe(key: str) -> Metric | None:
+        for pattern, metric in patterns:
+            if match := pattern.fullmatch(key):
+                parts = match.groupdict()
+                reference = any(parts.get(name) in values for name, values in references.items())
+                titles = {name: _title(names.get(name, {}), part) for name, part in parts.items()}
+                texts = {name: getattr(metric, name).format(**titles) for name in _TEXTS}
+                return dataclasses.replace(metric, **texts, reference=metric.reference or reference)
+        return None
+
+    return describe
+
+
+def of_experiment(name: str) -> tuple[Describe | None, str]:
+    """The declaration of an experiment by its dotted name, or None and the reason, one sentence.
+
+    Without a declaration a report still shows every number, only without titles and directions.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
+    try:
+        describe = getattr(importlib.import_module(name), "describe", None)
+    except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
+        problem = f"{type(error).__name__}: {error}"
+        return None, f"{name} cannot be imported ({problem}): its metrics are shown under their keys"
+    if not callable(describe):
+        return None, f"{name} has no describe(key): its metrics are shown under their keys"
+    return describe, ""
+
+
+def meaning(describe: Describe | None) -> Meaning:
+    """What any key means, by a declaration where it knows the key and `neutral` otherwise.
+
+    What the loop logs is known of every stage: the curve "train/loss" of a stage φ is shown as "phi/train/loss".
+    """
+
+    def of(key: str) -> Metric:
+        stage, _, own = key.partition("/")
+        known = describe(key) if describe else None
+        if known is None and own in LOOP:
+            return dataclasses.replace(LOOP[own], title=f"{stage}: {LOOP[own].title}")
+        return known or neutral(key)
+
+    return of
+
+
+_TEXTS = ("title", "unit", "table", "condition", "row", "column", "help")
+
+
+def _compiled(pattern: str, metric: Metric) -> re.Pattern[str]:
+    """A pattern of keys as a regular expression with a group per placeholder."""
+    parts, placeholders = [], set()
+    for text, name, expression, _ in string.Formatter().parse(pattern):
+        parts.append(re.escape(text))
+        if name:
+            parts.append(f"(?P={name})" if name in placeholders else f"(?P<{name}>{expression or '[^/]+?'})")
+            placeholders.add(name)
+    for field in _TEXTS:
+        unknown = {name for _, name, _, _ in string.Formatter().parse(getattr(metric, field)) if name is not None}
+        unknown -= placeholders
+        if unknown:
+            raise ValueError(
+                f"pattern {pattern!r}: {field} uses {{{sorted(unknown)[0]}}}, which the pattern lacks; "
+                f"it has: {', '.join(sorted(placeholders)) or 'no placeholders'}"
+            )
+    try:
+        return re.compile("".join(parts))
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not valid: {error}") from error
+
+
+def _title(names: Mapping[str, str] | Titles, part: str) -> str:
+    if isinstance(names, Mapping):
+        return names.get(part, part.replace("_", " "))
+    return names(part)
