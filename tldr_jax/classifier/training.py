@@ -13,11 +13,12 @@ from flax import linen as nn
 from launch.data import Split, feed
 from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
 from launch.store import Store
-from launch.training import duration, sharding
+from launch.training import duration
 from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
 from launch.training.program import Batch, Numbers, Program, Step, as_arrays
+from launch.training.sharding import MODES, Layout, layout
 from launch.training.state import NormState as State
 from tldr_jax.classifier import backbones, erm
 from tldr_jax.classifier.backbones import Backbone
@@ -100,7 +101,7 @@ class Supervised(Stage):
     def __post_init__(self) -> None:
         duration.check(self, "duration", self.duration)
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        require_known(self, "sharding", sharding.MODES)
+        require_known(self, "sharding", MODES)
 
     @property
     def outputs(self) -> int:
@@ -133,7 +134,7 @@ class Supervised(Stage):
 
         return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples))
 
-    def program(self, layout: sharding.Layout) -> Program:
+    def program(self, layout: Layout) -> Program:
         """Step and shapes, without data; see `launch.training.program`."""
         layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
         data, shape = self.training_data(), jax.ShapeDtypeStruct
@@ -172,15 +173,15 @@ class Supervised(Stage):
         Returns:
           Variables on the host.
         """
-        layout = sharding.layout(self.sharding)
-        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        devices = layout(self.sharding)
+        devices.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
         to_steps, steps = self._steps(len(split))
         values = as_arrays(numbers(self))
         if not steps:
             return jax.tree.map(np.asarray, dict(variables))
         state = jax.jit(partial(self._state, len(split)))(values, dict(variables))
         training = Training(
-            place=One(layout),
+            place=One(devices),
             step=self.step(len(split)),
             numbers=values,
             batches=lambda start: feed.train_batches(

@@ -25,6 +25,13 @@ from tldr_jax.words.templates import Templates
 _CHUNK = 8192  # images in one shard of the moments
 
 
+def _require_rates(owner: Any) -> None:
+    for name in ("learning_rate", "weight_decay"):
+        values = getattr(owner, name)
+        ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
+        require(ok and values != (), owner, name, "finite and at least 0")
+
+
 # -- the projector ----------------------------------------------------------------------------------------------------
 
 
@@ -377,10 +384,3 @@ class Heads(Stage):
             "val/wga": scores.wga,
             "val/class_balanced": scores.class_balanced,
         }
-
-
-def _require_rates(owner: Any) -> None:
-    for name in ("learning_rate", "weight_decay"):
-        values = getattr(owner, name)
-        ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
-        require(ok and values != (), owner, name, "finite and at least 0")
