@@ -15,7 +15,7 @@ import clip_jax
 from launch.files import write_atomically
 from launch.stages import File, SettingError, section, settings
 from launch.store import Store
-from tldr_jax import datasets, words
+from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint, Logging
 from tldr_jax.stages import (
@@ -50,6 +50,8 @@ SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
 Projector = LinearProjector | NetworkProjector
+
+describe = results.describe
 
 
 class Ablation(Protocol):

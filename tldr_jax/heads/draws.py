@@ -99,7 +99,7 @@ def _words(what: str, belongs: np.ndarray, words: int, used: np.ndarray) -> Word
     if belongs.shape != (words,):
         raise ValueError(f"{words} words need as many numbers of their {what}, got shape {belongs.shape}")
     if len(bad := np.flatnonzero((belongs < 0) | (belongs >= len(used)))):
-        raise ValueError(f"word {bad[0]} is of {what} {belongs[bad[0]]}; there are 0 to {len(used) - 1}")
+        raise ValueError(f"word {bad[0]} is of {what} {belongs[bad[0]]}; valid: 0 to {len(used) - 1}")
     count = np.bincount(belongs, minlength=len(used)).astype(np.int32)
     if len(empty := np.flatnonzero((count == 0) & used)):
         raise ValueError(f"{what} {empty[0]} has no word: none was given, or a filter dropped all")

@@ -22,9 +22,6 @@ from tldr_jax.stages.images import ClipImages, Features, FrozenClip
 from tldr_jax.words import WordSet, filters, text
 from tldr_jax.words.templates import Templates
 
-_CHUNK = 8192  # images in one shard of the moments
-
-
 def _require_rates(owner: Any) -> None:
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
@@ -66,9 +63,7 @@ class ImageMoments(Stage):
     features: Features
 
     def make(self, store: Store) -> linear.Moments:
-        x, y = store.get(self.images), store.get(self.features).rows
-        starts = range(0, len(x), _CHUNK)
-        return projector.moments_of((x[start : start + _CHUNK], y[start : start + _CHUNK]) for start in starts)
+        return projector.moments_of([(store.get(self.images), store.get(self.features).rows)])
 
     def encode(self, value: linear.Moments) -> Any:
         return vars(value)

@@ -63,7 +63,7 @@ class WordSet:
     Attributes:
       target: a list per class 0..C-1, in order.
       spurious: a list per spurious value 0..S-1, in order.
-      pairs: names (class, value) that are combined; None for all.
+      pairs: names (class, value) that are combined, in the order of the lists; () is replaced by all.
       unrelated: words that belong to no list, for tests with junk; may be empty.
       name: of the set, for messages.
       note: how the lists were made.
@@ -71,10 +71,15 @@ class WordSet:
 
     target: tuple[WordList, ...]
     spurious: tuple[WordList, ...]
-    pairs: tuple[tuple[str, str], ...] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
     unrelated: tuple[str, ...] = ()
     name: str = free("")
     note: str = free("")
+
+    def __post_init__(self):
+        every = [(c, v) for c in self.classes for v in self.values]
+        chosen = set(self.pairs) or set(every)
+        object.__setattr__(self, "pairs", tuple(pair for pair in every if pair in chosen))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,8 +94,6 @@ class WordSet:
     @property
     def allowed(self) -> np.ndarray:
         """Which classes and values are combined: bool (C, S)."""
-        if self.pairs is None:
-            return np.ones((len(self.target), len(self.spurious)), bool)
         return np.array([[(c, v) in self.pairs for v in self.values] for c in self.classes])
 
     def lists(self, part: str) -> tuple[WordList, ...]:
@@ -342,9 +345,9 @@ def _keys(words: Sequence[str], where: str) -> set[str]:
     return set(seen)
 
 
-def _pairs(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
+def _pairs(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if pairs is None:
-        return None
+        return ()
     if not isinstance(pairs, list):
         raise ValueError(f"'pairs' has to be a list of [class, value], not {type(pairs).__name__}")
     for pair in pairs:
