@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import clip_jax
+from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
 from launch.stages import File, SettingError, section, settings
 from launch.store import Store
+from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint, Logging
 from tldr_jax.stages import (
     Afr,
+    Augmentation,
     Baseline,
     ClassBalanced,
     ClipImages,
@@ -48,6 +51,10 @@ from tldr_jax.words.templates import Templates, fill
 KINDS = ("linear", "mlp")
 SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
+
+# Settings of the section `data` by what they are of.
+_AUGMENTATION = ("flip", "crop_padding", "workers")
+_SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
 Projector = LinearProjector | NetworkProjector
 
@@ -147,14 +154,17 @@ def leave(folder: Path, root: Comparison, store: Store) -> None:
 
 def _split(config, split: str) -> ImageSplit:
     own = dict(split=split, examples=config.data[f"{split}_examples"])
-    others = ("image_size", "flip", "crop_padding", "workers", *(f"{name}_examples" for name in datasets.SPLITS))
-    return settings(ImageSplit, config, "data", skip=others, **own)
+    return settings(ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
 
 
 def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
     """The classifier, with its pretraining if there is one."""
     backbone = settings(Backbone, config, "backbone", image_size=config.data.image_size)
+    if config.data.name == "scenes" and backbone.image_size != IMAGE_SIZE:
+        raise SettingError("data.image_size", f"={backbone.image_size}: Scenes has images of {IMAGE_SIZE} pixels")
     options, mode = config.erm, config.sharding.mode
+    if mode not in MODES:
+        _unknown("sharding.mode", mode, MODES)
     cadence = ("log_every", "eval_every", "checkpoint_every")
     if options.select not in SELECT:
         _unknown("erm.select", options.select, SELECT)
@@ -162,6 +172,7 @@ def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
     if options.select != "last":
         with section("erm"):
             best = BestCheckpoint(options.select.removeprefix("best_"), options.eval_every)
+    others = [name for name in config.data if name not in _AUGMENTATION]
     given = dict(backbone=backbone, sharding=mode, logging=_logging(options, "erm"))
     start: Pretraining | File | None = File(options.init_from) if options.init_from else None
     if start is None and not config.pretrain.duration.startswith("0 "):
@@ -183,8 +194,8 @@ def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
         start=start,
         best=best,
         seed=config.seed,
+        augmentation=settings(Augmentation, config, "data", skip=others),
         eval_batch_size=config.evaluation.batch_size,
-        **{name: config.data[name] for name in ("flip", "crop_padding", "workers")},
         **given,
     )
 

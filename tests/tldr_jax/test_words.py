@@ -251,7 +251,7 @@ def test_junk_without_unrelated_words_comes_from_the_other_lists(tmp_path):
     found = words.load(write(tmp_path, values))
     with pytest.raises(ValueError, match=r"50% junk in spurious 's' takes 1 other words, and there are 0"):
         words.with_junk(found, 0.5, seed=0)
-    found = dataclasses.replace(found, spurious=(*found.spurious, WordList("t", ("r",))))
+    found = dataclasses.replace(found, spurious=(*found.spurious, WordList("t", ("r",))), pairs=())
     assert set(words.with_junk(found, 0.5, seed=0).listed("target")["a"]) == {"x", "y", "z", "w"}
     with pytest.raises(ValueError, match="outside"):
         words.with_junk(found, 1.0, seed=0)

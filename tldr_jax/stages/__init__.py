@@ -19,7 +19,7 @@ from tldr_jax.stages.comparison import (
     ErmHead,
     ZeroShot,
 )
-from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip, ImageSplit, Pretraining
+from tldr_jax.stages.images import Augmentation, ClipImages, Erm, Features, FrozenClip, ImageSplit, Pretraining
 from tldr_jax.stages.text import (
     EmbeddedWords,
     Gap,
@@ -33,6 +33,7 @@ from tldr_jax.stages.text import (
 
 __all__ = [
     "Afr",
+    "Augmentation",
     "Baseline",
     "ClassBalanced",
     "ClipImages",

@@ -102,6 +102,25 @@ class Pretraining(Supervised):
         return self.train(store, variables, split, {"images": pairs.images, "labels": pairs.attributes})
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary: flips, and random crops of images in memory; streamed ones are cropped anyway.
+
+    Attributes:
+      flip: at random.
+      crop_padding: pixels of zeros on each side before a crop; 0 for none.
+      workers: Grain processes of streamed images; 0 for threads.
+    """
+
+    flip: bool = True
+    crop_padding: int = 0
+    workers: int = free(0)
+
+    def __post_init__(self):
+        for name in ("crop_padding", "workers"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Erm(Supervised):
     """The classifier that is debiased, trained as usual; its result are the variables.
@@ -112,9 +131,8 @@ class Erm(Supervised):
       start: a pretrained network, or a file of published weights; None for fresh ones.
       keep_head: take the file's head too: with no training, a classifier that is trained already.
       held_out: a share of the images that it does not see, for AFR.
-      flip, crop_padding: augmentation, see `erm.augmented`; streamed images are cropped at random instead.
+      augmentation: of the images.
       best: which checkpoint is the result; None for the last.
-      workers: Grain processes of streamed images; 0 for threads.
       eval_batch_size: images a step of the validation.
     """
 
@@ -125,10 +143,8 @@ class Erm(Supervised):
     start: Pretraining | File | None = None
     keep_head: bool = False
     held_out: float = 0.0
-    flip: bool = True
-    crop_padding: int = 0
+    augmentation: Augmentation = Augmentation()
     best: BestCheckpoint | None = None
-    workers: int = free(0)
     eval_batch_size: int = free(256)
 
     def __post_init__(self):
@@ -136,12 +152,6 @@ class Erm(Supervised):
         require(0 <= self.held_out < 1, self, "held_out", "a share of the training images, from 0 to below 1")
         if isinstance(self.start, File):
             require(Path(self.start.path).is_file(), self, "start", "no such file of weights: set erm.init_from")
-        for name in ("crop_padding", "workers"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"data.{name}", f"={getattr(self, name)}: at least 0")
-        if self.images.name == "scenes" and self.backbone.image_size != scenes.IMAGE_SIZE:
-            size = scenes.IMAGE_SIZE
-            raise SettingError("data.image_size", f"={self.backbone.image_size}: Scenes has images of {size} pixels")
 
     @property
     def outputs(self) -> int:
@@ -156,7 +166,7 @@ class Erm(Supervised):
         return Examples(len(self.rows(total)[0]), in_memory=self.images.name == "scenes")
 
     def prepare(self, seed, batch, step):
-        return erm.augmented(batch, seed, step, padding=self.crop_padding, flip=self.flip)
+        return erm.augmented(batch, seed, step, padding=self.augmentation.crop_padding, flip=self.augmentation.flip)
 
     def rows(self, examples: int) -> tuple[np.ndarray, np.ndarray]:
         """Training images that it sees and those that are held out, see `erm.held_out`."""
@@ -164,7 +174,8 @@ class Erm(Supervised):
 
     def make(self, store: Store) -> dict[str, Any]:
         images, val = store.get(self.images), store.get(self.val)
-        options = dict(image_size=self.backbone.image_size, flip=self.flip, workers=self.workers)
+        own = self.augmentation
+        options = dict(image_size=self.backbone.image_size, flip=own.flip, workers=own.workers)
         split = select(datasets.split(images, **options), self.rows(len(images))[0])
         variables = erm.init(self.model(), split.image_shape, self.seed)
         if isinstance(self.start, File):

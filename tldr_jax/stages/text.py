@@ -22,6 +22,7 @@ from tldr_jax.stages.images import ClipImages, Features, FrozenClip
 from tldr_jax.words import WordSet, filters, text
 from tldr_jax.words.templates import Templates
 
+
 def _require_rates(owner: Any) -> None:
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
