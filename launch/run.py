@@ -143,10 +143,10 @@ class Run:
             if not lines:
                 return
             logging.info("%s: the config was revised (stored -> asked)\n  %s", self.path, "\n  ".join(lines))
-            self._put_aside()
+            self.put_aside()
         write_atomically(stored_path, json.dumps(resolved, indent=2, sort_keys=True) + "\n")
 
-    def _put_aside(self) -> None:
+    def put_aside(self) -> None:
         """Move a finished result, with the config that it belongs to, to the next free history/<n>."""
         if not (self.path / "result.json").exists():
             return
@@ -201,6 +201,11 @@ class Run:
         if asked or not noted.exists():
             return Path(asked).absolute() if asked else self.path / "store"
         return (self.path / json.loads(noted.read_text())["store"]).resolve()
+
+    def is_of(self, root: Stage) -> bool:
+        """Whether the result here is of this plan: a file that counts by its content may have changed since."""
+        noted = self.path / PLAN
+        return _process_0_says(not noted.exists() or json.loads(noted.read_text())["root"] == root.key)
 
     def note_plan(self, root: Stage, store: Store) -> None:
         """Write plan.json: where the store is, and the keys of the stages that the result is made from."""

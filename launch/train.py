@@ -85,6 +85,11 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     try:
         run.stop.on_sigterm()
         result = run.result()
+        if result is not None and root is not None and not run.is_of(root):
+            logging.info("%s: the result is of other files, it goes to history/", workdir)
+            if run.writes:
+                run.put_aside()
+            result = None
         if result is not None:
             logging.info("%s is finished", workdir)
             return result

@@ -53,7 +53,7 @@ class Projector:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over images, float64: all that the closed form needs of them.
+    """Sums over images, float64: all that the closed form needs.
 
     Attributes:
       count: n.
@@ -78,8 +78,8 @@ def moments_of(shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> Moments:
     """Sums over shards of (embeddings (n_i, d), features (n_i, f)), of any float type, one shard in memory at a time.
 
     Raises:
-      ValueError: no image at all; rows that do not pair up, widths that change, or a value that is not finite, each
-        with the shard's number.
+      ValueError: no image; rows that do not pair up, widths that change, or a value that is not finite, each with the
+        shard's number.
     """
     total = None
     for index, (x, y) in enumerate(shards):
@@ -99,7 +99,7 @@ def moments_of(shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> Moments:
             except ValueError as error:
                 raise ValueError(f"shard {index}: {error}") from error
     if total is None:
-        raise ValueError("there are no images to fit a projector on")
+        raise ValueError("no images to fit a projector on")
     return total
 
 
@@ -157,10 +157,10 @@ def stack(projectors: Sequence) -> Projector:
     """Projectors of one kind and shape, with a leading axis in every array, as `retrain.sweep` takes them.
 
     Raises:
-      ValueError: there are none, or they differ in kind, in shape or in the ReLU.
+      ValueError: no projector, or projectors that differ in kind, in shape or in the ReLU.
     """
     if not projectors:
-        raise ValueError("there is no projector to stack")
+        raise ValueError("no projector to stack: give at least one")
     kinds = [(jax.tree.structure(p), [np.shape(leaf) for leaf in jax.tree.leaves(p)]) for p in projectors]
     for index, kind in enumerate(kinds):
         if kind != kinds[0]:
@@ -188,7 +188,7 @@ def diagnostics(
     labels: np.ndarray,
     head: heads.Head,
 ) -> Mapping[str, float]:
-    """How good a projector is on images that it was not fitted on.
+    """Quality of a projector on images that it was not fitted on.
 
     Args:
       projector: from `fit`.
@@ -204,12 +204,12 @@ def diagnostics(
     """
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     projected = np.asarray(apply(projector, np.asarray(image_embeddings, np.float32)))
-    found = {}
+    of_gap = {}
     if gap is not None and isinstance(projector, Projector):
         weight = np.asarray(projector.weight, np.float64)
         norm = np.linalg.norm(np.atleast_2d(gap) @ weight)
         scale = np.linalg.norm(gap) * np.linalg.norm(weight)
-        found |= {"gap_norm": float(norm), "gap_norm_relative": float(norm / scale) if scale else 0.0}
+        of_gap = {"gap_norm": float(norm), "gap_norm_relative": float(norm / scale) if scale else 0.0}
     spread = np.sum((features - features.mean(0)) ** 2)
     if not spread > 0:
         raise ValueError("the validation features are all the same: their explained variance is not defined")
@@ -218,7 +218,7 @@ def diagnostics(
     )
     if not own > 0:
         raise ValueError("the head classifies no validation image correctly: head, features and labels do not match")
-    return found | {
+    return of_gap | {
         "nmse": float(np.sum((features - projected) ** 2) / spread),
         "accuracy": own,
         "accuracy_projected": new,
@@ -245,7 +245,7 @@ def gap_basis(gap: np.ndarray | None, width: int) -> np.ndarray:
         raise ValueError("the gap is zero: pass None for no constraint")
     if rank == width:
         raise ValueError(
-            f"the {len(gap)} gap rows span all {width} dimensions, so that nothing is left to project; "
+            f"the {len(gap)} gap rows span all {width} dimensions, so nothing is left to project; "
             "average them (one row is published) or keep fewer than the embedding has dimensions"
         )
     return rows[:rank]
@@ -255,7 +255,7 @@ def _cholesky(gram: np.ndarray, count: int, ridge: float) -> tuple[np.ndarray, b
     """The factor of XᵀX + λI, for `scipy.linalg.cho_solve`."""
     try:
         factor, lower = scipy.linalg.cho_factor(gram, lower=True)
-        # Rounding can let a singular matrix through: the estimated condition number tells.
+        # Rounding can let a singular matrix through: the estimated condition number shows it.
         inverse_condition, _ = scipy.linalg.lapack.dpocon(factor, np.linalg.norm(gram, 1), uplo="L")
     except np.linalg.LinAlgError:
         inverse_condition = 0.0
