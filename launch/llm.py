@@ -201,8 +201,8 @@ class Llm:
                 self._append(entry)
                 return answer
         raise ReplyError(
-            f"{self.endpoint.model} did not answer in the requested form in {self.endpoint.attempts} attempts. The last "
-            f"reply, {_short(reply)!r}, was refused: {refused}. All replies are in {self.log}. The question was "
+            f"{self.endpoint.model} did not answer as asked in {self.endpoint.attempts} attempts. The last reply, "
+            f"{_short(reply)!r}, was refused: {refused}. All replies are in {self.log}. The question was "
             f"{_short(question.prompt)!r}"
         )
 
@@ -232,7 +232,8 @@ class Llm:
         except openai.APIError as error:
             raise EndpointError(f"{_explain(openai, error, self.endpoint)}. {self._kept()}") from error
         except ValueError as error:  # the body is not JSON
-            raise EndpointError(f"{self.endpoint.base_url} did not answer in JSON ({error}). {self._kept()}") from error
+            problem = f"{self.endpoint.base_url} did not answer in JSON ({error})"
+            raise EndpointError(f"{problem}. {self._kept()}") from error
         choices = getattr(completion, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
             raise EndpointError(
@@ -353,9 +354,8 @@ def _explain(openai, error: Exception, endpoint: Endpoint) -> str:
     """The cause of an error, and what to do about it."""
     at, tries = endpoint.base_url, f"{endpoint.retries + 1} tries"
     if isinstance(error, openai.APITimeoutError):
-        return (
-            f"{at} did not answer within {endpoint.timeout:g} s, in {tries}; increase timeout or ask for less at once"
-        )
+        advice = "increase timeout or ask for less at once"
+        return f"{at} did not answer within {endpoint.timeout:g} s, in {tries}; {advice}"
     if isinstance(error, openai.APIConnectionError):
         return f"{at} cannot be reached, in {tries} ({error.__cause__ or error})"
     status = getattr(error, "status_code", None)
