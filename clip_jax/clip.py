@@ -333,7 +333,7 @@ def _dtype(dtype: Any) -> str:
         name = dtype
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; valid names: {', '.join(map(repr, DTYPES))}")
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
+    if name == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True)")
     return name
 

@@ -30,13 +30,13 @@ Intermediates = dict[str, jax.Array]
 _LENGTHS = (16, 24, 32, 48, 77)  # static text lengths: one compiled program each
 
 
-class Activation(Protocol):
+class ClipActivation(Protocol):
     """Elementwise; any shape."""
 
     def __call__(self, x: jax.Array, /) -> jax.Array: ...
 
 
-_ACTIVATIONS: dict[str, Activation] = {
+_ACTIVATIONS: dict[str, ClipActivation] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),

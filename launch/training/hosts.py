@@ -1,8 +1,8 @@
-"""Whether all processes of a run are there and getting on: a run that lost one says which and ends.
+"""Watches the processes of a run: if one is lost or stuck, the run says which and ends.
 
-Collectives wait for everybody, so one host that is gone or stuck holds up all. Each process therefore posts signs of
-life, and how far it is, in the key-value store of JAX's coordination service. Process 0 looks at all of them, the
-others at process 0 and at its verdict.
+Collectives wait for every process, so one lost or stuck host blocks all. Each process therefore posts signs of life and
+its progress in the key-value store of JAX's coordination service. Process 0 reads all of them, the others read those of
+process 0 and its verdict.
 """
 
 import contextlib
@@ -11,42 +11,54 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from absl import logging
 
 from launch.run import Preempted
 
-EXIT_STATUS = os.EX_TEMPFAIL  # 75: the same command goes on from the last checkpoint
+EXIT_STATUS = os.EX_TEMPFAIL  # 75: the same command continues from the last checkpoint
 STUCK_AFTER = 600.0  # seconds without progress of one process while others are further
-_ALL_STUCK = 6  # times that without progress of any: nobody being further, it may be a long stage
-_LOST_AFTER = 75.0  # seconds without a sign of life; JAX itself gives a process up after 100, in words of its own
+_ALL_STUCK = 6  # times as long without progress of any process: it may be a long stage
+_LOST_AFTER = 75.0  # seconds without a sign of life; JAX gives up a process after 100, with its own message
 _INTERVAL = 5.0  # seconds between two signs
 _SIGNS, _VERDICT = "alignax/signs/", "alignax/verdict/"
 
 
-class Store(Protocol):
-    """What is used of JAX's coordination service."""
+class KeyValueStore(Protocol):
+    """The part of JAX's coordination service that is used here."""
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
 
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
 
 
+class End(Protocol):
+    """Ends the run with a message; does not return in a real run."""
+
+    def __call__(self, why: str, /) -> None: ...
+
+
+class Advance(Protocol):
+    """Called whenever this process has made progress."""
+
+    def __call__(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Sign:
-    """The last that was heard of a process, by the clock of who heard it.
+    """The latest sign of life of a process, by the clock of the process that reads it.
 
     Attributes:
-      host: its name, or "" before it was first heard of.
-      beat: grows as long as the process lives.
-      progress: grows as it gets on: how often it came to a place where it could stop.
-      state: "alive", "left" (as it should), or why it failed.
-      beat_since: when `beat` became what it is, in seconds.
-      progress_since: the same of `progress`.
+      host: its name, or "" before its first sign.
+      beat: increases as long as the process lives.
+      progress: how often the process came to a place where it could stop.
+      state: "alive", "left" (in good order), or the reason of its failure.
+      beat_since: when `beat` last changed, in seconds.
+      progress_since: when `progress` last changed, in seconds.
     """
 
     host: str
@@ -57,7 +69,7 @@ class Sign:
     progress_since: float
 
     def heard(self, value: str, now: float) -> "Sign":
-        """The sign after `value`, as `encode` makes it, was read at `now`."""
+        """The sign after reading `value`, made by `encode`, at `now`."""
         beat, progress, host, state = value.split(" ", 3)
         new = replace(self, host=host, beat=int(beat), progress=int(progress), state=state)
         if new.beat != self.beat:
@@ -76,10 +88,10 @@ def verdict(signs: Mapping[int, Sign], now: float, *, stuck_after: float, lost_a
     """Why the run cannot go on, or None.
 
     Args:
-      signs: of every process; those that have left are passed over.
+      signs: of every process; those of processes that have left are ignored.
       now: seconds, by the clock of the signs.
-      stuck_after: seconds without progress; 0 for any number.
-      lost_after: seconds without a sign.
+      stuck_after: seconds without progress after which a process is stuck; 0: never.
+      lost_after: seconds without a sign after which a process is lost.
     """
     name = lambda process: f"process {process}" + (f" on {signs[process].host}" if signs[process].host else "")
     for process, sign in signs.items():
@@ -88,7 +100,7 @@ def verdict(signs: Mapping[int, Sign], now: float, *, stuck_after: float, lost_a
     here = {process: sign for process, sign in signs.items() if sign.state == "alive"}
     lost = [name(p) for p, sign in here.items() if now - sign.beat_since > lost_after]
     if lost:
-        return f"no sign of life for {lost_after:.0f} s from {', '.join(lost)}: killed, crashed, or cut off"
+        return f"no sign of life for {lost_after:.0f} s from {', '.join(lost)}: killed, crashed, or disconnected"
     if not here or not stuck_after:
         return None
     last, first = (f(sign.progress for sign in here.values()) for f in (min, max))
@@ -96,7 +108,7 @@ def verdict(signs: Mapping[int, Sign], now: float, *, stuck_after: float, lost_a
     patience = stuck_after if last < first else _ALL_STUCK * stuck_after
     if all(now - here[p].progress_since > patience for p in behind):
         who = ", ".join(map(name, behind)) if last < first else "none of the processes"
-        return f"no progress for {patience:.0f} s of {who}: stuck? (a longer stage wants a larger --stuck_after)"
+        return f"no progress for {patience:.0f} s of {who}: stuck? (a longer stage needs a larger --stuck_after)"
     return None
 
 
@@ -105,23 +117,23 @@ class Monitor(threading.Thread):
 
     Args:
       store: JAX's coordination service.
-      process: this one's number.
-      count: how many there are.
+      process: number of this process.
+      count: number of processes.
       stuck_after, lost_after: as for `verdict`.
       interval: seconds between two signs.
-      end: called with the message; does not return in a real run.
+      end: ends the run; by default this process, at once.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: KeyValueStore,
         process: int,
         count: int,
         *,
         stuck_after: float = STUCK_AFTER,
         lost_after: float = _LOST_AFTER,
         interval: float = _INTERVAL,
-        end: Callable[[str], None] | None = None,
+        end: End | None = None,
     ):
         super().__init__(name="hosts", daemon=True)
         self.store, self.process = store, process
@@ -135,11 +147,11 @@ class Monitor(threading.Thread):
         self.reached = now
 
     def advance(self) -> None:
-        """This process has got one step further."""
+        """Note that this process has made progress."""
         self.progress += 1
 
     def post(self, state: str = "alive") -> None:
-        """Tell the others; nothing more once this process has said that it leaves."""
+        """Post a sign; none after this process has announced that it leaves."""
         with self.lock:
             if state == "alive" and self.closed.is_set():
                 return
@@ -151,15 +163,14 @@ class Monitor(threading.Thread):
         """Read the signs; why the run cannot go on, or None."""
         now = time.monotonic()
         if self.process:
-            said = self.store.key_value_dir_get(_VERDICT)
-            if said:
-                return said[0][1]
-            # Process 0 alone sees how far all are; of process 0 the others see whether it lives.
+            verdicts = self.store.key_value_dir_get(_VERDICT)
+            if verdicts:
+                return verdicts[0][1]
+            # Only process 0 sees the progress of all; the others see whether process 0 lives.
             stuck_after = 0.0
         else:
             stuck_after = self.stuck_after
-        found = self.store.key_value_dir_get(_SIGNS)
-        for key, value in found:
+        for key, value in self.store.key_value_dir_get(_SIGNS):
             process = int(key.rsplit("/", 1)[1])
             if process in self.signs:
                 self.signs[process] = self.signs[process].heard(value, now)
@@ -171,7 +182,7 @@ class Monitor(threading.Thread):
                 self.post()
                 why = self.look()
                 self.reached = time.monotonic()
-            except RuntimeError as error:  # JAX's, of a service that does not answer
+            except RuntimeError as error:  # raised by JAX if the service does not answer
                 why = None
                 if time.monotonic() - self.reached > self.lost_after:
                     why = f"process 0 cannot be reached: {str(error).splitlines()[0]}"
@@ -183,24 +194,23 @@ class Monitor(threading.Thread):
             if self.process == 0:
                 with contextlib.suppress(RuntimeError):
                     self.store.key_value_set(f"{_VERDICT}0", why, allow_overwrite=True)
-                time.sleep(2 * self.interval)  # the service ends with this process: let the others read it
+                time.sleep(2 * self.interval)  # the service ends with this process: let the others read the verdict
             self.end(why)
             return
 
     def close(self, failure: str = "") -> None:
-        """Leave; with `failure`, the others will not wait for this process."""
+        """Leave; with `failure`, the others do not wait for this process."""
         self.closed.set()
         try:
             self.post(failure or "left")
         except RuntimeError as error:
-            logging.warning("the other processes cannot be told that this one leaves: %s", error)
+            logging.warning("cannot announce to the other processes that this one leaves: %s", error)
 
 
 def _exit(why: str) -> None:
-    """End this process at once: its main thread may be waiting in a collective that never comes back."""
+    """End this process at once: its main thread may be waiting in a collective that never returns."""
     print(
-        f"\nThe run ends: {why}\n"
-        "It goes on from its last checkpoint by the same command, on as many hosts as there are then.",
+        f"\nThe run ends: {why}\nThe same command continues from its last checkpoint, on any number of hosts.",
         file=sys.stderr,
         flush=True,
     )
@@ -211,8 +221,8 @@ def _exit(why: str) -> None:
 @contextlib.contextmanager
 def watched(
     stuck_after: float = STUCK_AFTER, *, lost_after: float = _LOST_AFTER, interval: float = _INTERVAL
-) -> Iterator[Callable[[], None]]:
-    """While in it, a run of several processes ends if one of them is lost or stuck; gives what to call at each step.
+) -> Iterator[Advance]:
+    """Within it, a run of several processes ends if one is lost or stuck; gives the function to call at each step.
 
     Args:
       stuck_after, lost_after: seconds, as for `verdict`.
@@ -223,15 +233,16 @@ def watched(
         return
     from jax._src import distributed  # the store has no public name
 
+    client: Any = distributed.global_state.client
     monitor = Monitor(
-        distributed.global_state.client,
+        client,
         jax.process_index(),
         jax.process_count(),
         stuck_after=stuck_after,
         lost_after=lost_after,
         interval=interval,
     )
-    monitor.post()  # from now on the others know this host by name
+    monitor.post()  # from now on the others know the name of this host
     monitor.start()
     failure = ""
     try:

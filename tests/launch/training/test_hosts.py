@@ -193,7 +193,7 @@ def test_a_process_that_is_gone_ends_the_other(pair):
     second.send_signal(signal.SIGKILL)
     output = finish(first, hosts.EXIT_STATUS, timeout=60)
     assert f"The run ends: no sign of life for 2 s from process 1 on {socket.gethostname()}: killed" in output
-    assert "by the same command" in output
+    assert "The same command continues" in output
 
 
 def test_a_process_that_fails_ends_the_other(pair):
