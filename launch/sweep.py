@@ -16,14 +16,16 @@ status is 0 if every member is done.
 A study, several methods with several seeds, is a config file whose `sweep()` returns or yields flat overrides, one dict
 for each member:
 
-    def sweep():
-        ablations = {}, {"projector.gap": False}, {"words.clip_filter": False}
-        for seed, ablation in itertools.product(range(5), ablations):
-            yield {"seed": seed, "data.seed": seed, **ablation}
+    ABLATIONS = {}, {"projector.gap_rows": 0}, {"words.clip_filter": False}
 
-Members that share stages need no arrangement: in any order, by any executor, a seed's classifier is trained once. Put
-members that take long first, and members that share their first stages apart from each other. The tables of a study,
-mean ± standard deviation over seeds, are `python -m launch.report DIR --tables`.
+    def sweep():
+        for ablation in ABLATIONS:
+            for seed in range(5):
+                yield {"seed": seed, "data.seed": seed, **ablation}
+
+Members that share stages need no arrangement: with any executor, the classifier of a seed is trained once, and a member
+that needs it meanwhile waits. With seeds in the inner loop, members that start together rarely wait for each other.
+`python -m launch.report DIR --tables` prints mean ± standard deviation over the seeds.
 
 An override `config` names another config file, relative to the first, whose config the member's other overrides change:
 `{"config": "cifar10_lenet.py"}` in a sweep(), or --grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". If

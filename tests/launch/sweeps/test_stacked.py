@@ -185,7 +185,7 @@ def test_what_is_no_number_of_a_stack(value, message):
 
 def test_numbers_of_stages():
     """An argument of every program, and where members differ; as substituted in a stage, by plain or traced values."""
-    stages = [stack_toy.Squares(seed=seed, rate=rate) for seed, rate in ((1, 0.5), (3, 2))]
+    stages = [stack_toy.Squares(seed=seed, rate=rate, weight=0.1) for seed, rate in ((1, 0.5), (3, 2))]
     found = as_arrays(stacked_numbers(stages))
     assert list(found) == list(numbers(stages[0])) == ["seed", "rate", "weight"]
     assert found["rate"].tolist() == [0.5, 2.0] and found["seed"].dtype == np.int32
