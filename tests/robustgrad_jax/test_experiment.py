@@ -385,8 +385,9 @@ def test_a_comparison(tmp_path):
         assert title in table
     keys = ["test/accuracy", "gradient/aam-8/accuracy", "gradient/insertion/area", "gradient/aam-8-insertion/area"]
     keys += [f"gradient/{group}/{metric}" for group in ("rps-8", "aam-8") for metric in ("cosine", "pcc", "ssim")]
+    shown = [float(number) for number in re.findall(r"\d\.\d+", table)]
     for result in results:
-        assert all(f"{result[key]:.3f}" in table for key in keys)
+        assert all(min(abs(result[key] - number) for number in shown) < 6e-4 for key in keys)
 
     before = times(store)
     experiment.compare(tmp_path / "artifacts", [(name, study / name) for name in names])

@@ -1,19 +1,22 @@
-"""Networks that are evaluated without being trained: runs of ours and PyTorch's files, and what is refused."""
+"""Networks that are measured without being trained: runs of ours and PyTorch's files, and what is refused."""
 
 import json
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from benchmarks import torch_robustgrad as reference
 from configs.robustgrad import base, digits_lenet
-from launch import data
-from launch.training import checkpoint
-from robustgrad_jax import models, trained
+from launch.data import DataSet, Spec
+from launch.files import save_tree
+from launch.run import PLAN
+from launch.stages import SettingError, settings
+from launch.store import Store
+from robustgrad_jax import models, stages
 from tests.commands import finish, train
 from tests.robustgrad_jax.test_experiment import SMALL
 
@@ -26,81 +29,110 @@ LIGHT = (
 )
 
 
-def template(name, shape=(12, 12, 3), classes=4):
-    model = models.create(name, num_classes=classes)
-    return {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+@dataclass(frozen=True)
+class Outline:
+    """The outline of a data set that is never read."""
+
+    side: int = 12
+    classes: int = 4
+
+    def spec(self) -> Spec:
+        names = tuple(map(str, range(self.classes)))
+        return Spec((self.side, self.side, 3), names, 20, 5, 5, in_memory=True)
+
+
+def load(source, name="lenet", data=Outline(), **model):
+    """The variables of a network that was trained before."""
+    stage = stages.pretrained(str(source), stages.ImageSplits(data), stages.Architecture(name, **model))
+    return Store(source).get(stage)["variables"]
 
 
 def stored_run(path, name="lenet", classes=4):
-    """A run directory with two checkpoints, the first of which is the better one; its parameters."""
-    found = base.get_config()
-    found.model.name = name
+    """A run directory with a finished training; the variables of its network."""
+    config = base.get_config()
+    config.model.name = name
     path.mkdir()
-    (path / "config.json").write_text(found.to_json())
+    (path / "config.json").write_text(config.to_json())
+    plan = {"store": "store", "root": "result-0", "stages": {"classifier-0": "Classifier", "result-0": "Result"}}
+    (path / PLAN).write_text(json.dumps(plan))
     model = models.create(name, num_classes=classes)
     variables = {"batch_stats": {}} | jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
-    worse = jax.tree.map(lambda a: a + 1, variables)
-    with checkpoint.Checkpoints(path / "checkpoints", best=("val/accuracy", "max")) as checkpoints:
-        for step, (state, accuracy) in enumerate([(variables, 0.9), (worse, 0.5)]):
-            state = {**state, "step": np.int32(step), "opt_state": {"mu": state["params"]}}
-            checkpoints.save(step, state, {"val/accuracy": accuracy})
+    (path / "store" / "classifier-0").mkdir(parents=True)
+    save_tree(path / "store" / "classifier-0" / "value", {"variables": variables, "best_step": 3, "metrics": {}})
     return variables
 
 
-def asked(name="lenet", **model):
-    found = base.get_config()
-    found.model.update({"name": name, **model})
-    return found
-
-
 @pytest.mark.parametrize("name", ["lenet", "resnet18_cifar"])
-def test_the_best_weights_of_a_run_without_its_optimiser(tmp_path, name):
+def test_the_weights_of_a_run(tmp_path, name):
     variables = stored_run(tmp_path / "run", name)
-    found = trained.load(tmp_path / "run", asked(name), template(name))
-    assert jax.tree.structure(found) == jax.tree.structure(jax.tree.map(np.asarray, variables))
-    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    loaded = load(tmp_path / "run", name)
+    assert jax.tree.structure(loaded) == jax.tree.structure(jax.tree.map(np.asarray, variables))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_a_network_counts_by_its_weights(tmp_path):
+    """Whatever the run directory is called; another network has another key."""
+    stored_run(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    stored_run(tmp_path / "same")
+    stored_run(tmp_path / "deeper", "resnet18_cifar")
+    images = stages.ImageSplits(DataSet("digits"))
+    create = lambda folder, name: stages.TrainedRun(
+        images, stages.Architecture(name), stages.inputs.File(str(tmp_path / folder / "store/classifier-0/value"))
+    )
+    assert create("moved", "lenet").key == create("same", "lenet").key != create("deeper", "resnet18_cifar").key
 
 
 def test_other_networks_are_refused(tmp_path):
     stored_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"model\.activation is 'softplus' there and 'relu' here.*--config\.model"):
-        trained.load(tmp_path / "run", asked(activation="relu"), template("lenet"))
-    with pytest.raises(ValueError, match=r"params/fc2/bias: float32\[4\] stored, float32\[7\] wanted"):
-        trained.load(tmp_path / "run", asked(), template("lenet", classes=7))
+    with pytest.raises(SettingError, match=r"model\.activation is 'softplus' there and 'relu' here.*--config\.model"):
+        load(tmp_path / "run", activation="relu")
+    with pytest.raises(SettingError, match=r"params/fc2/bias has shape \(4,\), not \(7,\)"):
+        load(tmp_path / "run", data=Outline(classes=7))
 
 
 def test_a_shallower_network_does_not_take_part_of_a_deeper_one(tmp_path):
     """ResNet-18's parameters are all among ResNet-34's, in the same shapes."""
     stored_run(tmp_path / "run", "resnet34_cifar")
-    config = ConfigDict(json.loads((tmp_path / "run" / "config.json").read_text()))
-    with pytest.raises(ValueError, match="only in the checkpoint"):
-        trained.load(tmp_path / "run", config, template("resnet18_cifar"))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["name"] = "resnet18_cifar"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match=r"has shape \(.*\), not None"):
+        load(tmp_path / "run", "resnet18_cifar")
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda path: None, "there is no such run directory or file"),
-        (lambda path: path.mkdir(), "it has no config.json"),
+        (lambda path: None, "no such run directory or file"),
+        (lambda path: path.mkdir(), "no config.json"),
         (lambda path: path.write_text("x"), "must be .safetensors"),
     ],
 )
 def test_what_is_no_network(tmp_path, make, message):
     make(tmp_path / "thing")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        trained.load(tmp_path / "thing", asked(), template("lenet"))
+    with pytest.raises(SettingError, match=rf"^init_from='.*thing'.*{message}"):
+        load(tmp_path / "thing")
 
 
-def test_a_run_of_several_names_those_inside(tmp_path):
-    member = tmp_path / "demo" / "none-seed0"
-    (member / "checkpoints").mkdir(parents=True)
-    (tmp_path / "demo" / "config.json").write_text('{"experiment": "robustgrad_jax.comparison"}')
-    with pytest.raises(ValueError, match=r"robustgrad_jax.comparison.*none-seed0"):
-        trained.load(tmp_path / "demo", asked(), template("lenet"))
+def test_a_folder_of_several_runs_names_those_inside(tmp_path):
+    member = tmp_path / "demo" / "none"
+    member.mkdir(parents=True)
     (member / "config.json").write_text(base.get_config().to_json())
-    (member / "checkpoints").rmdir()
-    with pytest.raises(ValueError, match="the run has no checkpoints yet"):
-        trained.load(member, asked(), template("lenet"))
+    with pytest.raises(SettingError, match=r"no config.json; runs inside it: .*none"):
+        load(tmp_path / "demo")
+    (tmp_path / "demo" / "config.json").write_text('{"experiment": "rtd_jax.experiment"}')
+    with pytest.raises(SettingError, match=r"rtd_jax.experiment.*none"):
+        load(tmp_path / "demo")
+    with pytest.raises(SettingError, match=r"the run has not begun"):
+        load(member)
+    plan = {"store": "store", "root": "r", "stages": {"classifier-0": "Classifier", "r": "RobustnessResult"}}
+    (member / PLAN).write_text(json.dumps(plan))
+    with pytest.raises(SettingError, match="its training is not finished"):
+        load(member)
+    (member / PLAN).write_text(json.dumps(plan | {"stages": {"r": "RobustnessResult"}}))
+    with pytest.raises(SettingError, match="that run trained no network"):
+        load(member)
 
 
 def test_weights_for_other_images(tmp_path):
@@ -108,10 +140,10 @@ def test_weights_for_other_images(tmp_path):
     network = reference.create("lenet", num_classes=4, image_size=12)
     path = tmp_path / "lenet.safetensors"
     save_file({k: v.numpy() for k, v in network.state_dict().items()}, path)
-    found = trained.load(path, asked(), template("lenet"))
-    assert found["params"]["conv11"]["kernel"].dtype == np.float32
-    with pytest.raises(ValueError, match=r"lenet for other images or classes: params/fc1/kernel has shape"):
-        trained.load(path, asked(), template("lenet", shape=(16, 16, 3)))
+    loaded = load(path)
+    assert loaded["params"]["conv11"]["kernel"].dtype == np.float32
+    with pytest.raises(SettingError, match=r"a lenet for other images or classes: params/fc1/kernel has shape"):
+        load(path, data=Outline(side=16))
 
 
 def test_a_run_is_evaluated_again_by_the_command_line(tmp_path):
@@ -125,8 +157,9 @@ def test_a_run_is_evaluated_again_by_the_command_line(tmp_path):
     for key in ("best_step", "val/accuracy", "val/cross_entropy"):
         del first[key]
     assert again == pytest.approx(first) and "gradient/rps-8/pcc" in again
-    assert (tmp_path / "again" / "table.md").read_text() in output
-    assert not (tmp_path / "again" / "checkpoints").exists()
+    assert "RPS ε=8" in output
+    kinds = json.loads((tmp_path / "again" / PLAN).read_text())["stages"].values()
+    assert set(kinds) == {"CleanAccuracy", "RandomPerturbations", "RobustnessResult"}  # nothing was trained
 
 
 def test_pytorch_weights_are_evaluated_by_the_command_line(tmp_path):
@@ -138,9 +171,9 @@ def test_pytorch_weights_are_evaluated_by_the_command_line(tmp_path):
     options = (*SMALL, *LIGHT, "--config.train=False", f"--config.init_from={path}")
     finish(train("configs/robustgrad/digits_lenet.py", tmp_path / "run", *options))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    asked = digits_lenet.get_config().data
-    asked.update({"image_size": 12, "val_examples": 32, "train_examples": 64, "test_examples": 24})
-    splits = data.load(asked, seed=0)
+    config = digits_lenet.get_config()
+    config.data.update({"image_size": 12, "val_examples": 32, "train_examples": 64, "test_examples": 24})
+    splits = settings(DataSet, config, "data").load(0)
     x = (splits.test.images / 255 - splits.mean) / splits.std
     logits = network(torch.tensor(np.moveaxis(x, -1, 1).astype(np.float32)))
     y = torch.tensor(splits.test.labels.astype(np.int64))
