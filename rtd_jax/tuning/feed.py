@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -38,15 +38,6 @@ class TextTable:
         sizes = {name: len(column) for name, column in {**self.arrays, **self.ids}.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"columns of different lengths: {sizes}")
-
-    def as_tree(self) -> dict[str, Any]:
-        """The table as nested dicts of arrays; the inverse of `from_tree`."""
-        return {"arrays": dict(self.arrays), "ids": dict(self.ids), "lengths": self.lengths}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "TextTable":
-        """The table of which `as_tree` gave the columns."""
-        return cls(**tree)
 
     def __len__(self) -> int:
         return len(next(iter({**self.arrays, **self.ids}.values())))
