@@ -22,7 +22,7 @@ from launch.stages import File, SettingError, section, settings
 from launch.store import Store
 from rtd_jax import figures, phi
 from rtd_jax.benchmarks import genecis
-from rtd_jax.benchmarks.task import Task
+from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
 from rtd_jax.stages import data, fitting
 from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
@@ -185,7 +185,7 @@ def leave(folder: Path, root: ComposedRetrieval, store: Store) -> None:
             logging.info("for the test server: %s", path)
 
 
-def _retrieved(task: Task, rankings: np.ndarray) -> list[figures.RetrievedRow]:
+def _retrieved(task: RetrievalTask, rankings: np.ndarray) -> list[figures.RetrievedRow]:
     """What the first queries of a task find, for `figures.grid`."""
     shown = []
     for query, ranking in enumerate(rankings):

@@ -22,7 +22,7 @@ from launch.store import Store
 from rtd_jax import clips
 from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis
 from rtd_jax.benchmarks import scenes as scene_benchmark
-from rtd_jax.benchmarks.task import Task
+from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.text import captions, masking, triplets
 
 Images = Sequence[Path] | np.ndarray
@@ -105,7 +105,7 @@ class ClipSource(DataStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneExamples(DataStage):
+class ExamplesOfScenes(DataStage):
     """Examples drawn from Scenes."""
 
     train_examples: int
@@ -121,7 +121,7 @@ class SceneExamples(DataStage):
         return [(seed, self.train_examples), (seed + 1, self.val_examples)]
 
 
-class SceneCaptions(SceneExamples):
+class CaptionsOfScenes(ExamplesOfScenes):
     """Captions, and what finds their keywords."""
 
     def make(self, store: Store | None = None) -> tuple[list[str], list[str], masking.Matcher]:
@@ -131,7 +131,7 @@ class SceneCaptions(SceneExamples):
         return train, val, masking.create("lexicon", scenes.KEYWORDS)
 
 
-class SceneImages(SceneExamples):
+class ImagesOfScenes(ExamplesOfScenes):
     """Images."""
 
     def make(self, store: Store | None = None) -> tuple[Images, Images]:
@@ -144,7 +144,7 @@ class SceneImages(SceneExamples):
         return sorted(scenes.KEYWORDS)
 
 
-class SceneTriplets(SceneExamples):
+class TripletsOfScenes(ExamplesOfScenes):
     """Text triplets."""
 
     def make(self, store: Store | None = None) -> tuple[triplets.Triplets, triplets.Triplets]:
@@ -156,7 +156,7 @@ class SceneTriplets(SceneExamples):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionFile(DataStage):
+class CaptionsOfFile(DataStage):
     """Captions of a file, split by the seed, and what finds their keywords.
 
     Attributes:
@@ -187,7 +187,7 @@ class CaptionFile(DataStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(DataStage):
+class ImagesOfFolder(DataStage):
     """Images of a folder and its subfolders, split by the seed."""
 
     path: str
@@ -210,7 +210,7 @@ class ImageFolder(DataStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TripletFile(DataStage):
+class TripletsOfFile(DataStage):
     """Text triplets of a file, split by the seed; for path and skip_faulty see `rtd_jax.text.triplets.read`."""
 
     path: File
@@ -227,9 +227,9 @@ class TripletFile(DataStage):
         return triplets.split(rows, self.val_examples, seed=self.seed)
 
 
-CAPTIONS = {"file": CaptionFile, "scenes": SceneCaptions}
-IMAGES = {"folder": ImageFolder, "scenes": SceneImages}
-TRIPLETS = {"file": TripletFile, "scenes": SceneTriplets}
+CAPTIONS = {"file": CaptionsOfFile, "scenes": CaptionsOfScenes}
+IMAGES = {"folder": ImagesOfFolder, "scenes": ImagesOfScenes}
+TRIPLETS = {"file": TripletsOfFile, "scenes": TripletsOfScenes}
 
 
 # -- benchmarks -----------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class SceneTask(DataStage):
     def __post_init__(self) -> None:
         require_whole(self, "gallery", "queries")
 
-    def make(self, store: Store | None = None) -> Task:
+    def make(self, store: Store | None = None) -> RetrievalTask:
         seed = world.derive(self.seed, "rtd.retrieval")
         return scene_benchmark.load(seed, gallery=self.gallery, queries=self.queries)
 
@@ -275,7 +275,7 @@ class ReleasedTask(DataStage):
             _require_folder(self, "images")
         require_known(self, "split", SPLITS.get(self.benchmark, ("val",)))
 
-    def make(self, store: Store | None = None) -> Task:
+    def make(self, store: Store | None = None) -> RetrievalTask:
         return RELEASES[self.benchmark](self)
 
 

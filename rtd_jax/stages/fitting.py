@@ -85,7 +85,7 @@ class MakeUpdate(Protocol):
     def __call__(self, stage: Any, /) -> training.Update: ...
 
 
-class Evaluate(Protocol):
+class Validate(Protocol):
     """Metrics of a training state, "val/recall" among them."""
 
     def __call__(self, state: State, /) -> Mapping[str, float]: ...
@@ -147,7 +147,7 @@ class TextTraining(Stage):
         layout: mesh.Layout,
         config: ClipConfig,
         table: feed.TextTable,
-        evaluate: Evaluate,
+        evaluate: Validate,
         resident: Mapping[str, Any],
     ) -> Outcome:
         """Train from initial parameters on a table; `config` is that of the CLIP, for the lengths of texts.

@@ -114,7 +114,7 @@ class PhiTraining(TextTraining):
         """Shapes of a batch, with texts of the largest length, and of what the loss keeps on the devices."""
         raise NotImplementedError
 
-    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.Loss:
+    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.TextLoss:
         """The loss of φ's parameters."""
         raise NotImplementedError
 
@@ -219,7 +219,7 @@ class LincirPhi(PhiTraining):
         ids = _ints(b, config.text.context_length)
         return {"caption": _floats(b, config.projection), "ids": ids, "slot": _ints(b)}, {}
 
-    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.Loss:
+    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.TextLoss:
         options = dict(marker_id=clip.marker_id, noise=self.noise, seed=self.seed)
         return lincir.make_loss(clip.config, apply_phi, **options)
 
@@ -245,7 +245,7 @@ class Pic2wordPhi(PhiTraining):
     def shapes(self, clip: clip_jax.Clip) -> tuple[Shapes, Shapes]:
         return {"image": _floats(self.batch_size, clip.config.projection), "slot": _ints(self.batch_size)}, {}
 
-    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.Loss:
+    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.TextLoss:
         return pic2word.make_loss(clip.config, apply_phi, prompt=compose.prompt(clip), seed=self.seed)
 
 
@@ -317,7 +317,7 @@ class SearlePhi(PhiTraining):
         batch = {"image": _floats(b, d), "token": _floats(b, w), "near": near, "slot": _ints(b)}
         return batch, {"phrases": _floats(count, len(ids), d), "phrase_ids": _ints(*ids.shape)}
 
-    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.Loss:
+    def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.TextLoss:
         return searle.make_loss(clip.config, apply_phi, prompt=compose.prompt(clip), seed=self.seed)
 
 

@@ -110,7 +110,7 @@ def test_a_checkpoint_in_half_precision_is_what_is_measured(finished, tmp_path):
 
 def test_unused_tokens_follow_from_decay_alone(clip):
     """Against training the whole table: the rows of tokens that no triplet has only shrink."""
-    triplets, _ = data.SceneTriplets(train_examples=64, val_examples=16).make()
+    triplets, _ = data.TripletsOfScenes(train_examples=64, val_examples=16).make()
     ids = trained.token_ids(clip, step.Objective(), triplets)
     tower, local = trained.restrict(clip, ids)
     assert set(local) == {"ids"} and local["ids"].max() < len(tower.subset.kept)
@@ -123,7 +123,7 @@ def test_unused_tokens_follow_from_decay_alone(clip):
 
 def test_validation_counts_ties_against_the_model(clip):
     """A text encoder that says the same to everything finds nothing."""
-    _, val = data.SceneTriplets(train_examples=64, val_examples=16).make()
+    _, val = data.TripletsOfScenes(train_examples=64, val_examples=16).make()
     network = phi.init("phi", clip.config.projection, clip.config.text.width, jax.random.key(0))
     text = jax.tree.map(np.zeros_like, jax.device_get(clip.params["text"]))
     text["projection"] = clip.params["text"]["projection"]
