@@ -20,121 +20,106 @@ import clip_jax
 from launch.files import write_atomically
 from launch.stages import File, SettingError, section, settings
 from launch.store import Store
-from rtd_jax import figures, phi, stages
-from rtd_jax.benchmarks import fashioniq, genecis
-from rtd_jax.benchmarks.task import Task
+from rtd_jax import figures, phi
+from rtd_jax.benchmarks import genecis
+from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
-from rtd_jax.stages.data import DataStage, file_setting
+from rtd_jax.stages import data, fitting
+from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
+from rtd_jax.stages.phi import (
+    METHODS,
+    CaptionTable,
+    ImageEmbeddings,
+    PhiFile,
+    PhiTraining,
+    SearleConcepts,
+    SearleTokens,
+)
+from rtd_jax.stages.tuning import TripletEmbeddings, TunedClip, Tuning
 
 __all__ = ["describe", "leave", "plan"]
-
-BENCHMARKS = ("cirr", "circo", "fashioniq", "genecis", "scenes")
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Mapping) -> stages.ComposedRetrieval:
+def plan(config: Mapping) -> ComposedRetrieval:
     """The run of a config as a stage; nothing is computed.
 
     Raises:
       SettingError: a setting that cannot be used; it is named.
     """
-    options, clip = config.evaluation, stages.ClipSource.named(config.clip)
+    options, clip = config.evaluation, data.ClipSource.named(config.clip)
     frozen = dict(clip=clip, batch_size=options.batch_size)
-    shared = dict(seed=config.seed, sharding=settings(stages.DeviceMesh, config, "sharding"))
+    shared = dict(seed=config.seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
     network = _phi(config, frozen, shared)
     with section("evaluation"):
-        tasks = [task for name in options.benchmarks for task in _tasks(config, name)]
-        galleries = [stages.GalleryEmbeddings(task=task, target_pad=options.target_pad, **frozen) for task in tasks]
+        data.require_whole(options, "batch_size")
+        tasks = [task for name in options.benchmarks for task in _tasks(options, name, config.seed)]
     tuned = _tuned(config, network, frozen, shared) if config.rtd.train else None
-    evaluations = lambda encoder: tuple(
-        stages.TaskEvaluation(gallery=gallery, phi=network, encoder=encoder) for gallery in galleries
+    galleries = [GalleryEmbeddings(task=task, target_pad=options.target_pad, **frozen) for task in tasks]
+    evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, phi=network, encoder=encoder) for g in galleries)
+    return ComposedRetrieval(
+        phi=network, tuned=tuned, evaluations=evaluate(None), tuned_evaluations=evaluate(tuned) if tuned else ()
     )
-    return stages.ComposedRetrieval(
-        phi=network, tuned=tuned, evaluations=evaluations(None), tuned_evaluations=evaluations(tuned) if tuned else ()
-    )
 
 
-def _phi(config: Mapping, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> stages.PhiTraining | stages.PhiFile:
-    """φ from the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
-    if config.phi.load:
+def _phi(config: Mapping, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
+    """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
+    options, clip, seed = config.phi, frozen["clip"], config.seed
+    if options.load:
         with section("phi"):
-            return stages.PhiFile(clip=frozen["clip"], load=file_setting(config.phi.load))
+            return PhiFile(clip=clip, load=data.file_setting(options.load))
 
-    def table() -> stages.CaptionTable:
-        return stages.CaptionTable(captions=_choose(stages.CAPTIONS, config, "captions", seed=config.seed), **frozen)
+    def table() -> CaptionTable:
+        return CaptionTable(captions=_choose(data.CAPTIONS, config, "captions", seed=seed), **frozen)
 
-    def images() -> stages.ImageEmbeddings:
-        source = _choose(stages.IMAGES, config, "images", skip=("target_pad",), seed=config.seed)
-        return stages.ImageEmbeddings(images=source, target_pad=config.images.target_pad, **frozen)
+    def images() -> ImageEmbeddings:
+        source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
+        return ImageEmbeddings(images=source, target_pad=config.images.target_pad, **frozen)
 
-    def tokens() -> stages.SearleTokens:
-        embedded = images()
+    def tokens() -> SearleTokens:
+        embeddings = images()
         with section("phi"):
-            concepts = stages.SearleConcepts(
-                clip=frozen["clip"], images=embedded.images, phrases=tuple(config.phi.phrases)
-            )
-            steps = config.phi.inversion_steps
-            return stages.SearleTokens(images=embedded, concepts=concepts, inversion_steps=steps, seed=config.seed)
+            concepts = SearleConcepts(clip=clip, images=embeddings.images, phrases=tuple(options.phrases))
+            parts = dict(images=embeddings, concepts=concepts)
+            return SearleTokens(**parts, inversion_steps=options.inversion_steps, seed=seed)
 
-    kind = _known(stages.METHODS, "phi.method", config.phi.method)
-    names = {field.name for field in dataclasses.fields(kind)}
-    inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in names}
+    fields = {field.name for field in dataclasses.fields(_known(METHODS, "phi.method", options.method))}
+    inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
     skip = ("load", "inversion_steps", "phrases")
-    return _choose(stages.METHODS, config, "phi", choice="method", skip=skip, clip=frozen["clip"], **inputs, **shared)
+    return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
 
 
 def _tuned(
-    config: Mapping,
-    network: stages.PhiTraining | stages.PhiFile,
-    frozen: Mapping[str, Any],
-    shared: Mapping[str, Any],
-) -> stages.TunedClip:
-    """RTD's text encoder as `checkpoint_dtype` keeps it."""
-    source = _choose(stages.TRIPLETS, config, "triplets", seed=config.seed)
-    tuning = settings(
-        stages.Tuning,
-        config,
-        "rtd",
-        skip=("train",),
-        phi=network,
-        embeddings=stages.TripletEmbeddings(triplets=source, **frozen),
-        compute=settings(stages.Compute, config, "model"),
-        text_batch_size=config.evaluation.batch_size,
-        **shared,
-    )
+    config: Mapping, network: PhiTraining | PhiFile, frozen: Mapping[str, Any], shared: Mapping[str, Any]
+) -> TunedClip:
+    """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
+    source = _choose(data.TRIPLETS, config, "triplets", seed=config.seed)
+    stages = dict(phi=network, embeddings=TripletEmbeddings(triplets=source, **frozen))
+    compute = settings(fitting.Compute, config, "model")
+    options = dict(skip=("train",), compute=compute, text_batch_size=config.evaluation.batch_size)
+    tuning = settings(Tuning, config, "rtd", **options, **stages, **shared)
     with _renamed(dtype="checkpoint_dtype"):
-        return stages.TunedClip(tuning=tuning, dtype=config.checkpoint_dtype)
+        return TunedClip(tuning=tuning, dtype=config.checkpoint_dtype)
 
 
-def _tasks(config: Mapping, name: str) -> list[DataStage]:
-    """The tasks of a benchmark.
-
-    Raises:
-      SettingError: an unknown benchmark, or one without its folders; named from "evaluation" on.
-    """
-    options = config.evaluation
-    if name not in BENCHMARKS:
-        raise SettingError("benchmarks", f" has {name!r}; valid names: {', '.join(map(repr, BENCHMARKS))}")
+def _tasks(options: Mapping, name: str, seed: int) -> list[data.DataStage]:
+    """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
     if name == "scenes":
         with section("scenes"):
-            return [stages.SceneTask(seed=config.seed, **options.scenes)]
-    root = options.roots[name]
-    if not root:
-        raise SettingError(f"roots.{name}", f"='': set it to the folder of {name!r}, which benchmarks names")
-    if name == "genecis":
-        tasks = []
-        for task in genecis.TASKS:
-            images = genecis.images_of(task)
-            with _renamed(root="roots.genecis", images=f"genecis_images.{images}"):
-                tasks.append(stages.GenecisTask(root=root, images=options.genecis_images[images], task=task))
-        return tasks
-    with _renamed(root=f"roots.{name}", split=f"splits.{name}"):
-        release = dict(root=root, split=options.splits[name])
-        if name == "fashioniq":
-            return [stages.FashioniqTask(category=category, **release) for category in fashioniq.CATEGORIES]
-        return [{"cirr": stages.CirrTask, "circo": stages.CircoTask}[name](**release)]
+            return [data.SceneTask(seed=seed, **options.scenes)]
+    if name not in data.RELEASES:
+        known = ", ".join(map(repr, (*data.RELEASES, "scenes")))
+        raise SettingError("benchmarks", f" has {name!r}; valid names: {known}")
+    tasks = []
+    for part in data.PARTS.get(name, ("",)):
+        kind = genecis.images_of(part)
+        with _renamed(root=f"roots.{name}", split=f"splits.{name}", images=f"genecis_images.{kind}"):
+            images = options.genecis_images[kind] if name == "genecis" else ""
+            place = dict(root=options.roots[name], split=options.splits.get(name, "val"), images=images)
+            tasks.append(data.ReleasedTask(benchmark=name, part=part, **place))
+    return tasks
 
 
 def _choose(
@@ -146,10 +131,10 @@ def _choose(
     skip: Collection[str] = (),
     **given,
 ) -> Any:
-    """The stage that the key `choice` of a section names, from those keys of the section that it has as fields.
+    """The stage that the key `choice` of a section names, from those keys of the section that are fields of it.
 
     Args:
-      kinds: stages by name; their fields may stand in the section whichever of them is chosen.
+      kinds: stages by name; the section may have the fields of all of them.
       config: the whole config.
       path: of the section.
       choice: the key that names the stage.
@@ -160,7 +145,7 @@ def _choose(
     kind = _known(kinds, f"{path}.{choice}", part[choice])
     fields = {field.name: field for field in dataclasses.fields(kind)}
     of_others = {field.name for other in kinds.values() for field in dataclasses.fields(other)} - fields.keys()
-    files = {name: file_setting(part[name]) for name, field in fields.items() if field.type is File and name in part}
+    files = {name: data.file_setting(part[name]) for name, field in fields.items() if field.type is File}
     return settings(kind, config, path, skip={choice, *skip, *of_others}, **files, **given)
 
 
@@ -182,7 +167,7 @@ def _renamed(**names: str) -> Iterator[None]:
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 
-def leave(folder: Path, root: stages.ComposedRetrieval, store: Store) -> None:
+def leave(folder: Path, root: ComposedRetrieval, store: Store) -> None:
     """Write φ, the CLIP with RTD's text encoder, pictures of what queries find, and answers for test servers."""
     phi.save(store.get(root.phi).network, folder / "phi.safetensors")
     if root.tuned is not None:
@@ -200,7 +185,7 @@ def leave(folder: Path, root: stages.ComposedRetrieval, store: Store) -> None:
             logging.info("for the test server: %s", path)
 
 
-def _retrieved(task: Task, rankings: np.ndarray) -> list[figures.RetrievedRow]:
+def _retrieved(task: RetrievalTask, rankings: np.ndarray) -> list[figures.RetrievedRow]:
     """What the first queries of a task find, for `figures.grid`."""
     shown = []
     for query, ranking in enumerate(rankings):

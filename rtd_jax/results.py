@@ -43,8 +43,8 @@ def _retrieval() -> dict[str, Metric]:
 
 
 def _training(stage: str, title: str) -> dict[str, Metric]:
-    """How a training went, on held-back examples."""
-    place = dict(table="Training", row=title)
+    """How a training went, on held-back examples of its own."""
+    place = dict(table="Training", condition=title)
     return {
         f"{stage}/val/recall": Metric("validation R@1", "up", "%", 1, **place),
         f"{stage}/val/recall_at_10": Metric("validation R@10", "up", "%", 1, **place),

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
 
 
-def load(root: str | Path, split: str = "val") -> Task:
+def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRCO.
 
     Raises:
@@ -53,7 +53,7 @@ def load(root: str | Path, split: str = "val") -> Task:
             padded[place, : len(numbers)] = rows(numbers, index, where)
         score = partial(_score, target=target, truths=padded)
     submission = partial(_submission, queries_ids=[row[0] for row in table], ids=ids)
-    return Task("circo", images, ids, reference, {"": [(row[2],) for row in table]}, score, submission, target)
+    return RetrievalTask("circo", images, ids, reference, {"": [(row[2],) for row in table]}, score, submission, target)
 
 
 def _score(queries, gallery, *, target, truths) -> dict[str, float]:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
 SUBMITTED, SUBSET_SUBMITTED = 50, 3
 
 
-def load(root: str | Path, split: str = "val") -> Task:
+def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRR.
 
     Raises:
@@ -59,7 +59,7 @@ def load(root: str | Path, split: str = "val") -> Task:
         score = partial(_score, reference=reference, target=target, members=subset)
     submission = partial(_submission, pairs=pairs, names=list(files), reference=reference, members=subset)
     texts = {"": [(text,) for text in texts]}
-    return Task("cirr", images, list(files), reference, texts, score, submission, target)
+    return RetrievalTask("cirr", images, list(files), reference, texts, score, submission, target)
 
 
 def _score(queries, gallery, *, reference, target, members) -> dict[str, float]:

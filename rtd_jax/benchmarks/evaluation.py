@@ -15,7 +15,7 @@ import clip_jax
 from clip_jax.losses import normalise
 from rtd_jax import retrieval
 from rtd_jax.benchmarks.genecis import Crops
-from rtd_jax.benchmarks.task import Task
+from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.phi import Network
 from rtd_jax.text import compose
 
@@ -35,7 +35,7 @@ class TaskImages:
     references: np.ndarray
 
 
-def embed(clip: clip_jax.Clip, task: Task, *, target_pad: bool = False, batch_size: int = 64) -> TaskImages:
+def embed(clip: clip_jax.Clip, task: RetrievalTask, *, target_pad: bool = False, batch_size: int = 64) -> TaskImages:
     """The embeddings of a task's gallery and reference images; see `clip_jax.embed_images` for the options."""
     options = dict(target_pad=target_pad, batch_size=batch_size, progress=False)
     if isinstance(task.images, Crops):  # cropped on access, too many to hold at once
@@ -59,7 +59,7 @@ class QueryInputs:
       network: φ.
     """
 
-    task: Task
+    task: RetrievalTask
     images: TaskImages
     clip: clip_jax.Clip
     network: Network

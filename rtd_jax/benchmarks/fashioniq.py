@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, fields, load_json, rows
 
 CATEGORIES = ("dress", "shirt", "toptee")
 KS = (10, 50)
 
 
-def load(root: str | Path, split: str = "val") -> list[Task]:
+def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
     """The three categories.
 
     Raises:
@@ -32,7 +32,7 @@ def load(root: str | Path, split: str = "val") -> list[Task]:
     return [load_category(root, category) for category in CATEGORIES]
 
 
-def load_category(root: str | Path, category: str) -> Task:
+def load_category(root: str | Path, category: str) -> RetrievalTask:
     """One of `CATEGORIES`, its validation split; raises as `load`."""
     root = Path(root).expanduser()
     names_path = root / "image_splits" / f"split.{category}.val.json"
@@ -52,7 +52,7 @@ def load_category(root: str | Path, category: str) -> Task:
     target = rows([row[1] for row in table], index, where)
     texts = [tuple(text.strip(".?, ") for text in row[2]) for row in table]
     score = partial(_score, target=target)
-    return Task(f"fashioniq/{category}", images, names, reference, {"": texts}, score, target=target)
+    return RetrievalTask(f"fashioniq/{category}", images, names, reference, {"": texts}, score, target=target)
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray) -> dict[str, float]:

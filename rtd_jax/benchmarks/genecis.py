@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, fields, load_json, rows
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 KS = (1, 2, 3)
 DILATION = 0.7  # of a box's width and height, in all
 
 
-def load(root: str | Path, *, images: Mapping[str, str]) -> list[Task]:
+def load(root: str | Path, *, images: Mapping[str, str]) -> list[RetrievalTask]:
     """The four tasks.
 
     Args:
@@ -83,7 +83,7 @@ def read(path: Path, box: Sequence[float] | None) -> np.ndarray:
     return np.asarray(square)
 
 
-def load_task(root: str | Path, name: str, images: str | Path) -> Task:
+def load_task(root: str | Path, name: str, images: str | Path) -> RetrievalTask:
     """One of `TASKS`; raises as `load`.
 
     Args:
@@ -106,7 +106,9 @@ def load_task(root: str | Path, name: str, images: str | Path) -> Task:
     texts = [(f"has {row[3].strip()}",) for row in table]
     score = partial(_score, target=members[:, 0], members=members)
     crops = Crops(list(index))
-    return Task(f"genecis/{name}", crops, range(len(index)), reference, {"": texts}, score, target=members[:, 0])
+    return RetrievalTask(
+        f"genecis/{name}", crops, range(len(index)), reference, {"": texts}, score, target=members[:, 0]
+    )
 
 
 def _key(image: Mapping, *, folder: Path, where: str) -> tuple[Path, tuple[float, ...] | None]:

@@ -6,17 +6,17 @@ import numpy as np
 
 from launch.data import scenes
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task
+from rtd_jax.benchmarks.task import RetrievalTask
 
 KS = (1, 5, 10)
 
 
-def load(seed: int, *, gallery: int = 1500, queries: int = 1000) -> Task:
+def load(seed: int, *, gallery: int = 1500, queries: int = 1000) -> RetrievalTask:
     """One draw of the benchmark, worded in phrasings that training has seen ("") and in others ("unseen")."""
     drawn = scenes.retrieval(seed, gallery=gallery, queries=queries)
     names = {"seen": "", "unseen": "unseen"}
     texts = {names[name]: [(text,) for text in column] for name, column in drawn.modifications.items()}
-    return Task(
+    return RetrievalTask(
         "scenes",
         drawn.gallery_images,
         range(len(drawn.gallery_images)),

@@ -27,7 +27,7 @@ class Submission(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RetrievalTask:
     """One gallery and its queries.
 
     Attributes:

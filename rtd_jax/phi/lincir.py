@@ -53,7 +53,7 @@ def prepare(
     return feed.table(clip.config, {"caption": embeddings}, {"ids": ids})
 
 
-def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, marker_id: int, noise, seed) -> training.Loss:
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, marker_id: int, noise, seed) -> training.TextLoss:
     """LinCIR's loss of φ's parameters.
 
     Args:

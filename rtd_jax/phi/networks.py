@@ -137,25 +137,7 @@ class Network:
         return jax.jit(lambda params, embeddings: self.module.apply({"params": params}, embeddings))
 
 
-def create_module(
-    kind: str, token_width: int, *, dropout: float | None = None, unit_inputs: bool = False
-) -> Phi | Pic2Word:
-    """The module of a φ without parameters; arguments as of `init`."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown φ {kind!r}; valid names: {', '.join(map(repr, KINDS))}")
-    module = KINDS[kind](token_width, unit_inputs=unit_inputs)
-    return module if dropout is None else module.clone(dropout=dropout)
-
-
-def init(
-    kind: str,
-    input_width: int,
-    token_width: int,
-    key: jax.Array,
-    *,
-    dropout: float | None = None,
-    unit_inputs: bool = False,
-) -> Network:
+def init(kind: str, input_width: int, token_width: int, key: jax.Array) -> Network:
     """A φ with fresh float32 parameters, drawn as PyTorch draws those of linear layers: U(-1, 1) / sqrt(inputs).
 
     Args:
@@ -163,13 +145,13 @@ def init(
       input_width: of the embeddings, a CLIP's `config.projection`.
       token_width: of the tokens, a CLIP's `config.text.width`.
       key: of the draw.
-      dropout: share of hidden units that training drops; None for the published one.
-      unit_inputs: see `_inputs`.
 
     Raises:
       ValueError: an unknown kind.
     """
-    module = create_module(kind, token_width, dropout=dropout, unit_inputs=unit_inputs)
+    if kind not in KINDS:
+        raise ValueError(f"unknown φ {kind!r}; valid names: {', '.join(map(repr, KINDS))}")
+    module = KINDS[kind](token_width)
     shapes = jax.eval_shape(lambda: module.init(key, jnp.zeros((1, input_width))))["params"]
 
     def draw(name: str, number: int) -> dict[str, jax.Array]:

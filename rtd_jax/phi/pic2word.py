@@ -15,7 +15,7 @@ from rtd_jax.text import compose
 from rtd_jax.tuning import training
 
 
-def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.Loss:
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.TextLoss:
     """Pic2Word's loss of φ's parameters; a batch has the images' embeddings, `image` (b, d).
 
     Args:

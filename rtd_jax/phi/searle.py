@@ -83,7 +83,7 @@ def phrase_ids(clip: clip_jax.Clip, phrases: Sequence[str]) -> np.ndarray:
     return ids
 
 
-class CheckStop(Protocol):
+class StopCheck(Protocol):
     """Raises where a run was asked to stop."""
 
     def __call__(self) -> None: ...
@@ -101,7 +101,7 @@ def invert(
     nearest: int = NEAREST,
     batch_size: int = 256,
     seed: int = 0,
-    check_stop: CheckStop = lambda: None,
+    check_stop: StopCheck = lambda: None,
 ) -> np.ndarray:
     """A token for every image, by gradient descent.
 
@@ -176,7 +176,7 @@ def resident(known: Concepts) -> dict[str, np.ndarray]:
     return {"phrases": known.phrases, "phrase_ids": known.ids}
 
 
-def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.Loss:
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.TextLoss:
     """SEARLE's loss of φ's parameters, its distillation; batches are those of `prepare`.
 
     The contrast is over this device's share of the batch.

@@ -52,8 +52,8 @@ def top_k(
 
     Args:
       queries: float (q, d).
-      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on a device is searched
-        there.
+      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on a device is
+        searched there.
       k: how many.
       exclude: int (q,) or (q, e): gallery rows that a query may not find, such as its reference image; -1 is no row.
       cosine: normalise queries and gallery rows.

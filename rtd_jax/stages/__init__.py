@@ -9,76 +9,7 @@
     φ, gallery, TunedClip        -> TaskEvaluation    row "rtd"
     all of them                  -> ComposedRetrieval, the result of a run
 
-All of them stand on one ClipSource. `data` has the stages that are read or drawn again, `fitting` what the trained ones
-share; the mathematics is in the folders `phi`, `text`, `tuning`, `retrieval` and `benchmarks` beside this one and knows
-no stage. `rtd_jax.experiment.plan` builds the stages from a config.
+All of them stand on one ClipSource. `data` has what is read or drawn again, `fitting` what trained stages share, `phi`,
+`tuning` and `evaluation` the rest. The mathematics is in the folders beside this one and knows no stage;
+`rtd_jax.experiment.plan` builds the stages from a config.
 """
-
-from rtd_jax.stages.data import (
-    CAPTIONS,
-    IMAGES,
-    TRIPLETS,
-    CaptionFile,
-    CircoTask,
-    CirrTask,
-    ClipSource,
-    FashioniqTask,
-    GenecisTask,
-    ImageFolder,
-    SceneCaptions,
-    SceneImages,
-    SceneTask,
-    SceneTriplets,
-    TripletFile,
-)
-from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
-from rtd_jax.stages.fitting import Compute, DeviceMesh
-from rtd_jax.stages.phi import (
-    METHODS,
-    CaptionTable,
-    ImageEmbeddings,
-    LincirPhi,
-    PhiFile,
-    PhiTraining,
-    Pic2wordPhi,
-    SearleConcepts,
-    SearlePhi,
-    SearleTokens,
-)
-from rtd_jax.stages.tuning import TripletEmbeddings, TunedClip, Tuning
-
-__all__ = [
-    "CAPTIONS",
-    "IMAGES",
-    "METHODS",
-    "TRIPLETS",
-    "CaptionFile",
-    "CaptionTable",
-    "CircoTask",
-    "CirrTask",
-    "ClipSource",
-    "ComposedRetrieval",
-    "Compute",
-    "DeviceMesh",
-    "FashioniqTask",
-    "GalleryEmbeddings",
-    "GenecisTask",
-    "ImageEmbeddings",
-    "ImageFolder",
-    "LincirPhi",
-    "PhiFile",
-    "PhiTraining",
-    "Pic2wordPhi",
-    "SceneCaptions",
-    "SceneImages",
-    "SceneTask",
-    "SceneTriplets",
-    "SearleConcepts",
-    "SearlePhi",
-    "SearleTokens",
-    "TaskEvaluation",
-    "TripletEmbeddings",
-    "TripletFile",
-    "TunedClip",
-    "Tuning",
-]

@@ -1,9 +1,9 @@
-"""What the trained stages of `rtd_jax.stages` share: their settings, their program, and the run of the loop."""
+"""What trained stages share: settings, the program, the run of the loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 import jax
 import optax
@@ -18,38 +18,32 @@ from launch.training.fit import Cadence, Outcome, Training, alone, train
 from launch.training.optim import Optimizer, Rate, ToSteps
 from launch.training.places import One
 from launch.training.program import Program, Step, as_arrays
-from launch.training.sharding import Layout
 from launch.training.state import State
 from rtd_jax.phi.validation import RECALL
+from rtd_jax.stages.data import require_whole
 from rtd_jax.tuning import feed, training
 
 
 @dataclass(frozen=True)
 class TextLoop:
-    """How often a training logs, evaluates and saves.
-
-    Attributes:
-      log_every: in steps; 0 for never.
-      eval_every: a duration; "0 steps" for only at the end. It counts, as the best of the evaluated states is kept.
-      checkpoint_every: a duration.
-    """
+    """Cadence of a training; that of evaluations counts, as the best of the evaluated states is kept."""
 
     log_every: int = free(50)
     eval_every: str = "100 steps"
     checkpoint_every: str = free("500 steps")
 
     def __post_init__(self) -> None:
-        require(isinstance(self.log_every, int) and self.log_every >= 0, self, "log_every", "must be at least 0 steps")
+        require_whole(self, "log_every", least=0)
         duration.check(self, "eval_every", self.eval_every)
         duration.check(self, "checkpoint_every", self.checkpoint_every)
 
 
 @dataclass(frozen=True)
 class DeviceMesh:
-    """How a training is spread over the devices.
+    """How a training is spread over the devices; see `launch.training.sharding`.
 
     Attributes:
-      mode: "jit" or "pmap"; see `launch.training.sharding`.
+      mode: "jit" or "pmap".
       model: devices that share one copy of the text tower while RTD trains it, in mode "jit".
     """
 
@@ -58,10 +52,10 @@ class DeviceMesh:
 
     def __post_init__(self) -> None:
         require_known(self, "mode", mesh.MODES)
-        require(isinstance(self.model, int) and self.model >= 1, self, "model", "must be a whole number, at least 1")
+        require_whole(self, "model")
         require(self.model == 1 or self.mode == "jit", self, "model", "mode 'pmap' keeps whole parameters; take 1")
 
-    def layout(self, config: ClipConfig | None = None) -> Layout:
+    def layout(self, config: ClipConfig | None = None) -> mesh.Layout:
         """All devices; with the config of a CLIP, its text tower is split over `model` of them."""
         if config is None or self.model == 1:
             return mesh.layout(self.mode)
@@ -71,13 +65,7 @@ class DeviceMesh:
 
 @dataclass(frozen=True)
 class Compute:
-    """How RTD's step computes.
-
-    Attributes:
-      dtype: of activations and matrix products; parameters and gradients keep their own.
-      remat: recompute blocks in the backward pass: less memory, a third more work.
-      unroll: all blocks in line instead of a loop: slower to compile, faster where they are small.
-    """
+    """How RTD's step computes; see `clip_jax.config.ClipConfig`."""
 
     dtype: str = "float32"
     remat: bool = free(False)
@@ -94,26 +82,22 @@ class Compute:
 class MakeUpdate(Protocol):
     """The update of a stage whose numbers may be traced."""
 
-    def __call__(self, stage: Any) -> training.Update: ...
+    def __call__(self, stage: Any, /) -> training.Update: ...
 
 
-class Evaluate(Protocol):
+class Validate(Protocol):
     """Metrics of a training state, "val/recall" among them."""
 
-    def __call__(self, state: State) -> Mapping[str, float]: ...
+    def __call__(self, state: State, /) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTraining(Stage):
-    """A training on a table of examples; its result is the state with the best recall on validation.
+    """A training on a table of examples; the state with the best "val/recall" is its result.
 
     Attributes:
-      batch_size: examples a step, over all devices.
-      duration: of the training.
-      optimizer: with its learning-rate schedule.
-      loop: cadence of logs, evaluations and checkpoints.
-      sharding: how it is spread over the devices.
-      seed: of the initial parameters, the order, and all random numbers of the steps.
+      batch_size: examples per step, over all devices.
+      seed: of the initial parameters, the order, and the random numbers of the steps.
     """
 
     SECTION: ClassVar[str]  # of the config, for messages
@@ -126,8 +110,7 @@ class TextTraining(Stage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.batch_size, int) and self.batch_size >= 1
-        require(whole, self, "batch_size", "must be a whole number, at least 1")
+        require_whole(self, "batch_size")
         duration.check(self, "duration", self.duration)
 
     def to_steps(self, examples: int) -> ToSteps:
@@ -139,53 +122,35 @@ class TextTraining(Stage):
         to_steps = self.to_steps(examples)
         return self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
 
-    def step_of(self, update: MakeUpdate) -> Step:
-        """A step whose update is that of this stage with the program's numbers."""
+    def step_of(self, make_update: MakeUpdate) -> Step:
+        """The step of this stage, with the numbers of a program in place of its own."""
 
         def step(numbers, state, batch, *, axis_name: str | None = None):
-            return update(with_numbers(self, numbers))(state, batch, axis_name=axis_name)
+            return make_update(with_numbers(self, numbers))(state, batch, axis_name=axis_name)
 
         return step
 
     def program_of(
-        self, update: MakeUpdate, params: Any, examples: int, *, batch: Mapping[str, Any], resident: Any
+        self, make_update: MakeUpdate, params: Any, examples: int, batch: Mapping[str, Any], resident: Any
     ) -> Program:
-        """The program of a step.
-
-        Args:
-          update: see `step_of`.
-          params: their shapes.
-          examples: in an epoch.
-          batch: shapes of a batch.
-          resident: shapes of the arrays that every device keeps whole.
-        """
+        """The program of a step, from the shapes of parameters, batch and resident arrays."""
         optimizer, _ = self.create_optimizer(examples)
         state = jax.eval_shape(partial(training.create_state, optimizer=optimizer), params)
-        return Program(self.step_of(update), as_arrays(numbers(self)), state, batch, resident)
+        return Program(self.step_of(make_update), as_arrays(numbers(self)), state, batch, resident)
 
     def fit(
-        self: Self,
+        self,
         store: Store,
-        update: MakeUpdate,
+        make_update: MakeUpdate,
         params: Any,
         *,
-        layout: Layout,
+        layout: mesh.Layout,
         config: ClipConfig,
         table: feed.TextTable,
-        evaluate: Evaluate,
+        evaluate: Validate,
         resident: Mapping[str, Any],
     ) -> Outcome:
-        """Train.
-
-        Args:
-          store: keeps metrics and checkpoints meanwhile.
-          update: see `step_of`.
-          params: before the first step.
-          layout: the devices.
-          config: of the CLIP, for the lengths of texts.
-          table: the examples.
-          evaluate: at every `loop.eval_every`.
-          resident: arrays that every device keeps whole.
+        """Train from initial parameters on a table; `config` is that of the CLIP, for the lengths of texts.
 
         Raises:
           ValueError: a batch that does not divide over the devices, or is larger than the table.
@@ -196,7 +161,7 @@ class TextTraining(Stage):
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         whole = Training(
             place=One(layout),
-            step=self.step_of(update),
+            step=self.step_of(make_update),
             numbers=as_arrays(numbers(self)),
             batches=lambda start: feed.batches(config, table, rows_at, start=start, **share),
             batch_size=self.batch_size,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -14,6 +15,7 @@ from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
 from launch.training.program import Program
 from launch.training.sharding import Layout
+from launch.training.state import State
 from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.fitting import Compute, TextTraining, metrics_of
@@ -95,55 +97,28 @@ class Tuning(TextTraining):
         return trained.restrict(clip, ids) if self.restrict_vocabulary else (trained.TrainedTower(clip, None), ids)
 
     def update(self, config: ClipConfig, prompt: Prompt, module: Any, examples: int, shards: int) -> training.Update:
-        """One update of the text tower.
-
-        Args:
-          config: of the CLIP, with the vocabulary that is trained.
-          prompt: in this vocabulary.
-          module: φ's.
-          examples: in an epoch.
-          shards: devices that a batch is spread over in mode "jit".
-        """
+        """One update of the text tower of a CLIP with the trained vocabulary, its batches spread over `shards`."""
         optimizer, _ = self.create_optimizer(examples)
         config, options = self.compute.applied(config), dict(prompt=prompt, seed=self.seed, shards=shards)
         return step.make_step(config, optimizer, module, self.objective, **options)
 
     def program(self, layout: Layout) -> Program:
         """What is compiled for the longest texts; the triplets are read for their number and their tokens."""
-        clip, (train, _) = self.embeddings.clip.shapes(), self.embeddings.triplets.load()
+        clip, (train, _) = self.embeddings.clip.shapes(), self.embeddings.triplets.make()
         tower, _ = self.tower(clip, train)
-        sizes = dict(examples=len(train), length=clip.config.text.context_length)
-        network = self.phi.network_shapes(clip)
-        return self.program_for(tower.config, tower.params, tower.prompt, network, layout, **sizes)
+        return self.program_for(tower, self.phi.network(clip), len(train), clip.config.text.context_length, layout)
 
     def program_for(
-        self,
-        config: ClipConfig,
-        text: Any,
-        prompt: Prompt,
-        network: Network,
-        layout: Layout,
-        *,
-        examples: int,
-        length: int,
+        self, tower: trained.TrainedTower, network: Network, examples: int, length: int, layout: Layout
     ) -> Program:
-        """What is compiled for any CLIP; no file is read.
-
-        Args:
-          config: of the CLIP, with the vocabulary that is trained.
-          text: shapes of the text tower's parameters.
-          prompt: in this vocabulary.
-          network: φ, with the shapes of its parameters.
-          layout: the devices.
-          examples: in an epoch.
-          length: tokens of a batch's longest texts.
-        """
+        """What is compiled for any tower and φ, arrays or shapes, and texts of `length` tokens."""
+        config, prompt = tower.config, tower.prompt
         return self.program_of(
             lambda stage: stage.update(config, prompt, network.module, examples, layout.data_shards),
-            {"text": text},
+            {"text": tower.params},
             examples,
-            batch=step.batch_shapes(config, self.objective, self.batch_size, length),
-            resident={"phi": network.params},
+            step.batch_shapes(config, self.objective, self.batch_size, length),
+            {"phi": jax.eval_shape(lambda: network.params)},
         )
 
     def make(self, store: Store) -> TunedText:
@@ -155,14 +130,14 @@ class Tuning(TextTraining):
         layout = self.sharding.layout(tower.config)
         _, rate = self.create_optimizer(len(table))
 
-        def whole(state) -> dict[str, Any]:
+        def whole(state: State) -> dict[str, Any]:
+            """The text tower of a state with the whole vocabulary."""
             restricted = tower.subset is not None
             decay = vocabulary.decay(self.optimizer, rate, int(state.step)) if restricted else 1.0
             return tower.whole(state.params, decay)
 
-        check = trained.Validation(
-            network, val, embeddings["val_reference"], embeddings["val_target"], self.text_batch_size
-        )
+        frozen = embeddings["val_reference"], embeddings["val_target"]
+        check = trained.Validation(network, val, *frozen, self.text_batch_size)
         outcome = self.fit(
             store,
             lambda stage: stage.update(tower.config, tower.prompt, network.module, len(table), layout.data_shards),
@@ -176,7 +151,7 @@ class Tuning(TextTraining):
         return TunedText(whole(outcome.state), metrics_of(outcome))
 
     def encode(self, value: TunedText) -> Any:
-        return {"params": value.params, "metrics": dict(value.metrics)}
+        return vars(value)
 
     def decode(self, tree: Any) -> TunedText:
         return TunedText(**tree)

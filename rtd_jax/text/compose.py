@@ -113,7 +113,7 @@ def _both_orders(i: int, captions: Sequence[str]) -> tuple[str, str]:
     return " and ".join(captions), " and ".join(reversed(captions))
 
 
-class Prepare(Protocol):
+class PrepareInputs(Protocol):
     """What φ takes, (n, d), from embeddings (n, d)."""
 
     def __call__(self, embeddings: np.ndarray, /) -> np.ndarray: ...
@@ -125,7 +125,7 @@ def queries(
     images: Any,
     texts: Texts,
     *,
-    prepare: Prepare | None = None,
+    prepare: PrepareInputs | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> np.ndarray:

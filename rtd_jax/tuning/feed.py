@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -39,15 +39,6 @@ class TextTable:
         if len(set(sizes.values())) != 1:
             raise ValueError(f"columns of different lengths: {sizes}")
 
-    def as_tree(self) -> dict[str, Any]:
-        """The table as nested dicts of arrays; the inverse of `from_tree`."""
-        return {"arrays": dict(self.arrays), "ids": dict(self.ids), "lengths": self.lengths}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "TextTable":
-        """The table of which `as_tree` gave the columns."""
-        return cls(**tree)
-
     def __len__(self) -> int:
         return len(next(iter({**self.arrays, **self.ids}.values())))
 
@@ -58,7 +49,7 @@ def table(config: ClipConfig, arrays: Mapping[str, np.ndarray], ids: Mapping[str
     return TextTable(arrays, ids, np.max(ends, axis=0).astype(np.int32) if ends else None)
 
 
-class RowsAt(Protocol):
+class BatchRows(Protocol):
     """The rows of the table, int32 (b,), that the global batch of a step consists of."""
 
     def __call__(self, step: int, /) -> np.ndarray: ...
@@ -66,7 +57,7 @@ class RowsAt(Protocol):
 
 def grouped_rows(
     n: int, *, seed: int, batch_size: int, lengths: np.ndarray | None = None, window: int = WINDOW
-) -> RowsAt:
+) -> BatchRows:
     """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of like length.
 
     No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last
@@ -109,7 +100,7 @@ def _grouped(rows: np.ndarray, lengths: np.ndarray, dealt: np.random.Generator) 
 def batches(
     config: ClipConfig,
     table: TextTable,
-    rows_at: RowsAt,
+    rows_at: BatchRows,
     *,
     start: int = 0,
     process_index: int = 0,

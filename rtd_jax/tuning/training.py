@@ -14,7 +14,7 @@ from launch.training.program import Batch, Metrics
 from launch.training.state import State
 
 
-class Loss(Protocol):
+class TextLoss(Protocol):
     """`(loss, metrics)` of parameters, this device's mean; `axis_name` is the mesh axis that a batch is spread over."""
 
     def __call__(
@@ -39,7 +39,7 @@ def host_state(params: Any, optimizer: optax.GradientTransformation) -> State:
         return jax.tree.map(np.asarray, create_state(params, optimizer))
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Update:
+def make_step(loss: TextLoss, optimizer: optax.GradientTransformation) -> Update:
     """The update that follows an optimiser down the gradient of a loss."""
 
     def step(state: State, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:

@@ -244,11 +244,11 @@ def test_scenes_task():
 )  # fmt: skip
 def test_tasks_without_sense(ids, reference, message):
     with pytest.raises(ValueError, match=message):
-        task.Task("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)
+        task.RetrievalTask("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)
 
 
 def test_texts_of_tasks():
-    own = lambda texts: task.Task(
+    own = lambda texts: task.RetrievalTask(
         "x", np.zeros((1, 2, 2, 3), np.uint8), ["a"], np.zeros(len(texts), int), {"": texts}, None
     )
     assert own([("costs $5",), ("", "is red")]).texts[""] == [("costs  dollar 5",), ("", "is red")]

@@ -10,8 +10,9 @@ import pytest
 import clip_jax
 from launch import train
 from launch.store import Store
-from rtd_jax import clips, experiment, phi, stages
+from rtd_jax import clips, experiment, phi
 from rtd_jax.benchmarks import evaluation
+from rtd_jax.stages import data
 from rtd_jax.text import vocabulary
 from rtd_jax.tuning import step, trained
 from tests.rtd_jax import tiny
@@ -65,7 +66,7 @@ def test_a_run_leaves_what_can_be_used(finished, clip):
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after["text"], before["text"])
     assert all(change > 0 for change in jax.tree.leaves(moved))
     options = tiny.config().evaluation.scenes
-    task = stages.SceneTask(**options).load()
+    task = data.SceneTask(**options).make()
     images = evaluation.embed(clip, task, batch_size=256)
     again = evaluation.measure(evaluation.QueryInputs(task, images, clip, network), evaluation.FROZEN)
     again |= evaluation.measure(evaluation.QueryInputs(task, images, tuned, network), evaluation.TUNED)
@@ -109,7 +110,7 @@ def test_a_checkpoint_in_half_precision_is_what_is_measured(finished, tmp_path):
 
 def test_unused_tokens_follow_from_decay_alone(clip):
     """Against training the whole table: the rows of tokens that no triplet has only shrink."""
-    triplets, _ = stages.SceneTriplets(train_examples=64, val_examples=16).load()
+    triplets, _ = data.TripletsOfScenes(train_examples=64, val_examples=16).make()
     ids = trained.token_ids(clip, step.Objective(), triplets)
     tower, local = trained.restrict(clip, ids)
     assert set(local) == {"ids"} and local["ids"].max() < len(tower.subset.kept)
@@ -122,7 +123,7 @@ def test_unused_tokens_follow_from_decay_alone(clip):
 
 def test_validation_counts_ties_against_the_model(clip):
     """A text encoder that says the same to everything finds nothing."""
-    _, val = stages.SceneTriplets(train_examples=64, val_examples=16).load()
+    _, val = data.TripletsOfScenes(train_examples=64, val_examples=16).make()
     network = phi.init("phi", clip.config.projection, clip.config.text.width, jax.random.key(0))
     text = jax.tree.map(np.zeros_like, jax.device_get(clip.params["text"]))
     text["projection"] = clip.params["text"]["projection"]
@@ -162,7 +163,7 @@ def test_submissions_are_written(clip, tmp_path):
         ({"phi__method": "searle", "phi__inversion_steps": 0}, "phi.inversion_steps=0"),
         ({"clip": "./none"}, "clip: './none' is neither a folder nor a hub name"),
         ({"clip": "embedded:none"}, "clip: no embedded checkpoint 'none'"),
-        ({"evaluation__benchmarks": ("cirr",)}, "evaluation.roots.cirr='': set it to the folder"),
+        ({"evaluation__benchmarks": ("cirr",)}, "evaluation.roots.cirr='': no such folder; set it to"),
         (
             {"evaluation__benchmarks": ("cirr",), "evaluation__roots__cirr": "/none"},
             "evaluation.roots.cirr='/none': no such folder",

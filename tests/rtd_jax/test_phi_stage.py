@@ -12,8 +12,9 @@ from scipy.special import logsumexp
 import clip_jax
 from launch.data import scenes
 from launch.training import keys, sharding
-from rtd_jax import clips, experiment, phi, stages
+from rtd_jax import clips, experiment, phi
 from rtd_jax.phi import lincir, pic2word, searle
+from rtd_jax.stages.phi import METHODS
 from rtd_jax.text import compose, masking
 from rtd_jax.tuning import feed, training
 from tests.rtd_jax import tiny
@@ -138,10 +139,10 @@ def test_searle_distils_tokens(clip, network, concepts):
     assert float(right) < float(wrong)
 
 
-@pytest.mark.parametrize("method", stages.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns(clip, concepts, method):
     """Thirty steps on the same sixteen examples halve what can be halved of the loss."""
-    network = experiment.plan(tiny.config(phi__method=method, phi__dropout=0.0)).phi.fresh(clip)
+    network = experiment.plan(tiny.config(phi__method=method, phi__dropout=0.0)).phi.network(clip)
     apply_phi = lambda params, x, key: network.module.apply({"params": params}, x, train=True, rngs={"dropout": key})
     images = clip_jax.embed_images(clip, scenes.pairs(0, 16, held_out=False).images, progress=False)
     prompt, resident = compose.prompt(clip), {"clip": frozen(clip)}

@@ -8,8 +8,9 @@ from launch.stages import numbers
 from launch.store import Store
 from launch.training import sharding
 from launch.training.program import as_arrays
-from rtd_jax import experiment, stages
+from rtd_jax import experiment
 from rtd_jax.stages import fitting
+from rtd_jax.stages.phi import METHODS
 from tests.rtd_jax import tiny
 
 
@@ -56,15 +57,15 @@ def check(stage, path, monkeypatch, **lengths):
     assert shapes(out) == shapes(state) and "loss" in metrics
 
 
-@pytest.mark.parametrize("method", stages.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_phi(method, tmp_path, monkeypatch):
     root = experiment.plan(tiny.config(phi__method=method, images__train_examples=16, phi__optimizer__clip_norm=1.0))
-    context = root.phi.clip.load().config.text.context_length
+    context = root.phi.clip.make().config.text.context_length
     check(root.phi, tmp_path, monkeypatch, ids=context)
 
 
 @pytest.mark.parametrize("fields", [{}, {"rtd__restrict_vocabulary": False, "rtd__objective__frozen_targets": False}])
 def test_tuning(fields, tmp_path, monkeypatch):
     tuning = experiment.plan(tiny.config(**fields)).tuned.tuning
-    context = tuning.embeddings.clip.load().config.text.context_length
+    context = tuning.embeddings.clip.make().config.text.context_length
     check(tuning, tmp_path, monkeypatch, ids=context, reference_ids=context, target_ids=context)

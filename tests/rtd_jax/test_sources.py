@@ -9,7 +9,7 @@ from PIL import Image
 
 from launch.data import scenes
 from launch.stages import File, SettingError
-from rtd_jax import stages
+from rtd_jax.stages import data
 from rtd_jax.text import triplets
 from tests.commands import finish, start
 
@@ -17,21 +17,21 @@ from tests.commands import finish, start
 def test_captions_of_a_file_are_split_by_the_seed(tmp_path):
     path = tmp_path / "captions.txt"
     path.write_text("\n".join(f"a dog number {i}" for i in range(20)))
-    stage = stages.CaptionFile(path=File(str(path)), matcher="lexicon", val_examples=5)
-    train, val, matcher = stage.load()
-    assert len(train) == stage.size() == 15 and len(val) == 5 and not set(train) & set(val)
+    stage = data.CaptionsOfFile(path=File(str(path)), matcher="lexicon", val_examples=5)
+    train, val, matcher = stage.make()
+    assert len(train) == 15 and len(val) == 5 and not set(train) & set(val)
     assert "lexicon" in matcher.note
-    again, other = (replace(stage, seed=seed).load().val for seed in (0, 1))
+    again, other = (replace(stage, seed=seed).make()[1] for seed in (0, 1))
     assert again == val != other
     with pytest.raises(SettingError, match="val_examples=20 of 20 captions leave none"):
-        replace(stage, val_examples=20).load()
+        replace(stage, val_examples=20).make()
 
 
 def test_a_file_counts_by_its_content(tmp_path):
     one, two = (tmp_path / name for name in ("a.txt", "b.txt"))
     one.write_text("a dog\na cat\n")
     two.write_text("a dog\na cat\n")
-    key = lambda path: stages.CaptionFile(path=File(str(path)), val_examples=1).key
+    key = lambda path: data.CaptionsOfFile(path=File(str(path)), val_examples=1).key
     assert key(one) == key(two)
     two.write_text("a dog\na bird\n")
     assert key(one) != key(two)
@@ -40,36 +40,36 @@ def test_a_file_counts_by_its_content(tmp_path):
 def test_images_of_a_folder(tmp_path):
     for i in range(6):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
-    stage = stages.ImageFolder(path=str(tmp_path), val_examples=2)
-    train, val = stage.load()
+    stage = data.ImagesOfFolder(path=str(tmp_path), val_examples=2)
+    train, val = stage.make()
     assert sorted(path.name for path in (*train, *val)) == [f"{i}.png" for i in range(6)] and len(val) == 2
-    assert stage.size() == 4 and "dog" in stage.words()
+    assert len(train) == 4 and "dog" in stage.words()
     for path in ("/none", ""):
         with pytest.raises(SettingError, match=f"path='{path}': no such folder"):
-            stages.ImageFolder(path=path)
+            data.ImagesOfFolder(path=path)
 
 
 def test_triplets_of_a_file(tmp_path):
     path = tmp_path / "triplets.jsonl"
     made = triplets.Triplets([f"a {i}" for i in range(9)], ["is x"] * 9, [f"b {i}" for i in range(9)])
     triplets.write(path, made)
-    train, val = stages.TripletFile(path=File(str(path)), val_examples=3).load()
+    train, val = data.TripletsOfFile(path=File(str(path)), val_examples=3).make()
     assert sorted([*train.references, *val.references]) == sorted(made.references) and len(val) == 3
 
 
 def test_scenes_train_on_nothing_that_is_held_out():
     """Texts for training name no held-out composition; the sets of two seeds differ."""
     sizes = dict(train_examples=64, val_examples=16)
-    texts = stages.SceneCaptions(**sizes).load()
-    assert len(texts.train) == 64 and len(texts.val) == 16
-    assert texts.train != stages.SceneCaptions(**sizes, seed=1).load().train
-    train, val = stages.SceneTriplets(**sizes).load()
+    texts, texts_val, _ = data.CaptionsOfScenes(**sizes).make()
+    assert len(texts) == 64 and len(texts_val) == 16
+    assert texts != data.CaptionsOfScenes(**sizes, seed=1).make()[0]
+    train, val = data.TripletsOfScenes(**sizes).make()
     assert len(val) == 16 and not set(zip(train.references, train.targets, strict=True)) & set(
         zip(val.references, val.targets, strict=True)
     )
-    words = {word for text in (*train.references, *train.targets, *texts.train) for word in text.split()}
+    words = {word for text in (*train.references, *train.targets, *texts) for word in text.split()}
     assert len(words & scenes.KEYWORDS) > 60
-    images, others = stages.SceneImages(train_examples=32, val_examples=8).load()
+    images, others = data.ImagesOfScenes(train_examples=32, val_examples=8).make()
     assert images.shape == (32, 32, 32, 3) and len(others) == 8 and not np.array_equal(images[:8], others)
 
 
