@@ -90,8 +90,9 @@ def ablations(network: NetworkFit) -> Mapping[str, Ablation]:
     def by_network(own: Projector) -> Projector:
         if isinstance(own, NetworkProjector):
             return own
-        pair = dict(images=own.moments.images, features=own.moments.features)
-        return NetworkProjector(gap=own.gap, gap_rows=own.gap_rows, fit=network, **pair)
+        return NetworkProjector(
+            images=own.moments.images, features=own.target, gap=own.gap, gap_rows=own.gap_rows, fit=network
+        )
 
     return {
         "no_gap": lambda t: with_projectors(t, lambda own: replace(own, gap=None, gap_rows=0)),
@@ -219,7 +220,8 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
     Raises:
       SettingError: lists for other classes, other values or other pairs of them.
     """
-    source = config.words.source or _WORDS.get(config.data.name, config.data.name)
+    name: str = config.data.name
+    source: str = config.words.source or _WORDS.get(name, name)
     word_set = words.load(source)
     for what, own, expected in (
         ("classes", word_set.classes, groups.classes),
@@ -274,7 +276,7 @@ def _heads(config, **parts: Any) -> Heads:
 def _baselines(
     config, features: Mapping[str, Features], clip: FrozenClip, word_set: WordSet, forms: Templates
 ) -> tuple[tuple[str, Baseline], ...]:
-    pair = dict(train=features["train"], val=features["val"])
+    pair: dict[str, Any] = dict(train=features["train"], val=features["val"])
     prompts = tuple(
         tuple(fill(template, own.anchor, articles=forms.articles) for template in forms.target)
         for own in word_set.target

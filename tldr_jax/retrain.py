@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from launch.training import keys
 from launch.training.optim import Optimizer, Schedule
 from tldr_jax import heads, metrics
 from tldr_jax.heads import Head, draws
-from tldr_jax.projector import Projector, stack
+from tldr_jax.projector import FeatureMap, Projector, stack
 from tldr_jax.words.text import TextSet
 
 
@@ -88,7 +88,7 @@ class _Dense(NamedTuple):
     place: np.ndarray
     axis: int
 
-    def sharding(self, devices: Sequence[jax.Device], dimensions: int) -> NamedSharding:
+    def sharding(self, devices: Sequence[Any], dimensions: int) -> NamedSharding:
         """Of an array that begins with so many dimensions of the grid."""
         mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
         spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
@@ -116,7 +116,7 @@ def grid(
 
 def train(
     text_set: TextSet,
-    projector: Projector,
+    projector: FeatureMap,
     *,
     learning_rate: float = 1e-4,
     weight_decay: float = 1e-4,
@@ -142,7 +142,7 @@ def train(
 
 def sweep(
     text_set: TextSet,
-    projectors: Projector,
+    projectors: Any,
     members: Members,
     *,
     batch_size: int = 128,
@@ -150,7 +150,7 @@ def sweep(
     steps: int | None = None,
     evaluations: int = 1,
     tables: bool | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Trained:
     """Train a head for every member, all in one compiled program.
 
@@ -206,7 +206,7 @@ def sweep(
 
 def select(
     trained: Head,
-    features: ArrayLike,
+    features: np.ndarray | jax.Array,
     labels: ArrayLike,
     spurious: ArrayLike,
     *,
@@ -236,7 +236,7 @@ def select(
     return Selection(wga, balanced, best(wga), best(balanced))
 
 
-def features(text_set: TextSet, projector, draw: draws.Draw) -> jax.Array:
+def features(text_set: TextSet, projector: FeatureMap, draw: draws.Draw) -> jax.Array:
     """Features (b, f) of a batch of text examples: the projected mean of each pair's two embeddings."""
     return _projected((text_set.target, text_set.spurious), projector, draw, tables=False)
 
@@ -270,7 +270,7 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
     Returns:
       Heads (e, p, s, m, …) and losses (e, p, s, m).
     """
-    classes = len(plan.target.count)
+    classes, (rates, decays) = len(plan.target.count), settings
 
     def per_seed(function, words_axis):
         """Map over projectors, then seeds: the projector is an operand of all its seeds, not copied for each."""
@@ -295,13 +295,13 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
         # One batch (p, s, b, f) per projector and seed: the members m of both share it.
         x, y = per_seed(of_step, 0 if tables else None)(words, projectors, secrets)
         over_members = jax.vmap(update, (0, 0, 0, 0, None, None))
-        head, state, loss = jax.vmap(jax.vmap(over_members))(head, state, *settings, x, y)
+        head, state, loss = jax.vmap(jax.vmap(over_members))(head, state, rates, decays, x, y)
         return head, state, total + loss
 
     def segment(carry, bounds):
         """The steps up to the next point at which heads are kept, and their mean loss."""
         start, end = bounds
-        head, state, total = jax.lax.fori_loop(start, end, step, (*carry, jnp.zeros(settings[0].shape)))
+        head, state, total = jax.lax.fori_loop(start, end, step, (*carry, jnp.zeros(rates.shape)))
         return (head, state), (head, total / (end - start))
 
     secrets = jax.vmap(jax.vmap(draws.secrets))(seeds)
@@ -311,9 +311,8 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
     create = lambda seed: heads.init(keys.stream(seed, "head"), width[0].shape[-1], classes)
     # Members of one seed start from one head, whatever their projector and settings.
     start = jax.vmap(jax.vmap(create))(seeds)
-    members = settings[0].shape[2]
-    start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], members, 2), start)
-    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, *settings)
+    start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], rates.shape[2], 2), start)
+    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, rates, decays)
     # All that follows is computed where a member's head and optimiser state are.
     start, state = jax.lax.with_sharding_constraint((start, state), sharding)
     bounds = (jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]), jnp.asarray(ends))

@@ -20,25 +20,29 @@ FILTERS = (  # both, the CLIP filter alone, none
     {"words.classifier_filter": False},
     {"words.clip_filter": False, "words.classifier_filter": False},
 )
-ALONE = {"baselines": (), "ablations": ()}  # the method itself
 
 
 def get_config(clips="embedded:scenes"):
-    del clips
-    return scenes.get_config()
+    config = scenes.get_config()
+    config.clip.source = clips.split(",")[0]
+    config.baselines = ()  # by default a member is the method alone
+    config.ablations = ()
+    return config
 
 
 def sweep(clips="embedded:scenes"):
-    """The main comparison, then the method alone at each ridge and with junk, for every seed and CLIP."""
+    """The comparison with everything, then the method alone at each ridge and with junk, for every seed and CLIP."""
+    everything = scenes.get_config()
     for seed in SEEDS:
         for number, clip in enumerate(clips.split(",")):
-            own = {"seed": seed, "data.seed": seed, "clip.source": clip}
+            own = {"seed": seed, "data.seed": seed} | ({"clip.source": clip} if number else {})
             # baselines that no CLIP changes, once a seed: counted again, they would feign a smaller spread
-            yield own if number == 0 else own | {"baselines": ("zero_shot",)}
+            baselines = ("zero_shot",) if number else everything.baselines
+            yield own | {"baselines": baselines, "ablations": everything.ablations}
             for ridge in RIDGES:
-                yield own | ALONE | {"projector.ridge": ridge}
-                yield own | ALONE | {"projector.ridge": ridge, "projector.gap_rows": 0}
+                yield own | {"projector.ridge": ridge}
+                yield own | {"projector.ridge": ridge, "projector.gap_rows": 0}
             for share in JUNK:
                 for filters in FILTERS:
                     for draw in range(DRAWS):
-                        yield own | ALONE | {"words.junk": share, "words.junk_seed": draw} | filters
+                        yield own | {"words.junk": share, "words.junk_seed": draw} | filters

@@ -19,7 +19,7 @@ from tldr_jax.words import templates, text
 from tldr_jax.words.templates import Templates, fill
 
 TOLERANCE = 2e-5
-TWO = Templates("two", ("a {}", "this is a {}"), ("the {}", "a photo of the {}"), articles=True)
+TWO = Templates(("a {}", "this is a {}"), ("the {}", "a photo of the {}"), articles=True, name="two")
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def test_a_template_has_one_place_for_the_word(wrong):
 
 def test_as_many_templates_for_either_role():
     with pytest.raises(ValueError, match="there are 2 and 1"):
-        Templates("x", ("a {}", "the {}"), ("a {}",))
+        Templates(("a {}", "the {}"), ("a {}",), name="x")
 
 
 def test_fill():

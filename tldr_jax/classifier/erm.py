@@ -86,7 +86,7 @@ def attribute_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropies of Scenes' five attributes, summed: logits (b, 36), labels (b, 5) -> (b,)."""
     parts = jnp.split(logits, np.cumsum(world.COUNTS)[:-1], axis=1)
     losses = [optax.softmax_cross_entropy_with_integer_labels(part, labels[:, i]) for i, part in enumerate(parts)]
-    return sum(losses)
+    return sum(losses, start=jnp.zeros(()))
 
 
 def held_out(examples: int, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

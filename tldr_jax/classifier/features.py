@@ -130,7 +130,7 @@ def write(
       batch_size: images that are decoded at a time.
       check_stop: called after every block of rows.
     """
-    tables = {
+    tables: dict[str, np.ndarray] = {
         name: np.lib.format.open_memmap(folders[name] / "rows.npy", "w+", np.float32, (len(part), encoder.width))
         for name, encoder in encoders.items()
     }
@@ -146,17 +146,17 @@ def _stacks(
     def views(image) -> list[np.ndarray]:
         return [encoder.crop(image) for encoder in encoders.values()]
 
-    in_memory = isinstance(part.images, np.ndarray)
+    source = part.images
     with ThreadPoolExecutor(images.decoding_threads()) as pool:
         for first in range(0, len(part), batch_size):
             rows = range(first, min(first + batch_size, len(part)))
-            if in_memory:
-                stack = part.images[rows.start : rows.stop]
+            if isinstance(source, np.ndarray):
+                stack = source[rows.start : rows.stop]
                 if all(encoder.accepts(stack) for encoder in encoders.values()):
                     yield first, dict.fromkeys(encoders, stack)
                     continue
                 decode = lambda i: Image.fromarray(part.images[i])
             else:
-                decode = part.images.__getitem__
+                decode = source.__getitem__
             cropped = list(pool.map(lambda i, decode=decode: views(decode(i)), rows))
             yield first, {name: np.stack([view[k] for view in cropped]) for k, name in enumerate(encoders)}

@@ -6,6 +6,7 @@ token after the last layer norm, which the linear head takes. Equal to timm's `v
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def convert(tensors: Mapping[str, np.ndarray], template: Mapping) -> dict:
     """
     names = _TORCHVISION if "class_token" in tensors else _TIMM
     tensors = {_modern(name): tensor for name, tensor in tensors.items()}
-    flat = traverse_util.flatten_dict(template)
+    flat: dict[Any, Any] = traverse_util.flatten_dict(template)
     names_of = {path: _torch_name(path, names) for path in flat}
     problems = []
     if missing := sorted(set(names_of.values()) - set(tensors)):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from launch.data import scenes
+from tldr_jax.datasets.grouped import IndexedImages
 
 SOURCES = ("coco", "coco_tfds", "scenes")
 _DRAW = 0x6A9  # keeps the draw of pairs apart from others of the same seed
@@ -17,11 +17,11 @@ class CaptionedImages:
     """Images with a caption each.
 
     Attributes:
-      images: uint8 (n, h, w, 3), or a sequence of PIL images that are decoded when they are indexed.
+      images: uint8 (n, h, w, 3), or PIL images that are decoded when they are indexed.
       captions: n texts.
     """
 
-    images: Sequence[Image.Image] | np.ndarray
+    images: np.ndarray | IndexedImages
     captions: Sequence[str]
 
 

@@ -65,7 +65,7 @@ def from_tfds(path: str, split: str, *, n: int, seed: int) -> CaptionedImages:
     records = tfds_sets.Records(tfds_sets.prepared("coco_captions/2014", path), split)
     rows = draw(len(records), n, seed)
     images = Rows(records, rows)
-    texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows)
+    texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows.tolist())
     return CaptionedImages(images, _one_each(texts, seed))
 
 

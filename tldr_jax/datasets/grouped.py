@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from launch.data import Arrays, Split, Stream
 
@@ -44,17 +43,25 @@ class Groups:
         return f"{self.classes[group // len(self.spurious)]} with {self.spurious[group % len(self.spurious)]}"
 
 
+class IndexedImages(Protocol):
+    """PIL images of mode RGB that are decoded when they are indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A split.
 
     Attributes:
-      images: a uint8 array (n, h, w, 3), or a sequence of PIL images of mode RGB that are decoded when indexed.
+      images: a uint8 array (n, h, w, 3), or PIL images of mode RGB that are decoded when indexed.
       classes: int32, (n,), 0..C-1.
       spurious: int32, (n,), 0..S-1.
     """
 
-    images: np.ndarray | Sequence[Image.Image]
+    images: np.ndarray | IndexedImages
     classes: np.ndarray
     spurious: np.ndarray
 
@@ -97,7 +104,7 @@ class Grouped:
                     )
             wrong = np.flatnonzero(~self.groups.allowed[part.classes, part.spurious])
             if len(wrong):
-                group = self.groups.name(self.group_of(split_)[wrong[0]])
+                group = self.groups.name(int(self.group_of(split_)[wrong[0]]))
                 raise ValueError(f"{split_} image {wrong[0]}: {group} is not a pair of this data set")
 
     def group_of(self, split: str) -> np.ndarray:

@@ -24,7 +24,8 @@ def load(examples: Mapping[str, int], *, seed: int, correlation: float) -> Group
     if examples.get("val") == 0:
         raise ValueError("data.val_examples=0: the retrained head is chosen on validation images; set it to 800, say")
     sizes = {split: size or _SIZES[split] for split, size in examples.items()}
-    drawn = scenes.classification(seed, **({"train": 1, "val": 0, "test": 1} | sizes), correlation=correlation)
+    train, val, test = sizes.get("train", 1), sizes.get("val", 0), sizes.get("test", 1)
+    drawn = scenes.classification(seed, train=train, val=val, test=test, correlation=correlation)
     arrays = {"train": drawn.splits.train, "val": drawn.splits.val, "test": drawn.splits.test}
     parts = {split: Part(arrays[split].images, drawn.groups[split] // 2, drawn.groups[split] % 2) for split in sizes}
     counts = ", ".join(f"{size} {split}" for split, size in sizes.items())

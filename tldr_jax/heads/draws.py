@@ -16,6 +16,8 @@ import numpy as np
 from launch.training import keys
 from tldr_jax.words.text import TextSet
 
+Array = np.ndarray | jax.Array
+
 ROUNDS = 8  # of the Feistel network
 # multipliers of the 32-bit finaliser of MurmurHash3, every bit of whose result depends on every bit of its argument
 _MURMUR = (0x85EBCA6B, 0xC2B2AE35)
@@ -41,7 +43,7 @@ class PairPlan(NamedTuple):
     Attributes:
       target, spurious: words by class and by spurious value.
       groups: int32 (G, 2), (class, spurious value) of the allowed groups.
-      pairs: int32, how many pairs of each group an epoch visits: those of the smallest group.
+      pairs: int32 (), how many pairs of each group an epoch visits: those of the smallest group.
       templates: int32 (2,), templates of the target and of the spurious words.
     """
 
@@ -84,17 +86,17 @@ def plan(text_set: TextSet) -> PairPlan:
         raise ValueError(f"target and spurious embeddings differ in width: shapes {tables}")
     if allowed.ndim != 2 or not allowed.any():
         raise ValueError(f"allowed must be (classes, spurious values) and allow a pair, got {allowed}")
-    target = _words("class", text_set.target_class, tables["target"][0], allowed.any(1))
-    spurious = _words("spurious value", text_set.spurious_value, tables["spurious"][0], allowed.any(0))
+    target = _words("class", text_set.target_class, tables["target"][0], np.any(allowed, 1))
+    spurious = _words("spurious value", text_set.spurious_value, tables["spurious"][0], np.any(allowed, 0))
     groups = np.argwhere(allowed).astype(np.int32)
     sizes = target.count[groups[:, 0]].astype(np.int64) * spurious.count[groups[:, 1]]
     if sizes.min() * len(groups) >= 2**31:
         raise ValueError(f"an epoch of {sizes.min()} pairs in each of {len(groups)} groups is beyond 32-bit counting")
     templates = np.array([tables["target"][1], tables["spurious"][1]], np.int32)
-    return PairPlan(target, spurious, groups, np.int32(sizes.min()), templates)
+    return PairPlan(target, spurious, groups, np.asarray(sizes.min(), np.int32), templates)
 
 
-def _words(what: str, belongs: np.ndarray, words: int, used: np.ndarray) -> WordsByGroup:
+def _words(what: str, belongs: Array, words: int, used: Array) -> WordsByGroup:
     belongs = np.asarray(belongs)
     if belongs.shape != (words,):
         raise ValueError(f"{words} words need as many numbers of their {what}, got shape {belongs.shape}")

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+
+Array = np.ndarray | jax.Array
 
 
 class Head(NamedTuple):
@@ -16,8 +17,8 @@ class Head(NamedTuple):
       bias: (…, C).
     """
 
-    kernel: ArrayLike
-    bias: ArrayLike
+    kernel: Array
+    bias: Array
 
 
 def init(key: jax.Array, features: int, classes: int) -> Head:
@@ -35,7 +36,7 @@ def logits(head: Head, features: jax.Array) -> jax.Array:
     return jnp.matmul(features, head.kernel, precision="highest") + head.bias
 
 
-def predictions(heads: Head, features: ArrayLike, *, chunk: int = 4096) -> np.ndarray:
+def predictions(heads: Head, features: Array, *, chunk: int = 4096) -> np.ndarray:
     """The classes that heads predict: int32 (…, n), the leading axes those of the stack.
 
     A head whose logits are not finite, because it diverged, predicts -1, which is no class.

@@ -76,5 +76,5 @@ def digest(tree: Any) -> bytes:
     total = hashlib.blake2b(repr(jax.tree.structure(tree)).encode())
     for leaf in map(np.ascontiguousarray, jax.tree.leaves(tree)):
         total.update(f"{leaf.dtype}{leaf.shape}".encode())
-        total.update(leaf)
+        total.update(leaf.tobytes())
     return total.digest()

@@ -12,13 +12,12 @@ from tldr_jax.datasets.captions import CaptionedImages
 
 def differences(clip: clip_jax.Clip, pairs: CaptionedImages, *, batch_size: int) -> np.ndarray:
     """CLIP(image) - CLIP(caption) of every pair, neither normalised: float32 (n, d)."""
-    options = dict(batch_size=batch_size, progress=False)
     images = np.empty((len(pairs.captions), clip.config.projection), np.float32)
     for start in range(0, len(images), batch_size):  # one batch of decoded images in memory at a time
         rows = range(start, min(start + batch_size, len(images)))
         stack = preprocess.crop_all(clip.preprocessing, [pairs.images[i] for i in rows])
-        images[start : rows.stop] = clip_jax.embed_images(clip, stack, **options)
-    return images - clip_jax.embed_texts(clip, list(pairs.captions), **options)
+        images[start : rows.stop] = clip_jax.embed_images(clip, stack, batch_size=batch_size, progress=False)
+    return images - clip_jax.embed_texts(clip, list(pairs.captions), batch_size=batch_size, progress=False)
 
 
 def rows(differences: np.ndarray, count: int) -> np.ndarray | None:

@@ -12,17 +12,25 @@ fit in memory and a set of ridges and gaps is solved after one pass.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from flax import struct
-from jax.typing import ArrayLike
 
 from tldr_jax import heads
 
 _ROWS = 8192  # rows of an array that are converted to float64 at a time
+
+Array = np.ndarray | jax.Array
+
+
+class FeatureMap(Protocol):
+    """A projector of any kind, a pytree: from CLIP's embeddings (…, d) to the classifier's features (…, f)."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array: ...
 
 
 @struct.dataclass
@@ -35,8 +43,8 @@ class Projector:
       relu: whether ReLU follows.
     """
 
-    weight: ArrayLike
-    bias: ArrayLike
+    weight: Array
+    bias: Array
     relu: bool = struct.field(pytree_node=False)
 
     def affine(self, x: jax.Array) -> jax.Array:
@@ -153,7 +161,7 @@ def fit(
     return solve(moments_of([(image_embeddings, features)]), gap, ridge=ridge, relu=relu)
 
 
-def stack(projectors: Sequence) -> Projector:
+def stack(projectors: Sequence[Any]) -> Any:
     """Projectors of one kind and shape, with a leading axis in every array, as `retrain.sweep` takes them.
 
     Raises:
@@ -168,7 +176,7 @@ def stack(projectors: Sequence) -> Projector:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *projectors)
 
 
-def apply(projector, x: ArrayLike) -> jax.Array:
+def apply(projector: FeatureMap, x: Array) -> jax.Array:
     """Features (…, f) of embeddings x (…, d), of images or of texts, in x's precision.
 
     Raises:
@@ -180,7 +188,7 @@ def apply(projector, x: ArrayLike) -> jax.Array:
 
 
 def diagnostics(
-    projector,
+    projector: FeatureMap,
     gap: np.ndarray | None,
     *,
     image_embeddings: np.ndarray,
@@ -255,8 +263,9 @@ def _cholesky(gram: np.ndarray, count: int, ridge: float) -> tuple[np.ndarray, b
     """The factor of XᵀX + λI, for `scipy.linalg.cho_solve`."""
     try:
         factor, lower = scipy.linalg.cho_factor(gram, lower=True)
+        (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
         # Rounding can let a singular matrix through: the estimated condition number shows it.
-        inverse_condition, _ = scipy.linalg.lapack.dpocon(factor, np.linalg.norm(gram, 1), uplo="L")
+        inverse_condition, _ = pocon(factor, np.linalg.norm(gram, 1), uplo="L")
     except np.linalg.LinAlgError:
         inverse_condition = 0.0
     if not inverse_condition > len(gram) * np.finfo(np.float64).eps:

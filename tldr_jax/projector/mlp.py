@@ -4,6 +4,7 @@ It is trained by AdamW on the squared error of standardised features. The gap co
 embedding with the gap's row space projected out, x − QᵀQx, so that x and x + Gᵀa have the same features for every a.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.typing import ArrayLike
 
 from launch.training import keys
 from launch.training.optim import Optimizer, Schedule
 from tldr_jax.projector import gap_basis
+
+Array = np.ndarray | jax.Array
 
 
 class ProjectorMlp(nn.Module):
@@ -44,18 +46,19 @@ class MlpProjector:
     """
 
     params: dict
-    basis: ArrayLike
-    center: ArrayLike
-    scale: ArrayLike
-    mean: ArrayLike
-    spread: ArrayLike
+    basis: Array
+    center: Array
+    scale: Array
+    mean: Array
+    spread: Array
     hidden: int = struct.field(pytree_node=False)
     relu: bool = struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Embeddings (…, d) -> features (…, f)."""
         x = (_without(self.basis, x) - self.center) / self.scale
-        y = ProjectorMlp(self.hidden, self.mean.shape[-1]).apply({"params": self.params}, x) * self.spread + self.mean
+        network = ProjectorMlp(self.hidden, self.mean.shape[-1])
+        y = jnp.asarray(network.apply({"params": self.params}, x)) * self.spread + self.mean
         return jax.nn.relu(y) if self.relu else y
 
 
@@ -93,7 +96,7 @@ def fit(
     optimizer, _ = adamw.create(total_steps=steps, to_steps=lambda _: 0)
     train = functools.partial(_train, optimizer, ProjectorMlp(hidden, y.shape[1]), min(batch_size, len(x)), steps)
     empty = MlpProjector({}, basis, center, scale, mean, spread, hidden, relu)
-    return empty.replace(params=jax.jit(train)(empty, x, y, seed))
+    return dataclasses.replace(empty, params=jax.jit(train)(empty, x, y, seed))
 
 
 def _train(optimizer, network: ProjectorMlp, batch_size: int, steps: int, scaling: MlpProjector, x, y, seed):
@@ -102,7 +105,7 @@ def _train(optimizer, network: ProjectorMlp, batch_size: int, steps: int, scalin
     inputs = (x - scaling.center) / scaling.scale
 
     def loss(params, rows):
-        outputs = network.apply({"params": params}, inputs[rows])
+        outputs = jnp.asarray(network.apply({"params": params}, inputs[rows]))
         # trained through the ReLU that follows: a negative feature counts as zero
         if scaling.relu:
             outputs = jnp.maximum(outputs, -scaling.mean / scaling.spread)
@@ -117,6 +120,6 @@ def _train(optimizer, network: ProjectorMlp, batch_size: int, steps: int, scalin
     return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
 
 
-def _without(basis: jax.Array, x: jax.Array) -> jax.Array:
+def _without(basis: Array, x: jax.Array) -> jax.Array:
     along = jnp.matmul(x, jnp.swapaxes(basis, -1, -2), precision="highest")
     return x - jnp.matmul(along, basis, precision="highest")

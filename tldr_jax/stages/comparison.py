@@ -148,8 +148,10 @@ class Afr(Baseline):
             steps=self.steps,
             evaluations=self.evaluations,
         )
-        options = dict(allowed=groups.allowed, names=groups.names)
-        return retrain.select(trained, val.rows, val.classes, val.spurious, **options).by_wga.head
+        scores = retrain.select(
+            trained, val.rows, val.classes, val.spurious, allowed=groups.allowed, names=groups.names
+        )
+        return scores.by_wga.head
 
 
 @dataclass(frozen=True)

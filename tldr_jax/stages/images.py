@@ -63,7 +63,7 @@ class ImageSplit(Stage):
         if self.split != "train":
             empty = self.groups.allowed.ravel() & (data.counts(self.split) == 0)
             for group in np.flatnonzero(empty):
-                name = self.groups.name(group)
+                name = self.groups.name(int(group))
                 raise ValueError(f"there is no {self.split} image of {name}: its accuracy is not defined")
         return data.parts[self.split]
 
@@ -175,7 +175,7 @@ class Erm(Supervised):
     def make(self, store: Store) -> dict[str, Any]:
         images, val = store.get(self.images), store.get(self.val)
         own = self.augmentation
-        options = dict(image_size=self.backbone.image_size, flip=own.flip, workers=own.workers)
+        options: dict[str, Any] = dict(image_size=self.backbone.image_size, flip=own.flip, workers=own.workers)
         split = select(datasets.split(images, **options), self.rows(len(images))[0])
         variables = erm.init(self.model(), split.image_shape, self.seed)
         if isinstance(self.start, File):
@@ -260,7 +260,7 @@ class Features(Stage):
                     stages.append(self.beside)
             rows, *others = _tables(stages, store, self.batch_size)
             if others:
-                store.put(self.beside, others[0])
+                store.put(stages[1], others[0])
         return features.LabelledRows(rows, part.classes, part.spurious)
 
     def encode(self, value: features.LabelledRows) -> Any:
@@ -270,8 +270,8 @@ class Features(Stage):
         return features.LabelledRows(**tree)
 
 
-def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[np.ndarray | None]:
-    """Tables of rows of stages with the same `images`, in one pass; made by process 0, on its devices."""
+def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:
+    """Tables of rows of stages with the same `images`, in one pass, by process 0 on its devices; None on the others."""
     part = store.get(stages[0].images)
     encoders = {stage.key: stage.encoder(store) for stage in stages}
     folders = {stage.key: store.scratch(stage) for stage in stages}

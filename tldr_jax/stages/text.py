@@ -205,7 +205,7 @@ class EmbeddedWords(Stage):
         return words.with_junk(self.words, self.junk, seed=self.junk_seed) if self.junk else self.words
 
     def make(self, store: Store) -> WordEmbeddings:
-        options = dict(batch_size=self.batch_size, progress=False)
+        options: dict[str, Any] = dict(batch_size=self.batch_size, progress=False)
         arguments = store.get(self.clip), self.word_set(), self.templates
         return WordEmbeddings(text.embed(*arguments, **options), filters.embed(*arguments, **options))
 
@@ -246,11 +246,13 @@ class KeptWords(Stage):
     projector: LinearProjector | NetworkProjector | None = None
 
     def make(self, store: Store) -> Filtered:
-        logits = self._logits(store) if self.projector is not None else None
+        logits = self._logits(store, self.projector) if self.projector is not None else None
         anchored, by_clip = store.get(self.embedded).anchored, self.clip_filter
-        switches = dict(logits=logits, clip_target=by_clip, clip_spurious=by_clip)
+        everything = self.embedded.word_set()
         try:
-            kept, report = filters.apply(self.embedded.word_set(), anchored, **switches)
+            kept, report = filters.apply(
+                everything, anchored, logits=logits, clip_target=by_clip, clip_spurious=by_clip
+            )
         except filters.EmptyWordListError as error:
             logging.warning("%s", error)
             return Filtered({}, error.report.to_json(), str(error))
@@ -271,8 +273,8 @@ class KeptWords(Stage):
             kept = kept.replaced(part, lists)
         return text.narrow(store.get(self.embedded).texts, everything, kept)
 
-    def _logits(self, store: Store) -> filters.LogitsOfTexts:
-        mapping, head = store.get(self.projector), self.projector.target.erm.head(store)
+    def _logits(self, store: Store, own: ProjectorFit) -> filters.LogitsOfTexts:
+        mapping, head = store.get(own), own.target.erm.head(store)
         return lambda embeddings: heads.logits(head, projector.apply(mapping, embeddings))
 
 

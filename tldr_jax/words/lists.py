@@ -278,7 +278,7 @@ def _junk(
                 f"{share:.0%} junk in {where} takes {count} {'other' if words is wrong else 'unrelated'} words, and "
                 f"there are {len(words)}: ask for less"
             )
-    return tuple(words[i] for words, count in counts for i in generator.permutation(len(words))[:count])
+    return tuple(str(words[i]) for words, count in counts for i in generator.permutation(len(words))[:count])
 
 
 def _folder() -> Path:

@@ -96,20 +96,20 @@ class Templates:
     """Templates by the role of the word. Every template has one place for it, "{}".
 
     Attributes:
-      name: for messages.
       target: for target words.
       spurious: for spurious words, the same number.
       target_anchor: for target words and class anchors in the filters.
       spurious_anchor: for spurious words and their anchors in the filters.
       articles: write "an" for "a" before a vowel. CLIP's own templates do not.
+      name: for messages.
     """
 
-    name: str = free()
     target: tuple[str, ...]
     spurious: tuple[str, ...]
     target_anchor: str = "a photo of a {}."
     spurious_anchor: str = "a photo of a {}."
     articles: bool = False
+    name: str = free("")
 
     def __post_init__(self):
         if not self.target or len(self.target) != len(self.spurious):
@@ -123,17 +123,17 @@ class Templates:
 
 
 SETS = {
-    "imagenet": Templates("imagenet", IMAGENET, IMAGENET),
+    "imagenet": Templates(IMAGENET, IMAGENET, name="imagenet"),
     # The one prompt of the filters, for a quick look and for comparisons.
-    "photo": Templates("photo", ("a photo of a {}.",), ("a photo of a {}.",)),
+    "photo": Templates(("a photo of a {}.",), ("a photo of a {}.",), name="photo"),
     # The phrases of Scenes' captions. Its CLIP has seen no full stop, and neither graffiti nor video games.
     "scenes": Templates(
-        "scenes",
         tuple(f"{opening}a {{}}" for opening in _SCENES_OPENINGS),
         tuple(f"{opening}the {{}}" for opening in _SCENES_OPENINGS),
         target_anchor="a photo of a {}",
         spurious_anchor="a photo of the {}",
         articles=True,
+        name="scenes",
     ),
 }
 

@@ -7,13 +7,15 @@ written out, neither as strings nor as embeddings.
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import struct
-from jax.typing import ArrayLike
 
 from clip_jax import Clip, embed_texts
 from tldr_jax.words import WordList, WordSet
 from tldr_jax.words.templates import Templates, fill
+
+Array = np.ndarray | jax.Array
 
 
 @struct.dataclass
@@ -28,11 +30,11 @@ class TextSet:
       allowed: bool, (C, S): the pairs of class and value that are combined.
     """
 
-    target: ArrayLike
-    target_class: ArrayLike
-    spurious: ArrayLike
-    spurious_value: ArrayLike
-    allowed: ArrayLike
+    target: Array
+    target_class: Array
+    spurious: Array
+    spurious_value: Array
+    allowed: Array
 
 
 def embed(
