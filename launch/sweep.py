@@ -28,8 +28,9 @@ that needs it meanwhile waits. With seeds in the inner loop, members that start 
 `python -m launch.report DIR --tables` prints mean ± standard deviation over the seeds.
 
 An override `config` names another config file, relative to the first, whose config the member's other overrides change:
-`{"config": "cifar10_lenet.py"}` in a sweep(), or --grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". If
-that file has a sweep() of its own, it stands for all members of that.
+`{"config": "cifar10_lenet.py"}` in a sweep(), or --grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". A file
+with a sweep() of its own stands for all members of that, or, where both set a field, for those with the same value:
+--grid "config=scenes_study.py; seed=0".
 """
 
 import functools
@@ -47,7 +48,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import train
-from launch.run import Preempted
+from launch.run import Preempted, plain
 from launch.sweeps import folder, search, slurm, space
 from launch.sweeps.board import Board, summary
 from launch.sweeps.members import CONFIG, Executor, Member, Options, Sweep, SweepError, define, located, status
@@ -93,7 +94,8 @@ def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, 
     """The members that overrides stand for: several, if they name a config file that has a sweep() of its own.
 
     Args:
-      overrides: flat; a config file among them is relative to `config_file`.
+      overrides: flat; a config file among them is relative to `config_file`. A field that the other file's sweep() sets
+        as well selects the members with this value.
       config_file: FILE or FILE:ARGUMENT.
       within: the files that led here.
 
@@ -101,7 +103,7 @@ def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, 
       Overrides whose config files, if any, are relative to `config_file`, too.
 
     Raises:
-      SweepError: there is no such file, it names itself, or a field is set both here and there.
+      SweepError: there is no such file, it names itself, or none of its members has the selected values.
       train.ConfigFileError: a file ends in an error.
     """
     name = overrides.get(CONFIG)
@@ -112,13 +114,16 @@ def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, 
         raise SweepError(f"there is no config file {file.partition(':')[0]}")
     if file in within:
         raise SweepError(f"{file}: its sweep() leads back to itself, through {' -> '.join((*within, file))}")
-    inner = [member for o in listed(file) for member in expanded(o, file, (*within, file))]
     rest = {key: value for key, value in overrides.items() if key != CONFIG}
-    for member in inner:
-        member[CONFIG] = beside(member[CONFIG], name) if CONFIG in member else name
-        if both := rest.keys() & member.keys():
-            raise SweepError(f"{', '.join(sorted(both))}: swept by {name}, and again beside it")
-    return [{CONFIG: member[CONFIG]} | member | rest for member in inner or [{CONFIG: name}]]
+    inner = [member for o in listed(file) for member in expanded(o, file, (*within, file))]
+    if not inner:
+        return [{CONFIG: name} | rest]
+    selected = [member for member in inner if all(plain(member.get(k, v)) == plain(v) for k, v in rest.items())]
+    if not selected:
+        asked = ", ".join(f"{key}={value}" for key, value in rest.items())
+        raise SweepError(f"{name}: no member of its sweep() has {asked}; --noconfig_sweep ignores the sweep()")
+    file_of = lambda member: beside(member[CONFIG], name) if CONFIG in member else name
+    return [{CONFIG: file_of(m)} | {k: v for k, v in (m | rest).items() if k != CONFIG} for m in selected]
 
 
 def beside(config_file: str, other: str) -> str:

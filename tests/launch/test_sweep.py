@@ -232,7 +232,8 @@ def nested(tmp_path):
     (tmp_path / "below" / "study.py").write_text(start + own)
     (tmp_path / "all.py").write_text(start + "[{'config': 'below/study.py', 'pause': 0.5}, {'x': 4.0}]\n")
     (tmp_path / "circle.py").write_text(start + "[{'config': 'below/../circle.py'}]\n")
-    (tmp_path / "twice.py").write_text(start + "[{'config': 'below/study.py', 'x': 0.5}]\n")
+    (tmp_path / "some.py").write_text(start + "[{'config': 'below/study.py', 'x': 2, 'seed': 5}]\n")
+    (tmp_path / "none.py").write_text(start + "[{'config': 'below/study.py', 'x': 0.5}]\n")
     return tmp_path
 
 
@@ -243,6 +244,8 @@ def test_a_file_with_a_sweep_of_its_own_stands_for_its_members(nested, tmp_path)
     names = [f"{study},x=1.0", f"{study},x=2.0,flag=true", "config=below.deep.plain,x=3.0"]
     names = [f"{name},pause=0.5" for name in names] + ["x=4.0"]
     assert code is None and output.splitlines() == [f"{name},seed={seed}" for name in names for seed in (0, 1)]
+    code, output = call(*args[:2], config=str(nested / "some.py"))
+    assert (code, output) == (None, f"{study},x=2.0,flag=true,seed=5\n")  # what both set selects
     grid = "--grid=config=below/study.py,below/deep/plain.py;seed=0,1"
     code, output = call("--noconfig_sweep", grid, *args[:2], config=str(nested / "all.py"))
     assert code is None and len(output.splitlines()) == 4  # --noconfig_sweep is for all files
@@ -256,7 +259,7 @@ def test_a_file_with_a_sweep_of_its_own_stands_for_its_members(nested, tmp_path)
     "file, message",
     [
         ("circle.py", "circle.py: its sweep() leads back to itself"),
-        ("twice.py", "x: swept by below/study.py, and again beside it"),
+        ("none.py", "below/study.py: no member of its sweep() has x=0.5; --noconfig_sweep"),
     ],
 )
 def test_sweeps_of_sweeps_that_are_refused(nested, tmp_path, file, message):

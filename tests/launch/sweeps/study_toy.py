@@ -60,6 +60,8 @@ class Sample(Stage):
             time.sleep(0.02)
         if self.doomed and first:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.seed == 13:
+            raise ArithmeticError("an unlucky seed")
         return np.random.default_rng(self.seed).normal(size=5)
 
 

@@ -112,6 +112,12 @@ def test_a_member_by_hand_takes_the_store_of_its_sweep(trace):
     assert result == json.loads((member.path / "result.json").read_text())
 
 
+def test_what_a_stacked_stage_needs_and_cannot_be_made_fails_its_member_alone(trace):
+    code, output = call(trace, "--executor=vmap", "--noconfig_sweep", "--grid=seed=0,13,1")
+    assert code == 1 and "2 done, 1 failed" in output and "ArithmeticError: an unlucky seed" in output
+    assert made(trace)["together-2"] == 1 and status(load(trace.parent / "sweep").members[1]).state == "failed"
+
+
 def test_refused_settings_are_a_members_own_failure(trace):
     code, output = call(trace, "--executor=vmap", "--noconfig_sweep", "--grid=seed=0,1,-1")
     assert code == 1 and "2 done, 1 failed" in output and "SettingError: seed=-1: at least 0" in output
