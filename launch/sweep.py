@@ -48,7 +48,8 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import train
-from launch.run import Preempted, plain
+from launch.processes.stop import Preempted
+from launch.run import plain
 from launch.sweeps import folder, search, slurm, space
 from launch.sweeps.board import Board, summary
 from launch.sweeps.members import CONFIG, Executor, Member, Options, Sweep, SweepError, define, located, status

@@ -40,9 +40,8 @@ from launch.training import keys
 from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
-from launch.training.program import Batch, Metrics, Numbers, Program, Step, as_arrays
+from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
 from launch.training.sharding import Layout
-from launch.training.state import State
 
 # -- images with captions -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from launch.sweeps.members import STATES, Member, Status, last_lines, status
-from launch.training.loop import LOSS
+from launch.training.program import LOSS
 
 _REFRESH = 1.0  # seconds
 _MOST_VALUES = 4

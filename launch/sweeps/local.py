@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start
 
 T = TypeVar("T")

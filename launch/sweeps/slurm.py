@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from launch.files import write_atomically
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 from launch.sweeps.local import stopping
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start, status
 from launch.sweeps.slurm_task import SlurmTask

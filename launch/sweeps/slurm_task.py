@@ -21,7 +21,7 @@ from absl import logging
 from launch.sweeps.members import Member, fail, last_lines, start, status
 
 TIME_IS_UP = signal.SIGUSR2  # what submitit asks SLURM to send before the end
-LOST_PEER = os.EX_TEMPFAIL  # `launch.training.hosts.EXIT_STATUS`
+LOST_PEER = os.EX_TEMPFAIL  # `launch.processes.hosts.EXIT_STATUS`
 _OTHERS_FIRST = 5.0  # seconds: a process that loses its peers ends in errors that are not the cause
 
 

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from absl import logging
 
 from launch import train
-from launch.run import Preempted, Run, RunDirectoryError
+from launch.processes.stop import Preempted, Stop
+from launch.run import Run, RunDirectoryError
 from launch.stages import Stage, children, walk
-from launch.stop import Stop
 from launch.store import Store
 from launch.sweeps.local import handled
 from launch.sweeps.members import Member, OnRunning, Options, Sweep, SweepError, config_of, fail, start, store_path
@@ -201,7 +201,7 @@ def _open(planned: PlannedMember, store: Store) -> Run:
       RunDirectoryError: it cannot be used.
     """
     config = config_of(planned.member)
-    run = Run.open(planned.member.path, config, revisable=list(config))
+    run = Run.open(planned.member.path, config)
     run.stop = store.stop
     run.note_plan(planned.root, store)  # by it `launch.train` finds the store, should the member go on alone
     return run

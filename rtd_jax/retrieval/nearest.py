@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import normalise
-from launch.training.loop import prefetch
+from launch.training.prefetch import prefetch
 
 DTYPES = ("float32", "bfloat16")
 PADDING = -1

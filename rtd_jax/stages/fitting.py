@@ -17,8 +17,7 @@ from launch.training import sharding as mesh
 from launch.training.fit import Cadence, Outcome, Training, alone, train
 from launch.training.optim import Optimizer, Rate, ToSteps
 from launch.training.places import One
-from launch.training.program import Program, Step, as_arrays
-from launch.training.state import State
+from launch.training.program import Program, State, Step, as_arrays
 from rtd_jax.phi.validation import RECALL
 from rtd_jax.stages.data import require_whole
 from rtd_jax.tuning import feed, training

@@ -13,9 +13,8 @@ import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
 from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
-from launch.training.program import Program
+from launch.training.program import Program, State
 from launch.training.sharding import Layout
-from launch.training.state import State
 from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.fitting import Compute, TextTraining, metrics_of

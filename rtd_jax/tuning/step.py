@@ -24,8 +24,8 @@ from flax import linen as nn
 from clip_jax import model
 from clip_jax.config import ClipConfig
 from launch.stages import require, require_known, stackable
-from launch.training import keys, loop, sharding
-from launch.training.state import State
+from launch.training import keys, sharding
+from launch.training.program import LOSS, State
 from rtd_jax import losses
 from rtd_jax.text.compose import Prompt
 from rtd_jax.tuning import tower, training
@@ -213,7 +213,7 @@ def _loss(objective: Objective, queries, targets, *, groups: int, axis_name: str
     grouped = lambda x: x.reshape(*sets, -1, x.shape[-1])
     loss = losses.target_anchored(grouped(queries), grouped(targets), objective.temperature, axis_name=axis_name)
     composed = losses.accuracy(grouped(queries[:, :1]), grouped(targets[:, :1]), axis_name=axis_name)
-    return loss, {loop.LOSS: loss, "accuracy": composed}
+    return loss, {LOSS: loss, "accuracy": composed}
 
 
 def _parts(rows: Rows, groups: int, parts: int) -> Rows:

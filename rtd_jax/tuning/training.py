@@ -9,9 +9,8 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from launch.training import keys, loop
-from launch.training.program import Batch, Metrics
-from launch.training.state import State
+from launch.training import keys
+from launch.training.program import LOSS, Batch, Metrics, State
 
 
 class TextLoss(Protocol):
@@ -48,7 +47,7 @@ def make_step(loss: TextLoss, optimizer: optax.GradientTransformation) -> Update
         if axis_name is not None:
             gradients, value, logs = jax.lax.pmean((gradients, value, logs), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        logs = {loop.LOSS: value, **logs, "gradient_norm": optax.global_norm(gradients)}
+        logs = {LOSS: value, **logs, "gradient_norm": optax.global_norm(gradients)}
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), logs
 
     return step

@@ -14,7 +14,8 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from launch.stages import Stage, free, numbers, settings, stackable, with_numbers
-from launch.training import fit, keys, loop, places, sharding
+from launch.training import fit, keys, places, sharding
+from launch.training.means import masked_means
 from launch.training.program import as_arrays
 
 
@@ -98,7 +99,7 @@ class LeastSquares(Stage):
             return {"val/error": jnp.abs(batch["x"] @ (params - 1)) + 0 * repeat}
 
         def evaluate(state):
-            means = loop.masked_means(layout, error, state.params, [self.share({"x": held_out, "mask": mask})])
+            means = masked_means(layout, error, state.params, [self.share({"x": held_out, "mask": mask})])
             return {"val/distance": float(jnp.abs(state.params - 1).sum()), "val/error": means["val/error"]}
 
         params = jax.random.normal(keys.stream(self.seed, "init"), (5,))

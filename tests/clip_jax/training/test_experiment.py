@@ -20,15 +20,16 @@ from clip_jax.training import attributes, evaluation, experiment, sources, step
 from clip_jax.training.stages import ScenesPairs
 from configs.clip import base
 from launch.data import scenes
+from launch.processes.stop import Preempted, Stop
 from launch.run import flatten
 from launch.stages import SettingError
-from launch.stop import Preempted, Stop
 from launch.store import Store
 from launch.train import execute
 from launch.training import duration, optim
 from tests.clip_jax.towers import TINY, parameters, texts
 from tests.clip_jax.training.small import CAPTIONS, SMALL, load, logged, small
 from tests.commands import ROOT, finish, start, train
+from tests.sections import read
 
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "clip").glob("[!_]*.py"))
 RUNNABLE = [p for p in FILES if p.stem != "base"]
@@ -59,7 +60,7 @@ def test_a_config_names_what_exists(path):
         return duration.to_steps(text, examples=20_000, batch_size=config.batch_size)
 
     total = to_steps(config.duration)
-    optim.create(config.optimizer, total_steps=total, to_steps=to_steps)
+    read(optim.Optimizer, config.optimizer, "optimizer").create(total_steps=total, to_steps=to_steps)
     assert 0 < to_steps(config.loop.eval_every) < total and to_steps(config.optimizer.schedule.warmup) < total
 
 
@@ -161,7 +162,7 @@ def one_step(trainable=(".*",), params=None, **overrides):
     """Parameters before and after a step on a batch of 6, and its metrics."""
     config = base.get_config().optimizer
     config.update(overrides)
-    optimizer, _ = optim.create(config, total_steps=10, to_steps=lambda text: 0)
+    optimizer, _ = read(optim.Optimizer, config, "optimizer").create(total_steps=10, to_steps=lambda text: 0)
     state = step.create_state(params or parameters(TINY), optimizer, trainable)
     spec = clip_jax.clip.preprocess.Preprocessing(size=16, crop=16)
     rng = np.random.default_rng(0)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.run import Preempted
+from launch.processes import hosts
+from launch.processes.stop import Preempted
 from launch.sweeps import slurm, slurm_task
 from launch.sweeps.members import Options, SweepError, define, load, status
-from launch.training import hosts
 from tests.commands import REQUIRED, ROOT, environment, finish, start, train
 from tests.launch import sweep_toy, toy
 from tests.launch.sweeps import slurm_cluster

@@ -20,7 +20,7 @@ class Stop:
 
     Attributes:
       asked: set to ask for a stop.
-      advance: called, in a run of several processes, whenever one asks whether to stop; see `launch.training.hosts`.
+      advance: called, in a run of several processes, whenever one asks whether to stop; see `launch.processes.hosts`.
     """
 
     def __init__(self) -> None:

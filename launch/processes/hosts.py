@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import jax
 from absl import logging
 
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 
 EXIT_STATUS = os.EX_TEMPFAIL  # 75: the same command continues from the last checkpoint
 STUCK_AFTER = 600.0  # seconds without progress of one process while others are further
