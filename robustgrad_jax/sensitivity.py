@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
 from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, map_chunks
 from robustgrad_jax.gradients import Ball, Draws
@@ -169,18 +168,7 @@ def _check(x: Array, y: Array, ball: Ball, draws: Draws, samples: int, noise: st
 
 
 @functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "measures"))
-def _stability(
-    attribution_fn: Partial,
-    logits_fn: Partial | None,
-    x: Array,
-    y: Array,
-    ball: Ball,
-    draws: Draws,
-    noise: str,
-    samples: int,
-    chunk: int,
-    measures: tuple[str, ...],
-) -> dict[str, Array]:
+def _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chunk, measures) -> dict[str, Array]:
     clean = attribution_fn(x, y)
     norm = _norms(clean[None])
     predicted = None if logits_fn is None else jnp.argmax(logits_fn(x), axis=-1)
@@ -224,18 +212,7 @@ def _away_from_zero(a: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "normalise"))
-def _infidelity(
-    logits_fn: Partial,
-    attribution: Array,
-    x: Array,
-    y: Array,
-    ball: Ball,
-    draws: Draws,
-    noise: str,
-    samples: int,
-    chunk: int,
-    normalise: bool,
-) -> Array:
+def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk, normalise) -> Array:
     score = lambda x, y: jnp.take_along_axis(logits_fn(x), y[:, None], axis=-1)[:, 0]
     clean = score(x, y)
 

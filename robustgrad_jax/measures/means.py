@@ -38,10 +38,7 @@ def over_split(
 
     def means(measure: Measure, variables: Any, /, **options: Any) -> dict[str, float]:
         batches = feed.eval_batches(
-            split,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            split, batch_size=batch_size, process_index=jax.process_index(), process_count=jax.process_count()
         )
         return masked_means(layout, measure, variables, batches, resident=placed, check_stop=check_stop, **options)
 

@@ -40,15 +40,7 @@ class Atex:
 
 
 def atex(
-    logits_fn: Forward,
-    params: Any,
-    x: Array,
-    y: Array,
-    ball: Ball,
-    draws: Draws,
-    *,
-    samples: int = 1,
-    temperature: Any = 1.0,
+    logits_fn: Forward, params, x: Array, y: Array, ball: Ball, draws: Draws, *, samples: int = 1, temperature=1.0
 ) -> tuple[Array, Array, Any]:
     """Adversarial training on explanations (Tang et al. 2022, arXiv 2111.04303).
 

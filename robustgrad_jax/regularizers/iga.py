@@ -38,14 +38,14 @@ class Iga:
 
 def input_gradient_spatial_alignment(
     logits_fn: Forward,
-    params: Any,
+    params,
     x: Array,
     y: Array,
     ball: Ball,
     draws: Draws | None = None,
     *,
     steps: int,
-    step_size: Any = None,
+    step_size=None,
 ) -> tuple[Array, Array, Any]:
     """Attributional robustness training, ART or IGA (Singh et al., ECCV 2020, arXiv 1911.13073).
 

@@ -123,15 +123,16 @@ class Classifier(Stage):
         layout.check_batch(self.batch_size)
         splits, spec = store.get(self.images), self.images.data.spec()
         over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
-        batches = partial(_train_batches, splits.train, self.seed, self.batch_size)
-        training = self._training(
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **share)
+        whole = self._training(
             One(layout),
             numbers=as_arrays(numbers(self)),
-            batches=batches,
+            batches=lambda start: batches(start=start),
             evaluate=fit.alone(lambda state: _validation(over_val(accuracy, state.variables))),
             resident=feed.resident(splits.train),
         )
-        return _result(fit.train(store, self, self.initial_state(spec, self._initial(store)), training))
+        return _result(fit.train(store, self, self.initial_state(spec, self._initial(store)), whole))
 
     @classmethod
     def make_together(cls, stages: Sequence["Classifier"], store: Store) -> dict[int, Exception]:
@@ -250,17 +251,6 @@ def _result(outcome: fit.Outcome) -> dict[str, Any]:
 
 def _validation(values: Mapping[str, float]) -> dict[str, float]:
     return {f"val/{name}": value for name, value in values.items() if name != "examples"}
-
-
-def _train_batches(split: Any, seed: int, batch_size: int, start: int) -> Iterator[feed.Batch]:
-    return feed.train_batches(
-        split,
-        seed=seed,
-        batch_size=batch_size,
-        start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str, np.ndarray], Any, Any]:
