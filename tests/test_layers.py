@@ -69,12 +69,12 @@ def forbidden(source: str, path: Path) -> set[str]:
 def knows_stages(path: Path) -> bool:
     """Whether a file may import the stages of its package: those on top of the mathematics."""
     package = module(path).split(".")
-    return package[0] not in METHODS or package[-1] in KNOW_STAGES or len(package) == 1
+    return package[0] not in METHODS or len(package) == 1 or package[1] in KNOW_STAGES
 
 
 def imported_stages(source: str, path: Path) -> set[str]:
     """The modules with stages, or on top of them, that a file imports from its own package."""
-    tops = {f"{path.parts[0]}.{name}" for name in KNOW_STAGES - {"__init__"}}
+    tops = {f"{path.parts[0]}.{name}" for name in KNOW_STAGES - {"__init__", "results"}}
     return {name for name in imported(source, path) if any(name == top or name.startswith(f"{top}.") for top in tops)}
 
 
