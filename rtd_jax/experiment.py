@@ -43,14 +43,14 @@ __all__ = ["describe", "leave", "plan"]
 # -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Mapping) -> ComposedRetrieval:
+def plan(config: Any) -> ComposedRetrieval:
     """The run of a config as a stage; nothing is computed.
 
     Raises:
       SettingError: a setting that cannot be used; it is named.
     """
     options, clip = config.evaluation, data.ClipSource.named(config.clip)
-    frozen = dict(clip=clip, batch_size=options.batch_size)
+    frozen: dict[str, Any] = dict(clip=clip, batch_size=options.batch_size)
     shared = dict(seed=config.seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
     network = _phi(config, frozen, shared)
     with section("evaluation"):
@@ -64,7 +64,7 @@ def plan(config: Mapping) -> ComposedRetrieval:
     )
 
 
-def _phi(config: Mapping, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
+def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
     """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
     options, clip, seed = config.phi, frozen["clip"], config.seed
     if options.load:
@@ -82,8 +82,8 @@ def _phi(config: Mapping, frozen: Mapping[str, Any], shared: Mapping[str, Any]) 
         embeddings = images()
         with section("phi"):
             concepts = SearleConcepts(clip=clip, images=embeddings.images, phrases=tuple(options.phrases))
-            parts = dict(images=embeddings, concepts=concepts)
-            return SearleTokens(**parts, inversion_steps=options.inversion_steps, seed=seed)
+            steps = options.inversion_steps
+            return SearleTokens(images=embeddings, concepts=concepts, inversion_steps=steps, seed=seed)
 
     fields = {field.name for field in dataclasses.fields(_known(METHODS, "phi.method", options.method))}
     inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
@@ -92,7 +92,7 @@ def _phi(config: Mapping, frozen: Mapping[str, Any], shared: Mapping[str, Any]) 
 
 
 def _tuned(
-    config: Mapping, network: PhiTraining | PhiFile, frozen: Mapping[str, Any], shared: Mapping[str, Any]
+    config: Any, network: PhiTraining | PhiFile, frozen: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> TunedClip:
     """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
     source = _choose(data.TRIPLETS, config, "triplets", seed=config.seed)
@@ -104,7 +104,7 @@ def _tuned(
         return TunedClip(tuning=tuning, dtype=config.checkpoint_dtype)
 
 
-def _tasks(options: Mapping, name: str, seed: int) -> list[data.DataStage]:
+def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
     """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
     if name == "scenes":
         with section("scenes"):
@@ -124,7 +124,7 @@ def _tasks(options: Mapping, name: str, seed: int) -> list[data.DataStage]:
 
 def _choose(
     kinds: Mapping[str, type],
-    config: Mapping,
+    config: Any,
     path: str,
     *,
     choice: str = "source",
@@ -189,14 +189,14 @@ def _retrieved(task: RetrievalTask, rankings: np.ndarray) -> list[figures.Retrie
     """What the first queries of a task find, for `figures.grid`."""
     shown = []
     for query, ranking in enumerate(rankings):
-        matches = np.flatnonzero(ranking == task.target[query]) if task.target is not None else ()
+        matches = [] if task.target is None else np.flatnonzero(ranking == task.target[query]).tolist()
         reference = task.images[task.reference[query]] if task.query_images is None else task.query_images[query]
         shown.append(
             figures.RetrievedRow(
                 " and ".join(task.texts[""][query]),
                 figures.thumbnail(reference),
                 [figures.thumbnail(task.images[row]) for row in ranking],
-                right=int(matches[0]) if len(matches) else None,
+                right=matches[0] if matches else None,
             )
         )
     return shown

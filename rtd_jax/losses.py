@@ -2,9 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax import losses as clip_losses
 from clip_jax.losses import normalise
+
+
+def unit_rows(x: np.ndarray | jax.Array) -> np.ndarray:
+    """The rows of x (n, d) on the unit sphere, on the host."""
+    return np.asarray(normalise(jnp.asarray(x)))
 
 
 def target_anchored(

@@ -92,7 +92,9 @@ def subset_recall_at(
         )
     before = np.arange(ranking.shape[1]) < places[:, None]
     # column by column: (q, n, m) at once is large where whole galleries are ranked
-    ahead = sum(((ranking == column[:, None]) & before).sum(1) for column in _real_columns(members))
+    ahead = np.zeros(len(ranking), np.int64)
+    for column in _real_columns(members):
+        ahead += ((ranking == column[:, None]) & before).sum(1)
     return {int(k): float(100 * (ahead < k).mean()) for k in ks}
 
 

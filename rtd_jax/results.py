@@ -1,5 +1,7 @@
 """What the numbers of a result mean; see `launch.reports.metrics`."""
 
+from typing import Any
+
 from launch.reports.metrics import Metric, declare
 
 WAYS = {
@@ -23,7 +25,7 @@ def task_title(name: str) -> str:
 def _retrieval() -> dict[str, Metric]:
     """The metrics of tasks, "TASK/WAY/METRIC"."""
     key = "{task:.+}/{way:image|text|image_text|phi|rtd|oracle}/"
-    place = dict(table="{task}", row="{way}", unit="%", digits=1)
+    place: dict[str, Any] = dict(table="{task}", row="{way}", unit="%", digits=1)
     kinds = {
         "recall_at_{k:[0-9]+}": ("R@{k}", "share of queries whose target is among the first {k}"),
         "map_at_{k:[0-9]+}": ("mAP@{k}", "mean average precision of the first {k} over all right answers"),
@@ -44,7 +46,7 @@ def _retrieval() -> dict[str, Metric]:
 
 def _training(stage: str, title: str) -> dict[str, Metric]:
     """How a training went, on held-back examples of its own."""
-    place = dict(table="Training", condition=title)
+    place: dict[str, Any] = dict(table="Training", condition=title)
     return {
         f"{stage}/val/recall": Metric("validation R@1", "up", "%", 1, **place),
         f"{stage}/val/recall_at_10": Metric("validation R@10", "up", "%", 1, **place),

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 import clip_jax
-from clip_jax.losses import normalise
 from rtd_jax import retrieval
 from rtd_jax.benchmarks.genecis import Crops
 from rtd_jax.benchmarks.task import RetrievalTask
+from rtd_jax.losses import unit_rows
 from rtd_jax.phi import Network
 from rtd_jax.text import compose
 
@@ -37,7 +37,7 @@ class TaskImages:
 
 def embed(clip: clip_jax.Clip, task: RetrievalTask, *, target_pad: bool = False, batch_size: int = 64) -> TaskImages:
     """The embeddings of a task's gallery and reference images; see `clip_jax.embed_images` for the options."""
-    options = dict(target_pad=target_pad, batch_size=batch_size, progress=False)
+    options: dict[str, Any] = dict(target_pad=target_pad, batch_size=batch_size, progress=False)
     if isinstance(task.images, Crops):  # cropped on access, too many to hold at once
         parts = [task.images[start : start + _CROPS] for start in range(0, len(task.images), _CROPS)]
         gallery = np.concatenate([clip_jax.embed_images(clip, list(part), **options) for part in parts])
@@ -67,7 +67,7 @@ class QueryInputs:
     @cached_property
     def gallery(self) -> np.ndarray:
         """The gallery on the unit sphere."""
-        return _unit(self.images.gallery)
+        return unit_rows(self.images.gallery)
 
     @cached_property
     def texts(self) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ class Query(Protocol):
 
 def image(inputs: QueryInputs, phrasing: str) -> np.ndarray | None:
     """The reference image alone, whatever the phrasing."""
-    return None if phrasing else _unit(inputs.images.references)
+    return None if phrasing else unit_rows(inputs.images.references)
 
 
 def text(inputs: QueryInputs, phrasing: str) -> np.ndarray:
@@ -96,7 +96,7 @@ def text(inputs: QueryInputs, phrasing: str) -> np.ndarray:
 
 def image_text(inputs: QueryInputs, phrasing: str) -> np.ndarray:
     """The sum of image and modification."""
-    return _unit(_unit(inputs.images.references) + inputs.texts[phrasing])
+    return unit_rows(unit_rows(inputs.images.references) + inputs.texts[phrasing])
 
 
 def pseudo_token(inputs: QueryInputs, phrasing: str) -> np.ndarray:
@@ -106,10 +106,9 @@ def pseudo_token(inputs: QueryInputs, phrasing: str) -> np.ndarray:
 
 def oracle(inputs: QueryInputs, phrasing: str) -> np.ndarray | None:
     """The target's caption: an upper bound, whatever the phrasing."""
-    captions = inputs.task.oracle
-    return (
-        _unit(clip_jax.embed_texts(inputs.clip, list(captions), progress=False)) if captions and not phrasing else None
-    )
+    if phrasing or not inputs.task.oracle:
+        return None
+    return unit_rows(clip_jax.embed_texts(inputs.clip, list(inputs.task.oracle), progress=False))
 
 
 FROZEN: dict[str, Query] = {
@@ -170,7 +169,3 @@ def means(result: Mapping[str, float]) -> dict[str, float]:
         if len(names) == 4:
             parts.setdefault("/".join((names[0], *names[2:])), []).append(value)
     return {key: float(np.mean(values)) for key, values in parts.items()}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(normalise(np.asarray(x)))

@@ -13,6 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,7 @@ class Crops(Sequence):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, place):
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return Crops(self.keys[place])
         path, box = self.keys[place]

@@ -137,7 +137,7 @@ def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any],
     Raises:
       ValueError: no answers, a query with another number of ids than `length`, a repeated or an unknown one.
     """
-    known = set(known)
+    gallery = set(known)
     if not answers:
         raise ValueError(f"{what}: there are no answers")
     for query, ids in answers.items():
@@ -145,5 +145,5 @@ def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any],
             raise ValueError(
                 f"{what}, query {query}: {length} different ids are needed, got {len(ids)}, {len(set(ids))} different"
             )
-        if unknown := [i for i in ids if i not in known]:
+        if unknown := [i for i in ids if i not in gallery]:
             raise ValueError(f"{what}, query {query}: {unknown[0]!r} is not in the gallery")

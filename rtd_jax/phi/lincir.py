@@ -40,16 +40,17 @@ def prepare(
       ValueError: no caption is left.
     """
     masked = masking.mask(captions, matcher)
-    kept = [i for i, text in enumerate(masked) if text is not None]
-    if not kept:
+    usable = {row: text for row, text in enumerate(masked) if text is not None}
+    if not usable:
         raise ValueError(f"no caption has a keyword that the matcher knows ({matcher.note}), such as {captions[0]!r}")
-    ids = clip.tokenize([masked[i] for i in kept])
+    ids = clip.tokenize([*usable.values()])
     whole = (ids == clip.marker_id).any(1)
     if not whole.any():
         raise ValueError(f"every marker was cut off: {clip.config.text.context_length} tokens hold no masked caption")
-    ids, kept = ids[whole], np.asarray(kept)[whole]
+    ids, kept = ids[whole], np.flatnonzero(whole)
     logging.info("%d of %d captions have keywords (%s)", len(kept), len(captions), matcher.note)
-    embeddings = clip_jax.embed_texts(clip, [captions[i] for i in kept], batch_size=batch_size, progress=False)
+    rows = [*usable]
+    embeddings = clip_jax.embed_texts(clip, [captions[rows[i]] for i in kept], batch_size=batch_size, progress=False)
     return feed.table(clip.config, {"caption": embeddings}, {"ids": ids})
 
 

@@ -26,7 +26,7 @@ from launch.files import write_atomically
 class ApplyPhi(Protocol):
     """φ in training: embeddings (b, d) and a key for dropout -> pseudo tokens (b, w)."""
 
-    def __call__(self, params: Any, embeddings: jax.Array, key: jax.Array) -> jax.Array: ...
+    def __call__(self, params: Any, embeddings: jax.Array, key: jax.Array, /) -> jax.Array: ...
 
 
 def _inputs(embeddings: jax.Array, unit: bool) -> jax.Array:
@@ -197,10 +197,10 @@ def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Netw
         raise ValueError(
             f"these tensors are no φ: missing {', '.join(missing) or 'none'}; unknown {', '.join(extra) or 'none'}"
         )
-    params, width = {}, None
+    params, width = {}, 0
     for i, name in enumerate(names):
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (None, weight.shape[1]):
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (0, weight.shape[1]):
             raise ValueError(
                 f"{name}: weight {weight.shape} and bias {bias.shape} do not fit each other or the {width} inputs"
             )

@@ -19,7 +19,6 @@ import optax
 import clip_jax
 from clip_jax import model
 from clip_jax.config import ClipConfig
-from clip_jax.losses import normalise
 from launch.training import keys, sharding
 from rtd_jax import losses
 from rtd_jax.phi.networks import ApplyPhi
@@ -56,7 +55,7 @@ class Concepts:
 
     def nearest(self, images: np.ndarray, k: int) -> np.ndarray:
         """The k words nearest to each image (n, d), or all where there are fewer: int32 (n, min(k, c))."""
-        similarity = np.asarray(normalise(np.asarray(images))) @ self.words.T
+        similarity = losses.unit_rows(images) @ self.words.T
         return np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int32)
 
 
@@ -72,7 +71,7 @@ def concepts(clip: clip_jax.Clip, words: Sequence[str], phrases: Sequence[str] =
         raise ValueError(f"the phrase {bad[0]!r} has to hold '{{}}' once, for the concept")
     embed = partial(clip_jax.embed_texts, clip, progress=False)
     filled = embed([phrase.format(word) for word in words for phrase in phrases])
-    unit = np.asarray(normalise(embed([f"a photo of {word}" for word in words])))
+    unit = losses.unit_rows(embed([f"a photo of {word}" for word in words]))
     return Concepts(unit, filled.reshape(len(words), len(phrases), -1), phrase_ids(clip, phrases))
 
 
@@ -161,7 +160,7 @@ def _descend(
         return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
 
     updates, state = _adamw(rates).update(jax.grad(objective)(tokens), state, tokens)
-    tokens = optax.apply_updates(tokens, updates)
+    tokens = jnp.asarray(optax.apply_updates(tokens, updates))
     return tokens, rates[2] * mean + (1 - rates[2]) * tokens, state
 
 

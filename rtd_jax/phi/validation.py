@@ -3,7 +3,7 @@
 import numpy as np
 
 import clip_jax
-from clip_jax.losses import normalise
+from rtd_jax import losses
 from rtd_jax.phi.networks import Network
 from rtd_jax.text.compose import BASE
 
@@ -22,10 +22,10 @@ def validate(clip: clip_jax.Clip, network: Network, embeddings: np.ndarray) -> d
       "val/recall", the percentage of embeddings that are the nearest to "a photo of $" with their own pseudo token, and
       "val/cosine", the mean similarity of the two.
     """
-    unit = np.asarray(normalise(np.asarray(embeddings)))
+    unit = losses.unit_rows(embeddings)
     pseudo = np.asarray(network(embeddings))
     sentences = clip_jax.embed_texts(clip, [BASE] * len(embeddings), pseudo_tokens=pseudo, progress=False)
-    similarity, diagonal = np.asarray(normalise(sentences)) @ unit.T, np.arange(len(unit))
+    similarity, diagonal = losses.unit_rows(sentences) @ unit.T, np.arange(len(unit))
     matched = similarity[diagonal, diagonal]
     nearest = (similarity >= matched[:, None]).sum(1) == 1
     return {RECALL: 100 * float(nearest.mean()), "val/cosine": float(matched.mean())}

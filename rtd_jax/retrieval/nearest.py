@@ -7,7 +7,7 @@ mapped into memory. Scores are inner products; among equal scores the lower row 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +70,13 @@ def top_k(
       ValueError: shapes that do not fit, an empty gallery, no queries, k below 1 or above what the exclusions leave of
         the gallery, an excluded row outside the gallery, a score that is NaN, or an unknown dtype.
     """
-    queries, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
+    vectors, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
     extra = 0 if exclude is None else exclude.shape[1]
     wide = min(k + extra, len(gallery))  # what is excluded goes at the end, and no more than `extra` rows can
     mesh = Mesh(_devices(gallery, devices), ("data",), axis_types=(AxisType.Auto,))
-    blocks = [queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES)]
+    blocks = [vectors[start : start + _QUERIES] for start in range(0, len(vectors), _QUERIES)]
     size = _chunk_rows(len(gallery), chunk, mesh.size)
-    placed = [jax.device_put(_filled(block, min(len(queries), _QUERIES)), NamedSharding(mesh, P())) for block in blocks]
+    placed = [jax.device_put(_filled(block, min(len(vectors), _QUERIES)), NamedSharding(mesh, P())) for block in blocks]
     options = dict(mesh=mesh, k=wide, cosine=cosine, dtype=dtype, recall_target=recall_target)
     best = [_nothing(len(block), wide, mesh) for block in placed]
     rows = np.int32(len(gallery))
@@ -267,7 +267,7 @@ def _without(rows: np.ndarray, scores: np.ndarray, exclude: np.ndarray | None, k
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
-def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple[Any, np.ndarray | None]:
+def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple[np.ndarray, np.ndarray | None]:
     """Queries, and the excluded rows as (q, e), once both are known to make sense."""
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; valid names: {', '.join(map(repr, DTYPES))}")

@@ -9,15 +9,14 @@ import numpy as np
 from absl import logging
 
 import clip_jax
-from clip_jax.losses import normalise
 from launch.stages import File, SettingError, Stage, free, require, stackable
 from launch.store import Store
 from launch.training import keys
 from launch.training.program import Program
 from launch.training.sharding import Layout
-from rtd_jax import phi
+from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
-from rtd_jax.stages.data import ClipSource, DataStage, require_whole
+from rtd_jax.stages.data import ClipSource, DataStage, ImagesOfFolder, ImagesOfScenes, require_whole
 from rtd_jax.stages.fitting import TextTraining, metrics_of
 from rtd_jax.text import compose
 from rtd_jax.tuning import feed, training
@@ -38,12 +37,12 @@ class ImageEmbeddings(Stage):
     """Embeddings of the images that φ is trained and validated on, (n, d) each."""
 
     clip: ClipSource
-    images: DataStage
+    images: ImagesOfScenes | ImagesOfFolder
     target_pad: bool = True
     batch_size: int = free(256)
 
     def make(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
-        options = dict(target_pad=self.target_pad, batch_size=self.batch_size, progress=False)
+        options: dict[str, Any] = dict(target_pad=self.target_pad, batch_size=self.batch_size, progress=False)
         train, val = (clip_jax.embed_images(store.get(self.clip), p, **options) for p in store.get(self.images))
         return train, val
 
@@ -120,7 +119,7 @@ class PhiTraining(TextTraining):
 
     def module(self, width: int) -> phi.Phi | phi.Pic2Word:
         """φ's module, for tokens of a width."""
-        options = {} if self.dropout < 0 else {"dropout": self.dropout}
+        options: dict[str, Any] = {} if self.dropout < 0 else {"dropout": self.dropout}
         return phi.KINDS[self.KIND](width, unit_inputs=self.unit_inputs, **options)
 
     def network(self, clip: clip_jax.Clip) -> phi.Network:
@@ -220,7 +219,7 @@ class LincirPhi(PhiTraining):
         return {"caption": _floats(b, config.projection), "ids": ids, "slot": _ints(b)}, {}
 
     def loss(self, clip: clip_jax.Clip, apply_phi: phi.ApplyPhi) -> training.TextLoss:
-        options = dict(marker_id=clip.marker_id, noise=self.noise, seed=self.seed)
+        options: dict[str, Any] = dict(marker_id=clip.marker_id, noise=self.noise, seed=self.seed)
         return lincir.make_loss(clip.config, apply_phi, **options)
 
 
@@ -257,7 +256,7 @@ class SearleConcepts(Stage):
     """Words that the images may show, and phrases about them, with "{}" in each; () for the built-in ones."""
 
     clip: ClipSource
-    images: DataStage
+    images: ImagesOfScenes | ImagesOfFolder
     phrases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -288,10 +287,10 @@ class SearleTokens(Stage):
 
     def make(self, store: Store) -> np.ndarray:
         clip, (train, val), known = store.get(self.images.clip), store.get(self.images), store.get(self.concepts)
-        options = dict(steps=self.inversion_steps, seed=self.seed, check_stop=store.stop.check)
+        options: dict[str, Any] = dict(steps=self.inversion_steps, seed=self.seed, check_stop=store.stop.check)
         tokens = searle.invert(clip, val, known, **options)
         sentences = clip_jax.embed_texts(clip, [compose.BASE] * len(val), pseudo_tokens=tokens, progress=False)
-        cosine = (np.asarray(normalise(sentences)) * np.asarray(normalise(np.asarray(val)))).sum(1)
+        cosine = (losses.unit_rows(sentences) * losses.unit_rows(val)).sum(1)
         logging.info("optimised tokens of validation images: mean cosine %.3f", cosine.mean())
         return searle.invert(clip, train, known, **options)
 

@@ -98,8 +98,15 @@ class Tuning(TextTraining):
     def update(self, config: ClipConfig, prompt: Prompt, module: Any, examples: int, shards: int) -> training.Update:
         """One update of the text tower of a CLIP with the trained vocabulary, its batches spread over `shards`."""
         optimizer, _ = self.create_optimizer(examples)
-        config, options = self.compute.applied(config), dict(prompt=prompt, seed=self.seed, shards=shards)
-        return step.make_step(config, optimizer, module, self.objective, **options)
+        return step.make_step(
+            self.compute.applied(config),
+            optimizer,
+            module,
+            self.objective,
+            prompt=prompt,
+            seed=self.seed,
+            shards=shards,
+        )
 
     def program(self, layout: Layout) -> Program:
         """What is compiled for the longest texts; the triplets are read for their number and their tokens."""

@@ -18,7 +18,7 @@ from clip_jax.tokenizer import MARKER
 from rtd_jax.phi import Network, check_fits
 
 BASE = f"a photo of {MARKER}"
-Texts = Sequence[str | tuple[str, str]]
+Texts = Sequence[str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import numpy as np
 from absl import app, flags, logging
 
 import clip_jax
-from clip_jax.losses import normalise
 from launch import llm
-from rtd_jax import clips
+from rtd_jax import clips, losses
 from rtd_jax.text import captions, masking, phrasings
 from rtd_jax.text.triplets import MARKER, Triplets, fault, write
 
@@ -54,7 +53,7 @@ def substitutes(
     result: dict[str, list[str]] = {}
     for words in members.values():
         vectors = clip_jax.embed_texts(clip, [f"a photo of {word}" for word in words], progress=False)
-        vectors = np.asarray(normalise(vectors))
+        vectors = losses.unit_rows(vectors)
         for start in range(0, len(words), _ROWS):  # with spaCy a kind may have tens of thousands
             similarity = vectors[start : start + _ROWS] @ vectors.T
             similarity = np.where(similarity < synonym, similarity, -np.inf)

@@ -5,6 +5,7 @@ this package does (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2
 """
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import re
@@ -62,8 +63,9 @@ def create(name: str = "auto", words: Iterable[str] = ()) -> Matcher:
     """
     if words := frozenset(word.lower() for word in words):
         return Matcher(_by_table(dict.fromkeys(words, "word")), f"a list of {len(words)} words")
-    if resolve(name) == "spacy":
-        return _spacy(_spacy_model())
+    model = _spacy_model()
+    if resolve(name) == "spacy" and model is not None:
+        return _spacy(model)
     table = lexicon()
     return Matcher(_by_table(table), f"the built-in lexicon of {len(table)} words")
 
@@ -134,7 +136,7 @@ def _by_table(table: Mapping[str, str]) -> FindKeywords:
 
 
 def _spacy(name: str) -> Matcher:
-    import spacy
+    spacy = importlib.import_module("spacy")
 
     model = spacy.load(name, exclude=["parser", "ner", "lemmatizer"])
     kinds = {"NOUN": "noun", "PROPN": "noun", "ADJ": "adjective"}

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -55,7 +56,7 @@ def fault(reference: object, modification: object, target: object) -> str:
             return f"{key} is empty"
         if MARKER in text:
             return f"{key} {text!r} holds {MARKER!r}, the marker of the pseudo token"
-    if " ".join(reference.split()) == " ".join(target.split()):
+    if " ".join(str(reference).split()) == " ".join(str(target).split()):
         return f"the reference and the target are the same caption, {reference!r}"
     return ""
 
@@ -90,8 +91,9 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
         raise FileNotFoundError(f"no triplets file {path}; rtd_jax.text.generation makes one from captions")
     rows, faults = [], []
     for where, row in readers[path.suffix.lower()](path):
-        if isinstance(row, str) or (row_fault := _row_fault(row)):
-            faults.append(f"{path}, {where}: {row if isinstance(row, str) else row_fault}")
+        problem = row if isinstance(row, str) else _row_fault(row)
+        if problem:
+            faults.append(f"{path}, {where}: {problem}")
             if not skip_faulty:
                 raise ValueError(f"{faults[0]}. To use the others, set skip_faulty=True")
         else:
@@ -134,7 +136,7 @@ def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, T
     return triplets.select(sorted(train)), triplets.select(sorted(val))
 
 
-def _row_fault(row: object) -> str:
+def _row_fault(row: Any) -> str:
     if not isinstance(row, dict):
         return f"no JSON object but {type(row).__name__}"
     if missing := [key for key in KEYS if key not in row]:
@@ -142,7 +144,7 @@ def _row_fault(row: object) -> str:
     return fault(*(row[key] for key in KEYS))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, object]]:
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
@@ -155,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
             yield f"line {number}", row if not isinstance(row, str) else f"no JSON object but the text {row!r}"
 
 
-def _list(path: Path) -> Iterator[tuple[str, object]]:
+def _list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -159,14 +159,13 @@ def make_step(
     Raises:
       ValueError: no φ where one is needed.
     """
-    refined = objective.concatenation == "refined"
-    if refined and phi is None:
+    if objective.concatenation == "refined" and phi is None:
         raise ValueError("concatenation 'refined' needs a φ network")
     encode = partial(_encode, config, objective, prompt)
 
     def step(state: State, batch, *, axis_name: str | None = None):
         rows = {name: batch[name] for name in columns(objective)}
-        if refined:
+        if phi is not None and objective.concatenation == "refined":
             reference, key = rows["reference"], keys.stream(seed, "noise", state.step)
             noise = objective.noise * training.noise(key, rows.pop("slot"), reference.shape[1])
             rows["pseudo"] = phi.apply({"params": batch[sharding.RESIDENT]["phi"]}, reference + noise)
@@ -195,15 +194,15 @@ def _encode(config: ClipConfig, objective: Objective, prompt: Prompt, params, ro
         queries = tower.encode_queries(
             config, params["text"], rows["ids"], rows["pseudo"], prompt=prompt, plain=hard, groups=groups
         )
-        references = None
+        references = []
     else:
-        references = text(rows["reference_ids"]) if hard else None
-        queries = jnp.stack([text(rows["ids"]), *([references] if hard else [])], axis=1)
+        references = [text(rows["reference_ids"])] if hard else []
+        queries = jnp.stack([text(rows["ids"]), *references], axis=1)
     if objective.frozen_targets:
         targets = [rows["target"], *([rows["reference"]] if hard else [])]
     else:
-        references = text(rows["reference_ids"]) if hard and references is None else references
-        targets = [text(rows["target_ids"]), *([references] if hard else [])]
+        references = [text(rows["reference_ids"])] if hard and not references else references
+        targets = [text(rows["target_ids"]), *references]
     return queries, jnp.stack(targets, axis=1)
 
 

@@ -142,4 +142,4 @@ def _pool(config: ClipConfig, params: dict[str, Any], x: jax.Array, ends: jax.Ar
     norm = nn.LayerNorm(epsilon=config.text.norm_eps, dtype=wide, use_fast_variance=False)
     pooled = norm.apply({"params": params["final_norm"]}, pooled)
     projection = nn.Dense(config.projection, use_bias=False, dtype=dtype)
-    return projection.apply({"params": params["projection"]}, pooled).astype(wide)
+    return jnp.asarray(projection.apply({"params": params["projection"]}, pooled)).astype(wide)

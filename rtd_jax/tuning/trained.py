@@ -10,8 +10,7 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import ClipConfig
-from clip_jax.losses import normalise
-from rtd_jax import phi
+from rtd_jax import losses, phi
 from rtd_jax.text import compose, triplets, vocabulary
 from rtd_jax.tuning import feed, step, training
 
@@ -120,7 +119,7 @@ class Validation:
         distinct, rows = np.unique(captions, return_inverse=True)
         gallery = np.empty((len(distinct), self.references.shape[1]), np.float32)
         gallery[rows] = np.concatenate([self.targets, self.references])
-        gallery, target = np.asarray(normalise(gallery)), rows[: len(self.triplets)]
+        gallery, target = losses.unit_rows(gallery), rows[: len(self.triplets)]
         queries = compose.queries(
             clip, self.network, self.references, self.triplets.modifications, batch_size=self.batch_size
         )
