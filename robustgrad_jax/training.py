@@ -11,9 +11,8 @@ from flax import linen as nn
 from jax import Array
 
 from launch.data import augment, feed
-from launch.training import keys, loop, sharding
-from launch.training.program import Batch, Metrics
-from launch.training.state import NormState
+from launch.training import keys, sharding
+from launch.training.program import LOSS, Batch, Metrics, NormState
 from robustgrad_jax.gradients import Draws
 from robustgrad_jax.regularizers import Penalty
 
@@ -104,7 +103,7 @@ def update(
         return cross_entropy + value, (batch_stats, logs)
 
     (loss, (batch_stats, logs)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    logs = {loop.LOSS: loss, **logs}
+    logs = {LOSS: loss, **logs}
     if axis_name is not None:
         gradients, batch_stats, logs = jax.lax.pmean((gradients, batch_stats, logs), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

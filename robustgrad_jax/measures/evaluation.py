@@ -1,6 +1,6 @@
 """What is measured on the test set, example by example: accuracy, attributions under perturbation, curves, the bound.
 
-Every function here gives a `Measure`, for `launch.training.loop.masked_means`. Follows Joo et al. 2023.
+Every function here gives a `Measure`, for `launch.training.means.masked_means`. Follows Joo et al. 2023.
 """
 
 from collections.abc import Callable, Mapping, Sequence

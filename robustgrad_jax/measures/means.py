@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from launch.data import Split, feed
-from launch.training import loop, sharding
+from launch.training import sharding
+from launch.training.means import add, masked_means
 from launch.training.places import Stack
+from launch.training.prefetch import prefetch
 from launch.training.program import Batch
 from robustgrad_jax.measures.evaluation import Measure
 
@@ -38,7 +40,7 @@ def over_split(
         batches = feed.eval_batches(
             split, batch_size=batch_size, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        return loop.masked_means(layout, measure, variables, batches, resident=placed, check_stop=check_stop, **options)
+        return masked_means(layout, measure, variables, batches, resident=placed, check_stop=check_stop, **options)
 
     return means
 
@@ -67,9 +69,9 @@ def of_stack(place: Stack, measure: Measure) -> StackedMeans:
 
     def means(states: Any, resident: Any, batches: Iterable[Batch], /) -> list[dict[str, float]]:
         total = None
-        for batch in loop.prefetch(batches, place.put):
+        for batch in prefetch(batches, place.put):
             new = compiled({}, states, batch, resident)
-            total = new if total is None else loop.add(total, new)
+            total = new if total is None else add(total, new)
         if total is None:
             raise ValueError("there is no example to evaluate")
         pulled = place.pull(total)

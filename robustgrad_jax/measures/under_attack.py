@@ -1,7 +1,7 @@
 """What an attack does to an attribution.
 
 `Attack` is an attack with everything but its images; `attacked` gives a batch's attacked images and both explanations,
-`under_attack` compares them, for `launch.training.loop.masked_means`.
+`under_attack` compares them, for `launch.training.means.masked_means`.
 """
 
 import functools

@@ -27,11 +27,10 @@ from launch.stages import (
 )
 from launch.store import Store
 from launch.training import duration, fit, keys, sharding
-from launch.training.loop import NonFiniteLoss
 from launch.training.optim import Optimizer
+from launch.training.pace import NonFiniteLoss
 from launch.training.places import One, Place, stack
-from launch.training.program import Batch, Metrics, Numbers, Program, Step, as_arrays
-from launch.training.state import NormState
+from launch.training.program import Batch, Metrics, NormState, Numbers, Program, Step, as_arrays
 from robustgrad_jax import training
 from robustgrad_jax.gradients import Draws
 from robustgrad_jax.measures import evaluation, means

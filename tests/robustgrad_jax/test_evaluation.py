@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from launch.data import Arrays, feed
-from launch.training import keys, loop, sharding
+from launch.training import keys, sharding
+from launch.training.means import masked_means
 from robustgrad_jax import attacks, callables, gradients, metrics, models
 from robustgrad_jax.gradients import Draws
 from robustgrad_jax.measures import evaluation, under_attack
@@ -56,7 +57,7 @@ def means(split, variables, fn, **options):
     layout = sharding.layout()
     batches = feed.eval_batches(split, batch_size=BATCH)
     resident = layout.replicate(feed.resident(split))
-    return loop.masked_means(layout, fn, variables, batches, resident=resident, **options)
+    return masked_means(layout, fn, variables, batches, resident=resident, **options)
 
 
 def model():

@@ -12,8 +12,8 @@ import pytest
 
 from launch.data import Arrays, Spec, Splits, augment, feed
 from launch.files import load_tree
+from launch.processes.stop import Preempted, Stop
 from launch.stages import File
-from launch.stop import Preempted, Stop
 from launch.store import MARKER, Store
 from launch.training import keys, sharding
 from robustgrad_jax import attributions, experiment, lrp, metrics, models, stages, training

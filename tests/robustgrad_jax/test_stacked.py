@@ -12,11 +12,11 @@ from ml_collections import FrozenConfigDict
 from configs.robustgrad import digits_lenet
 from launch.data import augment
 from launch.files import load_tree
+from launch.journal import Journal
+from launch.processes.stop import Preempted, Stop
 from launch.stages import SettingError, numbers, stacked_numbers, with_numbers
-from launch.stop import Preempted, Stop
 from launch.store import MARKER, Store
 from launch.training import checkpoint, fit, sharding
-from launch.training.journal import Journal
 from robustgrad_jax import experiment, regularizers, training
 from robustgrad_jax.stages import Classifier
 from tests.commands import finish, start
