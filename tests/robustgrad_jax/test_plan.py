@@ -8,6 +8,7 @@ from ml_collections import FrozenConfigDict
 
 from configs.robustgrad import base, digits_lenet
 from launch import stages as core
+from launch.data import DataSet
 from launch.run import flatten
 from launch.stages import walk
 from launch.store import Store
@@ -25,9 +26,6 @@ FREE = {
 }
 # what has to be asked for before a field matters
 ASKED = {
-    "data.path": {"data.name": "idx", "data.path": "OTHER"},
-    "data.classes": {"data.name": "image_folder"},
-    "data.memory": {"data.name": "image_folder"},
     "regularizer.noise": {"regularizer.name": "l2_cosine"},
     "regularizer.hessian.": {"regularizer.name": "hessian"},
     "regularizer.iga.": {"regularizer.name": "iga"},
@@ -108,7 +106,7 @@ def changed(field, value):
 @pytest.mark.parametrize("field", sorted(flatten(base.get_config())))
 def test_every_field_reaches_a_stage_or_is_free(field):
     if field in WITH_FILES:
-        pytest.skip("needs files: test_pretrained.py, and the tests of data sets")
+        return  # below, and in test_pretrained.py
     asked = next((values for prefix, values in ASKED.items() if field.startswith(prefix)), {})
     if field == "optimizer.nesterov":
         asked = {"optimizer.name": "sgd", "optimizer.momentum": 0.5}
@@ -119,6 +117,19 @@ def test_every_field_reaches_a_stage_or_is_free(field):
     other = plan(asked | {field: changed(field, value)})
     same = experiment.plan(before)
     assert (other.key == same.key) == (field in FREE), field
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ({"name": "idx", "path": "here"}, {"name": "idx", "path": "there"}),
+        ({"name": "image_folder", "path": "here", "image_size": 32, "classes": "imagenet100"}, {"classes": ""}),
+        ({"name": "image_folder", "path": "here", "image_size": 32, "memory": "no"}, {"memory": "yes"}),
+    ],
+)
+def test_fields_of_data_in_files_reach_the_images(one, other):
+    keys = {stages.ImageSplits(DataSet(**one | change)).key for change in ({}, other)}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "configs" / "robustgrad").glob("[!_]*.py")))
