@@ -1,6 +1,6 @@
 """CLIP in Flax: reads the published checkpoints, encodes and trains under jit on one device or a mesh."""
 
-from clip_jax.clip import Clip, embedded, load, save
-from clip_jax.embed import embed_images, embed_texts
+from clip_jax.clip import Clip, embedded, load, outline, save
+from clip_jax.embed import Embedder, embed_images, embed_texts
 
-__all__ = ["Clip", "embed_images", "embed_texts", "embedded", "load", "save"]
+__all__ = ["Clip", "Embedder", "embed_images", "embed_texts", "embedded", "load", "outline", "save"]

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -16,17 +16,23 @@ from absl import logging
 _DIGEST = 32  # bytes of a SHA-256, which stands after the array in an entry's file
 
 
-def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[int], make: Callable) -> np.ndarray:
+class MakeArray(Protocol):
+    """Computes the array of an entry: float32."""
+
+    def __call__(self) -> np.ndarray: ...
+
+
+def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[int], make: MakeArray) -> np.ndarray:
     """An array from the cache, or made and put there.
 
-    An entry is `folder`/HASH.npy, which appears whole or not at all; `numpy.load` reads it. One that is damaged is made
-    again, and the log says so.
+    An entry is `folder`/HASH.npy, which appears whole or not at all; `numpy.load` reads it. A damaged entry is made
+    again, with a warning in the log.
 
     Args:
-      folder: made if it is not there.
+      folder: created if necessary.
       description: everything that the array depends on, as JSON values; its hash is the entry's name.
-      shape: of the array, none of it 0.
-      make: () -> the array, float32.
+      shape: of the array, without a 0.
+      make: computes the array.
 
     Returns:
       The array, float32, read-only, mapped from the file into memory.
@@ -42,17 +48,21 @@ def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[in
     return _read(path, tuple(shape))
 
 
+def digest(array: np.ndarray) -> str:
+    """A hash of every byte of an array."""
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
 def fingerprint(tree: Any) -> str:
     """A hash of a tree of arrays: of its paths, types, shapes and every byte (about a second for a gigabyte)."""
 
-    def digest(item) -> str:
+    def describe(item) -> str:
         path, leaf = item
-        array = np.ascontiguousarray(leaf)
-        head = f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}"
-        return head + hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+        array = np.asarray(leaf)
+        return f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}{digest(array)}"
 
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(digest, jax.tree_util.tree_leaves_with_path(tree))
+        digests = pool.map(describe, jax.tree_util.tree_leaves_with_path(tree))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -60,7 +70,7 @@ def file_list(paths: Sequence[str | Path]) -> str:
     """A hash of files by their absolute path, size and time of modification; their content is not read.
 
     Raises:
-      FileNotFoundError: names the first that is not there.
+      FileNotFoundError: a file does not exist; the first is named.
     """
     entries = []
     for path in paths:
@@ -76,7 +86,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if path.stat().st_size <= _DIGEST:
         raise ValueError("it is too short")
     content = np.memmap(path, np.uint8, "r")
-    if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:].tobytes():
+    if hashlib.sha256(content[:-_DIGEST].data).digest() != content[-_DIGEST:].tobytes():
         raise ValueError("its checksum does not match")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.shape != shape or array.dtype != np.float32:
@@ -91,8 +101,8 @@ def _write(path: Path, array: np.ndarray) -> None:
         with os.fdopen(descriptor, "w+b") as file:
             np.save(file, array)
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").digest()
-            file.write(digest)
+            checksum = hashlib.file_digest(file, "sha256").digest()
+            file.write(checksum)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives 0600, which colleagues on a cluster could not read

@@ -5,23 +5,25 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.core import Tracer
 from safetensors.numpy import save_file
 
 from clip_jax import model, preprocess, tokenizer
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.files import config_files, hub, layouts, weights
+from clip_jax.files import config_files, folders, hub, layouts, weights
+from clip_jax.tokenizer import Tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-# All that `save` may write: a folder with other files in it is not overwritten.
+# All files that `save` may write; a folder with any other file is not overwritten.
 _WRITTEN = {
     *_TOKENIZER_FILES,
     "added_tokens.json",
@@ -41,23 +43,23 @@ class Clip:
     Attributes:
       config: sizes, and how to compute.
       params: the parameter tree (see `clip_jax.model`).
-      tokenizer: None where the checkpoint came without one.
+      tokenizer: None if the checkpoint came without one.
       preprocessing: what `preprocess` does to images.
-      source: the folder that it was read from, for messages.
+      source: the folder that the CLIP was read from, for messages.
     """
 
     config: ClipConfig
     params: model.Params
-    tokenizer: tokenizer.Tokenizer | None
+    tokenizer: Tokenizer | None
     preprocessing: preprocess.Preprocessing
     source: str = ""
 
     @property
     def marker_id(self) -> int:
-        """Id of the token "$", which stands for a pseudo token: the tokenizer's, without one that of CLIP's vocabulary.
+        """Id of the token "$", which stands for a pseudo token: the tokenizer's or, without one, CLIP's.
 
         Raises:
-          ValueError: "$" is not one token of the tokenizer, or there is none and the vocabulary is not CLIP's.
+          ValueError: "$" is not one token of the tokenizer; no tokenizer, and the vocabulary is not CLIP's.
         """
         if self.tokenizer is None:
             if self.config.text.vocab_size <= tokenizer.MARKER_ID:
@@ -76,8 +78,8 @@ class Clip:
         Texts longer than the context length are cut, their end token is kept.
 
         Raises:
-          FileNotFoundError: the checkpoint came without tokenizer files; they are named.
-          TypeError, ValueError: something that is not a text, by its index.
+          FileNotFoundError: the checkpoint came without tokenizer files; the message names them.
+          TypeError, ValueError: an item is not a text; the message has its index.
         """
         return model.cut(self.config, self._tokenizer("tokenize").encode(texts))
 
@@ -89,25 +91,57 @@ class Clip:
         `target_pad` pads elongated images first, as composed retrieval does; see `clip_jax.preprocess.pad_to_ratio`.
 
         Raises:
-          FileNotFoundError, ValueError, TypeError: an image that cannot be read, by its file or index.
+          FileNotFoundError, ValueError, TypeError: an image cannot be read; the message has its file or index.
         """
         return preprocess.preprocess(self.preprocessing, images, target_pad=target_pad)
 
+    @overload
     def encode_image(
-        self, params: model.Params, pixels: jax.Array, *, intermediates: bool = False
-    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: model.Params, pixels: model.Array, *, intermediates: Literal[False] = False
+    ) -> jax.Array: ...
+
+    @overload
+    def encode_image(
+        self, params: model.Params, pixels: model.Array, *, intermediates: Literal[True]
+    ) -> tuple[jax.Array, model.Intermediates]: ...
+
+    def encode_image(
+        self, params: model.Params, pixels: model.Array, *, intermediates: bool = False
+    ) -> jax.Array | tuple[jax.Array, model.Intermediates]:
         """Unnormalised float32 embeddings (n, d) of pixels (n, s, s, 3); see `clip_jax.model.encode_image`."""
         return model.encode_image(self.config, params, pixels, intermediates=intermediates)
+
+    @overload
+    def encode_text(
+        self,
+        params: model.Params,
+        ids: model.Array,
+        *,
+        pseudo_tokens: model.Array | None = None,
+        marker_id: int | None = None,
+        intermediates: Literal[False] = False,
+    ) -> jax.Array: ...
+
+    @overload
+    def encode_text(
+        self,
+        params: model.Params,
+        ids: model.Array,
+        *,
+        pseudo_tokens: model.Array | None = None,
+        marker_id: int | None = None,
+        intermediates: Literal[True],
+    ) -> tuple[jax.Array, model.Intermediates]: ...
 
     def encode_text(
         self,
         params: model.Params,
-        ids: jax.Array,
+        ids: model.Array,
         *,
-        pseudo_tokens: jax.Array | None = None,
+        pseudo_tokens: model.Array | None = None,
         marker_id: int | None = None,
         intermediates: bool = False,
-    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> jax.Array | tuple[jax.Array, model.Intermediates]:
         """Unnormalised float32 embeddings (n, d) of ids (n, t); see `clip_jax.model.encode_text`.
 
         Args:
@@ -115,21 +149,21 @@ class Clip:
           ids: of `tokenize`.
           pseudo_tokens: (n, w) or (n, k, w): embeddings in place of those of the marker.
           marker_id: the marker, this checkpoint's `marker_id` by default.
-          intermediates: also return a dict of what lies in between.
+          intermediates: also return a dict of intermediate results.
 
         Raises:
-          ValueError: shapes that do not fit; a text without its markers. Inside `jit` values cannot be looked at: call
+          ValueError: shapes that do not fit; a text without its markers. Values cannot be checked inside `jit`: call
             `clip_jax.model.check_marker` where the ids are made.
         """
         if pseudo_tokens is not None:
             marker_id = self.marker_id if marker_id is None else marker_id
-            if not isinstance(ids, jax.core.Tracer):
+            if not isinstance(ids, Tracer):
                 model.check_marker(ids, marker_id, pseudo_tokens.shape[1] if pseudo_tokens.ndim == 3 else None)
         return model.encode_text(
             self.config, params, ids, pseudo_tokens=pseudo_tokens, marker_id=marker_id, intermediates=intermediates
         )
 
-    def _tokenizer(self, purpose: str) -> tokenizer.Tokenizer:
+    def _tokenizer(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:
             raise FileNotFoundError(
                 f"{purpose} needs a tokenizer, and {self.source or 'this CLIP'} came without one: put the checkpoint's "
@@ -143,68 +177,84 @@ def load(
     source: str | Path,
     *,
     dtype: Any = None,
-    put: Callable[[str, np.ndarray], Any] = lambda path, leaf: jax.device_put(leaf),
+    put: layouts.PutLeaf = lambda path, leaf: jax.device_put(leaf),
 ) -> Clip:
     """A CLIP from a folder or from the Hugging Face hub.
 
-    Read are Hugging Face's layout (config.json with safetensors, sharded or not, old Flax msgpack files, or PyTorch's)
-    and OpenCLIP's (open_clip_config.json); `clip_jax.files.weights` has the order of preference. Nothing is filled in:
-    every tensor of the model has to be there in its shape, and no other. Weights stored in half precision are widened.
+    Reads Hugging Face's layout (config.json with safetensors, sharded or not, old Flax msgpack files, or PyTorch's)
+    and OpenCLIP's (open_clip_config.json); `clip_jax.files.weights` has the order of preference. The files must hold
+    exactly the tensors of the model, each in its shape. Weights stored in half precision are widened.
 
-    A folder without tokenizer files loads, only `tokenize` is missing. Without preprocessor_config.json images are
-    prepared as for all published CLIPs (bicubic, their one mean and standard deviation) at the tower's size.
+    A folder without tokenizer files loads, but cannot `tokenize`. Without preprocessor_config.json images are prepared
+    as for all published CLIPs (bicubic, CLIP's mean and standard deviation) at the tower's size.
 
     Args:
-      source: a folder, or a hub name such as "openai/clip-vit-base-patch32". A folder of that name goes first.
+      source: a folder, or a hub name such as "openai/clip-vit-base-patch32". A folder of that name takes precedence.
       dtype: of the parameters and of the computation: "float32" (None), "bfloat16", "float16"; the scalar logit_scale
         stays float32. To train in bfloat16 on float32 parameters, load without it and replace `config.dtype`.
-      put: where each leaf of the parameters goes: from its path ("image/blocks/up/kernel") and numpy array to what
-        `params` shall hold. The default places it on the default device; give a function that splits it, by the rules
-        of `clip_jax.sharding`, for towers larger than one device's memory. The host holds one leaf at a time.
+      put: where each leaf of the parameters goes. The default places it on the default device; give a function that
+        splits it, by the rules of `clip_jax.sharding`, for towers larger than one device's memory. The host holds one
+        leaf at a time.
 
     Raises:
       FileNotFoundError: no such folder, or files are missing from it.
       ConnectionError: a hub name, and the hub cannot be reached.
       ValueError: corrupt files; config fields, tensors or a tokenizer that do not fit; the file is named.
-      ImportError: only a PyTorch file is there, and PyTorch is not installed.
+      ImportError: the weights are a PyTorch file, and PyTorch is not installed.
     """
     dtype = _dtype(dtype)
+    clip = outline(source)
+    folder = Path(clip.source)
+    files = _files(folder)
+    tensors = weights.read(folder, files)
+    with _naming(folder / files.weights):
+        params = layouts.to_params(_layout(files, tensors), tensors, clip.config, dtype=dtype, put=put)
+    return replace(clip, config=replace(clip.config, dtype=dtype), params=params)
+
+
+def outline(source: str | Path) -> Clip:
+    """A checkpoint without its weights: `params` holds shapes, float32 `jax.ShapeDtypeStruct`s.
+
+    Reads the small files only, so it takes no time and no memory, however large the towers; of a hub name it fetches
+    the weights too.
+
+    Args:
+      source: as for `load`.
+
+    Raises: as `load`.
+    """
     folder = _folder(source)
-    found = _found(folder)
-    with _naming(folder / found.config):
-        config = _read_config(folder, found)
-    config = replace(config, dtype=dtype)
-    words = tokenizer.load(folder, config)
-    images = preprocess.load(folder, config)
-    tensors = weights.read(folder, found)
-    with _naming(folder / found.weights):
-        params = layouts.to_params(_layout(found, tensors), tensors, config, dtype=dtype, put=put)
-    return Clip(config, params, words, images, str(folder))
+    files = _files(folder)
+    with _naming(folder / files.config):
+        config = _read_config(folder, files)
+    shapes = traverse_util.unflatten_dict(dict(layouts.template(config)), sep="/")
+    return Clip(config, shapes, tokenizer.load(folder, config), preprocess.load(folder, config), str(folder))
 
 
 def save(clip: Clip, folder: str | Path, *, dtype: Any = None) -> None:
-    """Write a CLIP as Hugging Face lays it out: config.json, model.safetensors, tokenizer and preprocessing.
+    """Write a CLIP in Hugging Face's layout: config.json, model.safetensors, tokenizer and preprocessing.
 
     `clip_jax.load` and transformers' CLIPModel, CLIPTokenizer and CLIPImageProcessor read the folder. It is written
-    beside its place and moved there when it is whole. A folder that `save` wrote is replaced; one that holds any other
-    file is left alone. In a program of many processes, call it in one of them.
+    under a temporary name and moved into place when it is complete. A folder that `save` wrote is replaced; one that
+    holds any other file is left alone. In a program of many processes, call it in one of them.
 
     Args:
       clip: to write.
       folder: to create or replace.
-      dtype: of the stored weights ("float16" halves the file), None for the parameters' own. logit_scale keeps its own.
+      dtype: of the stored weights ("float16" halves the file), None to keep that of the parameters. logit_scale is
+        never converted.
 
     Raises:
-      FileExistsError: `folder` is a file, or holds something else than a CLIP that was saved; it is named.
-      ValueError: parameters of other shapes than the config's, or an unknown dtype.
+      FileExistsError: `folder` is a file, or holds files that are not of a saved CLIP; they are named.
+      ValueError: the parameters do not have the shapes of the config; an unknown dtype.
     """
     target = Path(os.path.realpath(folder))
-    _check_target(target)
+    folders.check(target, _WRITTEN)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         _write(clip, temporary, dtype)
-        _move(temporary, target)
+        folders.move(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -213,11 +263,11 @@ def embedded(name: str) -> Path:
     """The folder of a checkpoint that comes with this package, for `load`.
 
     Raises:
-      ValueError: there is none of that name; lists those there are.
+      ValueError: an unknown name; the message lists the valid ones.
     """
     folders = _embedded()
     if name not in folders:
-        raise ValueError(f"no embedded checkpoint {name!r}; there are {', '.join(sorted(folders)) or 'none'}")
+        raise ValueError(f"no embedded checkpoint {name!r}; valid names: {', '.join(map(repr, sorted(folders)))}")
     return folders[name]
 
 
@@ -239,37 +289,39 @@ def _folder(source: str | Path) -> Path:
         return hub.download(source)
     names = ", ".join(f"clip_jax.embedded({name!r})" for name in sorted(_embedded())) or "none"
     raise FileNotFoundError(
-        f"there is no folder {str(source)!r}, and it is no hub name (owner/repository). Checkpoints that come with the "
-        f"package: {names}"
+        f"no folder {str(source)!r}, and it is not a hub name (owner/repository) either. Checkpoints that come with "
+        f"the package: {names}"
     )
 
 
-def _found(folder: Path) -> weights.Found:
-    files = sorted(path.name for path in folder.iterdir())
-    found = weights.find(files, folder)
-    if found is None:
-        there = ", ".join(files) or "nothing"
-        raise FileNotFoundError(f"{folder} is no CLIP checkpoint. It holds {there}; needed: {weights.known_names()}")
-    return found
+def _files(folder: Path) -> weights.CheckpointFiles:
+    names = sorted(path.name for path in folder.iterdir())
+    files = weights.find(names, folder)
+    if files is None:
+        content = ", ".join(names) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is not a CLIP checkpoint. It holds {content}; needed: {weights.known_names()}"
+        )
+    return files
 
 
-def _read_config(folder: Path, found: weights.Found) -> ClipConfig:
-    values = weights.read_json(folder / found.config)
-    if found.config == weights.OPENCLIP_CONFIG:
+def _read_config(folder: Path, files: weights.CheckpointFiles) -> ClipConfig:
+    values = weights.read_json(folder / files.config)
+    if files.config == weights.OPENCLIP_CONFIG:
         return config_files.from_openclip(values)
     towers = {"clip_text_model": "text", "clip_vision_model": "image"}
     if (kind := values.get("model_type")) in towers:
         raise ValueError(
-            f"this is the {towers[kind]} tower of a CLIP by itself (model_type {kind}); a checkpoint with both towers "
-            "(model_type clip) is needed"
+            f"this is only the {towers[kind]} tower of a CLIP (model_type {kind}); give a checkpoint with both towers "
+            "(model_type clip)"
         )
     return config_files.from_huggingface(values)
 
 
-def _layout(found: weights.Found, tensors: dict[str, layouts.Tensor]) -> layouts.Layout:
-    if found.config == weights.OPENCLIP_CONFIG:
+def _layout(files: weights.CheckpointFiles, tensors: dict[str, layouts.Tensor]) -> layouts.WeightLayout:
+    if files.config == weights.OPENCLIP_CONFIG:
         return layouts.openclip(tensors)
-    return layouts.FLAX if found.weights.endswith(".msgpack") else layouts.HUGGINGFACE
+    return layouts.FLAX if files.weights.endswith(".msgpack") else layouts.HUGGINGFACE
 
 
 def _dtype(dtype: Any) -> str:
@@ -280,15 +332,15 @@ def _dtype(dtype: Any) -> str:
     except TypeError:
         name = dtype
     if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; there are {', '.join(DTYPES)}")
-    if name == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError(f"unknown dtype {name!r}; valid names: {', '.join(map(repr, DTYPES))}")
+    if name == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True)")
     return name
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of what is wrong with its content."""
+    """Prefix a ValueError with the name of the file that it is about."""
     try:
         yield
     except ValueError as error:
@@ -296,17 +348,6 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 # -- Writing ----------------------------------------------------------------------------------
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{target} is a file; give a folder")
-    files = {path.name for path in target.iterdir()} if target.exists() else set()
-    if strangers := sorted(files - _WRITTEN):
-        raise FileExistsError(
-            f"{target} holds what a saved CLIP does not and would be lost: {', '.join(strangers)}. Choose another "
-            "folder or remove them"
-        )
 
 
 def _write(clip: Clip, folder: Path, dtype: Any) -> None:
@@ -326,11 +367,11 @@ def _write(clip: Clip, folder: Path, dtype: Any) -> None:
 
 def _stored(clip: Clip, dtype: Any) -> model.Params:
     """The parameters on the host, as they will be stored."""
-    flat = traverse_util.flatten_dict(jax.device_get(clip.params), sep="/")
+    flat: Any = traverse_util.flatten_dict(jax.device_get(clip.params), sep="/")
     shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
-    wanted = {path: leaf.shape for path, leaf in layouts.template(clip.config).items()}
-    if wrong := sorted(path for path in shapes.keys() | wanted.keys() if shapes.get(path) != wanted.get(path)):
-        raise ValueError(f"these parameters are not those of the config: {', '.join(wrong)}")
+    expected = {path: leaf.shape for path, leaf in layouts.template(clip.config).items()}
+    if wrong := sorted(path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path)):
+        raise ValueError(f"these parameters do not have the shapes of the config: {', '.join(wrong)}")
     if dtype is not None:
         name = _dtype(dtype)
         flat = {path: leaf if path == "logit_scale" else leaf.astype(name) for path, leaf in flat.items()}
@@ -339,19 +380,3 @@ def _stored(clip: Clip, dtype: Any) -> model.Params:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _move(new: Path, target: Path) -> None:
-    """Put a whole folder in its place; a folder that is there goes only when the new one has come."""
-    if not target.exists() or not any(target.iterdir()):
-        os.rename(new, target)
-        return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    os.rename(target, aside / "old")
-    try:
-        os.rename(new, target)
-    except BaseException:
-        os.rename(aside / "old", target)
-        os.rmdir(aside)
-        raise
-    shutil.rmtree(aside)

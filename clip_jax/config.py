@@ -1,7 +1,7 @@
-"""What a CLIP is made of, as frozen data, and the published variants; `files.config_files` reads and writes it.
+"""The architecture of a CLIP as frozen data, and the published variants; `files.config_files` reads and writes it.
 
 A config is hashable, so it can be a static argument of a jitted function. Every field that changes a number is
-explicit: the activation, the layer norms' epsilon, and the rule that finds the end of a text.
+explicit: the activation, the epsilon of layer norms, and the rule that finds the end of a text.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def _choose(kind: str, name: str, known: tuple[str, ...]) -> None:
+def _check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"unknown {kind} {name!r}; valid names: {', '.join(map(repr, known))}")
 
 
-def _check_positive(tower, *names: str) -> None:
+def _check_positive(owner: Any, *names: str) -> None:
     for name in names:
-        value = getattr(tower, name)
+        value = getattr(owner, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
@@ -48,7 +48,7 @@ class Tower:
     norm_eps: float
 
     def __post_init__(self):
-        _choose("activation", self.activation, ACTIVATIONS)
+        _check_known("activation", self.activation, ACTIVATIONS)
         _check_positive(self, "width", "layers", "heads", "mlp_width")
         if not isinstance(self.norm_eps, float) or not self.norm_eps > 0:
             raise ValueError(f"norm_eps must be a positive number, got {self.norm_eps!r}")
@@ -87,11 +87,11 @@ class TextTower(Tower):
     Attributes:
       vocab_size: number of token embeddings.
       context_length: number of position embeddings, the longest text.
-      end_rule: where a text ends: "largest_id", at the first of its largest ids (OpenAI's own rule, right where the
-        end token is the vocabulary's last); "eos_token_id", at the first `eos_token_id`.
-      eos_token_id: the end token under the rule "eos_token_id"; None under "largest_id", which looks at no id.
-      bos_token_id: carried along for the config file, the model does not look at it.
-      pad_token_id: carried along for the config file, the model does not look at it.
+      end_rule: where a text ends: "largest_id", at the first of its largest ids (OpenAI's rule, correct if the end
+        token is the vocabulary's last); "eos_token_id", at the first `eos_token_id`.
+      eos_token_id: the end token under the rule "eos_token_id"; None under "largest_id", which needs no id.
+      bos_token_id: kept for the config file, the model does not use it.
+      pad_token_id: kept for the config file, the model does not use it.
     """
 
     vocab_size: int
@@ -103,12 +103,10 @@ class TextTower(Tower):
 
     def __post_init__(self):
         super().__post_init__()
-        _choose("end_rule", self.end_rule, END_RULES)
+        _check_known("end_rule", self.end_rule, END_RULES)
         _check_positive(self, "vocab_size", "context_length")
         if self.end_rule == "largest_id" and self.eos_token_id is not None:
-            raise ValueError(
-                f"end_rule 'largest_id' looks at no id: eos_token_id must be None, got {self.eos_token_id}"
-            )
+            raise ValueError(f"end_rule 'largest_id' uses no id: eos_token_id must be None, got {self.eos_token_id}")
         if self.end_rule == "eos_token_id":
             if not isinstance(self.eos_token_id, int):
                 raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {self.eos_token_id!r}")
@@ -118,7 +116,7 @@ class TextTower(Tower):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Two towers and how to compute them.
+    """Two towers, and how to compute them.
 
     Attributes:
       image: the image tower.
@@ -137,7 +135,7 @@ class ClipConfig:
     unroll: int | bool = 1
 
     def __post_init__(self):
-        _choose("dtype", self.dtype, DTYPES)
+        _check_known("dtype", self.dtype, DTYPES)
         if isinstance(self.unroll, bool):  # True equals 1, and equal configs share compiled programs
             object.__setattr__(self, "unroll", max(self.image.layers, self.text.layers) if self.unroll else 1)
         _check_positive(self, "projection", "unroll")
@@ -186,8 +184,8 @@ def _vit(
 
 
 _BASE, _LARGE, _HUGE = (768, 12, 12), (1024, 24, 16), (1280, 32, 16)  # image towers
-# OpenAI's four and MetaCLIP's have the quick gelu, LAION's (H/14, bigG/14) the exact one. MetaCLIP's files give no end
-# token and so have transformers' default; the others carry the id that means "largest_id".
+# OpenAI's four and MetaCLIP's use the quick gelu, LAION's (H/14, bigG/14) the exact one. MetaCLIP's files leave out the
+# end token and so have transformers' default; the others carry the id that means "largest_id".
 VARIANTS: dict[str, ClipConfig] = {
     "ViT-B/32": _vit(32, _BASE, (512, 12, 8), 512),
     "ViT-B/16": _vit(16, _BASE, (512, 12, 8), 512),

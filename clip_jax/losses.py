@@ -9,10 +9,10 @@ def contrastive(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Symmetric cross-entropy of matching images and texts (Radford et al. 2021, figure 3).
 
-    Every other text of the global batch is a negative of an image, and the other way round. Under `jit` over a mesh
-    the batch given is the global one. Under `pmap` or `shard_map` each device gives its share and `axis_name`: the
-    other devices' embeddings are gathered, and the devices' gradients averaged over the axis are exactly the
-    gradient of the loss over the global batch.
+    Every other text of the global batch is a negative of an image, and vice versa. Under `jit` over a mesh the batch is
+    the global one. Under `pmap` or `shard_map` each device passes its share and `axis_name`: the embeddings of the
+    other devices are gathered, and the gradients of the devices, averaged over the axis, are exactly the gradient of
+    the loss over the global batch.
 
     Args:
       image: float, (b, d), not normalised; image i belongs to text i.
@@ -21,7 +21,7 @@ def contrastive(
       axis_name: of the mapped axis over which the batch is spread.
 
     Returns:
-      The loss, in nats, and metrics: `image_to_text_accuracy`, the share of images whose own text is the most similar
+      The loss, in nats, and metrics: `image_to_text_accuracy`, the fraction of images whose text is the most similar
       of the batch, and `text_to_image_accuracy`. All are means over the global batch, the same on every device.
     """
     image, text = normalise(image), normalise(text)
@@ -32,22 +32,22 @@ def contrastive(
         first = jax.lax.axis_index(axis_name) * len(image)
     to_text = _logits(image, every_text, scale)
     to_image = to_text.T if axis_name is None else _logits(text, every_image, scale)
-    own = first + jnp.arange(len(image))
-    of_own = scale * (image * text).sum(-1)
-    loss = ((jax.nn.logsumexp(to_text, axis=1) + jax.nn.logsumexp(to_image, axis=1)) / 2 - of_own).mean()
+    match = first + jnp.arange(len(image))
+    matching = scale * (image * text).sum(-1)
+    loss = ((jax.nn.logsumexp(to_text, axis=1) + jax.nn.logsumexp(to_image, axis=1)) / 2 - matching).mean()
     metrics = {
-        "image_to_text_accuracy": (to_text.argmax(1) == own).mean(),
-        "text_to_image_accuracy": (to_image.argmax(1) == own).mean(),
+        "image_to_text_accuracy": (to_text.argmax(1) == match).mean(),
+        "text_to_image_accuracy": (to_image.argmax(1) == match).mean(),
     }
     return (loss, metrics) if axis_name is None else jax.lax.pmean((loss, metrics), axis_name)
 
 
 def normalise(x: jax.Array) -> jax.Array:
-    """x (..., d) on the unit sphere, in float32 at least."""
+    """x (..., d) on the unit sphere, in at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _logits(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:
-    # Full precision on every accelerator: a scale of 100 turns an error of 1e-3 in a cosine into one of 0.1.
+    # Full precision on every accelerator: a scale of 100 turns an error of 1e-3 in a cosine into 0.1.
     return scale * jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)

@@ -1,7 +1,7 @@
-"""CLIP's two towers in linen, and the pure functions that encode with them.
+"""CLIP's two towers in Linen, and the pure functions that encode with them.
 
-Parameters are a plain nested dict; the blocks of a tower are stacked on a leading layer axis, which one loop runs
-over (`jax.lax.scan`):
+Parameters are a plain nested dict; the blocks of a tower are stacked on a leading axis of layers, over which one loop
+(`jax.lax.scan`) runs:
 
     image/patch/kernel (p, p, 3, w)  image/class_token (w,)  image/position (1 + (s/p)^2, w)
     image/pre_norm, image/post_norm: scale, bias (w,)        image/projection/kernel (w, d)
@@ -13,9 +13,8 @@ over (`jax.lax.scan`):
 Architecture: Radford et al. 2021, https://arxiv.org/abs/2103.00020.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,19 @@ from flax import linen as nn
 from clip_jax.config import ClipConfig, ImageTower, TextTower, Tower
 
 Params = dict[str, Any]
+Array = jax.Array | np.ndarray
+Intermediates = dict[str, jax.Array]
 
 _LENGTHS = (16, 24, 32, 48, 77)  # static text lengths: one compiled program each
-_ACTIVATIONS: dict[str, Callable] = {
+
+
+class ClipActivation(Protocol):
+    """Elementwise; any shape."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array: ...
+
+
+_ACTIVATIONS: dict[str, ClipActivation] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
@@ -35,20 +44,22 @@ _ACTIVATIONS: dict[str, Callable] = {
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """At least float32: for softmax, layer norms and pooling."""
+    """`dtype`, but at least float32: for softmax, layer norms and pooling."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _dense(features: int | tuple[int, ...], dtype: jnp.dtype, std: float, name: str, bias: bool = True) -> nn.Module:
+def _dense(
+    features: int | tuple[int, ...], dtype: jnp.dtype, std: float, name: str, bias: bool = True
+) -> nn.DenseGeneral:
     init = nn.initializers.normal(std)
     return nn.DenseGeneral(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
-def _norm(eps: float, dtype: jnp.dtype, name: str) -> nn.Module:
+def _norm(eps: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=_wide(dtype), use_fast_variance=False, name=name)
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     """One pre-norm block: attention, then a perceptron, each added to its input."""
 
     tower: Tower
@@ -58,7 +69,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """x (b, n, w) -> the same, twice if intermediates are wanted (the loop's carry and its output)."""
+        """x (b, n, w) -> (x, x or None): the loop's carry, and its output if intermediates are requested."""
         tower, width = self.tower, self.tower.width
         attention_std, residual_std = width**-0.5, width**-0.5 * (2 * tower.layers) ** -0.5
         norm = partial(_norm, tower.norm_eps, self.dtype)
@@ -74,7 +85,7 @@ class Block(nn.Module):
     def attend(self, qkv: jax.Array) -> jax.Array:
         """qkv (b, n, 3, w) -> (b, n, w): softmax(q k / sqrt(head width)) v in every head."""
         b, n, _, width = qkv.shape
-        # (b, h, n, d): plain batches of matrices, which XLA's CPU backend multiplies nearly twice as fast.
+        # (b, h, n, d): plain batches of matrices, which XLA multiplies nearly twice as fast on CPUs.
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.tower.heads, -1), (2, 3), (0, 2))
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=_wide(self.dtype)) * q.shape[-1] ** -0.5
         if self.causal:
@@ -85,8 +96,8 @@ class Block(nn.Module):
 
 def _blocks(config: ClipConfig, tower: Tower, *, causal: bool, intermediates: bool) -> nn.Module:
     """The tower's stacked blocks as one loop: x (b, n, w) -> (x, every block's output (L, b, n, w) or None)."""
-    # Within a loop XLA cannot merge the recomputation with the first computation; unrolled it could.
-    block = nn.remat(Block, prevent_cse=config.unroll > 1) if config.remat else Block
+    # In a loop XLA cannot merge the recomputation with the first computation; in unrolled code it could.
+    block = nn.remat(ClipBlock, prevent_cse=config.unroll > 1) if config.remat else ClipBlock
     loop = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -100,7 +111,7 @@ def _blocks(config: ClipConfig, tower: Tower, *, causal: bool, intermediates: bo
 class Patches(nn.Module):
     """pixels (b, s, s, 3) -> (b, (s/p)^2, w), row by row: the convolution of stride p as one matrix product.
 
-    Initial values as a PyTorch convolution's: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Initialised like a PyTorch convolution: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
 
     tower: ImageTower
@@ -196,11 +207,11 @@ def _replace(x: jax.Array, mask: jax.Array, pseudo: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="config")
 def init(config: ClipConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters, drawn as OpenAI's code draws those of a text tower, in both towers.
+    """Fresh float32 parameters: both towers are initialised as OpenAI's code initialises its text tower.
 
-    With width w and L layers: qkv w^-0.5; out and down w^-0.5 (2L)^-0.5; up (2w)^-0.5; tokens 0.02; text positions
-    0.01; image positions, class token and projections w^-0.5; patches uniform as a PyTorch convolution's; biases 0;
-    temperature 0.07.
+    Standard deviations, with width w and L layers: qkv w^-0.5; out and down w^-0.5 (2L)^-0.5; up (2w)^-0.5; tokens
+    0.02; text positions 0.01; image positions, class token and projections w^-0.5. Patches are uniform, as in a PyTorch
+    convolution; biases are 0; the temperature is 0.07.
     """
     image_key, text_key = jax.random.split(key)
     size = config.image.image_size
@@ -211,27 +222,28 @@ def init(config: ClipConfig, key: jax.Array) -> Params:
 
 @partial(jax.jit, static_argnames=("config", "intermediates"))
 def encode_image(
-    config: ClipConfig, params: Params, pixels: jax.Array, *, intermediates: bool = False
-) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    config: ClipConfig, params: Params, pixels: Array, *, intermediates: bool = False
+) -> jax.Array | tuple[jax.Array, Intermediates]:
     """Embeddings of preprocessed images.
 
     Args:
       config: static.
       params: the whole tree of `init`; only "image" is read.
       pixels: float, (b, s, s, 3), normalised with CLIP's mean and standard deviation.
-      intermediates: also return what lies in between.
+      intermediates: also return intermediate results.
 
     Returns:
       (b, d) in float32, not normalised. With intermediates also a dict, in transformers' sense: `hidden_states`
       (L + 1, b, n, w), `last_hidden_state` (b, n, w), `pooled` (b, w).
 
     Raises:
-      ValueError: the images have another shape than the tower's.
+      ValueError: the images do not have the tower's shape.
     """
     size = config.image.image_size
     if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
         raise ValueError(f"images must have shape (batch, {size}, {size}, 3), got {pixels.shape}")
-    embeddings, out = ImageEncoder(config, intermediates).apply({"params": params["image"]}, pixels)
+    encode: Any = ImageEncoder(config, intermediates).apply  # its type says nothing about what the module returns
+    embeddings, out = encode({"params": params["image"]}, pixels)
     return (embeddings, out) if intermediates else embeddings
 
 
@@ -239,30 +251,30 @@ def encode_image(
 def encode_text(
     config: ClipConfig,
     params: Params,
-    ids: jax.Array,
+    ids: Array,
     *,
-    pseudo_tokens: jax.Array | None = None,
+    pseudo_tokens: Array | None = None,
     marker_id: int | None = None,
     intermediates: bool = False,
-) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+) -> jax.Array | tuple[jax.Array, Intermediates]:
     """Embeddings of tokenized texts.
 
     Args:
       config: static.
       params: the whole tree of `init`; only "text" is read.
-      ids: int, (b, t) with t up to the context length; what follows the end token does not matter.
+      ids: int, (b, t) with t up to the context length; ids after the end token do not matter.
       pseudo_tokens: (b, w), which replaces the token embedding wherever `ids == marker_id`, or (b, n, w), which fills
         the n such places of each text in order; positions are added afterwards. Call `check_marker` where the ids
-        are made: inside a compiled program a text without the marker goes unnoticed.
+        are made: a compiled program cannot notice a text without the marker.
       marker_id: the id whose embedding is replaced.
-      intermediates: also return what lies in between.
+      intermediates: also return intermediate results.
 
     Returns:
       (b, d) in float32, not normalised. With intermediates also a dict, in transformers' sense: `hidden_states`
       (L + 1, b, t, w), `last_hidden_state` (b, t, w), normalised, `pooled` (b, w).
 
     Raises:
-      ValueError: ids or pseudo tokens have the wrong shape, or there are pseudo tokens and no marker.
+      ValueError: ids or pseudo tokens have the wrong shape; pseudo tokens without a marker.
     """
     tower = config.text
     if ids.ndim != 2 or not 1 <= ids.shape[1] <= tower.context_length:
@@ -274,15 +286,15 @@ def encode_text(
             raise ValueError(f"pseudo tokens must be ({b}, {tower.width}) or ({b}, n, {tower.width}), got {shape}")
         if marker_id is None:
             raise ValueError("pseudo tokens need the marker_id that they replace")
-    encoder = TextEncoder(config, intermediates)
-    embeddings, out = encoder.apply({"params": params["text"]}, ids, pseudo_tokens, marker_id)
+    encode: Any = TextEncoder(config, intermediates).apply  # as above
+    embeddings, out = encode({"params": params["text"]}, ids, pseudo_tokens, marker_id)
     return (embeddings, out) if intermediates else embeddings
 
 
-def end_positions(config: ClipConfig, ids):
-    """Where each text ends by the config's rule: (b, t) -> (b,), of NumPy or JAX as `ids` is.
+def end_positions(config: ClipConfig, ids: Any) -> Any:
+    """Where each text ends by the config's rule: (b, t) -> (b,), NumPy or JAX like `ids`.
 
-    A text without `eos_token_id` ends at 0, as in transformers; `cut` refuses it.
+    A text without `eos_token_id` ends at 0, as in transformers; `cut` refuses such a text.
     """
     tower: TextTower = config.text
     return (ids if tower.end_rule == "largest_id" else ids == tower.eos_token_id).argmax(-1)
@@ -297,7 +309,7 @@ def text_lengths(config: ClipConfig) -> tuple[int, ...]:
 def cut(config: ClipConfig, ids: np.ndarray) -> np.ndarray:
     """ids (b, t) without the columns that no text needs, on the host.
 
-    Attention is causal and pooling is at the end token, so what follows it changes nothing.
+    Attention is causal and pooling is at the end token, so later ids change nothing.
 
     Args:
       config: for its end rule and context length.
@@ -318,15 +330,15 @@ def cut(config: ClipConfig, ids: np.ndarray) -> np.ndarray:
     return ids[:, : next((n for n in text_lengths(config) if n >= needed), ids.shape[1])]
 
 
-def check_marker(ids: np.ndarray, marker_id: int, n: int | None = None) -> None:
-    """Raise ValueError, naming the first such row, if a text has not the marker n times (None: at least once).
+def check_marker(ids: Array, marker_id: int, n: int | None = None) -> None:
+    """Raise ValueError unless every text has the marker n times (None: at least once); the first bad row is named.
 
     Args:
       ids: int, (b, t), on the host.
       marker_id: the id that pseudo tokens replace.
-      n: number of pseudo tokens a text.
+      n: number of pseudo tokens per text.
     """
     counts = (np.asarray(ids) == marker_id).sum(-1)
     if len(bad := np.flatnonzero(counts != n if n is not None else counts == 0)):
-        wanted = "the pseudo tokens need it" if n is None else f"the pseudo tokens need {n}"
-        raise ValueError(f"text {bad[0]} has the marker {marker_id} {counts[bad[0]]} times; {wanted}")
+        needed = "the pseudo tokens need it" if n is None else f"the pseudo tokens need {n}"
+        raise ValueError(f"text {bad[0]} has the marker {marker_id} {counts[bad[0]]} times; {needed}")

@@ -1,8 +1,8 @@
-"""Images to pixels: CLIP's resize, crop and normalisation, with Pillow and numpy.
+"""Images to pixels: CLIP's resize, crop and normalisation, with Pillow and NumPy.
 
-Equal to transformers' `CLIPImageProcessor` (version 5, Pillow backend) but for two things, on purpose: the rotation
-that EXIF notes is applied, and 16-bit grey is scaled to 8 bits where Pillow's own conversion clips it to white. Like
-transformers, and unlike OpenAI's original, which drops alpha, transparent images are laid on white.
+Equal to transformers' `CLIPImageProcessor` (version 5, Pillow backend) with two deliberate exceptions: the EXIF
+rotation is applied, and 16-bit grey is scaled to 8 bits (Pillow's conversion clips it to white). Transparent images are
+composed with white, as in transformers; OpenAI's original drops alpha.
 """
 
 import contextlib
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from clip_jax.config import ClipConfig
+
 Source = str | Path | Image.Image | np.ndarray
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-TARGET_RATIO = 1.25  # of the sides, at most, after target padding
+TARGET_RATIO = 1.25  # of the sides after target padding, at most
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -28,14 +30,14 @@ class Preprocessing:
     """From an image of any size to the pixels of a tower.
 
     Attributes:
-      size: pixels of the short side after resizing, or (height, width) to resize to regardless of the aspect ratio.
-      crop: side of the centred square that is cut out, in pixels.
+      size: pixels of the short side after resizing, or (height, width) regardless of the aspect ratio.
+      crop: side of the square that is cut out of the centre, in pixels.
       mean, std: of the RGB channels, in units of `rescale` times the 8-bit value.
       resample: Pillow's number of the filter; 3 is bicubic.
       rescale: factor of the 8-bit values, 1/255.
 
     Raises:
-      ValueError: a crop that is larger than the resized image, or an unknown filter.
+      ValueError: a crop larger than the resized image, or an unknown filter.
     """
 
     size: int | tuple[int, int]
@@ -51,32 +53,32 @@ class Preprocessing:
             raise ValueError(f"crop={self.crop} must be positive and at most the resized short side, {short}")
         if self.resample not in _FILTERS.values():
             names = ", ".join(f"{number} ({name})" for name, number in _FILTERS.items())
-            raise ValueError(f"unknown resample={self.resample!r}; there are {names}")
+            raise ValueError(f"unknown resample={self.resample!r}; valid numbers: {names}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise ValueError(f"mean and std need three values, std positive ones; got {self.mean} and {self.std}")
+            raise ValueError(f"mean and std need three values, std positive; got {self.mean} and {self.std}")
 
 
 def preprocess(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
     """Resized, cropped and normalised images.
 
     Args:
-      spec: how.
-      images: n paths, PIL images or uint8 arrays (h, w, 3), or one of them; or a uint8 array (n, h, w, 3), which costs
-        one vectorised pass where it has the final size already.
+      spec: sizes, filter, mean and standard deviation.
+      images: n paths, PIL images or uint8 arrays (h, w, 3), or one of them; or a uint8 array (n, h, w, 3), which takes
+        one vectorised pass if it already has the final size.
       target_pad: pad elongated images with black first; see `pad_to_ratio`.
 
     Returns:
       float32 (n, crop, crop, 3).
 
     Raises:
-      FileNotFoundError, ValueError, TypeError: an image that is absent, unreadable or of a kind that has no defined
-        conversion, by its file or index.
+      FileNotFoundError, ValueError, TypeError: an image is missing, unreadable or of a kind without a defined
+        conversion; the message has its file or index.
     """
     return normalise(spec, crop_all(spec, images, target_pad=target_pad))
 
 
 def crop_all(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
-    """As `preprocess`, before the normalisation: uint8 (n, crop, crop, 3)."""
+    """As `preprocess`, without the normalisation: uint8 (n, crop, crop, 3)."""
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]
     if isinstance(images, np.ndarray):
@@ -91,7 +93,7 @@ def crop_all(spec: Preprocessing, images: Source | Sequence[Source], *, target_p
 
 
 def is_cropped(spec: Preprocessing, images: np.ndarray) -> bool:
-    """Whether an array is a stack of images for which `crop` would change nothing."""
+    """Whether an array is a stack of images that `crop` would not change."""
     sizes = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
     return images.dtype == np.uint8 and images.shape[1:] == (*sizes, 3) and sizes == (spec.crop, spec.crop)
 
@@ -100,9 +102,9 @@ def crop(spec: Preprocessing, image: Source, *, name: str = "", target_pad: bool
     """One image, resized and cropped.
 
     Args:
-      spec: how.
+      spec: sizes and filter.
       image: a path, a PIL image or a uint8 array (h, w, 3).
-      name: what an error calls an image that has no file.
+      name: of an image without a file, for error messages.
       target_pad: see `pad_to_ratio`.
 
     Returns:
@@ -118,12 +120,12 @@ def crop(spec: Preprocessing, image: Source, *, name: str = "", target_pad: bool
     return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
 
 
-def normalise(spec: Preprocessing, images):
-    """uint8 (..., h, w, 3), of numpy or of JAX (then inside jit) -> float32, by mean and standard deviation."""
+def normalise(spec: Preprocessing, images: Any) -> Any:
+    """uint8 (..., h, w, 3) -> float32, by mean and standard deviation; NumPy or JAX (inside jit) like `images`."""
     *lead, height, width, _ = images.shape
     mean, std = np.asarray(spec.mean, np.float64), np.asarray(spec.std, np.float64)
     scale, shift = (np.tile(x.astype(np.float32), height * width) for x in (spec.rescale / std, mean / std))
-    values = images.reshape(*lead, height * width * 3).astype(np.float32)  # numpy is slow along an axis of three
+    values = images.reshape(*lead, height * width * 3).astype(np.float32)  # NumPy is slow along an axis of three
     values *= scale
     values -= shift
     return values.reshape(images.shape)
@@ -132,11 +134,11 @@ def normalise(spec: Preprocessing, images):
 def read(image: Source, *, name: str = "") -> Image.Image:
     """An image in RGB, upright.
 
-    Transparent parts become white, 16-bit grey is scaled to 8 bits, the rotation that EXIF notes is applied.
+    Transparent parts become white, 16-bit grey is scaled to 8 bits, the EXIF rotation is applied.
 
     Args:
       image: a path, a PIL image or a uint8 array (h, w, 3).
-      name: what an error calls an image that has no file.
+      name: of an image without a file, for error messages.
 
     Raises: as `preprocess`.
     """
@@ -154,7 +156,7 @@ def read(image: Source, *, name: str = "") -> Image.Image:
 
 
 def pad_to_ratio(image: Image.Image, ratio: float) -> Image.Image:
-    """Black bars on both sides of the shorter axis, so that the longer is at most (up to a pixel) `ratio` times it.
+    """Pad the shorter axis with black on both sides until the longer is at most (up to a pixel) `ratio` times as long.
 
     The preprocessing of composed image retrieval since CLIP4Cir (Baldrati et al. 2022, section 3.3), with ratio 1.25.
     """
@@ -162,7 +164,7 @@ def pad_to_ratio(image: Image.Image, ratio: float) -> Image.Image:
     if max(width, height) / min(width, height) < ratio:
         return image
     least = max(width, height) / ratio
-    across, down = (max(int((least - side) / 2), 0) for side in image.size)
+    across, down = max(int((least - width) / 2), 0), max(int((least - height) / 2), 0)
     return ImageOps.expand(image, (across, down, across, down), fill=0)
 
 
@@ -175,10 +177,10 @@ def _resized(spec: Preprocessing, width: int, height: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and max(map(abs, image.getextrema())) > 65535):
-        raise ValueError(f"mode {image.mode} states no range of its values; convert it to 8 bits a channel first")
+    if image.mode == "F" or (image.mode == "I" and np.abs(image.getextrema()).max() > 65535):
+        raise ValueError(f"mode {image.mode} does not define a range of values; convert it to 8 bits per channel first")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, also where an older Pillow opens them as mode I
+    if image.mode.startswith("I"):  # 16 bits; older versions of Pillow open them as mode I
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -189,34 +191,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Says which image it was that could not be read."""
+    """Name the image in errors raised while it is read."""
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {name}") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers raise
         raise ValueError(
-            f"cannot read image {name}: {type(error).__name__}: {error}. Replace the file or remove it"
+            f"cannot read image {name}: {type(error).__name__}: {error}. Replace or remove the file"
         ) from error
 
 
 # -- Files of a checkpoint -----------------------------------------------------------------
 
 
-def load(folder: str | Path, config) -> Preprocessing:
-    """A checkpoint folder's preprocessing.
+def load(folder: str | Path, config: ClipConfig) -> Preprocessing:
+    """The preprocessing of a checkpoint folder.
 
-    From preprocessor_config.json, processor_config.json (Hugging Face) or open_clip_config.json (OpenCLIP). A folder
-    with none of them gets what all published CLIPs share: bicubic, CLIP's mean and standard deviation, at the
-    tower's image size.
+    Read from preprocessor_config.json, processor_config.json (Hugging Face) or open_clip_config.json (OpenCLIP).
+    Without any of them it is that of all published CLIPs: bicubic, CLIP's mean and standard deviation, at the tower's
+    image size.
 
     Args:
-      folder: the checkpoint's.
-      config: its ClipConfig.
+      folder: of the checkpoint.
+      config: of the checkpoint.
 
     Raises:
-      ValueError: a file that is not JSON, asks for steps that CLIP's preprocessing has not, or crops to another size
-        than the image tower takes.
+      ValueError: a file is not JSON, asks for steps that CLIP's preprocessing does not have, or crops to a size that is
+        not the image tower's.
     """
     size = config.image.image_size
     for name, part, read_config in (
@@ -242,13 +244,13 @@ def load(folder: str | Path, config) -> Preprocessing:
 
 
 def from_huggingface(values: Mapping[str, Any]) -> Preprocessing:
-    """The content of a preprocessor_config.json; what it leaves out is as in transformers' CLIPImageProcessor.
+    """From the content of a preprocessor_config.json; defaults are those of transformers' CLIPImageProcessor.
 
     Raises:
-      ValueError: it switches a step off, pads, or crops to something that is not square.
+      ValueError: the file switches a step off, pads, or crops to something that is not square.
     """
-    wanted = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
-    for key, value in wanted.items():
+    steps = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
+    for key, value in steps.items():
         if bool(values.get(key, value)) != value:
             raise ValueError(f"{key}={values[key]} is not supported, only {value}")
     size, cut = values.get("size", 224), values.get("crop_size", 224)
@@ -270,11 +272,14 @@ def from_huggingface(values: Mapping[str, Any]) -> Preprocessing:
 
 def to_huggingface(spec: Preprocessing) -> dict[str, Any]:
     """The content of preprocessor_config.json, as transformers' CLIPImageProcessor reads it."""
-    square = isinstance(spec.size, int)
+    if isinstance(spec.size, int):
+        size = {"shortest_edge": spec.size}
+    else:
+        size = {"height": spec.size[0], "width": spec.size[1]}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": spec.size} if square else dict(zip(("height", "width"), spec.size, strict=True)),
+        "size": size,
         "resample": spec.resample,
         "do_center_crop": True,
         "crop_size": {"height": spec.crop, "width": spec.crop},
@@ -288,16 +293,16 @@ def to_huggingface(spec: Preprocessing) -> dict[str, Any]:
 
 
 def from_openclip(values: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """The "preprocess_cfg" of an open_clip_config.json; what it leaves out is as in OpenCLIP.
+    """From the "preprocess_cfg" of an open_clip_config.json; defaults are OpenCLIP's.
 
     Raises:
       ValueError: an unknown interpolation or resize mode.
     """
     interpolation, mode = values.get("interpolation", "bicubic"), values.get("resize_mode", "shortest")
     if interpolation not in _FILTERS:
-        raise ValueError(f"unknown interpolation {interpolation!r}; there are {', '.join(_FILTERS)}")
+        raise ValueError(f"unknown interpolation {interpolation!r}; valid names: {', '.join(map(repr, _FILTERS))}")
     if mode not in ("shortest", "squash"):
-        raise ValueError(f"unsupported resize_mode {mode!r}; there are shortest, squash")
+        raise ValueError(f"unsupported resize_mode {mode!r}; valid names: 'shortest', 'squash'")
     return Preprocessing(
         size=image_size if mode == "shortest" else (image_size, image_size),
         crop=image_size,

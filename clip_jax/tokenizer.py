@@ -1,26 +1,30 @@
-"""Texts to token ids: CLIP's byte-level BPE, read from a checkpoint's own files or built for a small vocabulary.
+"""Texts to token ids: CLIP's byte-level BPE, read from a checkpoint's files or built for a small vocabulary.
 
-The ids are those of transformers' `CLIPTokenizer` (version 5): NFC normalisation, white space runs as one space,
+The ids are those of transformers' `CLIPTokenizer` (version 5): NFC normalisation, runs of white space as one space,
 lower case, byte-level BPE with `</w>` at the end of words. OpenAI's original also repairs broken encodings and HTML
-entities (ftfy); transformers does not, nor do we.
+entities (ftfy); like transformers, this one does not.
 """
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from clip_jax.config import ClipConfig, TextTower
+
 MARKER = "$"  # stands for a pseudo token in a text
-MARKER_ID = 259  # its id in CLIP's vocabulary: 256 bytes, then the same as ends of words, of which "$" is the fourth
+MARKER_ID = 259  # its id in CLIP's vocabulary: 256 bytes, then the same as ends of words, where "$" is the fourth
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_T = TypeVar("_T")
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -33,8 +37,8 @@ class Tokenizer:
       context_length: positions of the text tower.
       start_id, end_id, pad_id: ids of the special tokens. Padding is often the end token again.
       vocab_size: rows that the embedding table needs: the largest id plus one.
-      marker_id: id of "$" as a token of its own (259 in CLIP's vocabulary), or None where it is not one token. Set off
-        the marker by white space: "a $ , red" has it, in "a $, red" it is part of another word.
+      marker_id: id of "$" (259 in CLIP's vocabulary), or None if it is not one token. Surround the marker with white
+        space: "a $ , red" has it, in "a $, red" it is part of another word.
       files: name -> content of the files that it was read from or that were made for it.
     """
 
@@ -48,18 +52,19 @@ class Tokenizer:
     files: Mapping[str, bytes]
 
     def encode(self, texts: str | Sequence[str], length: int | None = None) -> np.ndarray:
-        """Token ids of texts, each between start and end token, padded.
+        """Token ids of texts, each between the start and the end token, padded.
 
         Args:
           texts: n texts, or one.
-          length: columns, 2 to `context_length` (the default). Longer texts lose their last tokens but keep the end.
+          length: columns, 2 to `context_length` (the default). Longer texts lose their last tokens but keep the end
+            token.
 
         Returns:
           int32 (n, length).
 
         Raises:
-          TypeError, ValueError: something that is not a text, or not valid unicode, by its index; a length out of
-            bounds.
+          TypeError, ValueError: an item is not a text or not valid Unicode (the message has its index); a length out
+            of bounds.
         """
         length = self.context_length if length is None else length
         if not 2 <= length <= self.context_length:
@@ -77,8 +82,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
-        Files that it was read from are written as they were. `transformers.CLIPTokenizer.from_pretrained(folder)`
-        reads the result.
+        Files that the tokenizer was read from are written unchanged.
+        `transformers.CLIPTokenizer.from_pretrained(folder)` reads the result.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,20 +91,20 @@ class Tokenizer:
             (folder / name).write_bytes(content)
 
 
-def load(folder: str | Path, config) -> Tokenizer | None:
+def load(folder: str | Path, config: ClipConfig) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, from tokenizer.json or else from vocab.json and merges.txt.
 
     Args:
-      folder: as Hugging Face lays it out.
-      config: the checkpoint's ClipConfig.
+      folder: in Hugging Face's layout.
+      config: of the checkpoint.
 
     Returns:
       None if the folder has none of the three files.
 
     Raises:
-      FileNotFoundError: vocab.json without merges.txt, or the reverse.
-      ValueError: a file that cannot be read, or a tokenizer that does not fit the text tower: another vocabulary size,
-        or another end token than the tower pools at.
+      FileNotFoundError: vocab.json without merges.txt, or vice versa.
+      ValueError: a file cannot be read, or the tokenizer does not fit the text tower: another vocabulary size, or
+        another end token than the tower pools at.
     """
     folder = Path(folder)
     names = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -109,15 +114,17 @@ def load(folder: str | Path, config) -> Tokenizer | None:
     settings = {name: _json(files[name], folder / name) for name in files if name not in names[:3]}
     special = _special_tokens(settings)
     if "tokenizer.json" in files:
-        backend = _parse(folder / "tokenizer.json", lambda: tokenizers.Tokenizer.from_buffer(files["tokenizer.json"]))
+        with _reading(folder / "tokenizer.json"):
+            backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
         backend.no_truncation()
         backend.no_padding()
     else:
         if missing := [name for name in names[:2] if name not in files]:
             raise FileNotFoundError(f"{folder} lacks {missing[0]}; a tokenizer needs it, or else tokenizer.json")
         paths = [str(folder / name) for name in names[:2]]
-        vocab, merges = _parse(" or ".join(paths), lambda: models.BPE.read_file(*paths))
-        backend = _parse(" or ".join(paths), lambda: _backend(vocab, merges, special, paths[0]))
+        with _reading(" or ".join(paths)):
+            vocab, merges = models.BPE.read_file(*paths)
+            backend = _backend(vocab, merges, special, paths[0])
         _add_tokens(backend, settings, folder)
     tokenizer = _finish(backend, special, config.text.context_length, files, name=str(folder))
     _check_fit(tokenizer, config.text, folder)
@@ -125,10 +132,10 @@ def load(folder: str | Path, config) -> Tokenizer | None:
 
 
 def build(texts: Iterable[str], *, context_length: int) -> Tokenizer:
-    """A small tokenizer of CLIP's kind in which every word of some texts is one token; any other text works too.
+    """A small tokenizer of CLIP's kind in which every word of the given texts is one token; any other text works too.
 
     Ids in CLIP's order: 256 byte symbols, the same at the end of a word (so that "$" is 259 here too), one for each
-    merge, start and end token. The same set of words gives the same tokenizer. Meant for hundreds of words: the time
+    merge, start and end token. The same set of words gives the same tokenizer. Intended for hundreds of words: the time
     grows with the square of their number.
 
     Args:
@@ -147,7 +154,7 @@ def build(texts: Iterable[str], *, context_length: int) -> Tokenizer:
     symbols = _byte_symbols()
     tokens = [*symbols, *(s + _WORD_END for s in symbols), *(a + b for a, b in merges), _START, _END]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    special = dict(zip(_SPECIAL, (_START, _END, _END, _END), strict=True))
+    special = _roles(_START, _END, _END, _END)
     backend = _backend(vocab, merges, special, "the built vocabulary")
     return _finish(backend, special, context_length, {}, name="the built tokenizer")
 
@@ -159,6 +166,11 @@ def _normalizer() -> normalizers.Normalizer:
 def _splitter() -> pre_tokenizers.PreTokenizer:
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def _roles(*values: _T) -> dict[str, _T]:
+    """Values for the special tokens, by their roles."""
+    return dict(zip(_SPECIAL, values, strict=True))
 
 
 def _backend(
@@ -184,7 +196,7 @@ def _backend(
 def _finish(
     backend: tokenizers.Tokenizer, special: Mapping[str, str], context_length: int, files: Mapping[str, bytes], *, name
 ) -> Tokenizer:
-    """The ids that the backend stands for, asked from itself."""
+    """A tokenizer with the ids that its backend gives."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = [token for token in dict.fromkeys(special.values()) if token not in known]
     if unknown := [token for token in missing if backend.token_to_id(token) is None]:
@@ -192,29 +204,41 @@ def _finish(
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     ends = backend.encode("").ids
     if len(ends) != 2:
-        raise ValueError(f"{name}: CLIP frames a text by a start and an end token, this one adds {len(ends)} tokens")
+        raise ValueError(
+            f"{name}: CLIP adds a start and an end token to a text, this tokenizer adds {len(ends)} tokens"
+        )
     marker = backend.encode(MARKER).ids[1:-1]
     return Tokenizer(
         backend=backend,
         context_length=context_length,
         start_id=ends[0],
         end_id=ends[1],
-        pad_id=backend.token_to_id(special["pad_token"]),
+        pad_id=_id(backend, special["pad_token"]),
         vocab_size=max(backend.get_vocab().values()) + 1,
-        marker_id=marker[0] if len(marker) == 1 and marker[0] not in ends else None,  # the end is the unknown token too
+        marker_id=marker[0]
+        if len(marker) == 1 and marker[0] not in ends
+        else None,  # the end token is also the unknown token
         files=files,
     )
 
 
 def _special_tokens(settings: Mapping[str, Mapping]) -> dict[str, str]:
-    """The special tokens by their role, with the precedence of transformers."""
+    """The special tokens by their roles, with transformers' precedence."""
     config = settings.get("tokenizer_config.json", {})
     legacy = {} if "added_tokens_decoder" in config else settings.get("special_tokens_map.json", {})
-    found = dict(zip(_SPECIAL, (_START, _END, _END, _END), strict=True))
+    tokens = _roles(_START, _END, _END, _END)
     for role in _SPECIAL:
-        token = legacy.get(role) or config.get(role) or found[role]
-        found[role] = token["content"] if isinstance(token, Mapping) else token
-    return found
+        token = legacy.get(role) or config.get(role) or tokens[role]
+        tokens[role] = token["content"] if isinstance(token, Mapping) else token
+    return tokens
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary has."""
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise ValueError(f"the special token {token!r} is not in the vocabulary")
+    return token_id
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, Mapping], folder: Path) -> None:
@@ -226,15 +250,15 @@ def _add_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, Mapping], 
     for content, (i, token) in sorted(added.items(), key=lambda item: item[1][0]):
         backend.add_tokens([AddedToken(**token)])
         if (place := backend.token_to_id(content)) != i:
-            raise ValueError(f"{folder}: the added token {content!r} has id {i} by its file, but {place} by its place")
+            raise ValueError(f"{folder}: the added token {content!r} has id {i} in its file, but its place is {place}")
 
 
-def _check_fit(tokenizer: Tokenizer, text: Any, folder: Path) -> None:
+def _check_fit(tokenizer: Tokenizer, text: TextTower, folder: Path) -> None:
     if tokenizer.vocab_size != text.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the text tower's vocabulary "
-            f"{text.vocab_size}: they belong to different checkpoints. Replace the tokenizer's files by the "
-            "checkpoint's own"
+            f"{text.vocab_size}: they belong to different checkpoints. Replace the tokenizer's files by those of the "
+            "checkpoint"
         )
     pooled = tokenizer.vocab_size - 1 if text.end_rule == "largest_id" else text.eos_token_id
     if tokenizer.end_id != pooled:
@@ -248,11 +272,11 @@ def _check_fit(tokenizer: Tokenizer, text: Any, folder: Path) -> None:
 def _check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"text {i} is not a str but {type(text).__name__}")
+            raise TypeError(f"text {i} is a {type(text).__name__}, not a str")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"text {i} is not valid unicode: {error}") from error
+            raise ValueError(f"text {i} is not valid Unicode: {error}") from error
 
 
 def _json(content: bytes, path: Path) -> dict:
@@ -261,19 +285,21 @@ def _json(content: bytes, path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} has to hold a JSON object, not {type(values).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
 
 
-def _parse(path: Path | str, read):
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Name the file in errors raised while it is parsed."""
     try:
-        return read()
+        yield
     except Exception as error:  # the library's parsers raise Exception itself
-        raise ValueError(f"{path} cannot be read as a tokenizer's file: {error}") from error
+        raise ValueError(f"{path} cannot be read as a tokenizer file: {error}") from error
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 characters that stand for bytes in GPT-2's and CLIP's vocabularies, in the order of the ids."""
+    """The 256 characters that represent bytes in GPT-2's and CLIP's vocabularies, in the order of their ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
@@ -291,7 +317,7 @@ def _learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _merge(symbols: tuple[str, ...], ranks: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
-    """The pair of the lowest rank becomes one symbol, the leftmost first, as long as there is one."""
+    """Join pairs of symbols, lowest rank first and leftmost first, until no pair has a rank."""
     while len(symbols) > 1:
         rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairwise(symbols)))
         if rank == len(ranks):
@@ -319,8 +345,8 @@ def _files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 def _special_ids(tokenizer: Tokenizer, model: Mapping) -> dict[str, int]:
     unknown = model.get("unk_token")
-    unknown = tokenizer.end_id if unknown is None else tokenizer.backend.token_to_id(unknown)
-    return dict(zip(_SPECIAL, (tokenizer.start_id, tokenizer.end_id, unknown, tokenizer.pad_id), strict=True))
+    unknown = tokenizer.end_id if unknown is None else _id(tokenizer.backend, unknown)
+    return _roles(tokenizer.start_id, tokenizer.end_id, unknown, tokenizer.pad_id)
 
 
 def _dump(value: Mapping) -> bytes:

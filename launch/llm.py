@@ -1,7 +1,7 @@
-"""Asking a language model behind an OpenAI-compatible endpoint, with everything that it said kept.
+"""Asking a language model behind an OpenAI-compatible endpoint, with a log of every reply.
 
-Every reply goes into a log of JSON lines as it comes in, those that could not be used as well. A question whose answer
-is in the log is not asked again: a run that was cut off goes on where it was, and a finished one is repeated without
+Every reply is appended to a log of JSON lines as it arrives, including unusable ones. A question whose answer is in the
+log is not asked again: an interrupted run continues where it stopped, and a finished one can be repeated without
 endpoint, key or the `openai` package (extra `llm`).
 """
 
@@ -13,34 +13,40 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
 
 class EndpointError(RuntimeError):
-    """The endpoint could not be asked; the message says why and what was kept."""
+    """The endpoint gave no reply; the message says why, and what has been kept."""
 
 
 class ReplyError(ValueError):
-    """The model did not answer in the form that was asked for, however often it was told."""
+    """The model did not answer in the requested form, in as many attempts as were allowed."""
+
+
+class Parse(Protocol):
+    """Turns a reply into an answer; raises a ValueError that says what is wrong with the reply."""
+
+    def __call__(self, reply: str, /) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """What is asked, and how.
+    """A model at an endpoint, and how it is asked.
 
     Attributes:
       model: the model's name at the endpoint.
-      base_url: of the endpoint, up to and without /chat/completions. "" for none: every answer has to be in the log.
-      key_variable: the environment variable that holds the key; "" for an endpoint that asks for none.
-      temperature: of the sampling; None for the endpoint's own.
-      max_tokens: of a reply; None for the endpoint's own limit.
-      timeout: seconds without a byte from the endpoint until a request counts as failed.
-      retries: how often a request is sent again, after growing pauses, when the endpoint is down, slow or overloaded.
-      attempts: how many replies a question may take until one has the form asked for.
+      base_url: of the endpoint, without /chat/completions; "" for none: every answer must be in the log.
+      key_variable: the environment variable that holds the key; "" for an endpoint without keys.
+      temperature: of the sampling; None for the endpoint's default.
+      max_tokens: of a reply; None for the endpoint's default.
+      timeout: seconds without a byte from the endpoint after which a request has failed.
+      retries: how often a request is repeated, after growing pauses, when the endpoint is down, slow or overloaded.
+      attempts: how many replies to a question may be refused before it is given up.
       extra: further fields of the request, such as {"response_format": {"type": "json_object"}}.
     """
 
@@ -56,7 +62,7 @@ class Endpoint:
 
     def __post_init__(self):
         if not self.model:
-            raise ValueError("the endpoint's model has to be named")
+            raise ValueError("name the endpoint's model")
         if self.attempts < 1 or self.retries < 0 or self.timeout <= 0:
             raise ValueError(
                 f"attempts={self.attempts} must be at least 1, retries={self.retries} not negative and "
@@ -65,28 +71,28 @@ class Endpoint:
 
 
 def from_config(config: Mapping[str, Any]) -> Endpoint:
-    """The endpoint of a config with fields of its names; a config has no None: max_tokens=0, temperature=-1.0.
+    """An endpoint from a config with its fields; max_tokens=0 and temperature=-1.0 stand for None.
 
     Raises:
-      TypeError: a field that an endpoint does not have.
+      TypeError: an unknown field.
     """
     values = {name: config[name] for name in config}
     temperature = values.get("temperature", Endpoint.temperature)
     values["temperature"] = None if temperature is None or temperature < 0 else temperature
     values["max_tokens"] = values.get("max_tokens") or None
-    if hasattr(values.get("extra"), "to_dict"):  # ml_collections' nested configs are no JSON values
+    if hasattr(values.get("extra"), "to_dict"):  # ml_collections' nested configs are not JSON values
         values["extra"] = values["extra"].to_dict()
     return Endpoint(**values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question.
+    """A question to a model.
 
     Attributes:
-      prompt: what the user says.
-      system: what the system message says; "" for none.
-      draw: tells apart several answers to the same question.
+      prompt: the user's message.
+      system: the system message; "" for none.
+      draw: distinguishes several answers to the same question.
     """
 
     prompt: str
@@ -97,37 +103,37 @@ class Question:
 class Llm:
     """A model to ask, and the log of its answers.
 
-    Safe to use from many threads. In a program of many processes, ask in one of them.
+    Thread-safe. In a program of many processes, ask in one of them.
 
     Attributes:
-      endpoint: what is asked, and how.
+      endpoint: the model, and how it is asked.
       log: path of the log.
     """
 
     def __init__(self, endpoint: Endpoint, log: str | Path):
-        """Read the log, if there is one.
+        """Read the log, if it exists.
 
         Raises:
-          ValueError: a line of the log that is none of its entries; file and line are named.
+          ValueError: a line of the log is not an entry; file and line are named.
         """
         self.endpoint, self.log = endpoint, Path(log)
         self._answers = _read_log(self.log)
         self._lock, self._mended = threading.Lock(), False
         self._client = None
 
-    def ask(self, question: Question | str, *, parse: Callable[[str], Any] | None = None) -> Any:
+    def ask(self, question: Question | str, *, parse: Parse | None = None) -> Any:
         """The answer to a question, from the log or from the endpoint.
 
-        A reply that `parse` refuses is shown to the model with the reason, and it is asked for another.
+        A reply that `parse` refuses is returned to the model with the reason and a request for another one.
 
         Args:
           question: the question, or its prompt.
-          parse: reply -> answer, or a ValueError that says what is wrong with it; `strict_json` by default.
+          parse: of the reply; `strict_json` by default.
 
         Raises:
-          ReplyError: no reply of `endpoint.attempts` had the form asked for. Asked again, the model is asked afresh.
-          EndpointError: the endpoint is down, too slow, refuses, or is none and the answer not in the log.
-          ImportError: the endpoint has to be asked, and `openai` is not installed.
+          ReplyError: none of `endpoint.attempts` replies had the requested form. The next call starts afresh.
+          EndpointError: the endpoint is down, too slow or refuses; no endpoint, and the answer is not in the log.
+          ImportError: the endpoint is needed, and `openai` is not installed.
         """
         parse = parse or strict_json
         question = Question(question) if isinstance(question, str) else question
@@ -138,27 +144,27 @@ class Llm:
             try:
                 return parse(kept)
             except ValueError as error:  # the caller has become stricter since
-                self._need_endpoint(question, f"the reply that {self.log} has to it is refused ({error})")
+                self._need_endpoint(question, f"the reply in {self.log} is refused ({error})")
         else:
-            self._need_endpoint(question, f"{self.log} has no answer to it")
+            self._need_endpoint(question, f"{self.log} has no answer")
         return self._ask_anew(question, request, key, parse)
 
     def ask_all(
         self,
         questions: Sequence[Question | str],
         *,
-        parse: Callable[[str], Any] | None = None,
+        parse: Parse | None = None,
         workers: int = 8,
         progress: bool = True,
     ) -> list[Any]:
-        """The answers to many questions, in their order, asked side by side.
+        """The answers to many questions, in their order, asked in parallel.
 
-        If one fails, those under way are still waited for and logged before its error is raised.
+        If one fails, the requests under way are still completed and logged before its error is raised.
 
         Args:
           questions: the questions; equal ones are asked once.
           parse: as in `ask`.
-          workers: requests at a time.
+          workers: simultaneous requests.
           progress: show a progress bar.
         """
         distinct = list(dict.fromkeys(Question(q) if isinstance(q, str) else q for q in questions))
@@ -175,33 +181,33 @@ class Llm:
                 pool.shutdown(wait=True, cancel_futures=True)
         return [futures[Question(q) if isinstance(q, str) else q].result() for q in questions]
 
-    def _ask_anew(self, question: Question, request: dict, key: str, parse: Callable[[str], Any]) -> Any:
-        messages = request["messages"]
+    def _ask_anew(self, question: Question, request: dict, key: str, parse: Parse) -> Any:
+        messages, reply, refused = request["messages"], "", ""
         for attempt in range(1, self.endpoint.attempts + 1):
             reply, details = self._send({**request, "messages": messages})
             entry = {"key": key, "draw": question.draw, "attempt": attempt, "reply": reply, **details}
             entry["request"] = request
             try:
                 if details["finish_reason"] == "length":
-                    raise ValueError("it was cut off at the limit of tokens (max_tokens)")
+                    raise ValueError("it was truncated at the limit of tokens (max_tokens)")
                 answer = parse(reply)
             except ValueError as error:
                 refused = str(error)
                 self._append({**entry, "refused": refused})
                 correction = f"That cannot be used: {refused}. Answer again, in the form asked for."
-                said = ({"role": "assistant", "content": reply}, {"role": "user", "content": correction})
-                messages = [*messages, *said]
+                exchange = ({"role": "assistant", "content": reply}, {"role": "user", "content": correction})
+                messages = [*messages, *exchange]
             else:
                 self._append(entry)
                 return answer
         raise ReplyError(
             f"{self.endpoint.model} did not answer as asked in {self.endpoint.attempts} attempts. The last reply, "
-            f"{_short(reply)!r}, was refused: {refused}. All are in {self.log}. The question was "
+            f"{_short(reply)!r}, was refused: {refused}. All replies are in {self.log}. The question was "
             f"{_short(question.prompt)!r}"
         )
 
     def _request(self, question: Question) -> dict[str, Any]:
-        """What is sent, and what an answer is found again by (with the draw)."""
+        """The request; together with the draw it identifies the answer in the log."""
         system = [{"role": "system", "content": question.system}] if question.system else []
         options = {"temperature": self.endpoint.temperature, "max_tokens": self.endpoint.max_tokens}
         return {
@@ -213,10 +219,10 @@ class Llm:
 
     def _need_endpoint(self, question: Question, why: str) -> None:
         if not self.endpoint.base_url:
-            raise EndpointError(f"no endpoint is given (base_url), and {why}: {_short(question.prompt)!r}")
+            raise EndpointError(f"no endpoint (base_url), and {why} to {_short(question.prompt)!r}")
 
     def _send(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The reply to a request, and what else is worth logging."""
+        """The reply to a request, and details for the log."""
         openai = _openai()
         client = self._connected(openai)
         known = {name: request[name] for name in ("model", "messages", "temperature", "max_tokens") if name in request}
@@ -225,12 +231,14 @@ class Llm:
             completion = client.chat.completions.create(**known, extra_body=further or None)
         except openai.APIError as error:
             raise EndpointError(f"{_explain(openai, error, self.endpoint)}. {self._kept()}") from error
-        except ValueError as error:  # a body that is no JSON
-            raise EndpointError(f"{self.endpoint.base_url} answered with no JSON ({error}). {self._kept()}") from error
+        except ValueError as error:  # the body is not JSON
+            problem = f"{self.endpoint.base_url} did not answer in JSON ({error})"
+            raise EndpointError(f"{problem}. {self._kept()}") from error
         choices = getattr(completion, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
             raise EndpointError(
-                f"{self.endpoint.base_url} is no chat endpoint: it answered {_short(str(completion))!r}. {self._kept()}"
+                f"{self.endpoint.base_url} is not a chat endpoint: it answered {_short(str(completion))!r}. "
+                f"{self._kept()}"
             )
         usage = getattr(completion, "usage", None)
         details = {
@@ -249,7 +257,7 @@ class Llm:
                 if not key:
                     raise EndpointError(
                         f"the environment variable {variable} with the key of {self.endpoint.base_url} is not set; set "
-                        'it, or key_variable="" for an endpoint that asks for none'
+                        'it, or key_variable="" for an endpoint without keys'
                     )
                 self._client = openai.OpenAI(
                     api_key=key,
@@ -260,14 +268,14 @@ class Llm:
             return self._client
 
     def _kept(self) -> str:
-        return f"{len(self._answers)} answers are kept in {self.log}: the same command goes on from there"
+        return f"{len(self._answers)} answers are kept in {self.log}; the same command continues from there"
 
     def _append(self, entry: dict[str, Any]) -> None:
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
         with self._lock:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with open(self.log, "ab") as file:
-                if not self._mended:  # a line that a kill has cut off would spoil this one
+                if not self._mended:  # a line truncated by a kill would spoil this one
                     file.truncate(_whole_lines(self.log))
                     self._mended = True
                 file.write(line)
@@ -278,22 +286,22 @@ class Llm:
 
 
 def strict_json(reply: str) -> Any:
-    """The JSON value that a reply consists of.
+    """The JSON value of which a reply consists.
 
-    White space around it and one Markdown code fence around the whole are taken off; nothing else is.
+    Only white space and one Markdown code fence around the whole are removed.
 
     Raises:
-      ValueError: text around it, no valid JSON, a key twice in an object, NaN or infinity.
+      ValueError: other text around it, invalid JSON, a repeated key in an object, NaN or infinity.
     """
 
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no JSON value")
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a JSON value")
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [name for name, _ in pairs]
         if len(set(keys)) < len(keys):
             twice = next(name for name in keys if keys.count(name) > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {twice!r} occurs twice")
         return dict(pairs)
 
     text = reply.strip()
@@ -310,7 +318,7 @@ def _key(request: Mapping[str, Any], draw: int) -> str:
 
 
 def _read_log(path: Path) -> dict[str, str]:
-    """Key -> reply of the log's usable entries. A last line without its end, cut off by a kill, does not count."""
+    """Key -> reply of the log's usable entries; a last line without its end, truncated by a kill, is ignored."""
     if not path.exists():
         return {}
     answers = {}
@@ -321,8 +329,8 @@ def _read_log(path: Path) -> dict[str, str]:
             key, reply, refused = entry["key"], entry["reply"], "refused" in entry
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number} is no entry of a log of replies ({type(error).__name__}: {error}); remove the "
-                "line, or choose another log"
+                f"{path}, line {number} is not an entry of a log of replies ({type(error).__name__}: {error}); remove "
+                "the line, or choose another log"
             ) from error
         if not refused:
             answers[key] = reply
@@ -330,7 +338,7 @@ def _read_log(path: Path) -> dict[str, str]:
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Bytes up to the end of the last complete line."""
     return path.read_bytes().rfind(b"\n") + 1
 
 
@@ -343,21 +351,22 @@ def _openai():
 
 
 def _explain(openai, error: Exception, endpoint: Endpoint) -> str:
-    """What went wrong, and what to do about it."""
+    """The cause of an error, and what to do about it."""
     at, tries = endpoint.base_url, f"{endpoint.retries + 1} tries"
     if isinstance(error, openai.APITimeoutError):
-        return f"{at} did not answer within {endpoint.timeout:g} s, in {tries}; raise timeout or ask for less at a time"
+        advice = "increase timeout or ask for less at once"
+        return f"{at} did not answer within {endpoint.timeout:g} s, in {tries}; {advice}"
     if isinstance(error, openai.APIConnectionError):
         return f"{at} cannot be reached, in {tries} ({error.__cause__ or error})"
     status = getattr(error, "status_code", None)
-    said = _short(str(error))
+    message = _short(str(error))
     if status in (401, 403):
-        return f"{at} refuses the key in {endpoint.key_variable or '(none is given: set key_variable)'} ({said})"
+        return f"{at} refuses the key in {endpoint.key_variable or '(none: set key_variable)'} ({message})"
     if status == 404:
-        return f"{at} does not know /chat/completions or the model {endpoint.model!r} ({said})"
+        return f"{at} does not know /chat/completions or the model {endpoint.model!r} ({message})"
     if status == 429:
-        return f"{at} is over its limit of requests, in {tries} ({said})"
-    return f"{at} failed ({said})"
+        return f"{at} is over its rate limit, in {tries} ({message})"
+    return f"{at} failed ({message})"
 
 
 def _short(text: str) -> str:

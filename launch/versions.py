@@ -1,4 +1,4 @@
-"""What a run was made with: versions, devices, the commit; kept in its versions.json for the report."""
+"""The versions, devices and commit of a run, kept in its versions.json for the report."""
 
 import functools
 import json
@@ -19,23 +19,23 @@ _SOURCE = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def collect() -> dict[str, str]:
-    """Name -> version of what runs here, with the devices of all processes; starts JAX's backend."""
+    """Name -> version, of this process's packages, and the devices of all processes; starts JAX's backend."""
     kinds = Counter(device.device_kind for device in jax.devices())
     devices = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
-    found = {"python": platform.python_version()}
-    found |= {name: version for name in _PACKAGES if (version := _version(name))}
-    found |= {"platform": platform.platform(), "devices": devices, "processes": str(jax.process_count())}
+    versions = {"python": platform.python_version()}
+    versions |= {name: version for name in _PACKAGES if (version := _version(name))}
+    versions |= {"platform": platform.platform(), "devices": devices, "processes": str(jax.process_count())}
     commit = _commit()
-    return found | ({"commit": commit} if commit else {})
+    return versions | ({"commit": commit} if commit else {})
 
 
 def record(path: Path) -> None:
-    """Add what runs here to a run directory's versions.json, if the run was made with something else up to now.
+    """Add `collect()` to a run directory's versions.json unless it is the last entry.
 
-    The file is a list of mappings as of `collect`, in the order of use: a resumed run may have several.
+    The file is a list of such mappings, in order of use: a resumed run may have several.
 
     Raises:
-      ValueError: what is there cannot be read.
+      ValueError: the file cannot be read.
     """
     file = path / FILE
     try:
@@ -54,7 +54,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the source this runs from, with "-dirty" if files were changed since; "" outside a checkout."""
+    """The commit of the running source, with "-dirty" if files have changed since; "" outside a checkout."""
     if not (_SOURCE / ".git").exists():
         return ""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

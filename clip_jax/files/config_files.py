@@ -1,4 +1,4 @@
-"""Configs from and to the files beside published weights, Hugging Face's config.json and OpenCLIP's own."""
+"""Configs from and to the files of published checkpoints: Hugging Face's config.json and OpenCLIP's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ _HF_TEXT = _HF_TOWER | {
     "bos_token_id": "bos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# transformers leaves out of a section what equals its own defaults, so these are part of the format.
+# transformers omits fields that equal its defaults, so the defaults are part of the format.
 _HF_DEFAULTS = {
     "vision_config": {
         "hidden_size": 768,
@@ -64,14 +64,14 @@ _HF_DEFAULTS = {
 def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """The config that a Hugging Face CLIP folder's `config.json` describes.
 
-    transformers leaves out of the sections it writes (they carry a `model_type`) every field that equals its own
-    default; those are filled in. Any other section must be complete.
+    The sections that transformers writes (they carry a `model_type`) omit every field that equals its default; these
+    fields are filled in. Any other section must be complete.
 
     Args:
       config: the parsed file.
 
     Raises:
-      ValueError: not a CLIP, fields missing, or values that we cannot compute; the message names the field.
+      ValueError: not a CLIP, missing fields, or unsupported values; the message names the field.
     """
     kind = config.get("model_type", "clip")
     if kind != "clip":
@@ -90,29 +90,29 @@ def _section(config: Mapping[str, Any], name: str, fields: Mapping[str, str]) ->
     """Our fields from one section; `<name>_dict`, where present, overrides it, as in transformers."""
     if not isinstance(config.get(name), Mapping):
         raise ValueError(f"the section {name} is missing")
-    found = dict(config[name]) | dict(config.get(f"{name}_dict") or {})
+    section = dict(config[name]) | dict(config.get(f"{name}_dict") or {})
     defaults = _HF_DEFAULTS[name]
-    if found.get("model_type") == defaults["model_type"]:
-        found = defaults | found
-    missing = sorted(theirs for theirs in fields.values() if theirs not in found)
+    if section.get("model_type") == defaults["model_type"]:
+        section = defaults | section
+    missing = sorted(theirs for theirs in fields.values() if theirs not in section)
     if missing:
         raise ValueError(f"{name} lacks {', '.join(missing)}")
-    if found.get("num_channels", 3) != 3:
-        raise ValueError(f"{name}.num_channels is {found['num_channels']}; only 3 can be read")
-    if found["hidden_act"] not in _HF_ACTIVATIONS:
-        known = ", ".join(_HF_ACTIVATIONS)
-        raise ValueError(f"{name}.hidden_act is unknown: {found['hidden_act']!r}; there are {known}")
-    found["hidden_act"] = _HF_ACTIVATIONS[found["hidden_act"]]
-    return {ours: found[theirs] for ours, theirs in fields.items()}
+    if section.get("num_channels", 3) != 3:
+        raise ValueError(f"{name}.num_channels is {section['num_channels']}; only 3 can be read")
+    if section["hidden_act"] not in _HF_ACTIVATIONS:
+        known = ", ".join(map(repr, _HF_ACTIVATIONS))
+        raise ValueError(f"{name}.hidden_act is unknown: {section['hidden_act']!r}; valid names: {known}")
+    section["hidden_act"] = _HF_ACTIVATIONS[section["hidden_act"]]
+    return {ours: section[theirs] for ours, theirs in fields.items()}
 
 
 def to_huggingface(config: ClipConfig) -> dict[str, Any]:
     """The content of a `config.json` that transformers and `from_huggingface` read as `config`.
 
-    How to compute (dtype, remat, unroll) is no part of it.
+    It does not say how to compute (dtype, remat, unroll).
 
     Raises:
-      ValueError: a text tower that ends at id 2, which transformers would take for the rule "largest_id".
+      ValueError: a text tower with end token 2, which transformers would take for the rule "largest_id".
     """
     text = {theirs: getattr(config.text, ours) for ours, theirs in _HF_TEXT.items()}
     if config.text.end_rule == "largest_id":
@@ -154,9 +154,9 @@ _OPENCLIP_TEXT = {
     "act_kwargs": {},
     "norm_kwargs": {},
 }
-# Fields that change nothing we compute: training's dropout, and the tokenizer, which its own files describe.
+# Fields that do not matter here: dropout in training, and the tokenizer, which is read from its own files.
 _OPENCLIP_IGNORED = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
-# Architectures that we do not have: these fields may be there with the value that means the plain tower.
+# Unsupported architectures: these fields may only have the value that means the plain tower.
 _OPENCLIP_PLAIN = {
     "timm_model_name": None,
     "hf_model_name": None,
@@ -175,13 +175,13 @@ _OPENCLIP_PLAIN = {
 def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
     """The config that an OpenCLIP folder's `open_clip_config.json` describes.
 
-    What the file leaves out has OpenCLIP's own default (its CLIPVisionCfg and CLIPTextCfg).
+    Fields that the file omits have OpenCLIP's defaults (CLIPVisionCfg and CLIPTextCfg).
 
     Args:
       config: the parsed file, or its part "model_cfg".
 
     Raises:
-      ValueError: fields missing, or an architecture other than the plain vision and text transformer; the message
+      ValueError: missing fields, or an architecture other than the plain vision and text transformer; the message
         names the field.
     """
     config = config.get("model_cfg", config)
@@ -200,7 +200,7 @@ def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
     pool, eos = text.pop("pool_type"), text.pop("eos_id")
     rules = {"argmax": ("largest_id", None), "eos": ("eos_token_id", eos)}
     if pool not in rules:
-        raise ValueError(f"text_cfg.pool_type is unknown: {pool!r}; there are {', '.join(rules)}")
+        raise ValueError(f"text_cfg.pool_type is unknown: {pool!r}; valid names: {', '.join(map(repr, rules))}")
     rule, eos = rules[pool]
     image["heads"] = image["width"] // image.pop("head_width")
     text["pad_token_id"] = text.pop("pad_id")
@@ -212,18 +212,18 @@ def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
 
 
 def _openclip_section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any], quick: bool) -> dict[str, Any]:
-    """One section's fields over the defaults, with ours for the perceptron's width, activation and epsilon."""
-    found = {k: v for k, v in config[name].items() if k not in _OPENCLIP_IGNORED}
-    for key in sorted(set(found) - set(defaults)):
-        if key not in _OPENCLIP_PLAIN or found.pop(key) != _OPENCLIP_PLAIN[key]:
+    """A section's fields over the defaults; width of the perceptron, activation and epsilon become our fields."""
+    section = {k: v for k, v in config[name].items() if k not in _OPENCLIP_IGNORED}
+    for key in sorted(set(section) - set(defaults)):
+        if key not in _OPENCLIP_PLAIN or section.pop(key) != _OPENCLIP_PLAIN[key]:
             raise ValueError(f"{name}.{key}={config[name][key]!r} means an architecture that cannot be read")
-    found = dict(defaults) | found
-    act, norm = found.pop("act_kwargs") or {}, found.pop("norm_kwargs") or {}
+    section = dict(defaults) | section
+    act, norm = section.pop("act_kwargs") or {}, section.pop("norm_kwargs") or {}
     if set(norm) - {"eps"} or set(act) - {"approximate"} or act.get("approximate", "none") not in ("none", "tanh"):
         raise ValueError(f"{name}: unknown act_kwargs {act} or norm_kwargs {norm}")
     plain = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
-    return found | {
-        "mlp_width": int(found["width"] * found.pop("mlp_ratio")),
+    return section | {
+        "mlp_width": int(section["width"] * section.pop("mlp_ratio")),
         "activation": "quick_gelu" if quick else plain,
         "norm_eps": float(norm.get("eps", 1e-5)),  # PyTorch's
     }

@@ -1,4 +1,4 @@
-"""Where the published checkpoints keep what our parameter tree holds: name tables and conversion both ways.
+"""How published checkpoints store the parameters of our tree: tables of names, and conversion both ways.
 
 Three layouts are known: Hugging Face's CLIPModel with PyTorch's names (`HUGGINGFACE`), its former Flax model
 (`FLAX`) and OpenCLIP's (`OPENCLIP`, and `OPENCLIP_CUSTOM` with the text tower under `text.`). A table names, for each
@@ -8,7 +8,7 @@ leaf of ours, the stored tensors it is made of; stacked blocks are stored one by
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -25,21 +25,32 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Tensor(Protocol):
-    """A stored tensor: an array, or one that is read when numpy asks for it."""
+    """A stored tensor: an array, or one that is read when NumPy asks for it."""
 
-    shape: tuple[int, ...]
-    dtype: Any  # something whose str() is numpy's name
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray: ...
+    @property
+    def dtype(self) -> Any:
+        """An object whose str() is NumPy's name of the type."""
+        ...
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
 
 
-class Slot(NamedTuple):
+class PutLeaf(Protocol):
+    """Where a leaf goes: its path ("image/blocks/up/kernel") and NumPy array -> what the tree will hold."""
+
+    def __call__(self, path: str, leaf: np.ndarray, /) -> Any: ...
+
+
+class StoredLeaf(NamedTuple):
     """The stored tensors behind one leaf of ours.
 
     Attributes:
       names: one, or three for queries, keys and values, which are one leaf here.
       axes: the stored tensor's axes in our order.
-      fused: one tensor holds queries, keys and values, one after the other on its first axis.
+      fused: one tensor holds queries, keys and values, concatenated along its first axis.
     """
 
     names: tuple[str, ...]
@@ -48,7 +59,7 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class WeightLayout:
     """A family of checkpoints.
 
     Attributes:
@@ -56,8 +67,8 @@ class Layout:
       modules: our module, or our whole leaf, -> theirs; a module of a block is named within the block.
       leaves: our leaf's name -> theirs.
       transposed: kernels are stored with the outputs first, as in PyTorch.
-      matrices: leaves stored as (inputs, outputs) all the same.
-      buffers: stored tensors that are no parameters: constants which old versions wrote out.
+      matrices: kernels that are stored as (inputs, outputs) nevertheless.
+      buffers: stored tensors that are not parameters: constants that old versions wrote out.
     """
 
     name: str
@@ -67,7 +78,7 @@ class Layout:
     matrices: frozenset[str] = frozenset()
     buffers: frozenset[str] = frozenset()
 
-    def slot(self, path: str, ndim: int) -> Slot:
+    def slot(self, path: str, ndim: int) -> StoredLeaf:
         """Where one of our leaves is stored.
 
         Args:
@@ -88,7 +99,7 @@ class Layout:
         axes = tuple(range(ndim))
         if leaf == "kernel" and self.transposed and path not in self.matrices:
             axes = (*range(2, ndim), 1, 0)  # out, in, h, w -> h, w, in, out
-        return Slot(tuple(prefix + name for name in names), axes, fused=qkv and len(names) == 1)
+        return StoredLeaf(tuple(prefix + name for name in names), axes, fused=qkv and len(names) == 1)
 
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -140,20 +151,20 @@ _OPENCLIP_MODULES = {
 } | _OPENCLIP_TEXT
 _OPENCLIP_MATRICES = frozenset({"image/projection/kernel", "text/projection/kernel"})
 
-HUGGINGFACE = Layout(
+HUGGINGFACE = WeightLayout(
     "Hugging Face CLIP (PyTorch)",
     _HF_MODULES,
     _TORCH_LEAVES,
     transposed=True,
     buffers=frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}),
 )
-FLAX = Layout(
+FLAX = WeightLayout(
     "Hugging Face CLIP (Flax)",
     _HF_MODULES | {path: _HF_MODULES[path].replace(".weight", ".embedding") for path in _TABLES},
     {"kernel": "kernel", "scale": "scale", "bias": "bias"},
     transposed=False,
 )
-OPENCLIP = Layout(
+OPENCLIP = WeightLayout(
     "OpenCLIP",
     _OPENCLIP_MODULES,
     _TORCH_LEAVES,
@@ -161,7 +172,7 @@ OPENCLIP = Layout(
     matrices=_OPENCLIP_MATRICES,
     buffers=frozenset({"attn_mask"}),
 )
-OPENCLIP_CUSTOM = Layout(
+OPENCLIP_CUSTOM = WeightLayout(
     "OpenCLIP with a text tower of its own",
     _OPENCLIP_MODULES | {path: f"text.{name}" for path, name in _OPENCLIP_TEXT.items()},
     _TORCH_LEAVES,
@@ -171,8 +182,8 @@ OPENCLIP_CUSTOM = Layout(
 )
 
 
-def openclip(names: Iterable[str]) -> Layout:
-    """Which of OpenCLIP's two layouts has these tensors."""
+def openclip(names: Iterable[str]) -> WeightLayout:
+    """The one of OpenCLIP's two layouts that has these tensors."""
     return OPENCLIP_CUSTOM if any(name.startswith("text.") for name in names) else OPENCLIP
 
 
@@ -180,28 +191,28 @@ def openclip(names: Iterable[str]) -> Layout:
 def template(config: ClipConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Path ("image/patch/kernel") -> shape and dtype of every leaf of our parameter tree."""
     tree = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-    return MappingProxyType(traverse_util.flatten_dict(tree, sep="/"))
+    shapes: Any = traverse_util.flatten_dict(tree, sep="/")
+    return MappingProxyType(shapes)
 
 
 def to_params(
-    layout: Layout,
+    layout: WeightLayout,
     tensors: Mapping[str, Tensor],
     config: ClipConfig,
     *,
     dtype: str = "float32",
-    put: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
+    put: PutLeaf = lambda path, leaf: leaf,
 ) -> dict:
     """A checkpoint's tensors as our parameter tree.
 
-    Tensors are read one after the other into the stacked leaves, so that besides the result only one is in memory.
+    Tensors are read one by one into the stacked leaves, so that only one is in memory besides the result.
 
     Args:
       layout: of the tensors.
       tensors: stored name -> tensor, of any float dtype.
       config: of the model.
-      dtype: of the result's arrays. `logit_scale` stays float32: bfloat16 would move the logits by a per cent.
-      put: from a leaf's path ("image/blocks/up/kernel") and its numpy array to what the tree shall hold; by default
-        the array. Called on each leaf as soon as it is whole.
+      dtype: of the result's arrays. `logit_scale` stays float32: bfloat16 would change the logits by one per cent.
+      put: called on each leaf as soon as it is complete; by default the tree holds the NumPy array.
 
     Returns:
       The tree (see `clip_jax.model`), nested dicts.
@@ -225,7 +236,7 @@ def to_params(
     return traverse_util.unflatten_dict(params, sep="/")
 
 
-def to_tensors(layout: Layout, params: Mapping) -> dict[str, np.ndarray]:
+def to_tensors(layout: WeightLayout, params: Mapping) -> dict[str, np.ndarray]:
     """Our parameter tree as a checkpoint's tensors: the inverse of `to_params`.
 
     Returns:
@@ -241,8 +252,8 @@ def to_tensors(layout: Layout, params: Mapping) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _blocks(layout: Layout, path: str, leaf: Any) -> Iterable[tuple[Slot, Any]]:
-    """A leaf, or each layer of a stacked one, with where it is stored; `leaf` is an array or a shape's size."""
+def _blocks(layout: WeightLayout, path: str, leaf: Any) -> Iterable[tuple[StoredLeaf, Any]]:
+    """A leaf, or each layer of a stacked one, and where it is stored; `leaf` is an array or a `ShapeDtypeStruct`."""
     if "/blocks/" not in path:
         yield layout.slot(path, leaf.ndim), leaf
         return
@@ -253,13 +264,13 @@ def _blocks(layout: Layout, path: str, leaf: Any) -> Iterable[tuple[Slot, Any]]:
 
 
 def _places(block: np.ndarray, path: str) -> list[np.ndarray]:
-    """Views of a block that are stored apart: queries, keys and values, or all of it."""
+    """Views of the parts of a block that are stored separately: queries, keys and values, or the whole."""
     if "/qkv/" not in path:
         return [block]
     return [block[..., which, :] for which in range(3)]
 
 
-def _stored_shape(slot: Slot, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stored_shape(slot: StoredLeaf, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that the tensors of a slot must have for a leaf (or layer) of our `shape`."""
     if "/qkv/" in path:
         shape = (*shape[:-2], shape[-1])
@@ -267,24 +278,24 @@ def _stored_shape(slot: Slot, path: str, shape: tuple[int, ...]) -> tuple[int, .
     return (3 * stored[0], *stored[1:]) if slot.fused else stored
 
 
-def _check(layout: Layout, tensors: Mapping[str, Tensor], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """All that keeps `tensors` from filling `leaves`, in one ValueError."""
-    wanted = {
+def _check(layout: WeightLayout, tensors: Mapping[str, Tensor], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise one ValueError that lists every mismatch between `tensors` and `leaves`."""
+    expected = {
         name: _stored_shape(slot, path, block.shape)
         for path, leaf in leaves.items()
         for slot, block in _blocks(layout, path, leaf)
         for name in slot.names
     }
     problems = []
-    if missing := wanted.keys() - tensors.keys():
+    if missing := expected.keys() - tensors.keys():
         problems.append(f"missing {_listed(missing)}")
-    if extra := tensors.keys() - wanted.keys() - layout.buffers:
+    if extra := tensors.keys() - expected.keys() - layout.buffers:
         problems.append(f"not in the model {_listed(extra)}")
     shapes, kinds = defaultdict(list), defaultdict(list)
-    for name in wanted.keys() & tensors.keys():
+    for name in expected.keys() & tensors.keys():
         shape, kind = tuple(tensors[name].shape), str(tensors[name].dtype)
-        if shape != wanted[name] and not (wanted[name] == () and shape == (1,)):  # some write the scale as a vector
-            shapes[shape, wanted[name]].append(name)
+        if shape != expected[name] and not (expected[name] == () and shape == (1,)):  # some write the scale as a vector
+            shapes[shape, expected[name]].append(name)
         if kind not in FLOATS:
             kinds[kind].append(name)
     for (shape, ours), names in sorted(shapes.items()):
@@ -296,10 +307,11 @@ def _check(layout: Layout, tensors: Mapping[str, Tensor], leaves: Mapping[str, j
 
 
 def _listed(names: Iterable[str]) -> str:
-    """All names, those of many blocks as one: "layers.[0-11].mlp.fc1.bias"."""
+    """All names, those of many blocks joined: "layers.[0-11].mlp.fc1.bias"."""
     groups = defaultdict(list)
     for name in names:
-        before, number, after = re.fullmatch(r"(.*?\.(?=\d+\.)|.*)(\d*)(.*)", name, re.DOTALL).groups()
+        match = re.fullmatch(r"(.*?\.(?=\d+\.)|.*)(\d*)(.*)", name, re.DOTALL)
+        before, number, after = match.groups() if match else (name, "", "")
         groups[before, after].append(number)
     return ", ".join(f"{before}{_runs(numbers)}{after}" for (before, after), numbers in sorted(groups.items()))
 

@@ -1,6 +1,6 @@
 """Checkpoint files -> named tensors, without running anything that a file could contain.
 
-Which of a folder's files are read is decided by `find`, in this order:
+`find` decides which of a folder's files are read, in this order:
 
 1. model.safetensors, model.safetensors.index.json                   with config.json
 2. open_clip_model.safetensors, model.safetensors                    with open_clip_config.json
@@ -8,9 +8,9 @@ Which of a folder's files are read is decided by `find`, in this order:
 4. pytorch_model.bin, pytorch_model.bin.index.json                   with config.json; needs PyTorch
 5. open_clip_pytorch_model.bin, open_clip_pytorch_model.bin.index.json   with open_clip_config.json; needs PyTorch
 
-A config.json that describes no CLIP does not count where there is an open_clip_config.json.
+A config.json that does not describe a CLIP is ignored beside an open_clip_config.json.
 
-safetensors are mapped into memory and read tensor by tensor. PyTorch's files are pickles: they are only opened by
+safetensors are mapped into memory and read tensor by tensor. PyTorch's files are pickles: they are opened only by
 `torch.load(weights_only=True)`, which refuses anything but tensors.
 """
 
@@ -19,11 +19,11 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flax import serialization, traverse_util
@@ -48,76 +48,88 @@ _ORDER = (
 _SAFETENSORS_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-class Found(NamedTuple):
+class CheckpointFiles(NamedTuple):
     """The files of a checkpoint that are read.
 
     Attributes:
       weights: name of the weights file, or of the index of its parts.
-      config: name of the file that describes the model: "config.json" or "open_clip_config.json", which also says
-        whose tensor names the weights have.
+      config: name of the file that describes the model, "config.json" or "open_clip_config.json"; it also decides which
+        names the tensors have.
     """
 
     weights: str
     config: str
 
 
+class ReadTensor(Protocol):
+    """Reads a tensor from its file."""
+
+    def __call__(self) -> np.ndarray: ...
+
+
+class ReadTensors(Protocol):
+    """Reads a file's tensors by their stored names; they may be lazy."""
+
+    def __call__(self, path: Path, /) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
-class Lazy:
-    """A tensor still in its file: shape and dtype are known, numpy reads it."""
+class LazyTensor:
+    """A tensor that is still in its file: shape and dtype are known, NumPy reads it."""
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: "ReadTensor"
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.asarray(self.read(), dtype)
 
 
-def find(files: Collection[str], folder: str | Path) -> Found | None:
-    """Which files make up the checkpoint; None if there are no weights with their config.
+def find(files: Collection[str], folder: str | Path) -> CheckpointFiles | None:
+    """The files that make up the checkpoint; None if no weights come with their config.
 
     Args:
       files: names of all files of the checkpoint's folder.
-      folder: where its config files are; the others may still have to be fetched.
+      folder: with its config files; the others may still have to be fetched.
 
     Raises:
-      ValueError: there are both config files, and config.json cannot be read.
+      ValueError: the folder has both config files, and config.json cannot be read.
     """
-    files = set(files)
-    both = {HUGGINGFACE_CONFIG, OPENCLIP_CONFIG} <= files
-    # timm puts the image tower alone, with a config.json of its own, beside OpenCLIP's files of both towers.
+    names = set(files)
+    both = {HUGGINGFACE_CONFIG, OPENCLIP_CONFIG} <= names
+    # timm puts the image tower, with its own config.json, beside OpenCLIP's files of both towers.
     if both and read_json(Path(folder) / HUGGINGFACE_CONFIG).get("model_type") != "clip":
-        files.remove(HUGGINGFACE_CONFIG)
-    return next((Found(*pair) for pair in _ORDER if set(pair) <= files), None)
+        names.remove(HUGGINGFACE_CONFIG)
+    return next((CheckpointFiles(*pair) for pair in _ORDER if set(pair) <= names), None)
 
 
-def patterns(found: Found) -> list[str]:
-    """Patterns of the names of the weights files that `found` stands for."""
-    if not found.weights.endswith(_INDEX):
-        return [found.weights]
-    stem, _, suffix = found.weights.removesuffix(_INDEX).rpartition(".")
-    return [found.weights, f"{stem}-*.{suffix}"]
+def patterns(files: CheckpointFiles) -> list[str]:
+    """Patterns of the names of a checkpoint's weights files."""
+    if not files.weights.endswith(_INDEX):
+        return [files.weights]
+    stem, _, suffix = files.weights.removesuffix(_INDEX).rpartition(".")
+    return [files.weights, f"{stem}-*.{suffix}"]
 
 
 def known_names() -> str:
-    """The files that `find` looks for, for messages."""
+    """The files that `find` looks for, as text for messages."""
     return "; ".join(f"{weights} with {config}" for weights, config in _ORDER)
 
 
-def read(folder: str | Path, found: Found) -> dict[str, Tensor]:
+def read(folder: str | Path, files: CheckpointFiles) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their stored names.
 
     Args:
       folder: of the checkpoint.
-      found: by `find`.
+      files: by `find`.
 
     Raises:
-      FileNotFoundError: parts that the index names are not there.
-      ValueError: a file is corrupt, cut off, or holds something other than tensors; the message names it.
-      ImportError: a PyTorch file without PyTorch.
+      FileNotFoundError: parts that the index names are missing.
+      ValueError: a file is corrupt, truncated, or holds something other than tensors; the message names it.
+      ImportError: a PyTorch file, and PyTorch is not installed.
     """
-    path = Path(folder) / found.weights
-    if not found.weights.endswith(_INDEX):
+    path = Path(folder) / files.weights
+    if not files.weights.endswith(_INDEX):
         return _reader(path)(path)
     parts = _parts(path)
     tensors = {part: _reader(part)(part) for part in sorted(set(parts.values()))}
@@ -131,7 +143,7 @@ def read(folder: str | Path, found: Found) -> dict[str, Tensor]:
 
 
 def _parts(index: Path) -> dict[str, Path]:
-    """Tensor -> the file of the index that holds it; all those files are there."""
+    """Tensor -> the file of the index that holds it; every file exists."""
     content = read_json(index)
     names = content.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
@@ -139,47 +151,55 @@ def _parts(index: Path) -> dict[str, Path]:
     files = sorted(set(names.values()))
     suffix = Path(index.name.removesuffix(_INDEX)).suffix
     if odd := [file for file in files if Path(file).name != file or Path(file).suffix != suffix]:
-        raise ValueError(f"{index} names what is no {suffix} file of its folder: {', '.join(odd)}")
-    there = {file: (index.parent / file).stat().st_size for file in files if (index.parent / file).is_file()}
-    if missing := [file for file in files if file not in there]:
+        raise ValueError(f"{index} names files that are not {suffix} files of its folder: {', '.join(odd)}")
+    sizes = {file: (index.parent / file).stat().st_size for file in files if (index.parent / file).is_file()}
+    if missing := [file for file in files if file not in sizes]:
         metadata = content.get("metadata")
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         whole = f", {_size(total)} in all" if isinstance(total, int | float) else ""
-        present = ", ".join(f"{file} ({_size(size)})" for file, size in there.items()) or "none of them"
+        present = ", ".join(f"{file} ({_size(size)})" for file, size in sizes.items()) or "none of them"
         raise FileNotFoundError(
-            f"{index} names {len(files)} files{whole}; missing: {', '.join(missing)}; there: {present}"
+            f"{index} names {len(files)} files{whole}; missing: {', '.join(missing)}; present: {present}"
         )
     return {name: index.parent / file for name, file in names.items()}
 
 
-def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
-    return {".safetensors": _read_safetensors, ".msgpack": _read_msgpack, ".bin": _read_torch}[path.suffix]
+def _reader(path: Path) -> ReadTensors:
+    readers: dict[str, ReadTensors] = {
+        ".safetensors": _read_safetensors,
+        ".msgpack": _read_msgpack,
+        ".bin": _read_torch,
+    }
+    return readers[path.suffix]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         file = safe_open(path, "np")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} ({_size(path.stat().st_size)}) is not a whole safetensors file: {error}") from error
-    tensors = {}
-    for name in file.keys():  # noqa: SIM118  (it is no mapping)
+        raise ValueError(
+            f"{path} ({_size(path.stat().st_size)}) is not a complete safetensors file: {error}"
+        ) from error
+    tensors: dict[str, Tensor] = {}
+    for name in file.keys():  # noqa: SIM118  (it is not a mapping)
         part = file.get_slice(name)
-        kind = part.get_dtype()
+        kind = str(part.get_dtype())
         shape = tuple(part.get_shape())
         read = lambda name=name: file.get_tensor(name)
-        tensors[name] = Lazy(shape, _SAFETENSORS_TYPES.get(kind, kind), read)
+        tensors[name] = LazyTensor(shape, _SAFETENSORS_TYPES.get(kind, kind), read)
     return tensors
 
 
 def _read_msgpack(path: Path) -> dict[str, Tensor]:
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # damaged bytes stumble anywhere: in msgpack, in the names of types, in shapes
-        raise ValueError(f"{path} ({_size(path.stat().st_size)}) is not a whole msgpack file: {error!r}") from error
+    except Exception as error:  # damaged bytes fail anywhere: in msgpack, in the names of types, in shapes
+        raise ValueError(f"{path} ({_size(path.stat().st_size)}) is not a complete msgpack file: {error!r}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}, not parameters by name")
-    tensors = {".".join(map(str, keys)): value for keys, value in traverse_util.flatten_dict(tree).items()}
-    _only_tensors(path, tensors, lambda value: isinstance(value, np.ndarray | np.generic))
+    leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    tensors = {".".join(map(str, keys)): value for keys, value in leaves.items()}
+    _check_tensors(path, tensors, (np.ndarray, np.generic))
     return tensors
 
 
@@ -189,19 +209,21 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is corrupt, or holds more than tensors, which could run code, and is not opened: {error}"
+            f"{path} is corrupt, or holds more than tensors. It could run code, so it is not opened: {error}"
         ) from error
-    except Exception as error:  # a damaged file stumbles anywhere in PyTorch's parsers: IndexError, AssertionError, ...
-        raise ValueError(f"{path} ({_size(path.stat().st_size)}) is not a whole PyTorch file: {error}") from error
+    except Exception as error:  # a damaged file fails anywhere in PyTorch's parsers: IndexError, AssertionError, ...
+        raise ValueError(f"{path} ({_size(path.stat().st_size)}) is not a complete PyTorch file: {error}") from error
     if not isinstance(tensors, dict):
         raise ValueError(f"{path} holds a {type(tensors).__name__}, not tensors by name")
-    _only_tensors(path, tensors, lambda value: isinstance(value, torch.Tensor))
+    _check_tensors(path, tensors, (torch.Tensor,))
 
-    def numpy(tensor) -> np.ndarray:  # numpy has no bfloat16 of PyTorch's, float32 holds its values
+    def numpy(tensor) -> np.ndarray:  # PyTorch does not convert bfloat16 to NumPy; float32 holds its values
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
     return {
-        name: Lazy(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda tensor=tensor: numpy(tensor))
+        str(name): LazyTensor(
+            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda tensor=tensor: numpy(tensor)
+        )
         for name, tensor in tensors.items()
     }
 
@@ -212,21 +234,21 @@ def _torch(path: Path) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"{path} is a PyTorch file and PyTorch is not installed. Install it (pip install torch); or fetch the "
-            "checkpoint's model.safetensors instead; or rewrite the folder once, where PyTorch is installed, with "
+            "checkpoint's model.safetensors instead; or convert the folder once, on a machine with PyTorch, with "
             f"clip_jax.save(clip_jax.load({str(path.parent)!r}), NEW_FOLDER)"
         ) from error
 
 
-def _only_tensors(path: Path, tensors: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> None:
-    if other := sorted(str(name) for name, value in tensors.items() if not is_tensor(value)):
+def _check_tensors(path: Path, tensors: Mapping[Any, Any], kinds: tuple[type, ...]) -> None:
+    if other := sorted(str(name) for name, value in tensors.items() if not isinstance(value, kinds)):
         raise ValueError(f"{path} holds more than tensors: {', '.join(other)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """The object in a JSON file.
 
     Raises:
-      ValueError: it does not; the message names the file.
+      ValueError: the file holds something else; the message names it.
     """
     try:
         content = json.loads(path.read_bytes())

@@ -1,1 +1,1 @@
-"""What only training needs: pairs, batches with hard negatives, evaluation; the run is `experiment`."""
+"""Training a CLIP on images with captions: batches with hard negatives, steps, evaluation; the run is `experiment`."""

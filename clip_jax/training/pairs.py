@@ -1,31 +1,35 @@
-"""Image-caption pairs: sets of them, and the batches that training is fed.
+"""Images with captions, and the batches that training reads.
 
-Small sets live on the devices, images as 8-bit values and all captions as ids. Images in files are decoded by threads
-ahead of the devices. Which caption of an image a step sees follows from (seed, step).
+Small sets live on the devices, images as 8-bit values and all captions as ids. Threads decode images in files ahead of
+the devices. The caption of an image that a step sees is a function of (seed, step).
 """
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import Clip, preprocess
+from clip_jax.training.composition import RowsAt
 from launch.data import order
 
-_CAPTION = 0xCA97  # a stream of random numbers drawn from one seed
+_CAPTION = 0xCA97  # a stream of random numbers from one seed
 _AHEAD = 2  # batches that are decoded before the devices ask for them
 
 Batch = dict[str, np.ndarray]
+# Task -> (texts of each class, class of each image, int (n,)).
+ZeroShot = Mapping[str, tuple[Sequence[Sequence[str]], np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class CaptionedImages:
     """n images, each with one or more captions.
 
     Attributes:
@@ -43,69 +47,66 @@ class Pairs:
 
     @property
     def texts(self) -> list[str]:
-        """All captions in one list, m of them, image by image."""
+        """All m captions in one list, image by image."""
         return [text for texts in self.captions for text in texts]
 
     @property
     def owner(self) -> np.ndarray:
-        """The image that each of `texts` belongs to: int32 (m,), ascending."""
+        """The image to which each of `texts` belongs: int32 (m,), ascending."""
         return np.repeat(np.arange(len(self), dtype=np.int32), [len(texts) for texts in self.captions])
 
 
 @dataclass(frozen=True, eq=False)
-class Sets:
-    """What a run is trained on and measured on.
-
-    Attributes:
-      train, val, test: the pairs.
-      note: a line that says what they are.
-      zero_shot: attribute -> (texts of each class, class of each test image, int (n,)).
-    """
-
-    train: Pairs
-    val: Pairs
-    test: Pairs
-    note: str
-    zero_shot: Mapping[str, tuple[Sequence[Sequence[str]], np.ndarray]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """Pairs as training reads them.
+class PreparedPairs:
+    """Images with captions as training reads them.
 
     Attributes:
       images: uint8 (n, s, s, 3) at the tower's size, or n files.
-      ids: int32 (m, t), all captions, cut once to the static length that holds the longest.
+      ids: int32 (m, t), all captions, cut to the static length that holds the longest.
       first: int32 (n,), the first caption of each image.
-      count: int32 (n,), how many it has.
+      count: int32 (n,), how many captions each image has.
+      attributes: int32 (n, a) or None.
     """
 
     images: np.ndarray | Sequence[Path]
     ids: np.ndarray
     first: np.ndarray
     count: np.ndarray
+    attributes: np.ndarray | None = None
 
     @property
     def in_memory(self) -> bool:
         return isinstance(self.images, np.ndarray)
 
+    @property
+    def resident(self) -> dict[str, np.ndarray]:
+        """Arrays that are placed on the devices once; {} for images in files."""
+        if not isinstance(self.images, np.ndarray):
+            return {}
+        arrays = {"images": self.images, "ids": self.ids}
+        return arrays if self.attributes is None else arrays | {"attributes": self.attributes}
 
-def prepare(clip: Clip, pairs: Pairs) -> Prepared:
-    """Captions as ids and, where they are in memory, images at the size of the tower."""
+    def batch_shapes(self, batch_size: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch of `train_batches`, for a tower of image size `size`."""
+        if self.in_memory:
+            return {name: jax.ShapeDtypeStruct((batch_size,), np.int32) for name in ("row", "text")}
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+            "ids": jax.ShapeDtypeStruct((batch_size, self.ids.shape[1]), np.int32),
+        }
+
+
+def prepare(clip: Clip, pairs: CaptionedImages) -> PreparedPairs:
+    """Captions as ids and, if they are in memory, images at the tower's size."""
     images = pairs.images
     if isinstance(images, np.ndarray):
         images = preprocess.crop_all(clip.preprocessing, images)
     count = np.array([len(texts) for texts in pairs.captions], np.int32)
     first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
-    return Prepared(images, clip.tokenize(pairs.texts), first, count)
+    return PreparedPairs(images, clip.tokenize(pairs.texts), first, count, pairs.attributes)
 
 
-def resident(prepared: Prepared) -> dict[str, np.ndarray]:
-    """What is to be placed on the devices once: {} for images in files."""
-    return {"images": prepared.images, "ids": prepared.ids} if prepared.in_memory else {}
-
-
-def materialise(batch: Mapping[str, jax.Array], resident: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def materialise(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """A batch's images, uint8 (b, s, s, 3), and ids, int32 (b, t): pure, inside jit."""
     if not resident:
         return batch["image"], batch["ids"]
@@ -115,8 +116,8 @@ def materialise(batch: Mapping[str, jax.Array], resident: Mapping[str, jax.Array
 
 def train_batches(
     clip: Clip,
-    prepared: Prepared,
-    rows_at: Callable[[int], np.ndarray],
+    prepared: PreparedPairs,
+    rows_at: RowsAt,
     *,
     seed: int,
     start: int = 0,
@@ -124,16 +125,16 @@ def train_batches(
     process_count: int = 1,
     workers: int = 1,
 ) -> Iterator[Batch]:
-    """Batches without end, from step `start` on; each is a pure function of (seed, step).
+    """Endless batches from step `start` on; each is a pure function of (seed, step).
 
     Args:
       clip: for its preprocessing.
       prepared: of `prepare`.
-      rows_at: step -> the rows of the global batch; see `composition.composer`.
+      rows_at: the rows of the global batch; see `composition.composer`.
       seed: of the choice among an image's captions.
       start: step of the first batch.
       process_index: this process.
-      process_count: how many there are.
+      process_count: number of processes.
       workers: threads that decode images in files.
 
     Yields:
@@ -141,7 +142,7 @@ def train_batches(
       (b, s, s, 3), and `ids`, int32 (b, t).
 
     Raises:
-      FileNotFoundError, ValueError: an image that cannot be read, by its file.
+      FileNotFoundError, ValueError: an image cannot be read; its file is named.
     """
 
     def share(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +156,7 @@ def train_batches(
     return _decoded(clip.preprocessing, prepared, map(share, itertools.count(start)), workers)
 
 
-def draw_captions(prepared: Prepared, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+def draw_captions(prepared: PreparedPairs, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray:
     """One caption of each of these images, as a row of `ids`: int32, like `rows`."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _CAPTION, step))))
     which = (generator.random(len(rows)) * prepared.count[rows]).astype(np.int32)
@@ -163,7 +164,10 @@ def draw_captions(prepared: Prepared, rows: np.ndarray, *, seed: int, step: int)
 
 
 def _decoded(
-    spec: preprocess.Preprocessing, prepared: Prepared, shares: Iterator[tuple[np.ndarray, np.ndarray]], workers: int
+    spec: preprocess.Preprocessing,
+    prepared: PreparedPairs,
+    shares: Iterator[tuple[np.ndarray, np.ndarray]],
+    workers: int,
 ) -> Iterator[Batch]:
     pool = ThreadPoolExecutor(workers)
     waiting: deque = deque()

@@ -1,5 +1,5 @@
-"""Convolutional networks with the module names of their PyTorch originals, and the parts they are made of.
+"""Convolutional networks with the module names of their PyTorch originals, and their parts.
 
-`cnn` has the networks, `weights` reads PyTorch's tensors into them; `conv`, `pooling` and `activations` are twice
-differentiable and fast at it. The packages pick from here and keep their own lists of models.
+`cnn` has the networks, `weights` reads PyTorch's tensors into them; `conv`, `pooling` and `activations` have fast
+derivatives of every order. Each package has its own list of models.
 """

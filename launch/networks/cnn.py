@@ -1,23 +1,31 @@
-"""LeNet and ResNets in linen, with the module names of the PyTorch originals.
+"""LeNet and ResNets in Linen, with the module names of the PyTorch originals.
 
-Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last;
-logits (n, num_classes); `out` a dict with every named intermediate, so that attributions need no hooks. With
-`train=True` batch norm uses the batch's own statistics and the caller passes `mutable=["batch_stats"]`.
+Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last; logits
+(n, num_classes); `out` a dict with every named intermediate, so that attributions need no hooks. With `train=True`
+batch norm uses the statistics of the batch, and the caller passes `mutable=["batch_stats"]`.
 `robustgrad_jax.models` builds them by name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from launch.networks import conv, pooling
+from launch.networks.activations import Activation
 
 
-def _uniform_fan_in(fan_in: int) -> Callable:
-    """PyTorch's default initial values of weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+class Initializer(Protocol):
+    """Initial values of a parameter."""
+
+    def __call__(self, key: Any, shape: Any, dtype: Any = ..., /) -> jax.Array: ...
+
+
+def _uniform_fan_in(fan_in: int) -> Initializer:
+    """PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -27,7 +35,14 @@ def _uniform_fan_in(fan_in: int) -> Callable:
 
 
 def _conv(
-    x: jax.Array, features: int, size: int, name: str, *, stride: int = 1, bias: bool = False, init=None
+    x: jax.Array,
+    features: int,
+    size: int,
+    name: str,
+    *,
+    stride: int = 1,
+    bias: bool = False,
+    init: Initializer | None = None,
 ) -> jax.Array:
     """A square convolution padded by size // 2, as in the originals."""
     init = init or _uniform_fan_in(size * size * x.shape[-1])
@@ -54,11 +69,11 @@ class LeNet(nn.Module):
     """Four 3x3 convolutions (32-32-pool-64-64-pool) and two dense layers: Joo et al. 2023's small network."""
 
     num_classes: int
-    activation: Callable
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del train  # nothing here behaves differently
+        del train  # no layer behaves differently
         if min(x.shape[1:3]) < 4:
             raise ValueError(f"lenet halves the image twice and needs at least 4x4 pixels, got {x.shape}")
         out = {}
@@ -73,17 +88,17 @@ class LeNet(nn.Module):
         return x, out
 
 
-class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1-3x3-1x1 with four times the width going out.
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 with four times the width as output, and a shortcut.
 
-    The stride sits on the first 3x3 convolution, as in torchvision.
+    The first 3x3 convolution has the stride, as in torchvision.
     """
 
     width: int
     stride: int
     bottleneck: bool
-    activation: Callable
-    conv_init: Callable | None
+    activation: Activation
+    conv_init: Initializer | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -106,18 +121,19 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Residual network (He et al. 2016).
 
-    `imagenet_stem` is 7x7 stride 2 and a 3x3 max pool, otherwise 3x3 stride 1.
+    With `imagenet_stem` the first convolution is 7x7 with stride 2, followed by a 3x3 max pool; otherwise it is 3x3
+    with stride 1.
     """
 
     num_classes: int
-    activation: Callable
+    activation: Activation
     depths: Sequence[int]
     bottleneck: bool
     imagenet_stem: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # torchvision initialises its ResNets so; the CIFAR ones have PyTorch's default.
+        # torchvision's initialisation; the networks for CIFAR have PyTorch's default.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal") if self.imagenet_stem else None
         out = {}
         size, stride = (7, 2) if self.imagenet_stem else (3, 1)
@@ -128,7 +144,7 @@ class ResNet(nn.Module):
             x = out["pool"] = pooling.max_pool(x, 3, 2, 1)
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
-                x = Block(
+                x = ResidualBlock(
                     64 * 2**stage,
                     2 if stage > 0 and index == 0 else 1,
                     self.bottleneck,

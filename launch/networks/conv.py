@@ -1,36 +1,52 @@
 """Two-dimensional convolution whose derivatives of every order are fast on a CPU.
 
-XLA's CPU backend lowers the kernel gradient of a convolution to a convolution with a kernel as large as the
-image, several times slower than the forward product, and tens of times inside a loop. Training on input
-gradients differentiates every convolution twice, which multiplies that cost. Here the three maps that a
-convolution and its derivatives are made of,
+XLA's CPU backend lowers the kernel gradient of a convolution to a convolution with a kernel as large as the image,
+several times slower than the forward product, and tens of times slower inside a loop. Training on input gradients
+differentiates every convolution twice, which multiplies that cost. Here the three maps of which a convolution and its
+derivatives consist,
 
     convolve      (x, w)  -> y        y[n,p,o] = sum_{t,c} x[n, s p + t, c] w[t,c,o]
     input_grad    (dy, w) -> x-like   its transpose in x
     kernel_grad   (x, dy) -> w-like   its transpose in w
 
-are primitives of their own. A trilinear form has only these three, so every transpose of one is another one
-and the set is closed under jvp, vjp and vmap to any order; a custom derivative rule would not do, because a
-rule's own linear part is transposed through what it is written in, back to the slow operation. On GPU and TPU
-all three lower to XLA's native convolution, so that there the program is the ordinary one.
+are separate primitives. They belong to one trilinear form, so every transpose of one is another one, and the set is
+closed under jvp, vjp and vmap to any order. A custom derivative rule would not suffice: JAX would transpose the
+operations that the rule consists of, and return to the slow one. On GPU and TPU all three lower to XLA's native
+convolution, so the program is the ordinary one.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# Sizes of the CPU kernel gradient's im2col tile, found by measurement on whole LeNet and ResNet steps. The tile
-# has to stay near the second-level cache's size (a whole-batch im2col of a large map is 3-8 times slower), but
-# below some 512 positions updating the accumulated kernel costs more than the cache saves.
+# Sizes of the im2col tile of the kernel gradient on a CPU, from measurements of whole LeNet and ResNet steps. The tile
+# should not exceed the second-level cache by much (im2col of a whole batch of large maps is 3-8 times slower), but
+# below about 512 positions updating the accumulated kernel costs more than the cache saves.
 _TILE_BYTES = 1_600_000
 _TILE_POSITIONS = 512
+
+
+class Bilinear(Protocol):
+    """One of the three maps: linear in each of its two arrays; its settings are static."""
+
+    def __call__(
+        self, a: Any, b: Any, /, *, image: Any, window: Any, strides: Any, padding: Any, precision: Any
+    ) -> jax.Array: ...
+
+
+class Product(Protocol):
+    """A bilinear map of which only the arrays are left to give."""
+
+    def __call__(self, a: Any, b: Any, /) -> jax.Array: ...
 
 
 def conv_general_dilated(
@@ -46,12 +62,11 @@ def conv_general_dilated(
     precision=None,
     preferred_element_type=None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` with fast CPU derivatives, for
-    `flax.linen.Conv(conv_general_dilated=...)`.
+    """`jax.lax.conv_general_dilated` with derivatives that are fast on a CPU.
 
-    Args, result and errors are those of the lax function. Two dimensions in the layout NHWC x HWIO -> NHWC,
-    without groups or dilation, take the fast path (`lhs` (n, h, w, c), `rhs` (kh, kw, c, o)); the rest goes
-    to lax.
+    For `flax.linen.Conv(conv_general_dilated=...)`. Arguments, result and errors are those of the lax function. Two
+    dimensions in the layout NHWC x HWIO -> NHWC, without groups or dilation, take the fast path (`lhs` (n, h, w, c),
+    `rhs` (kh, kw, c, o)); everything else is passed to lax.
     """
     native = functools.partial(
         lax.conv_general_dilated,
@@ -76,13 +91,14 @@ def conv_general_dilated(
         return native(lhs, rhs)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    ambient = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     params = {
         "image": lhs.shape[1:3],
         "window": rhs.shape[:2],
         "strides": tuple(int(s) for s in window_strides),
         "padding": tuple((int(low), int(high)) for low, high in padding),
-        # as lax does, read the surrounding default now: lowering may happen outside of it
-        "precision": jax.config.jax_default_matmul_precision if precision is None else precision,
+        # Like lax, read the surrounding default now: lowering may happen outside of it.
+        "precision": ambient if precision is None else precision,
     }
     return convolve_p.bind(lhs[None], rhs[None], **params)[0]
 
@@ -95,15 +111,15 @@ def _is_nhwc(lhs: jax.Array, rhs: jax.Array, dimension_numbers) -> bool:
 
 
 def _has_typed_sharding(array: jax.Array) -> bool:
-    """Whether the array's *type* names a mesh axis (explicit sharding, or shard_map's check_vma).
+    """Whether the array's *type* names a mesh axis (explicit sharding, or check_vma of shard_map).
 
-    Such types need propagation rules for each primitive; lax has them and the primitives here do not.
+    Such types need propagation rules for each primitive; lax has them, the primitives here do not.
     """
     aval = jax.typeof(array)
     return bool(aval.manual_axis_type.varying) or any(axis is not None for axis in aval.sharding.spec)
 
 
-# the three maps in lax, for one kernel
+# -- the three maps in lax, for one kernel --------------------------------------------------------------------------
 
 
 def _native_convolve(x, w, *, image, window, strides, padding, precision):
@@ -121,11 +137,11 @@ def _native_kernel_grad(x, dy, *, window, **params):
     return jax.linear_transpose(lambda w: _native_convolve(x, w, window=window, **params), w)(dy)[0]
 
 
-# the kernel gradient on a CPU
+# -- the kernel gradient on a CPU -----------------------------------------------------------------------------------
 
 
 def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
-    """im2col(x)^T dy, summed over tiles of whole images, or of bands of rows where one image is too large."""
+    """im2col(x)^T dy, summed over tiles of whole images, or over bands of rows if one image is too large."""
     n, height, width, channels = dy.shape
     columns = window[0] * window[1] * x.shape[3]
     tile = max(_TILE_POSITIONS, _TILE_BYTES // (columns * x.dtype.itemsize))
@@ -134,7 +150,7 @@ def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
     def pad(images):
         return lax.pad(images, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)))
 
-    if window == (1, 1) or n * height * width <= tile:  # nothing is duplicated, or all of it is one tile
+    if window == (1, 1) or n * height * width <= tile:  # im2col duplicates nothing, or one tile holds everything
         total = product(pad(x), dy)
     elif height * width <= tile:
         group = _largest_divisor(n, tile // (height * width))
@@ -156,7 +172,7 @@ def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
 
 
 def _im2col_product(x, dy, *, window, strides, precision):
-    """(o, kh*kw*c): a padded tile's kernel gradient, transposed, the faster way round for the GEMM."""
+    """(o, kh*kw*c): a padded tile's kernel gradient, transposed, which is faster for the GEMM."""
     _, height, width, channels = dy.shape
     rows, cols = (height - 1) * strides[0] + 1, (width - 1) * strides[1] + 1
     taps = [
@@ -170,9 +186,9 @@ def _im2col_product(x, dy, *, window, strides, precision):
     return lax.dot_general(dy.reshape(-1, channels), columns, contract, precision, preferred_element_type=wide)
 
 
-def _accumulate(term: Callable, operands: tuple) -> jax.Array:
+def _accumulate(term: Product, operands: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Sum of term(*operand) over the leading axis."""
-    shape = jax.eval_shape(lambda operands: term(*(o[0] for o in operands)), operands)
+    shape = jax.eval_shape(lambda operands: term(operands[0][0], operands[1][0]), operands)
     zero = jnp.zeros(shape.shape, shape.dtype)
     return lax.scan(lambda total, operand: (total + term(*operand), None), zero, operands)[0]
 
@@ -181,13 +197,13 @@ def _largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, max(limit, 1)), 0, -1) if n % d == 0)
 
 
-# primitives
-# Both operands and the result have a leading axis of independent convolutions, of length 1 unless a vmap maps
-# both operands: x (b, n, h, w, c), w (b, kh, kw, c, o), y (b, n, h', w', o).
+# -- primitives -----------------------------------------------------------------------------------------------------
+# Both operands and the result have a leading axis of independent convolutions, of length 1 unless vmap maps both
+# operands: x (b, n, h, w, c), w (b, kh, kw, c, o), y (b, n, h', w', o).
 
 
-def _each(f: Callable, **params) -> Callable:
-    def mapped(a, b):
+def _each(f: Bilinear, **params: Any) -> Product:
+    def mapped(a: jax.Array, b: jax.Array) -> jax.Array:
         if a.shape[0] == 1:
             return f(a[0], b[0], **params)[None]
         return jax.vmap(lambda a, b: f(a, b, **params))(a, b)
@@ -195,26 +211,35 @@ def _each(f: Callable, **params) -> Callable:
     return mapped
 
 
-def _each_unrolled(f: Callable, **params) -> Callable:
-    # vmap would make a grouped convolution of it, which XLA's CPU backend runs without its fast kernels
+def _each_unrolled(f: Bilinear, **params: Any) -> Product:
+    # vmap would make it a grouped convolution, for which XLA's CPU backend has no fast kernels.
     return lambda a, b: jnp.stack([f(a[i], b[i], **params) for i in range(a.shape[0])])
 
 
 @functools.cache
-def _compiled(primitive: Primitive, params: tuple) -> Callable:
+def _compiled(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Product:
     return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
 def _is_partitioned(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether XLA itself splits this module over devices (not: one device, or every mesh axis manual)."""
+    """Whether XLA splits this module over devices: not with one device, nor if every mesh axis is manual."""
     axes = ctx.module_context.axis_context
     if isinstance(axes, mlir.SPMDAxisContext):
         return set(axes.manual_axes) != set(axes.mesh.axis_names)
     return isinstance(axes, mlir.ShardingContext) and axes.num_devices > 1
 
 
-def _bilinear_primitive(name: str, native: Callable, on_cpu: Callable, free_axes: dict) -> Primitive:
-    """A primitive for `native`; `free_axes[i]`: the axis only operand i has (in operand, in result)."""
+def _bilinear_primitive(
+    name: str, native: Bilinear, on_cpu: Bilinear, free_axes: Mapping[int, tuple[int, int]]
+) -> Primitive:
+    """A primitive for `native`.
+
+    Args:
+      name: of the primitive.
+      native: of one convolution, in lax.
+      on_cpu: the same on a CPU.
+      free_axes: for each operand the axis that the other does not have: in the operand, in the result.
+    """
     primitive = Primitive(name)
     primitive.def_impl(lambda a, b, **params: _compiled(primitive, tuple(sorted(params.items())))(a, b))
 
@@ -224,18 +249,18 @@ def _bilinear_primitive(name: str, native: Callable, on_cpu: Callable, free_axes
             jax.ShapeDtypeStruct(a.shape[1:], a.dtype),
             jax.ShapeDtypeStruct(b.shape[1:], b.dtype),
         )
-        return jax.core.ShapedArray((a.shape[0], *out.shape), out.dtype)
+        return ShapedArray((a.shape[0], *out.shape), out.dtype)
 
     def batch(operands, axes, **params):
         operands = list(operands)
         if None not in axes:
-            # two mapped operands: more independent convolutions
+            # Two mapped operands: more independent convolutions.
             size = operands[0].shape[axes[0]]
             operands = [jnp.moveaxis(o, axis, 0) for o, axis in zip(operands, axes, strict=True)]
             operands = [o.reshape(-1, *o.shape[2:]) for o in operands]
             out = primitive.bind(*operands, **params)
             return out.reshape(size, -1, *out.shape[1:]), 0
-        # one mapped operand: fold the mapped axis into the one that only it has (images, or its channels)
+        # One mapped operand: fold the mapped axis into the axis that the other does not have (images, or channels).
         which = 0 if axes[0] is not None else 1
         source, target = free_axes[which]
         operand = jnp.moveaxis(operands[which], axes[which], source)
@@ -245,7 +270,7 @@ def _bilinear_primitive(name: str, native: Callable, on_cpu: Callable, free_axes
         return out.reshape(*out.shape[:target], shape[source], -1, *out.shape[target + 1 :]), target
 
     def lower_cpu(ctx, a, b, **params):
-        # the partitioner would gather a sharded batch to loop over it; the native operation it can split
+        # The partitioner would gather a sharded batch in order to loop over it; it can split the native operation.
         f = _each_unrolled(native if _is_partitioned(ctx) else on_cpu, **params)
         return mlir.lower_fun(f, multiple_results=False)(ctx, a, b)
 

@@ -1,9 +1,8 @@
 """Max pooling whose first and second derivatives are plain elementwise operations.
 
-`lax.reduce_window` differentiates into select-and-scatter and, a second time, into variadic window
-reductions, which XLA's CPU backend runs one element at a time, 10-50 times slower than the pooling itself.
-Here the maximum is a running `where` over the elements of each window: a derivative of any order selects by
-stored masks.
+The derivative of `lax.reduce_window` is select-and-scatter, and the second derivative consists of variadic window
+reductions, which XLA's CPU backend runs one element at a time, 10-50 times slower than the pooling itself. Here the
+maximum is a running `where` over the elements of each window: derivatives of any order select by stored masks.
 """
 
 import jax
@@ -16,10 +15,12 @@ Pair = tuple[int, int]
 def max_pool(x: jax.Array, window: int | Pair, strides: int | Pair | None = None, padding: int | Pair = 0) -> jax.Array:
     """Maximum over windows, x (..., h, w, c) -> (..., h', w', c), as PyTorch's `max_pool2d` computes it.
 
-    h' = floor((h + 2 padding - window) / strides) + 1. The border is padded by -inf, `strides` defaults to
-    `window`, NaN propagates, and among equal maxima the first in row-major order gets the whole gradient.
-    Raises TypeError for data that is not floating point, ValueError for a window or padding that does not
-    fit.
+    h' = floor((h + 2 padding - window) / strides) + 1. The border is padded with -inf, `strides` defaults to `window`,
+    NaN propagates, and the first of equal maxima in row-major order gets the whole gradient.
+
+    Raises:
+      TypeError: the data are not floating point.
+      ValueError: a window or padding that does not fit.
     """
     window, padding = _pair("window", window, 1), _pair("padding", padding, 0)
     strides = window if strides is None else _pair("strides", strides, 1)
@@ -48,10 +49,9 @@ def _pair(name: str, value: int | Pair, least: int) -> Pair:
 def _elements(x: jax.Array, window: Pair, strides: Pair, padding: Pair) -> list[jax.Array]:
     """The elements of every window in row-major order: window[0] * window[1] arrays shaped like the result.
 
-    The image is first split into its strides[0] * strides[1] phases, of which each element is a contiguous
-    slice. Strided slices of the image itself would do, but their transpose sums dilated copies, with an
-    integer division for every pixel of every copy, where the transpose of this interleaves sums of plain
-    copies.
+    The image is first split into its strides[0] * strides[1] phases; each element is a contiguous slice of one of them.
+    The transpose of this interleaves sums of plain copies. That of strided slices of the image would sum dilated
+    copies, with an integer division for every pixel of every copy.
     """
     n, height, width, channels = x.shape
     out = tuple((s + 2 * p - k) // d + 1 for s, k, d, p in zip((height, width), window, strides, padding, strict=True))

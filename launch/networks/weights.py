@@ -1,8 +1,9 @@
-"""PyTorch's names and memory layouts turned into ours; `robustgrad_jax.models.from_torch` is the way in."""
+"""PyTorch's weights as variables of our networks; `robustgrad_jax.models.from_torch` is the public function."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file.
 
     Raises:
-      FileNotFoundError, ValueError: the file is absent, or is not a whole safetensors file.
+      FileNotFoundError, ValueError: the file does not exist, or is not a complete safetensors file.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,14 +33,14 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def sizes(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, tuple[int, int, int]]:
-    """The number of classes and the image shape (h, w, c) that the weights were made for.
+    """The number of classes and the image shape (h, w, c) of a network with these weights.
 
-    Only LeNet's weights fix h and w. A tensor that is absent or has too few dimensions counts as an ordinary
-    one, for `convert` to list with the others that are wrong.
+    Only LeNet's weights determine h and w. For a tensor that is missing or has too few dimensions a usual size is
+    assumed: `convert` lists it with all others that are wrong.
     """
 
     def size(tensor: str, axis: int, otherwise: int) -> int:
@@ -66,7 +67,7 @@ def convert(name: str, tensors: Mapping[str, np.ndarray], template: Mapping) -> 
     Raises:
       ValueError: tensors are missing, extra or of another shape; the message lists them all.
     """
-    flat = traverse_util.flatten_dict(template)
+    flat: Any = traverse_util.flatten_dict(template)
     names = {path: _torch_name(path, name.endswith("_cifar")) for path in flat}
     problems = []
     if missing := sorted(set(names.values()) - set(tensors)):
@@ -77,21 +78,24 @@ def convert(name: str, tensors: Mapping[str, np.ndarray], template: Mapping) -> 
     for path, leaf in flat.items():
         if names[path] not in tensors:
             continue
-        tensor, wanted = tensors[names[path]], _torch_shape(path[-1], leaf)
+        tensor, expected = tensors[names[path]], _torch_shape(path[-1], leaf)
         flattened = name == "lenet" and path[-2:] == ("fc1", "kernel")
-        if tensor.shape == wanted:
+        if tensor.shape == expected:
             ours[path] = np.ascontiguousarray(_to_ours(tensor, path[-1], flattened))
         else:
             hint = " (for square images, the only ones it takes)" if flattened else ""
-            problems.append(f"{names[path]} has shape {tensor.shape}, the model's has {wanted}{hint}")
+            problems.append(f"{names[path]} has shape {tensor.shape}, the model's has {expected}{hint}")
     if problems:
         raise ValueError(f"these weights do not fit {name}: " + "; ".join(problems))
     return traverse_util.unflatten_dict(ours)
 
 
 def _torch_name(path: tuple[str, ...], cifar: bool) -> str:
-    """('params', 'layer1_0', 'shortcut_bn', 'scale') -> 'layer1.0.downsample.1.weight' (torchvision) or
-    'layer1.0.shortcut.1.weight' (the published CIFAR networks)."""
+    """PyTorch's name of a leaf.
+
+    ('params', 'layer1_0', 'shortcut_bn', 'scale') -> 'layer1.0.downsample.1.weight' (torchvision) or
+    'layer1.0.shortcut.1.weight' (the published networks for CIFAR).
+    """
     collection, *modules, leaf = path
     shortcut = "shortcut" if cifar else "downsample"
     names = []
@@ -103,7 +107,7 @@ def _torch_name(path: tuple[str, ...], cifar: bool) -> str:
 
 
 def _torch_shape(leaf: str, ours: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """The shape that PyTorch gives a leaf of our shape."""
+    """PyTorch's shape of a leaf."""
     if leaf != "kernel":
         return ours.shape
     *window, inputs, outputs = ours.shape
@@ -111,7 +115,7 @@ def _torch_shape(leaf: str, ours: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def _to_ours(tensor: np.ndarray, leaf: str, flattened: bool) -> np.ndarray:
-    """One tensor, channels last; `flattened`: its inputs are an image, (c, h, w) there and (h, w, c) here."""
+    """A tensor with channels last; `flattened`: its inputs are an image, (c, h, w) in PyTorch and (h, w, c) here."""
     if leaf != "kernel":
         return tensor
     if tensor.ndim == 4:

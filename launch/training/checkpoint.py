@@ -1,11 +1,11 @@
 """Checkpoints of a training state: a thin layer over Orbax's CheckpointManager.
 
-Added to Orbax: a state is stored as a flat table from path to array beside its shapes, so that a checkpoint
-of another model is refused with the differences listed; a checkpoint that cannot be read in full is moved
-aside and the one before it used; the best and the latest ones are both kept.
+It adds to Orbax: a state is stored as a flat table from path to array beside its shapes, so that a checkpoint of
+another model is refused with a list of the differences; a checkpoint that cannot be read completely is moved aside and
+the previous one is used; both the best and the latest checkpoints are kept.
 
-On disk: ``<directory>/<step>/state`` (arrays) and ``<directory>/<step>/info`` (JSON: the metrics, every
-leaf's dtype and shape, the algorithm of PRNG keys).
+On disk: ``<directory>/<step>/state`` (arrays) and ``<directory>/<step>/info`` (JSON: the metrics, dtype and shape of
+every leaf, the algorithm of PRNG keys).
 """
 
 import dataclasses
@@ -29,10 +29,9 @@ _SHOWN = 5  # paths of each kind in an error message
 
 
 def abstract(state: Any) -> Any:
-    """The shapes, dtypes and shardings of a state: what `Checkpoints.restore_latest` needs to know.
+    """The shapes, dtypes and shardings of a state, as `Checkpoints.restore_latest` needs them.
 
-    Leaves that are no JAX arrays (NumPy arrays, Python numbers) get no sharding: they are restored as NumPy
-    arrays.
+    Leaves that are not JAX arrays (NumPy arrays, Python numbers) get no sharding and are restored as NumPy arrays.
     """
 
     def leaf(x):
@@ -47,20 +46,19 @@ def abstract(state: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory; a context manager that ends by waiting for the last save.
+    """The checkpoints of one training, in one directory; a context manager that waits for the last save at its end.
 
-    With several processes, all of them make the same calls; the directory is one that all of them see.
+    With several processes, all of them make the same calls, on a directory that all of them see.
 
     Args:
-      directory: made if it does not exist; a local path or one of a bucket (``gs://...``).
-      best: ``(metric, "max" or "min")`` to keep the checkpoint with the best value of a metric besides the
-        latest ones. Of equal values the later counts as better; a checkpoint with NaN or without the metric
-        never is best.
+      directory: created if necessary; a local path or one of a bucket (``gs://...``).
+      best: ``(metric, "max" or "min")`` to keep the checkpoint with the best value of a metric besides the latest ones.
+        Of equal values the later is better; a checkpoint with NaN or without the metric is never the best.
       keep_latest: how many of the latest to keep.
 
     Raises:
       ValueError: `best` or `keep_latest` is out of range.
-      OSError: the directory cannot be made or written to.
+      OSError: the directory cannot be created or written to.
     """
 
     def __init__(self, directory, *, best: tuple[str, str] | None = None, keep_latest: int = 2):
@@ -71,12 +69,12 @@ class Checkpoints:
         self._directory = _make_directory(directory)
         self._best = best
         _quiet_orbax()
-        # Orbax's own best_fn with max_to_keep would delete the latest checkpoint when another one is better.
+        # Orbax's best_fn with max_to_keep would delete the latest checkpoint when another one is better.
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
-                # This layout is read back in _damage.
+                # _damage reads this layout.
                 "state": ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
                 "info": ocp.JsonCheckpointHandler(),
             },
@@ -85,16 +83,15 @@ class Checkpoints:
                     [policies.LatestN(keep_latest), _Preserve(self.best_step)]
                 ),
                 save_root_metadata=False,
-                lightweight_initialize=True,  # otherwise a damaged checkpoint may fail here
+                lightweight_initialize=True,  # otherwise a damaged checkpoint could fail here
             ),
         )
         self._metrics = {step: _metrics(self._directory / str(step)) for step in self._manager.all_steps()}
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts to save a state and returns once it is copied to the host: its buffers may then be donated.
+        """Start to save a state and return once it is copied to the host: its buffers may then be donated.
 
-        Saving a step again does nothing. An error while writing is raised by the next `save`, `wait` or
-        `close`.
+        Saving a step again does nothing. An error while writing is raised by the next `save`, `wait` or `close`.
 
         Args:
           step: number of updates made.
@@ -103,7 +100,7 @@ class Checkpoints:
         """
         if self._best and metrics is not None and self._best[0] not in metrics:
             known = ", ".join(metrics) or "none"
-            raise ValueError(f"best checkpoints go by {self._best[0]!r}, but the metrics given are: {known}")
+            raise ValueError(f"the best checkpoint is chosen by {self._best[0]!r}, but the metrics are: {known}")
         if step in self._manager.all_steps():
             return
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
@@ -114,9 +111,9 @@ class Checkpoints:
             "keys": {path: str(jax.random.key_impl(x)) for path, x in leaves.items() if _is_key(x)},
         }
         arrays = {path: _data(x) for path, x in leaves.items() if x.size}  # Orbax refuses empty arrays
-        self._manager.wait_until_finished()  # now, so that an error is not taken for one of this step
+        self._manager.wait_until_finished()  # now, so that its error is not taken for one of this step
         self._metrics[step] = metrics
-        # Forced: Orbax would silently skip a step that is not above the latest one.
+        # Forced: Orbax would silently skip a step that is not later than the latest one.
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
@@ -126,56 +123,58 @@ class Checkpoints:
         self._metrics = {step: values for step, values in self._metrics.items() if step in kept}
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises the error it ended with, if any."""
+        """Return when the last save is on disk; raise its error, if any."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
     def latest_step(self) -> int | None:
-        """The latest step saved, or None."""
+        """The latest saved step, or None."""
         return max(self._manager.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the best value of the metric to go by, or None."""
+        """The step with the best value of the metric, or None."""
         return max((step for step in self._manager.all_steps() if self._scored(step)), key=self._rank, default=None)
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
-        """The latest state that can be read in full, and its step; None where nothing was ever saved.
+        """The latest state that can be read completely, and its step; None if nothing was ever saved.
 
-        A checkpoint that cannot be read is renamed to ``<step>.damaged-<n>`` with a warning, and the one
-        before it is taken. The arrays own their buffers: they may be donated.
+        A checkpoint that cannot be read is renamed to ``<step>.damaged-<n>`` with a warning, and the previous one is
+        used. The arrays own their buffers: they may be donated.
 
         Args:
-          abstract_state: the state's pytree of `jax.ShapeDtypeStruct` with shardings (`abstract`), on any
-            devices: not necessarily those that the state was saved from.
+          abstract_state: the state's pytree of `jax.ShapeDtypeStruct` with shardings (`abstract`), on any devices, not
+            necessarily those from which the state was saved.
 
         Raises:
-          ValueError: the checkpoint is one of another state: paths, shapes or dtypes differ.
-          RuntimeError: there are checkpoints, and all of them are damaged.
+          ValueError: the checkpoint holds another state: paths, shapes or dtypes differ.
+          RuntimeError: all checkpoints are damaged.
         """
         self.wait()
         self._remove_unfinished()
         return self._restore(sorted(self._manager.all_steps(), reverse=True), abstract_state)
 
     def restore_best(self, abstract_state: Any, *, part: bool = False) -> tuple[Any, int, dict[str, float]]:
-        """The best state by the metric to go by, its step and its metrics; otherwise as `restore_latest`.
+        """The best state, its step and its metrics; otherwise as `restore_latest`.
 
         Args:
-          part: `abstract_state` may lack whole top-level entries that are stored: the optimiser's state, say.
+          abstract_state: as in `restore_latest`.
+          part: `abstract_state` may lack whole top-level entries that are stored, such as the optimiser's state.
 
         Raises:
-          ValueError: also if no metric to go by was given, or no checkpoint has it.
+          ValueError: also if `best` was not given, or no checkpoint has its metric.
         """
         if self._best is None:
             raise ValueError("no best checkpoint: Checkpoints was made without best=(metric, 'max' or 'min')")
         self.wait()
         steps = sorted(filter(self._scored, self._manager.all_steps()), key=self._rank, reverse=True)
-        found = self._restore(steps, abstract_state, part)
-        if found is None:
+        restored = self._restore(steps, abstract_state, part)
+        if restored is None:
             raise ValueError(f"no checkpoint in {self._directory} was saved with the metric {self._best[0]!r}")
-        return *found, dict(self._metrics[found[1]])
+        state, step = restored
+        return state, step, dict(self._metrics[step])
 
     def close(self) -> None:
-        """Waits for the last save and ends Orbax's threads."""
+        """Wait for the last save and end Orbax's threads."""
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -188,7 +187,7 @@ class Checkpoints:
         return self._best is not None and not math.isnan(self._metrics.get(step, {}).get(self._best[0], math.nan))
 
     def _rank(self, step: int) -> tuple[float, int]:
-        name, mode = self._best
+        name, mode = self._best or ("", "max")  # only steps with a score are ranked
         return self._metrics[step][name] * (1 if mode == "max" else -1), step
 
     def _restore(self, steps: Sequence[int], abstract_state: Any, part: bool = False) -> tuple[Any, int] | None:
@@ -196,25 +195,25 @@ class Checkpoints:
             return None
         step, damaged = self._first_sound(steps)
         path = self._directory / str(step)
-        asked = _flatten(abstract_state)
+        leaves = _flatten(abstract_state)
         info = _read_info(path)
-        wanted = {name.split("/")[0] for name in (asked if part else info["leaves"])}
-        stored = {name: x for name, x in info["leaves"].items() if name.split("/")[0] in wanted}
-        _check_same(stored, {name: _signature(x) for name, x in asked.items()}, path)
-        # Orbax asks for the arrays alone, each on the devices where it is wanted.
-        args = {name: _restore_args(x) for name, x in asked.items() if x.size}
+        entries = {name.split("/")[0] for name in (leaves if part else info["leaves"])}
+        stored = {name: x for name, x in info["leaves"].items() if name.split("/")[0] in entries}
+        _check_same(stored, {name: _signature(x) for name, x in leaves.items()}, path)
+        # Orbax needs the arrays only, each with the devices on which it will be.
+        args = {name: _restore_args(x) for name, x in leaves.items() if x.size}
         restore = ocp.args.PyTreeRestore(item=args, restore_args=args, partial_restore=part)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-        leaves = [_own(restored.get(name), x, info["keys"].get(name)) for name, x in asked.items()]
+        arrays = [_owned(restored.get(name), x, info["keys"].get(name)) for name, x in leaves.items()]
         self._move_aside(damaged)
         if damaged:
             logging.warning("using the checkpoint of step %d instead", step)
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), step
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays), step
 
     def _first_sound(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
-        """The first of `steps` that can be read, and what is wrong with those before it (on process 0)."""
+        """The first of `steps` that can be read, and the problems of those before it (on process 0)."""
         damaged, sound = {}, -1
-        if jax.process_index() == 0:  # one process decides, or they might not restore the same step
+        if jax.process_index() == 0:  # one process decides: all must restore the same step
             for step in steps:
                 problem = _damage(self._directory / str(step))
                 if problem is None:
@@ -231,7 +230,7 @@ class Checkpoints:
         return sound, damaged
 
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
-        """Renames damaged checkpoints, so that training can save their steps again, on process 0."""
+        """Rename damaged checkpoints on process 0, so that training can save their steps again."""
         for step, problem in damaged.items():
             path, n = self._directory / str(step), 1
             while (aside := self._directory / f"{step}.damaged-{n}").exists():
@@ -248,13 +247,13 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-            logging.warning("checkpoint %s was cut off while it was written: removed, not used", path)
+            logging.warning("checkpoint %s was interrupted while it was written: removed, not used", path)
             path.rmtree()
 
 
 @dataclasses.dataclass
 class _Preserve:
-    """Orbax preservation policy: keeps the one step that `step()` names."""
+    """Orbax preservation policy: keeps the one step that `step()` returns."""
 
     step: Any
 
@@ -270,14 +269,14 @@ def _make_directory(directory) -> epath.Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"cannot make the checkpoint directory {path}: {e}") from e
+        raise OSError(f"cannot create the checkpoint directory {path}: {e}") from e
     if "://" not in name and not os.access(path, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write to the checkpoint directory {path}")
     return path
 
 
 def _quiet_orbax() -> None:
-    """Drops Orbax's progress messages (a dozen a save) from absl's log; its warnings stay."""
+    """Drop Orbax's progress messages (a dozen per save) from absl's log; keep its warnings."""
     log = std_logging.getLogger("absl")
     if _not_orbax_chatter not in log.filters:
         log.addFilter(_not_orbax_chatter)
@@ -322,14 +321,14 @@ def _metrics(path: epath.Path) -> dict[str, float]:
     try:
         return _read_info(path)["metrics"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # damaged: said by the restore that comes upon it
+        return {}  # damaged: `restore_latest` will say so
 
 
 def _damage(path: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, or None: reads all of it, on this host alone.
+    """The problem of a damaged checkpoint, or None: reads all of it, on this host alone.
 
-    Separate from restoring, so that a failure there (too little device memory, say) is not taken for
-    damage, and so that one process can look without the others taking part.
+    Separate from restoring, so that a failure there (too little device memory, for example) is not taken for damage,
+    and so that one process can check without the others.
     """
     state = path / "state"
     try:
@@ -351,15 +350,15 @@ def _dims(signature: str) -> list[str]:
     return signature[signature.index("[") + 1 : -1].split(",")
 
 
-def _check_same(stored: Mapping[str, str], asked: Mapping[str, str], path: epath.Path) -> None:
+def _check_same(stored: Mapping[str, str], state: Mapping[str, str], path: epath.Path) -> None:
     lines = []
     for title, names in (
-        ("missing in the checkpoint", [n for n in asked if n not in stored]),
-        ("only in the checkpoint", [n for n in stored if n not in asked]),
-        ("different", [n for n in asked if n in stored and asked[n] != stored[n]]),
+        ("missing in the checkpoint", [n for n in state if n not in stored]),
+        ("only in the checkpoint", [n for n in stored if n not in state]),
+        ("different", [n for n in state if n in stored and state[n] != stored[n]]),
     ):
         if names:
-            shown = [f"{n}: {stored[n]} stored, {asked[n]} wanted" if title == "different" else n for n in names]
+            shown = [f"{n}: {stored[n]} stored, {state[n]} wanted" if title == "different" else n for n in names]
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             lines.append(f"  {title}: {'; '.join(shown[:_SHOWN])}{more}")
     if lines:
@@ -375,13 +374,13 @@ def _restore_args(x: jax.ShapeDtypeStruct):
     return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=data.shape, dtype=data.dtype)
 
 
-def _own(data, x: jax.ShapeDtypeStruct, key_impl: str | None):
-    """A restored array as the leaf `x` asks for it, with memory of its own."""
+def _owned(data: Any, x: jax.ShapeDtypeStruct, key_impl: str | None):
+    """A restored array with the sharding of the leaf `x`, in its own memory."""
     if data is None:  # of size 0, not stored
         data = np.zeros(x.shape, x.dtype)
         return data if x.sharding is None else jax.device_put(data, x.sharding)
     if x.sharding is None:
         return data
     if next(iter(x.sharding.device_set)).platform == "cpu":
-        data = jnp.copy(data)  # on CPU an array may share the reader's memory, which must not be donated
+        data = jnp.copy(data)  # on a CPU an array may share the reader's memory, which must not be donated
     return jax.random.wrap_key_data(data, impl=key_impl) if key_impl else data

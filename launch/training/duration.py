@@ -1,8 +1,8 @@
-"""Durations: the one place where epochs and examples become optimiser steps.
+"""Durations: epochs and examples as optimiser steps.
 
-A duration is one string, ``"90 epochs"``, ``"1000 steps"`` or ``"1e6 examples"``: one number and one unit, so
-two lengths at once cannot be written, and an override on the command line replaces the unit together with the
-number (``--config.duration="20 steps"``).
+A duration is one string, ``"90 epochs"``, ``"1000 steps"`` or ``"1e6 examples"``: one number and one unit, so two
+lengths cannot contradict each other, and an override on the command line replaces number and unit together
+(``--config.duration="20 steps"``).
 """
 
 import re
@@ -15,11 +15,7 @@ _FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(epoch|ste
 
 
 def check(owner: Any, name: str, value: str) -> None:
-    """Refuse a field of a dataclass that holds no duration; see `to_steps`.
-
-    Raises:
-      SettingError: the field is named.
-    """
+    """Raise `SettingError` unless a field of a dataclass holds a duration; see `to_steps`."""
     try:
         to_steps(value, examples=1, batch_size=1)
     except (TypeError, ValueError) as error:
@@ -29,20 +25,19 @@ def check(owner: Any, name: str, value: str) -> None:
 def to_steps(value: str, *, examples: int, batch_size: int) -> int:
     """Optimiser steps in a duration.
 
-    An epoch is ``examples / batch_size`` steps, a fraction in general: batches run over the end of an epoch,
-    so none is short and none is dropped. The result is rounded to the nearest step, and is at least 1 for any
-    duration above zero.
+    An epoch is ``examples / batch_size`` steps, a fraction in general: batches continue over the end of an epoch, so
+    none is short and none is dropped. The result is rounded to the nearest step, and is at least 1 for any duration
+    above zero.
 
     Args:
-      value: ``"<number> epochs"``, ``"<number> steps"`` or ``"<number> examples"``; the singular is
-        accepted too.
+      value: ``"<number> epochs"``, ``"<number> steps"`` or ``"<number> examples"``; the singular is accepted too.
       examples: training examples in one epoch.
       batch_size: examples in one step, over all devices and hosts.
 
     Raises:
       TypeError: `value` is not a string.
-      ValueError: `value` has another form, is negative, or is a fraction of a step; `examples` or
-        `batch_size` is not positive.
+      ValueError: `value` has another form, is negative, or is a fraction of a step; `examples` or `batch_size` is not
+        positive.
     """
     if not isinstance(value, str):
         raise TypeError(f"a duration is a string such as '90 epochs' or '1000 steps', not {value!r}; add the unit")

@@ -1,4 +1,4 @@
-"""Random keys as a function of (seed, stream name, step): any step can be recomputed, and resuming restores no key."""
+"""Random keys as functions of (seed, stream name, step): any step can be recomputed, and no key needs restoring."""
 
 import zlib
 
@@ -10,7 +10,7 @@ def stream(seed: int | jax.Array, name: str, step: int | jax.Array = 0) -> jax.A
 
     Args:
       seed: int or traced integer, the run's seed.
-      name: what the numbers are for, such as "augment" or "noise"; different names give independent streams.
+      name: the purpose of the numbers, such as "augment" or "noise"; different names give independent streams.
       step: int or traced integer.
 
     Returns:
@@ -21,9 +21,9 @@ def stream(seed: int | jax.Array, name: str, step: int | jax.Array = 0) -> jax.A
 
 
 def per_example(key: jax.Array, slots: jax.Array) -> jax.Array:
-    """One key for every example, from its slot in the *global* batch.
+    """One key per example, from its slot in the *global* batch.
 
-    Which device holds an example then has no influence on the numbers it gets.
+    The numbers of an example therefore do not depend on the device that holds it.
 
     Args:
       key: a scalar typed key.

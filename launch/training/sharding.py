@@ -1,10 +1,10 @@
-"""Where arrays live and how a pure step becomes one compiled program over the devices.
+"""Where arrays live, and how a pure step becomes one compiled program over the devices.
 
-Two modes, the same state layout, so that checkpoints move between them:
-  "jit"   one program over the global batch; batch norm and anything else that looks across examples sees all of it.
-  "pmap"  each device runs the step on its own share and gradients are averaged over the axis "data", as
-          DistributedDataParallel trains: batch statistics and in-batch negatives are per device. Built on `shard_map`,
-          on which `jax.pmap` itself stands.
+Two modes with the same layout of the state, so that they can continue each other's checkpoints:
+  "jit"   one program over the global batch; batch norm and other statistics over examples use all of it.
+  "pmap"  each device runs the step on its share and gradients are averaged over the axis "data", like
+          DistributedDataParallel: batch statistics and in-batch negatives are per device. Built on `shard_map`, like
+          `jax.pmap` itself.
 """
 
 import os
@@ -30,15 +30,15 @@ def initialize(
     *,
     automatic: bool = False,
 ) -> None:
-    """Join the other processes of this run, if there are any, through `jax.distributed.initialize`.
+    """Join the other processes of this run, if any, through `jax.distributed.initialize`.
 
-    The others are found from the arguments; from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
-    or by JAX itself in a SLURM step or under mpirun of more than one task, on a TPU slice that names its workers in the
-    environment, in a Kubernetes indexed job (which needs `pip install jax[k8s]`), and wherever `automatic` asks for it.
-    A lone process starts nothing. Call it before anything else touches JAX's devices.
+    They are known from the arguments; from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; or to
+    JAX itself in a SLURM step or under mpirun with more than one task, on a TPU slice that names its workers in the
+    environment, in a Kubernetes indexed job (which needs `pip install jax[k8s]`), and wherever `automatic` is set. A
+    single process starts nothing. Call it before anything else uses JAX's devices.
 
     Raises:
-      ValueError: of coordinator, number of processes and this one's id, some are given and others are not.
+      ValueError: only some of coordinator, number of processes and process id are given.
     """
     env = os.environ
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
@@ -60,9 +60,9 @@ def initialize(
 
 
 def _is_one_of_many(env: Mapping[str, str]) -> bool:
-    """Whether the environment says that a scheduler has started several of us."""
+    """Whether the environment says that a scheduler has started several processes."""
     return (
-        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # the step's, not the allocation's: a bare command is alone
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # of the step, not the allocation: a bare command is alone
         or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in env.get("TPU_WORKER_HOSTNAMES", "") + env.get("TPU_PROCESS_ADDRESSES", "")
         or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env)
@@ -81,8 +81,8 @@ class Layout:
     Attributes:
       mesh: devices, shape (data, model); model is 1 unless parameters are split.
       mode: "jit" or "pmap".
-      rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; no match is replicated. Optimiser
-        states end in their parameter's path, so one rule covers both.
+      rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; leaves without a match are
+        replicated. Paths of optimiser states end in those of their parameters, so one rule covers both.
     """
 
     mesh: Mesh
@@ -98,7 +98,7 @@ class Layout:
         return self.mesh.shape["data"]
 
     def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
-        """Refuse a global batch that does not divide evenly over the devices."""
+        """Raise ValueError unless a global batch divides evenly over the devices."""
         if batch_size < 1 or batch_size % self.data_shards:
             below = batch_size // self.data_shards * self.data_shards
             raise ValueError(
@@ -110,7 +110,7 @@ class Layout:
         """A NamedSharding for every leaf of `state`, by the rules.
 
         Raises:
-          ValueError: a rule matches no leaf, or splits an axis into unequal parts; the leaf is named.
+          ValueError: a rule matches no leaf, or splits an axis into unequal parts; rule or leaf is named.
         """
         unused = {pattern for pattern, _ in self.rules}
 
@@ -121,11 +121,11 @@ class Layout:
                     continue
                 unused.discard(pattern)
                 try:
-                    found = NamedSharding(self.mesh, spec)
-                    found.shard_shape(leaf.shape)
+                    split = NamedSharding(self.mesh, spec)
+                    split.shard_shape(leaf.shape)
                 except (ValueError, IndexError) as error:  # IndexError: more axes than the leaf has
                     raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
-                return found
+                return split
             return self.replicated
 
         shardings = jax.tree_util.tree_map_with_path(sharding, state)
@@ -134,7 +134,7 @@ class Layout:
         return shardings
 
     def place(self, state) -> Any:
-        """Put a state (the same on every process) on the devices, in buffers of its own, safe to donate."""
+        """Put a state (the same on every process) on the devices, in its own buffers, which may be donated."""
         copy = jax.jit(lambda tree: tree, out_shardings=self.state_shardings(state))
         return copy(jax.tree.map(np.asarray, state))
 
@@ -229,7 +229,7 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
       ValueError: an unknown mode, a `model` that does not divide the devices, or split parameters in "pmap".
     """
     if mode not in MODES:
-        raise ValueError(f"unknown sharding mode {mode!r}; there are {', '.join(MODES)}")
+        raise ValueError(f"unknown sharding mode {mode!r}; valid modes: {', '.join(MODES)}")
     devices = np.asarray(jax.devices() if devices is None else devices)
     if model < 1 or devices.size % model:
         raise ValueError(f"model={model} does not divide {devices.size} devices")

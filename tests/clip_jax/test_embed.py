@@ -201,7 +201,7 @@ def test_pseudo_tokens_that_do_not_fit(clip):
         embed.embed_texts(clip, ["a $", "$ $"], pseudo_tokens=np.zeros((2, 2, 24)), **quiet)
     with pytest.raises(ValueError, match="text 1 has the marker 259 0 times"):  # cut off with the end of the text
         embed.embed_texts(clip, ["a $", "red " * 60 + "$"], pseudo_tokens=np.zeros((2, 24)), **quiet)
-    with pytest.raises(ValueError, match="there are 2 texts and pseudo tokens for 3"):
+    with pytest.raises(ValueError, match="2 texts cannot take pseudo tokens for 3 texts"):
         embed.embed_texts(clip, ["a $", "$"], pseudo_tokens=np.zeros((3, 24)), **quiet)
     with pytest.raises(ValueError, match="batch_size=0"):
         embed.embed_texts(clip, TEXTS, batch_size=0, **quiet)

@@ -120,7 +120,9 @@ def test_unknown_dtype(clip, folder, tmp_path):
         lambda dtype: clip_jax.save(clip, tmp_path / "x", dtype=dtype),
     ):
         for dtype in ("int8", "half-ish"):
-            with pytest.raises(ValueError, match=f"unknown dtype '{dtype}'; there are float32, bfloat16, float16"):
+            with pytest.raises(
+                ValueError, match=f"unknown dtype '{dtype}'; valid names: 'float32', 'bfloat16', 'float16'"
+            ):
                 action(dtype)
         with pytest.raises(ValueError, match=r"float64 needs jax\.config\.update"):
             action("float64")
@@ -181,8 +183,8 @@ def test_wrong_tokenizer(folder):
         ),
         (dict(text_config__hidden_act="relu"), "hidden_act is unknown: 'relu'"),
         (dict(model_type="siglip"), "model_type is 'siglip'"),
-        (dict(model_type="clip_text_model"), "this is the text tower of a CLIP by itself"),
-        (dict(model_type="clip_vision_model"), "this is the image tower of a CLIP by itself"),
+        (dict(model_type="clip_text_model"), "this is only the text tower of a CLIP"),
+        (dict(model_type="clip_vision_model"), "this is only the image tower of a CLIP"),
         (dict(text_config__hidden_size=21), "width 21 is not divisible by 5 heads"),
     ],
 )
@@ -214,7 +216,7 @@ def test_no_weights(folder):
     with pytest.raises(FileNotFoundError) as error:
         clip_jax.load(folder)
     message = str(error.value)
-    assert f"{folder} is no CLIP checkpoint. It holds config.json, merges.txt, model.safetensors.part, " in message
+    assert f"{folder} is not a CLIP checkpoint. It holds config.json, merges.txt, model.safetensors.part, " in message
     assert "needed: model.safetensors with config.json; " in message
 
 

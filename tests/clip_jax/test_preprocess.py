@@ -75,7 +75,7 @@ def test_transparent_parts_are_white():
 def test_modes_without_a_range_are_refused(tmp_path, mode, values):
     path = tmp_path / "deep.tif"
     Image.fromarray(values).save(path)
-    with pytest.raises(ValueError, match=rf"cannot read image .*deep\.tif.* mode {mode} states no range"):
+    with pytest.raises(ValueError, match=rf"cannot read image .*deep\.tif.* mode {mode} does not define a range"):
         preprocess.preprocess(SPEC, [noise(16, 16, 3), path])
 
 
@@ -85,7 +85,7 @@ def test_unreadable_files_are_named(tmp_path):
     contents = {"cut.jpg": whole.read_bytes()[:-500], "text.png": b"no image", "empty.gif": b""}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"cannot read image .*{name}: .* Replace the file or remove it"):
+        with pytest.raises(ValueError, match=f"cannot read image .*{name}: .* Replace or remove the file"):
             preprocess.preprocess(SPEC, [whole, tmp_path / name])
     with pytest.raises(FileNotFoundError, match=r"no image file .*absent\.jpg"):
         preprocess.preprocess(SPEC, [whole, str(tmp_path / "absent.jpg")])
@@ -166,7 +166,7 @@ def test_target_padding(width, height, padded):
         ({"size": 16, "crop": 17}, "crop=17"),
         ({"size": (16, 12), "crop": 14}, "at most the resized short side, 12"),
         ({"size": 16, "crop": 0}, "crop=0"),
-        ({"size": 16, "crop": 16, "resample": 9}, "unknown resample=9; there are .*3 .bicubic"),
+        ({"size": 16, "crop": 16, "resample": 9}, "unknown resample=9; valid numbers: .*3 .bicubic"),
         ({"size": 16, "crop": 16, "mean": (0.5,)}, "three values"),
         ({"size": 16, "crop": 16, "std": (0.5, 0.5, 0.0)}, "positive"),
     ],
@@ -222,8 +222,8 @@ def test_settings_of_other_files(tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; there are .*bicubic"),
-        ({"resize_mode": "longest"}, "unsupported resize_mode 'longest'; there are shortest, squash"),
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; valid names: .*'bicubic'"),
+        ({"resize_mode": "longest"}, "unsupported resize_mode 'longest'; valid names: 'shortest', 'squash'"),
     ],
 )
 def test_unknown_settings_of_openclip(values, message):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import clip_jax
 from clip_jax import clip as clip_module
+from clip_jax.files import folders
 from tests.clip_jax import checkpoints
 
 
@@ -33,7 +34,7 @@ def test_overwriting(clip, folder):
     assert not (folder / "vocab.json").exists()  # the folder is replaced, not mixed
     (folder / "README.md").write_text("mine")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FileExistsError, match=f"{folder} holds what a saved CLIP does not .*: README.md"):
+    with pytest.raises(FileExistsError, match=f"{folder} holds files that are not of a saved CLIP .*: README.md"):
         clip_jax.save(clip, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert os.listdir(folder.parent) == ["clip"]
@@ -47,9 +48,9 @@ def test_a_failed_save_leaves_the_old_folder(clip, folder, monkeypatch):
     def full(*args):
         raise OSError("no space left")
 
-    for name in ("_write_json", "_move"):
+    for owner, name in ((clip_module, "_write_json"), (folders, "move")):
         with monkeypatch.context() as patch:
-            patch.setattr(clip_module, name, full)
+            patch.setattr(owner, name, full)
             with pytest.raises(OSError, match="no space left"):
                 clip_jax.save(clip, folder)
     rename = os.rename
@@ -65,7 +66,7 @@ def test_a_failed_save_leaves_the_old_folder(clip, folder, monkeypatch):
 
 
 def test_parameters_of_another_model_are_not_saved(clip, tmp_path):
-    with pytest.raises(ValueError, match=r"not those of the config: logit_scale, text/tokens$"):
+    with pytest.raises(ValueError, match=r"do not have the shapes of the config: logit_scale, text/tokens$"):
         params = {"image": clip.params["image"], "text": clip.params["text"] | {"tokens": jnp.zeros((3, 20))}}
         clip_jax.save(replace(clip, params=params), tmp_path / "x")
     assert os.listdir(tmp_path) == []

@@ -34,7 +34,7 @@ def clip():
 def held_out():
     """300 held-out compositions of another seed than any that was trained or reported."""
     found = scenes.pairs(world.derive(0, "checkpoint test"), 300, held_out=True, full=True, distinct=True)
-    return pairs.Pairs(found.images, found.captions, found.attributes)
+    return pairs.CaptionedImages(found.images, found.captions, found.attributes)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_every_variant_divides_over_four(name):
 
 
 @pytest.mark.parametrize(
-    "shards, expected", [(8, "heads=4 of the image tower does not divide by 8"), (3, "heads=4 of the image tower")]
+    "shards, expected", [(8, "heads=4 of the image tower is not divisible by 8"), (3, "heads=4 of the image tower")]
 )
 def test_towers_that_do_not_divide_are_refused(shards, expected):
     with pytest.raises(ValueError, match=expected):
@@ -74,5 +74,5 @@ def test_towers_that_do_not_divide_are_refused(shards, expected):
 
 
 def test_an_unknown_tower_is_refused():
-    with pytest.raises(ValueError, match="unknown tower 'audio'; there are image, text"):
+    with pytest.raises(ValueError, match="unknown tower 'audio'; valid names: 'image', 'text'"):
         partition_rules(TINY, 2, towers=["audio"])

@@ -96,9 +96,9 @@ def test_lengths_out_of_bounds(built, length):
 
 
 def test_what_is_not_a_text_is_named(built):
-    with pytest.raises(TypeError, match="text 1 is not a str but NoneType"):
+    with pytest.raises(TypeError, match="text 1 is a NoneType, not a str"):
         built.encode(["red", None])
-    with pytest.raises(ValueError, match="text 1 is not valid unicode"):
+    with pytest.raises(ValueError, match="text 1 is not valid Unicode"):
         built.encode(["red", "\ud800"])
     with pytest.raises(ValueError, match="context_length=1"):
         tokenizer.build(WORDS, context_length=1)
@@ -202,7 +202,7 @@ def test_added_tokens(built, folder, where):
 def test_an_added_token_out_of_its_place(built, folder):
     (folder / "tokenizer.json").unlink()
     (folder / "added_tokens.json").write_text(json.dumps({"<cat>": 5}))
-    with pytest.raises(ValueError, match="'<cat>' has id 5 by its file"):
+    with pytest.raises(ValueError, match="'<cat>' has id 5 in its file"):
         tokenizer.load(folder, config(built))
 
 
@@ -221,7 +221,7 @@ def test_a_pad_token_of_its_own(built, folder):
 def test_a_tokenizer_that_does_not_frame_texts_is_refused(built, folder):
     whole = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (folder / "tokenizer.json").write_text(json.dumps(whole))
-    with pytest.raises(ValueError, match="this one adds 0 tokens"):
+    with pytest.raises(ValueError, match="this tokenizer adds 0 tokens"):
         tokenizer.load(folder, config(built))
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_repeated_without_endpoint_key_and_package(tmp_path, monkeypatc
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(first), done.stderr
-    with pytest.raises(EndpointError, match="no endpoint is given"):
+    with pytest.raises(EndpointError, match=r"no endpoint \(base_url\)"):
         Llm(endpoint(), log).ask(Question("x", draw=2))
     for change in ({"model": "other"}, {"temperature": 0.5}, {"max_tokens": 9}, {"extra": {"seed": 1}}):
         with pytest.raises(EndpointError, match="no endpoint"):
@@ -104,7 +104,7 @@ def test_a_model_that_never_answers_as_asked(tmp_path):
         with pytest.raises(ReplyError, match=r"m did not answer as asked in 2 attempts.*'no'.*log\.jsonl.*'a list'"):
             model.ask("a list")
         assert len(entries(log)) == 2
-        with pytest.raises(EndpointError, match="has no answer to it"):
+        with pytest.raises(EndpointError, match="has no answer to 'a list'"):
             Llm(endpoint(), log).ask("a list")
         assert Llm(endpoint(served.url, attempts=2), log).ask("a list") == [2]  # bad replies do not stand in the way
 
@@ -144,12 +144,12 @@ def test_an_overloaded_endpoint_is_asked_again(tmp_path):
     "answer, says",
     [
         ((503, b'{"error": {"message": "busy"}}'), "failed .*busy"),
-        ((429, b'{"error": {"message": "quota"}}'), "over its limit.*quota"),
+        ((429, b'{"error": {"message": "quota"}}'), "over its rate limit.*quota"),
         ((401, b'{"error": {"message": "bad key"}}'), "refuses the key in TEST_KEY"),
         ((404, b'{"error": {"message": "gone"}}'), "does not know .* the model 'm'"),
         ((400, b'{"error": {"message": "no such field"}}'), "no such field"),
-        ((200, b"<html>"), "no JSON|no chat endpoint"),
-        ((200, b'{"hello": 1}'), "no chat endpoint"),
+        ((200, b"<html>"), "not answer in JSON|not a chat endpoint"),
+        ((200, b'{"hello": 1}'), "not a chat endpoint"),
     ],
 )
 def test_what_an_endpoint_may_answer_instead(tmp_path, answer, says):
@@ -173,7 +173,7 @@ def test_an_endpoint_that_is_slow(tmp_path):
         return "1"
 
     with serve(hang) as served:
-        with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s, in 1 tries; raise timeout"):
+        with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s, in 1 tries; increase timeout"):
             Llm(endpoint(served.url, timeout=0.2), tmp_path / "log").ask("x")
         done.set()
 
@@ -242,7 +242,7 @@ def test_a_line_cut_off_by_a_kill_is_asked_again(tmp_path):
 def test_a_damaged_log(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"key": "a", "reply": "b"}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is no entry"):
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is not an entry"):
         Llm(endpoint(), log)
 
 
@@ -262,7 +262,7 @@ def test_strict_json(text, value):
         ("```json\n[1]\n```\nDone.", "not JSON alone"),
         ("", "not JSON alone"),
         ("['a']", "not JSON alone"),
-        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ("[NaN]", "NaN"),
         ("-Infinity", "Infinity"),
     ],

@@ -58,6 +58,8 @@ def test_the_clip_filter(clip, reference):
     for own, (name, listed) in enumerate(spoilt.listed("target").items()):
         embeddings = reference([prompt("a photo of a {}", word) for word in listed])
         nearest = torch.cosine_similarity(embeddings[:, None], marks[None], dim=-1).argmax(1)
-        assert kept.listed("target")[name] == tuple(word for word, seen in zip(listed, nearest, strict=True) if seen == own)
+        assert kept.listed("target")[name] == tuple(
+            word for word, seen in zip(listed, nearest, strict=True) if seen == own
+        )
         dropped += int((nearest != own).sum())
     assert dropped == sum(entry.part == "target" for entry in report.dropped) > 5

@@ -145,7 +145,7 @@ def test_files_that_cannot_be_used(lenet, tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError) as error:
             models.load("lenet", path)
-        assert str(path) in str(error.value) and "not a whole safetensors file" in str(error.value)
+        assert str(path) in str(error.value) and "not a complete safetensors file" in str(error.value)
     path.write_bytes(whole)
     with pytest.raises(ValueError) as error:
         models.load("resnet18", path)

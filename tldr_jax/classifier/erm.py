@@ -11,10 +11,11 @@ from flax import linen as nn
 
 from launch.data import Split, augment, feed
 from launch.data.scenes import world
-from launch.training import keys, loop
-from launch.training.program import Batch, Numbers, Step
+from launch.training import keys
+from launch.training.means import masked_means
+from launch.training.program import LOSS, Batch, Numbers, Step
+from launch.training.program import NormState as State
 from launch.training.sharding import RESIDENT, Layout
-from launch.training.state import NormState as State
 from tldr_jax.classifier.backbones import Backbone
 
 _HELD_OUT = 0xA47  # keeps the draw apart from others of the same seed
@@ -53,7 +54,7 @@ def make_step(model: nn.Module, loss: Loss, prepare: Prepare, optimizer_of: Make
         if axis_name is not None:
             gradients, batch_stats, value = jax.lax.pmean((gradients, batch_stats, value), axis_name)
         updates, opt_state = optimizer_of(numbers).update(gradients, state.opt_state, state.params)
-        metrics = {loop.LOSS: value, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {LOSS: value, "gradient_norm": optax.global_norm(gradients)}
         return State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
 
     return step
@@ -137,7 +138,7 @@ def validation(
         batches = feed.eval_batches(
             split, batch_size=size, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        means = loop.masked_means(layout, correct, state.variables, batches, resident=resident)
+        means = masked_means(layout, correct, state.variables, batches, resident=resident)
         worst = min(means[f"hits/{g}"] / means[f"members/{g}"] for g in present)
         return {"val/accuracy": means["accuracy"], "val/wga": worst}
 

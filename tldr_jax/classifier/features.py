@@ -19,7 +19,7 @@ from PIL import Image
 import clip_jax
 from clip_jax import preprocess
 from launch.data import images
-from launch.training import loop
+from launch.training.prefetch import prefetch
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.datasets import Part
 
@@ -113,7 +113,7 @@ def encode(part: Part, encoders: Mapping[str, Encoder], *, batch_size: int) -> I
 
     Batches are decoded and cropped by threads while the devices compute the one before.
     """
-    for first, stacks in loop.prefetch(_stacks(part, encoders, batch_size), lambda item: item, depth=1):
+    for first, stacks in prefetch(_stacks(part, encoders, batch_size), lambda item: item, depth=1):
         for encoder, stack in stacks.items():
             yield encoder, first, encoders[encoder].embed(stack)
 

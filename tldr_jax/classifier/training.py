@@ -18,8 +18,8 @@ from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
 from launch.training.program import Batch, Numbers, Program, Step, as_arrays
+from launch.training.program import NormState as State
 from launch.training.sharding import MODES, Layout, layout
-from launch.training.state import NormState as State
 from tldr_jax.classifier import backbones, erm
 from tldr_jax.classifier.backbones import Backbone
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from absl import logging
 
+from launch.processes.stop import Preempted
 from launch.stages import SettingError, Stage, free, require, require_known, stackable
-from launch.stop import Preempted
 from launch.store import Store
 from launch.training import duration
 from tldr_jax import heads, projector, retrain, words

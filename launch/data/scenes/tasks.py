@@ -57,12 +57,26 @@ def pairs(
     """
     if n < 0 or captions_per_image < 0:
         raise ValueError(f"n={n} and captions_per_image={captions_per_image} must not be negative")
-    base = world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
-    attributes = world.sample(world.stream(base, "compositions"), n, held=held_out, distinct=distinct)
+    base = _pairs_seed(seed, held_out)
+    attributes = compositions(seed, n, held_out=held_out, distinct=distinct)
     seeds = [world.derive(base, f"caption {k}") for k in range(captions_per_image)]
     texts = [captions(attributes, seed=text_seed, full=full) for text_seed in seeds]
     together = [list(row) for row in zip(*texts, strict=True)] if texts else [[] for _ in range(n)]
     return ScenePairs(render(attributes, seed=base), together, attributes)
+
+
+def compositions(seed: int, n: int, *, held_out: bool, distinct: bool = False) -> np.ndarray:
+    """The attributes of `pairs` with the same arguments, without its images: int32, (n, 5).
+
+    Raises:
+      ValueError: more distinct compositions than exist.
+    """
+    base = _pairs_seed(seed, held_out)
+    return world.sample(world.stream(base, "compositions"), n, held=held_out, distinct=distinct)
+
+
+def _pairs_seed(seed: int, held_out: bool) -> int:
+    return world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -346,7 +346,7 @@ def test_part_of_a_state(tmp_path):
 
 def test_errors(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot make the checkpoint directory .*/file/checkpoints"):
+    with pytest.raises(OSError, match=r"cannot create the checkpoint directory .*/file/checkpoints"):
         Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises(ValueError, match="'max' or 'min'"):
         Checkpoints(tmp_path / "a", best=("accuracy", "maximum"))
@@ -356,7 +356,7 @@ def test_errors(tmp_path):
         checkpoints.restore_best(abstract(_state()))
     with Checkpoints(tmp_path / "c", best=("accuracy", "max")) as checkpoints:
         assert checkpoints.latest_step() is None and checkpoints.best_step() is None
-        with pytest.raises(ValueError, match="'accuracy', but the metrics given are: loss"):
+        with pytest.raises(ValueError, match="'accuracy', but the metrics are: loss"):
             checkpoints.save(1, _state(), {"loss": 1.0})
         checkpoints.save(1, _state())
         with pytest.raises(ValueError, match=r"no checkpoint in .* 'accuracy'"):

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from launch.training import hosts
-from launch.training.hosts import Sign
+from launch.processes import hosts
+from launch.processes.hosts import Sign
 from tests.commands import finish, start
 
 LIMITS = {"stuck_after": 100.0, "lost_after": 20.0}
@@ -193,7 +193,7 @@ def test_a_process_that_is_gone_ends_the_other(pair):
     second.send_signal(signal.SIGKILL)
     output = finish(first, hosts.EXIT_STATUS, timeout=60)
     assert f"The run ends: no sign of life for 2 s from process 1 on {socket.gethostname()}: killed" in output
-    assert "by the same command" in output
+    assert "The same command continues" in output
 
 
 def test_a_process_that_fails_ends_the_other(pair):

@@ -1,0 +1,99 @@
+"""The CLIP that something starts from: a checkpoint, or random parameters."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+from flax import traverse_util
+
+import clip_jax
+from clip_jax import model, preprocess
+from clip_jax.config import ClipConfig
+from clip_jax.files import layouts
+from clip_jax.tokenizer import Tokenizer, build
+from launch.data import scenes
+from launch.stages import File, SettingError, Stage, stackable
+from launch.store import Store
+from launch.training import keys
+
+EMBEDDED = "embedded:"  # before the name of a checkpoint that comes with the package
+
+
+@dataclass(frozen=True)
+class PretrainedClip(Stage):
+    """A checkpoint, its parameters on the host.
+
+    Attributes:
+      source: its folder, which counts by its files; or its name on the hub.
+    """
+
+    KEPT: ClassVar[bool] = False
+
+    source: File | str
+
+    @classmethod
+    def named(cls, name: str) -> "PretrainedClip":
+        """A folder, a hub name such as "openai/clip-vit-base-patch32", or "embedded:scenes"."""
+        if name.startswith(EMBEDDED):
+            return cls(File(str(clip_jax.embedded(name.removeprefix(EMBEDDED)))))
+        folder = Path(name).expanduser()
+        return cls(File(str(folder)) if folder.is_dir() else name)
+
+    @property
+    def place(self) -> str:
+        """What `clip_jax.load` takes."""
+        return self.source.path if isinstance(self.source, File) else self.source
+
+    def outline(self) -> clip_jax.Clip:
+        """The CLIP with shapes in place of parameters."""
+        return clip_jax.outline(self.place)
+
+    def make(self, store: Store) -> clip_jax.Clip:
+        del store
+        return clip_jax.load(self.place, put=lambda path, leaf: leaf)
+
+
+@dataclass(frozen=True)
+class FreshClip(Stage):
+    """A CLIP with random parameters, on the host.
+
+    Attributes:
+      architecture: its sizes; they fit the tokenizer.
+      tokenizer: the checkpoint whose tokenizer it has; None for one of Scenes' words.
+      seed: of the parameters.
+    """
+
+    KEPT: ClassVar[bool] = False
+
+    architecture: ClipConfig
+    tokenizer: PretrainedClip | None = None
+    seed: int = stackable(0)
+
+    def outline(self) -> clip_jax.Clip:
+        """The CLIP with shapes in place of parameters."""
+        shapes = traverse_util.unflatten_dict(dict(layouts.template(self.architecture)), sep="/")
+        size = self.architecture.image.image_size
+        words = words_of(self.tokenizer, self.architecture.text.context_length)
+        return clip_jax.Clip(self.architecture, shapes, words, preprocess.Preprocessing(size=size, crop=size))
+
+    def make(self, store: Store) -> clip_jax.Clip:
+        del store
+        params = jax.device_get(model.init(self.architecture, keys.stream(self.seed, "init")))
+        return replace(self.outline(), params=params)
+
+
+def words_of(source: PretrainedClip | None, context_length: int) -> Tokenizer:
+    """The tokenizer of a checkpoint, or one of Scenes' words.
+
+    Raises:
+      SettingError: the checkpoint has no tokenizer, or one of another context length.
+    """
+    if source is None:
+        return build(scenes.vocabulary(), context_length=context_length)
+    words = source.outline().tokenizer
+    if words is None or words.context_length != context_length:
+        has = f"a context length of {words.context_length}" if words else "no tokenizer"
+        problem = f": {source.place} has {has}; model.text.context_length={context_length}"
+        raise SettingError("model.tokenizer_from", problem)
+    return words
