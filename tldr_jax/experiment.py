@@ -20,31 +20,7 @@ from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint, Logging
-from tldr_jax.stages import (
-    Afr,
-    Augmentation,
-    Baseline,
-    ClassBalanced,
-    ClipImages,
-    Comparison,
-    Dfr,
-    Diagnostics,
-    EmbeddedWords,
-    Erm,
-    ErmHead,
-    Features,
-    FrozenClip,
-    Gap,
-    Heads,
-    ImageMoments,
-    ImageSplit,
-    KeptWords,
-    LinearProjector,
-    NetworkFit,
-    NetworkProjector,
-    Pretraining,
-    ZeroShot,
-)
+from tldr_jax.stages import comparison, images, text
 from tldr_jax.words import WordSet, templates
 from tldr_jax.words.templates import Templates, fill
 
@@ -56,7 +32,7 @@ _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares an
 _AUGMENTATION = ("flip", "crop_padding", "workers")
 _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
-Projector = LinearProjector | NetworkProjector
+Projector = text.LinearProjector | text.NetworkProjector
 
 describe = results.describe
 
@@ -64,7 +40,7 @@ describe = results.describe
 class Ablation(Protocol):
     """The method with a part replaced."""
 
-    def __call__(self, heads: Heads, /) -> Heads: ...
+    def __call__(self, heads: text.Heads, /) -> text.Heads: ...
 
 
 class ChangeProjector(Protocol):
@@ -73,14 +49,14 @@ class ChangeProjector(Protocol):
     def __call__(self, projector: Projector, /) -> Projector: ...
 
 
-def with_projectors(heads: Heads, change: ChangeProjector) -> Heads:
+def with_projectors(heads: text.Heads, change: ChangeProjector) -> text.Heads:
     """The heads with all projectors changed, those of the classifier filter too; equal ones become one."""
     filtered = heads.words.projector
     kept = heads.words if filtered is None else replace(heads.words, projector=change(filtered))
     return replace(heads, words=kept, projectors=tuple(dict.fromkeys(map(change, heads.projectors))))
 
 
-def ablations(network: NetworkFit) -> Mapping[str, Ablation]:
+def ablations(network: text.NetworkFit) -> Mapping[str, Ablation]:
     """The ablations by name.
 
     Args:
@@ -88,9 +64,9 @@ def ablations(network: NetworkFit) -> Mapping[str, Ablation]:
     """
 
     def by_network(own: Projector) -> Projector:
-        if isinstance(own, NetworkProjector):
+        if isinstance(own, text.NetworkProjector):
             return own
-        return NetworkProjector(
+        return text.NetworkProjector(
             images=own.moments.images, features=own.target, gap=own.gap, gap_rows=own.gap_rows, fit=network
         )
 
@@ -103,7 +79,7 @@ def ablations(network: NetworkFit) -> Mapping[str, Ablation]:
     }
 
 
-def plan(config) -> Comparison:
+def plan(config) -> comparison.Comparison:
     """The stages of a config; nothing is computed.
 
     Raises:
@@ -111,17 +87,17 @@ def plan(config) -> Comparison:
     """
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
-    clip = FrozenClip(_clip_source(config.clip.source))
+    clip = images.FrozenClip(_clip_source(config.clip.source))
     size = config.evaluation.batch_size
-    images = {split: ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
+    views = {split: images.ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
     clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
-    beside = images if clip_alone else images | {"test": None}
-    features = {split: Features(erm, own, size, beside[split]) for split, own in splits.items()}
+    beside = views if clip_alone else views | {"test": None}
+    features = {split: images.Features(erm, own, size, beside[split]) for split, own in splits.items()}
     word_set = _word_set(config, splits["train"].groups)
     forms = templates.get(config.text.templates)
-    base, projectors, network = _projectors(config, clip, images["train"], features["train"])
+    base, projectors, network = _projectors(config, clip, views["train"], features["train"])
     embedded = settings(
-        EmbeddedWords,
+        text.EmbeddedWords,
         config,
         "words",
         skip=("source", "clip_filter", "classifier_filter"),
@@ -129,21 +105,21 @@ def plan(config) -> Comparison:
         words=word_set,
         templates=forms,
     )
-    kept = KeptWords(embedded, config.words.clip_filter, base if config.words.classifier_filter else None)
+    kept = text.KeptWords(embedded, config.words.clip_filter, base if config.words.classifier_filter else None)
     heads = _heads(config, words=kept, projectors=projectors, val=features["val"])
     known = ablations(network)
     _require_names("ablations", config.ablations, known)
-    return Comparison(
+    return comparison.Comparison(
         features["train"],
         features["test"],
-        images["test"],
+        views["test"],
         _baselines(config, features, clip, word_set, forms),
         (("tldr", heads), *((name, known[name](heads)) for name in config.ablations)),
-        Diagnostics(base, images["val"], features["val"], kept),
+        comparison.Diagnostics(base, views["val"], features["val"], kept),
     )
 
 
-def leave(folder: Path, root: Comparison, store: Store) -> None:
+def leave(folder: Path, root: comparison.Comparison, store: Store) -> None:
     """Write words.json into the run directory: the words that the filters kept, and why others were dropped."""
     kept = store.get(root.diagnostics.words)
     content = {**kept.words, "report": kept.report, "problem": kept.problem}
@@ -153,12 +129,12 @@ def leave(folder: Path, root: Comparison, store: Store) -> None:
 # -- the parts of a plan ----------------------------------------------------------------------------------------------
 
 
-def _split(config, split: str) -> ImageSplit:
+def _split(config, split: str) -> images.ImageSplit:
     own = dict(split=split, examples=config.data[f"{split}_examples"])
-    return settings(ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
+    return settings(images.ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
 
 
-def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
+def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
     """The classifier, with its pretraining if there is one."""
     backbone = settings(Backbone, config, "backbone", image_size=config.data.image_size)
     if config.data.name == "scenes" and backbone.image_size != IMAGE_SIZE:
@@ -175,7 +151,7 @@ def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
             best = BestCheckpoint(options.select.removeprefix("best_"), options.eval_every)
     others = [name for name in config.data if name not in _AUGMENTATION]
     given = dict(backbone=backbone, sharding=mode, logging=_logging(options, "erm"))
-    start: Pretraining | File | None = File(options.init_from) if options.init_from else None
+    start: images.Pretraining | File | None = File(options.init_from) if options.init_from else None
     if start is None and not config.pretrain.duration.startswith("0 "):
         if config.data.name != "scenes":
             raise SettingError(
@@ -184,9 +160,9 @@ def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
                 "set it to '0 steps' and erm.init_from to published weights",
             )
         pretrain = given | {"logging": _logging(config.pretrain, "pretrain")}
-        start = settings(Pretraining, config, "pretrain", skip=cadence, **pretrain)
+        start = settings(images.Pretraining, config, "pretrain", skip=cadence, **pretrain)
     return settings(
-        Erm,
+        images.Erm,
         config,
         "erm",
         skip=("init_from", "select", *cadence),
@@ -195,7 +171,7 @@ def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
         start=start,
         best=best,
         seed=config.seed,
-        augmentation=settings(Augmentation, config, "data", skip=others),
+        augmentation=settings(images.Augmentation, config, "data", skip=others),
         eval_batch_size=config.evaluation.batch_size,
         **given,
     )
@@ -239,26 +215,26 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
 
 
 def _projectors(
-    config, clip: FrozenClip, images: ClipImages, features: Features
-) -> tuple[Projector, tuple[Projector, ...], NetworkFit]:
+    config, clip: images.FrozenClip, view: images.ClipImages, features: images.Features
+) -> tuple[Projector, tuple[Projector, ...], text.NetworkFit]:
     """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
     own, grid = config.projector, config.retrain.grid
-    network = settings(NetworkFit, config, "projector.mlp")
+    network = settings(text.NetworkFit, config, "projector.mlp")
     if own.kind not in KINDS:
         _unknown("projector.kind", own.kind, KINDS)
     if own.kind == "mlp" and grid.ridge:
         raise SettingError("retrain.grid.ridge", f"={grid.ridge}: an mlp projector has no ridge, set ()")
     gap = None
     if config.gap.source != "none":
-        gap = settings(Gap, config, "gap", clip=clip, batch_size=config.clip.batch_size)
+        gap = settings(text.Gap, config, "gap", clip=clip, batch_size=config.clip.batch_size)
     elif own.gap_rows or any(grid.gap_rows):
         raise SettingError(
             "gap.source", "='none' leaves the projector unconstrained: set projector.gap_rows=0 and grid.gap_rows=()"
         )
     if own.kind == "mlp":
-        create = lambda ridge, **gaps: NetworkProjector(images=images, features=features, fit=network, **gaps)
+        create = lambda ridge, **gaps: text.NetworkProjector(images=view, features=features, fit=network, **gaps)
     else:
-        create = partial(LinearProjector, moments=ImageMoments(images, features))
+        create = partial(text.LinearProjector, moments=text.ImageMoments(view, features))
     constrained = lambda ridge, rows: create(ridge=float(ridge), gap=gap if rows else None, gap_rows=rows)
     with section("projector"):
         base = constrained(own.ridge, own.gap_rows)
@@ -267,26 +243,26 @@ def _projectors(
         return base, tuple(constrained(ridge, count) for ridge in ridges for count in rows), network
 
 
-def _heads(config, **parts: Any) -> Heads:
+def _heads(config, **parts: Any) -> text.Heads:
     options = config.retrain
     axes = {name: options.grid[name] or (options[name],) for name in ("learning_rate", "weight_decay", "seed")}
-    return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
+    return settings(text.Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
 def _baselines(
-    config, features: Mapping[str, Features], clip: FrozenClip, word_set: WordSet, forms: Templates
-) -> tuple[tuple[str, Baseline], ...]:
+    config, features: Mapping[str, images.Features], clip: images.FrozenClip, word_set: WordSet, forms: Templates
+) -> tuple[tuple[str, comparison.Baseline], ...]:
     pair: dict[str, Any] = dict(train=features["train"], val=features["val"])
     prompts = tuple(
         tuple(fill(template, own.anchor, articles=forms.articles) for template in forms.target)
         for own in word_set.target
     )
-    known: dict[str, Baseline] = {
-        "erm": ErmHead(features["train"].erm),
-        "zero_shot": ZeroShot(clip, prompts),
-        "class_balanced": settings(ClassBalanced, config, "class_balanced", **pair),
-        "afr": settings(Afr, config, "afr", **pair),
-        "dfr": settings(Dfr, config, "dfr", **pair),
+    known: dict[str, comparison.Baseline] = {
+        "erm": comparison.ErmHead(features["train"].erm),
+        "zero_shot": comparison.ZeroShot(clip, prompts),
+        "class_balanced": settings(comparison.ClassBalanced, config, "class_balanced", **pair),
+        "afr": settings(comparison.Afr, config, "afr", **pair),
+        "dfr": settings(comparison.Dfr, config, "dfr", **pair),
     }
     _require_names("baselines", config.baselines, known)
     return tuple((name, known[name]) for name in config.baselines)

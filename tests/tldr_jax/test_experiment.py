@@ -9,15 +9,15 @@ import pytest
 
 from configs.tldr import scenes
 from launch import train
-from launch.stages import walk
 from launch.store import Store
 from launch.training import fit
 from tests.tldr_jax.images import write
 from tests.tldr_jax.small import CONFIG, SMALL, changed
-from tldr_jax import experiment, projector, retrain, stages
+from tldr_jax import experiment, projector, retrain
 from tldr_jax.classifier import features
 from tldr_jax.heads import Head
 from tldr_jax.projector import gap
+from tldr_jax.stages import comparison, images
 from tldr_jax.words import filters
 
 METHODS = ("erm", "zero_shot", "class_balanced", "afr", "dfr", "tldr", "no_gap", "mlp_projector")
@@ -28,11 +28,6 @@ def done(tmp_path_factory):
     """(run directory, result) of a finished run."""
     path = tmp_path_factory.mktemp("tldr") / "run"
     return path, train.execute(CONFIG, str(path))
-
-
-def of(plan, kind):
-    """The stages of a kind in a plan, in order."""
-    return [stage for stage in walk(plan) if isinstance(stage, kind)]
 
 
 def test_the_result_has_every_method_declared(done):
@@ -97,7 +92,7 @@ def test_another_text_setting_redoes_only_what_it_reaches(done, monkeypatch):
     revised = changed(CONFIG, {"projector.ridge": 4000.0, "ablations": ()})
     with monkeypatch.context() as patch:
         patch.setattr(projector, "moments_of", refuse)
-        patch.setattr(stages.ImageSplit, "make", refuse)  # labels are kept with the features: no image is read
+        patch.setattr(images.ImageSplit, "make", refuse)  # labels are kept with the features: no image is read
         other = train.execute(revised, str(path))
     new = {p.name for p in (path / "store").iterdir()} - before
     plan = experiment.plan(revised)
@@ -202,7 +197,7 @@ def test_every_process_prepares_and_one_makes_the_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "writes", False)
     asked = []
     monkeypatch.setattr(features, "write", refuse)
-    monkeypatch.setattr(stages.Erm, "outputs", property(lambda self: asked.append(1) or 2))
+    monkeypatch.setattr(images.Erm, "outputs", property(lambda self: asked.append(1) or 2))
     value = plan.test.make(store)
     assert asked and value.rows is None and len(value.classes) == 24
 
@@ -265,6 +260,6 @@ def test_image_files_from_folder_to_result(tmp_path):
 
 
 def test_a_head_is_what_is_read_back(tmp_path):
-    stage = stages.ErmHead(experiment.plan(CONFIG).train.erm)
+    stage = comparison.ErmHead(experiment.plan(CONFIG).train.erm)
     head = Head(np.ones((3, 2), np.float32), np.zeros(2, np.float32))
     assert isinstance(stage.decode(stage.encode(head)), Head)

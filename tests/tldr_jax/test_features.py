@@ -9,7 +9,7 @@ import clip_jax
 from launch.data import scenes as world
 from tldr_jax.classifier import backbones, features
 from tldr_jax.datasets import Part
-from tldr_jax.datasets.captions import CaptionedImages
+from tldr_jax.datasets.captions import GapPairs
 from tldr_jax.projector import gap
 
 
@@ -76,7 +76,7 @@ def test_both_networks_on_images_in_memory(clip):
 def test_the_gap_is_images_less_captions(clip):
     pairs = world.pairs(1, 5, held_out=False)
     captions = [texts[0] for texts in pairs.captions]
-    found = gap.differences(clip, CaptionedImages(pairs.images, captions), batch_size=2)
+    found = gap.differences(clip, GapPairs(pairs.images, captions), batch_size=2)
     image = jax.jit(clip.encode_image)(clip.params, clip.preprocess(list(pairs.images)))
     text = jax.jit(clip.encode_text)(clip.params, clip.tokenize(captions))
     np.testing.assert_allclose(found, np.asarray(image) - np.asarray(text), atol=1e-3)

@@ -14,8 +14,9 @@ from launch.stages import SettingError, walk
 from launch.store import Store
 from launch.training.sharding import layout
 from tests.tldr_jax.small import CONFIG, changed
-from tldr_jax import datasets, experiment, stages, words
+from tldr_jax import datasets, experiment, words
 from tldr_jax.classifier import erm
+from tldr_jax.stages import text
 
 SCENES = FrozenConfigDict(scenes.get_config())
 TEXT = {"KeptWords", "Heads", "Diagnostics", "Comparison"}
@@ -204,7 +205,7 @@ def test_ablations_replace_parts_of_the_plan():
     base, no_gap, network = methods["tldr"], methods["no_gap"], methods["mlp_projector"]
     assert no_gap.projectors == (dataclasses.replace(base.projectors[0], gap=None, gap_rows=0),)
     assert no_gap.words.projector == no_gap.projectors[0] and no_gap.words.embedded == base.words.embedded
-    assert isinstance(network.projectors[0], stages.NetworkProjector)
+    assert isinstance(network.projectors[0], text.NetworkProjector)
     assert network.words.projector == network.projectors[0]
     assert not methods["no_clip_filter"].words.clip_filter and methods["no_clip_filter"].words.projector is not None
     assert methods["no_classifier_filter"].words.projector is None and methods["no_classifier_filter"].words.clip_filter

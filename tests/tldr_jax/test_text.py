@@ -14,7 +14,9 @@ from launch.data import scenes
 from launch.stages import File
 from launch.store import Store
 from tests.clip_jax import towers
-from tldr_jax import stages, words
+from tldr_jax import words
+from tldr_jax.stages.images import FrozenClip
+from tldr_jax.stages.text import EmbeddedWords
 from tldr_jax.words import templates, text
 from tldr_jax.words.templates import Templates, fill
 
@@ -143,17 +145,17 @@ def test_equal_prompts_are_embedded_once(monkeypatch):
 
 
 def test_embeddings_are_kept_by_the_content_of_the_words(tmp_path, monkeypatch):
-    frozen, lists = stages.FrozenClip(File(str(clip_jax.embedded("scenes")))), words.load("scenes")
-    first = Store(tmp_path).get(stages.EmbeddedWords(frozen, lists, TWO))
+    frozen, lists = FrozenClip(File(str(clip_jax.embedded("scenes")))), words.load("scenes")
+    first = Store(tmp_path).get(EmbeddedWords(frozen, lists, TWO))
     monkeypatch.setattr(clip_jax.embed, "_run", lambda *_: pytest.fail("computed again"))
     words.save(lists, tmp_path / "copy.json")
-    same = stages.EmbeddedWords(frozen, words.load(tmp_path / "copy.json"), TWO)
+    same = EmbeddedWords(frozen, words.load(tmp_path / "copy.json"), TWO)
     again = Store(tmp_path).get(same)
     np.testing.assert_array_equal(first.texts.spurious, again.texts.spurious)
     np.testing.assert_array_equal(first.anchored.anchors["target"], again.anchored.anchors["target"])
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         fewer = lists.replaced("target", lists.listed("target") | {"curved": ("ring",)})
-        Store(tmp_path).get(stages.EmbeddedWords(frozen, fewer, TWO))
+        Store(tmp_path).get(EmbeddedWords(frozen, fewer, TWO))
 
 
 def test_a_prompt_that_would_lose_its_end():

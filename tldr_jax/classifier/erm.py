@@ -27,7 +27,7 @@ class Loss(Protocol):
     def __call__(self, logits: jax.Array, labels: jax.Array, /) -> jax.Array: ...
 
 
-class Prepare(Protocol):
+class PrepareImages(Protocol):
     """A batch as the network takes it: images (b, h, w, c), normalised, and labels (b, …); pure."""
 
     def __call__(self, numbers: Numbers, batch: Batch, step: jax.Array, /) -> tuple[jax.Array, jax.Array]: ...
@@ -39,7 +39,7 @@ class MakeOptimizer(Protocol):
     def __call__(self, numbers: Numbers, /) -> optax.GradientTransformation: ...
 
 
-def make_step(model: nn.Module, loss: Loss, prepare: Prepare, optimizer_of: MakeOptimizer) -> Step:
+def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of: MakeOptimizer) -> Step:
     """One update by the mean of the loss; a step of `launch.training.program`."""
 
     def step(numbers: Numbers, state: State, batch: Batch, *, axis_name: str | None = None):

@@ -13,8 +13,8 @@ _DRAW = 0x6A9  # keeps the draw of pairs apart from others of the same seed
 
 
 @dataclass(frozen=True)
-class CaptionedImages:
-    """Images with a caption each.
+class GapPairs:
+    """Generic images with a caption each, for the modality gap.
 
     Attributes:
       images: uint8 (n, h, w, 3), or PIL images that are decoded when they are indexed.
@@ -37,7 +37,7 @@ def load(source: str, *, pairs: int, seed: int, path: str = "", images: str = ""
       split: coco_tfds: train, val, test or restval.
 
     Returns:
-      `CaptionedImages`.
+      `GapPairs`.
 
     Raises:
       FileNotFoundError, ValueError: see `tldr_jax.datasets.coco`; an unknown source.
@@ -46,7 +46,7 @@ def load(source: str, *, pairs: int, seed: int, path: str = "", images: str = ""
         raise ValueError(f"unknown source of pairs {source!r}; valid names: {', '.join(map(repr, SOURCES))}")
     if source == "scenes":
         drawn = scenes.pairs(seed, pairs, held_out=False, captions_per_image=1)
-        return CaptionedImages(drawn.images, [texts[0] for texts in drawn.captions])
+        return GapPairs(drawn.images, [texts[0] for texts in drawn.captions])
     from tldr_jax.datasets import coco
 
     if source == "coco_tfds":

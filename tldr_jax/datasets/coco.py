@@ -8,10 +8,10 @@ import numpy as np
 from launch.data import tfds_sets
 from launch.data.folder import Files
 from launch.data.splits import Rows
-from tldr_jax.datasets.captions import CaptionedImages, draw
+from tldr_jax.datasets.captions import GapPairs, draw
 
 
-def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> CaptionedImages:
+def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> GapPairs:
     """A random n of the images of an annotations file, each with one of its captions.
 
     Args:
@@ -46,10 +46,10 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Cap
     for name in chosen:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no image {folder / name}, which {path} describes")
-    return CaptionedImages(Files(folder, chosen), _one_each([captions[described[row]] for row in rows], seed))
+    return GapPairs(Files(folder, chosen), _one_each([captions[described[row]] for row in rows], seed))
 
 
-def from_tfds(path: str, split: str, *, n: int, seed: int) -> CaptionedImages:
+def from_tfds(path: str, split: str, *, n: int, seed: int) -> GapPairs:
     """A random n of the images of a split of `coco_captions/2014`, each with one of its captions.
 
     Args:
@@ -66,7 +66,7 @@ def from_tfds(path: str, split: str, *, n: int, seed: int) -> CaptionedImages:
     rows = draw(len(records), n, seed)
     images = Rows(records, rows)
     texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows.tolist())
-    return CaptionedImages(images, _one_each(texts, seed))
+    return GapPairs(images, _one_each(texts, seed))
 
 
 def _one_each(captions: list[list[str]], seed: int) -> list[str]:

@@ -7,10 +7,10 @@ import numpy as np
 
 import clip_jax
 from clip_jax import preprocess
-from tldr_jax.datasets.captions import CaptionedImages
+from tldr_jax.datasets.captions import GapPairs
 
 
-def differences(clip: clip_jax.Clip, pairs: CaptionedImages, *, batch_size: int) -> np.ndarray:
+def differences(clip: clip_jax.Clip, pairs: GapPairs, *, batch_size: int) -> np.ndarray:
     """CLIP(image) - CLIP(caption) of every pair, neither normalised: float32 (n, d)."""
     images = np.empty((len(pairs.captions), clip.config.projection), np.float32)
     for start in range(0, len(images), batch_size):  # one batch of decoded images in memory at a time
