@@ -1,17 +1,19 @@
-"""What a training step says to other devices, out of the compiled program, and what that costs on real ones.
+"""What a training step exchanges between devices, from the compiled program, and what that costs on real ones.
 
     python -m benchmarks.scaling [--cases "lenet l2_cosine" …] [--modes jit pmap] [--devices 1 2 4 8]
 
-Each step is compiled, not run, for so many fake CPU devices, at the batch of its published setting. The first table
-counts the collectives of a step, and the bytes that each device hands to them. XLA on a GPU or a TPU merges all-reduces
-that become ready at about the same time: there are fewer then, of the same bytes. The second is the roofline of one
-device's share on eight: floating-point operations and memory traffic of the unpartitioned step over 8, at peak rates,
-and a ring all-reduce of the bytes, at the bandwidth between devices.
+Each case is the program of a stage (`launch.training.program.Program`) at the batch of its published setting; it is
+compiled for fake CPU devices, not run. The first table counts the collectives of a step, and the bytes that each device
+contributes to them. XLA on a GPU or a TPU merges all-reduces that become ready at about the same time: they are fewer
+there, with the same bytes. The second table is the roofline of one device's share on eight: floating-point operations
+and memory traffic of the unpartitioned step over 8, at peak rates, and a ring all-reduce of the bytes, at the bandwidth
+between devices.
 
 Memory traffic is what XLA counts after it has fused for a CPU; an accelerator fuses more, so it is an upper bound.
 """
 
 import argparse
+import importlib
 import os
 import re
 from collections import Counter
@@ -19,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from launch import stages
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 # Groups of one device each: nothing is sent.
@@ -46,131 +50,77 @@ class Chip:
 CHIPS = {"H100": Chip(989e12, 3.35e12, 450e9), "TPU v5e": Chip(197e12, 819e9, 100e9)}
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step and the shapes that it takes.
+def stage_of(config: str, kind: str, overrides: Mapping[str, Any]) -> Any:
+    """The stage of class `kind` in the plan of a config with overrides.
 
-    Attributes:
-      step: `step(state, batch, *, axis_name=None) -> (state, metrics)`.
-      state: shapes.
-      batch: shapes of the global batch.
-      resident: shapes of what every device keeps whole.
+    Args:
+      config: dotted name of the config file's module.
+      kind: the name of a class with one stage in the plan.
+      overrides: flat.
     """
-
-    step: Callable
-    state: Any
-    batch: Mapping[str, Any]
-    resident: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Cifar10:
-    """The outline of CIFAR-10, whose images are not read."""
-
-    crop_padding: int = 4
-    flip: bool = True
-
-    def spec(self):
-        from launch.data import Spec
-
-        return Spec((32, 32, 3), tuple("0123456789"), 45_000, 5_000, 10_000, in_memory=True)
-
-    def statistics(self):
-        return (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    values = importlib.import_module(config).get_config()
+    values.update_from_flattened_dict(overrides)
+    root = importlib.import_module(values.experiment).plan(values)
+    (stage,) = (stage for stage in stages.walk(root) if type(stage).__name__ == kind)
+    return stage
 
 
-def robustgrad(model: str, regularizer: str, devices: int) -> Step:
+def robustgrad(model: str) -> Any:
     """Local gradient alignment of a network for 32x32 images, batch 128."""
-    import jax
-
-    from launch.training import sharding
-    from launch.training.optim import Optimizer
-    from robustgrad_jax import regularizers, stages
-
-    program = stages.Classifier(
-        images=stages.ImageSplits(_Cifar10()),
-        architecture=stages.Architecture(model),
-        regularizer=regularizers.create(regularizer),
-        optimizer=Optimizer("adam", learning_rate=1e-3, weight_decay=4e-5, clip_norm=0.5),
-    ).program(sharding.layout(devices=jax.devices()[:devices]))
-    return Step(partial(program.step, program.numbers), program.state, program.batch, program.resident)
+    overrides = {"model.name": model, "batch_size": 128, "regularizer.name": "l2_cosine"}
+    return stage_of("configs.robustgrad.scenes", "Classifier", overrides)
 
 
-def erm(devices: int) -> Step:
+def erm() -> Any:
     """Fine-tuning of a ResNet-50 on 224x224 images, batch 32: the network of the text-based last-layer retraining."""
-    from configs.tldr import waterbirds_resnet50
-    from launch.training import sharding
-    from tldr_jax import experiment
-
-    del devices
-    program = experiment.plan(waterbirds_resnet50.get_config()).train.erm.program(sharding.layout(devices=_first()))
-    return Step(partial(program.step, program.numbers), program.state, program.batch, {})
+    return stage_of("configs.tldr.waterbirds_resnet50", "Erm", {})
 
 
-def _first():
-    import jax
-
-    return jax.devices()[:1]
-
-
-def rtd(devices: int) -> Step:
+def rtd() -> Any:
     """RTD of ViT-B/32's text tower, batch 512, captions of 20 tokens, bfloat16."""
-    import jax
-    import jax.numpy as jnp
-
-    from clip_jax import model
     from clip_jax.config import VARIANTS
-    from launch.training import optim
-    from rtd_jax import phi
-    from rtd_jax.text import compose
-    from rtd_jax.tuning import step, training
+    from clip_jax.training.clips import FreshClip
 
+    sizes = VARIANTS["ViT-B/32"]
+    clip = FreshClip(replace(sizes, text=replace(sizes.text, context_length=20)))
+
+    class ShapesOnly:
+        """A CLIP of the published size, without weights."""
+
+        @staticmethod
+        def shapes():
+            return clip.outline()
+
+    overrides = {"rtd.batch_size": 512, "rtd.restrict_vocabulary": False, "model.dtype": "bfloat16"}
     # Unrolled: XLA counts the inside of a loop over the layers once.
-    config = replace(VARIANTS["ViT-B/32"], dtype="bfloat16", unroll=True)
-    batch, prompt = 512, compose.Prompt((49406, 320, 1125, 539), 259, 49407)
-    optimizer, _ = optim.create(
-        {"name": "adamw", "learning_rate": 1e-5, "weight_decay": 0.01, "schedule": {"name": "constant"}},
-        total_steps=2000,
-        to_steps=lambda text: 0,
-    )
-    network = phi.init("phi", config.projection, config.text.width, jax.random.key(1))
-    text = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))["text"]
-    state = jax.eval_shape(partial(training.create_state, optimizer=optimizer), {"text": text})
-    train = step.make_step(config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0, shards=devices)
-    embedding = ((batch, config.projection), jnp.float32)
-    shapes = {"ids": ((batch, 20), jnp.int32), "slot": ((batch,), jnp.int32)}
-    shapes |= {"reference": embedding, "target": embedding}
-    return Step(train, state, _shapes(shapes), {"phi": jax.eval_shape(lambda: network.params)})
+    tuning = stage_of("configs.rtd.scenes", "Tuning", overrides | {"model.unroll": True})
+    return replace(tuning, embeddings=replace(tuning.embeddings, clip=ShapesOnly()))
 
 
-CASES: dict[str, Callable[[int], Step]] = {
-    "lenet l2_cosine": partial(robustgrad, "lenet", "l2_cosine"),
-    "resnet18_cifar l2_cosine": partial(robustgrad, "resnet18_cifar", "l2_cosine"),
+CASES: dict[str, Callable[[], Any]] = {
+    "lenet l2_cosine": partial(robustgrad, "lenet"),
+    "resnet18_cifar l2_cosine": partial(robustgrad, "resnet18_cifar"),
     "resnet50 erm": erm,
     "rtd text tower": rtd,
 }
 
 
-def _shapes(shapes: Mapping[str, tuple]) -> dict[str, Any]:
-    import jax
-
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-
-
-def compiled(make: Callable[[int], Step], mode: str, devices: int):
-    """The step's lowered and compiled program over the first `devices` devices."""
+def compiled(stage: Any, mode: str, devices: int):
+    """The compiled program of a stage over the first `devices` devices."""
     import jax
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from launch.training import sharding
 
-    layout, found = sharding.layout(mode, devices=jax.devices()[:devices]), make(devices)
+    layout = sharding.layout(mode, devices=jax.devices()[:devices])
+    program = stage.program(layout)
     on = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-    batch = on(found.batch, NamedSharding(layout.mesh, P("data")))
-    if found.resident:
-        batch |= {sharding.RESIDENT: on(found.resident, layout.replicated)}
-    return layout.compile(found.step, found.state).lower(on(found.state, layout.replicated), batch).compile()
+    batch = on(program.batch, NamedSharding(layout.mesh, P("data")))
+    if program.resident:
+        batch |= {sharding.RESIDENT: on(program.resident, layout.replicated)}
+    arguments = on(program.numbers, layout.replicated), on(program.state, layout.replicated), batch
+    return layout.jit(program.step, program.state).lower(*arguments).compile()
 
 
 def collectives(program: str) -> tuple[Counter, int]:
@@ -211,10 +161,11 @@ def roofline(flops: float, traffic: float, exchanged: float, devices: int, chip:
 def rows(case: str, mode: str, devices: Sequence[int]) -> tuple[list[str], list[str]]:
     """A case's lines of both tables."""
     first, second = [], []
-    alone = compiled(CASES[case], mode, 1)
+    stage = CASES[case]()
+    alone = compiled(stage, mode, 1)
     cost = alone.cost_analysis()
     for count in devices:
-        program = alone if count == 1 else compiled(CASES[case], mode, count)
+        program = alone if count == 1 else compiled(stage, mode, count)
         kinds, exchanged = collectives(program.as_text())
         shown = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
         first.append(f"| {case} | {mode} | {count} | {shown} | {exchanged / 1e6:.3f} |")

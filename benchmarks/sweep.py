@@ -46,16 +46,26 @@ _HEADS = (
     "--config.baselines=('erm',)",
     "--config.ablations=()",
 )
-# Overrides of a case, how many members by default, and what they differ in.
+# Overrides of a case, how many members by default, what they differ in, and the stage that is stacked.
 CASES = {
-    "lenet": (_LENET, 16, "regularizer.cosine_weight=~log(0.1,3,{k})&optimizer.learning_rate=~log(3e-4,1e-2,{k})"),
-    "heads": (_HEADS, 64, "retrain.learning_rate=~log(1e-3,3e-2,{k})&retrain.weight_decay=~log(1e-5,1e-2,{k})"),
+    "lenet": (
+        _LENET,
+        16,
+        "regularizer.cosine_weight=~log(0.1,3,{k})&optimizer.learning_rate=~log(3e-4,1e-2,{k})",
+        "classifier",
+    ),
+    "heads": (
+        _HEADS,
+        64,
+        "retrain.learning_rate=~log(1e-3,3e-2,{k})&retrain.weight_decay=~log(1e-5,1e-2,{k})",
+        "heads",
+    ),
 }
 
 
 def command(case: str, executor: str, members: int, steps: int, workdir: Path) -> list[str]:
     """What is timed."""
-    overrides, _, grid = CASES[case]
+    overrides, _, grid, _ = CASES[case]
     args = [part.format(steps=steps) for part in overrides] + [f"--workdir={workdir}"]
     if executor == "one":
         return [sys.executable, "-m", "launch.train", *args]
@@ -98,12 +108,12 @@ def timed(line: list[str], log: Path, devices: int = 1) -> tuple[float, int]:
     return seconds, peak
 
 
-def steps_per_second(workdir: Path, executor: str, at_once: int) -> float | None:
-    """Of all members together, in their last windows; None where they have logged none."""
+def steps_per_second(workdir: Path, stage: str, executor: str, at_once: int) -> float | None:
+    """Of all members together, in their last undisturbed windows; None if there are none."""
     rates = []
-    for path in [*workdir.glob("metrics.jsonl"), *workdir.glob("*/metrics.jsonl")]:
-        found = [json.loads(line).get("train/steps_per_second") for line in path.read_text().splitlines()]
-        rates += [[rate for rate in found if rate is not None][-1]]
+    for path in workdir.glob(f"store/{stage}-*/metrics.jsonl"):
+        logged = [json.loads(line).get("train/steps_per_second") for line in path.read_text().splitlines()]
+        rates += [rate for rate in logged if rate is not None][-1:]
     if not rates:
         return None
     return sum(rates) / len(rates) * (at_once if executor == "local" else len(rates))
@@ -126,7 +136,7 @@ def main() -> None:
             devices = args.devices if executor == "vmap" else 1
             line = command(case, executor, members, args.steps, workdir)
             seconds, peak = timed(line, Path(folder) / "log", devices)
-            rate = steps_per_second(workdir, executor, min(cores, members))
+            rate = steps_per_second(workdir, CASES[case][3], executor, min(cores, members))
         shown = "" if rate is None else f"{rate:.1f}"
         print(f"| {case} | {executor} | {members} | {seconds:.1f} | {peak / 1e9:.2f} | {shown} |", flush=True)
 

@@ -12,4 +12,6 @@ def test_the_three_experiments_on_scenes():
     assert report == ["launch.report", "$(RUNS)/demo", "--tables"]
     listed = finish(start("-m", *sweep[:-1], "--workdir=runs/nothing", "--dry_run")).splitlines()
     robustgrad, rtd, tldr = "config=robustgrad.scenes_comparison", "config=rtd.scenes", "config=tldr.scenes"
-    assert listed == [robustgrad, rtd, f"{tldr},seed=0,data.seed=0"]
+    names = ("none", "l2_cosine")
+    alone, aligned = (f"{robustgrad},regularizer.name={name}" for name in names)
+    assert listed == [alone, aligned, rtd, f"{tldr},seed=0,data.seed=0"]
