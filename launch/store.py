@@ -64,6 +64,13 @@ class Store:
         self.writes = jax.process_index() == 0
         self.used: dict[str, Use] = {}
         self._memory: dict[str, Any] = {}
+        self._alone = False
+
+    def reader(self) -> "Store":
+        """The same results for this process alone: others need not ask for them too, and nothing that is kept is made."""
+        reader = Store(self.path, self.stop)
+        reader._memory, reader.used, reader._alone = self._memory, self.used, True
+        return reader
 
     def get(self, stage: Stage) -> Any:
         """A stage's result: from memory, from the disk, or made now, by this process or by another that is at it.
@@ -82,6 +89,8 @@ class Store:
         else:
             seconds = None
             if not self.has(stage):
+                if self._alone:
+                    raise LookupError(f"{key} is not in {self.path}; only `Store.get` of all processes makes it")
                 self.stop.check()
                 with self._locked(key):
                     if not self.has(stage):
@@ -93,7 +102,8 @@ class Store:
 
     def has(self, stage: Stage) -> bool:
         """Whether the result is on the disk, whole."""
-        return process_0_says((self.folder(stage) / MARKER).exists())
+        there = (self.folder(stage) / MARKER).exists()
+        return there if self._alone else process_0_says(there)
 
     def put(self, stage: Stage, value: Any, seconds: float = 0.0) -> None:
         """Keep a result that was made elsewhere: as one of several by one program. The caller holds the lock."""

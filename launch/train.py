@@ -127,7 +127,7 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
     used = [str(use) for key, use in store.used.items() if key not in before]
     logging.info("%s\n  %s", run.path, "\n  ".join(used))
     if run.writes:
-        getattr(experiment, "leave", lambda *_: None)(run.path, root, store)
+        getattr(experiment, "leave", lambda *_: None)(run.path, root, store.reader())
     return run.finish(result)
 
 

@@ -9,7 +9,6 @@ A member is done when it has a result.json; nothing else counts.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -340,8 +339,7 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
 
 
 def _logs(path: Path) -> Iterator[Path]:
-    """Every metrics.jsonl of a run: of the stages that its plan names, and for runs without a plan in its folder."""
-    yield from itertools.chain(path.glob("metrics.jsonl"), path.glob("*/metrics.jsonl"), path.glob("*/*/metrics.jsonl"))
+    """The metrics.jsonl of the stages that a run's plan names."""
     if (path / PLAN).exists():
         plan = json.loads((path / PLAN).read_text())
         logs = (path / plan["store"] / key / "metrics.jsonl" for key in plan["stages"])

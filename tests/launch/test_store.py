@@ -114,6 +114,20 @@ def test_stages_that_are_not_kept_live_in_memory(tmp_path):
     assert calls == [1, 1]
 
 
+def test_a_reader_asks_no_other_process_and_makes_nothing(tmp_path, monkeypatch):
+    log = str(tmp_path / "log")
+    big = Big(Source(log), log)
+    store = Store(tmp_path / "store")
+    with pytest.raises(LookupError, match=big.key):
+        store.reader().get(big)
+    value = store.get(big)
+    refuse = lambda answer: pytest.fail("asked the other processes")
+    monkeypatch.setattr(store_module, "process_0_says", refuse)
+    assert store.reader().get(big) is value
+    store.forget()
+    assert store.reader().get(big).keys() == value.keys() and lines(tmp_path) == ["big", "source"]
+
+
 def test_values_are_encoded_and_decoded(tmp_path):
     @dataclass(frozen=True)
     class Squares(Stage):
