@@ -67,7 +67,7 @@ class Store:
         self._alone = False
 
     def reader(self) -> "Store":
-        """The same results for this process alone: others need not ask for them too, and nothing that is kept is made."""
+        """The same results for this process alone: the others need not ask too, and nothing that is kept is made."""
         reader = Store(self.path, self.stop)
         reader._memory, reader.used, reader._alone = self._memory, self.used, True
         return reader
