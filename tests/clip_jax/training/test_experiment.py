@@ -20,6 +20,7 @@ from clip_jax.training import attributes, evaluation, experiment, sources, step
 from clip_jax.training.stages import ScenesPairs
 from configs.clip import base
 from launch.data import scenes
+from launch.reports.metrics import LOOP
 from launch.run import flatten
 from launch.stages import SettingError
 from launch.stop import Preempted, Stop
@@ -251,6 +252,9 @@ def test_the_smallest_run(whole):
     assert result.keys() == wanted | set(evaluation.VALIDATION)
     assert all(np.isfinite(value) for value in result.values())
     assert result["test/images"] == 30
+    logs = {key for row in logged(workdir) for key in row} - {"step", "time"}
+    assert all(experiment.describe(key) for key in result.keys() | logs - LOOP.keys())
+    assert experiment.describe("test/image_to_text_recall_at_5").title == "R@5, image to text"
     rows = [row for row in logged(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["train/loss"] == pytest.approx(row["train/contrastive"] + row["train/attributes"]) for row in rows)
