@@ -44,7 +44,7 @@ def jax_step(model: str, kind: str) -> Callable[[], None]:
     from launch.training import sharding
     from robustgrad_jax import models
     from robustgrad_jax.attributions import explainers
-    from robustgrad_jax.measures import evaluation, suite, under_attack
+    from robustgrad_jax.measures import evaluation, means, under_attack
 
     def prepare(batch):
         batch = feed.materialise(batch, batch[sharding.RESIDENT])
@@ -52,22 +52,23 @@ def jax_step(model: str, kind: str) -> Callable[[], None]:
 
     network, layout, images = models.create(model, num_classes=10), sharding.layout(), examples()
     variables = layout.place(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
-    means = suite.evaluator(layout, Arrays(*images), BATCHES[model], lambda: None)
+    over_images = means.over_split(layout, Arrays(*images), BATCHES[model])
     subject = evaluation.Subject(network, prepare, explainers.Explainer("gradient"))
     compare = evaluation.Compare(("cosine", "pcc", "ssim", "mse"))
 
     std = (STD,) * 3
     perturbed = evaluation.random_perturbation_similarity(subject, std=std, radii=(RADIUS,), compare=compare, seed=0)
     clean = evaluation.clean(subject)
-    attack = under_attack.Attack("aam", RADIUS, std, steps=1, gamma=0.5, top_k=1, seed=0)
+    attack = under_attack.Attack("aam", RADIUS, steps=1)
     attacked = under_attack.under_attack(subject, attack, compare=compare)
 
     def run(steps: int, draws: int) -> None:
         if kind == "rps":
-            means(perturbed, variables, repeats=draws, once=clean)
+            over_images(perturbed, variables, repeats=draws, once=clean)
             return
-        moved = under_attack.attacked(subject, subject, dataclasses.replace(attack, steps=steps))
-        means(attacked, variables, once=moved, compile_once=False)
+        stronger = dataclasses.replace(attack, steps=steps)
+        moved = under_attack.attacked(subject, subject, stronger, std=std, seed=0)
+        over_images(attacked, variables, once=moved, compile_once=False)
 
     run(steps=1, draws=1)  # compiles
     return partial(run, size("attack_steps"), size("draws"))

@@ -27,26 +27,29 @@ def jax_step(model: str, batch: int, regularizer: str):
     import jax
     import numpy as np
 
-    from configs.robustgrad import base
-    from launch.training import optim, sharding
-    from robustgrad_jax import experiment, models, regularizers
+    from launch.training import keys, optim, sharding
+    from robustgrad_jax import models, regularizers, training
+    from robustgrad_jax.gradients import Draws
 
-    config = base.get_config()
-    config.regularizer.name, config.batch_size = regularizer, batch
-    optimizer, *_ = optim.of_run(config, examples=50_000)
-    network = models.create(model, num_classes=10)
-    state = experiment.create_state(network, optimizer, (32, 32, 3), 0)
-    penalty = partial(regularizers.create(config.regularizer), std=(0.2, 0.2, 0.2))
-    step = experiment.make_step(network, optimizer, penalty, lambda b, step: (b["x"], b["y"]), 0)
+    settings = optim.Optimizer("adam", learning_rate=1e-3, weight_decay=4e-5, clip_norm=0.5)
+    optimizer, _ = settings.create(total_steps=117_188, to_steps=lambda text: 0)
+    network, penalty = models.create(model, num_classes=10), regularizers.create(regularizer)
+    state = training.create_state(network, optimizer, (32, 32, 3), 0)
+
+    def step(numbers, state, batch, *, axis_name=None):
+        draws = Draws(keys.stream(numbers["seed"], "regularizer", state.step), batch["slot"])
+        images, std = (batch["x"], batch["y"]), (0.2, 0.2, 0.2)
+        return training.update(network, optimizer, penalty, state, *images, draws, std=std, axis_name=axis_name)
+
     layout = sharding.layout("pmap" if jax.device_count() > 1 else "jit")
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=(batch, 32, 32, 3)).astype(np.float32), "y": rng.integers(0, 10, batch)}
     data = layout.put(data | {"slot": np.arange(batch, dtype=np.int32)})
-    compiled = layout.compile(step, state)
+    compiled, numbers = layout.jit(step, state), layout.replicate({"seed": np.int32(0)})
     held = [layout.place(state)]
 
     def run():
-        held[0], metrics = compiled(held[0], data)
+        held[0], metrics = compiled(numbers, held[0], data)
         jax.block_until_ready((held[0], metrics))
 
     return run

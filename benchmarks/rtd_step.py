@@ -34,9 +34,9 @@ def triplets():
     def captions(beginning=(START,)):
         ids = np.full((TRIPLETS, CONTEXT), END, np.int32)
         for row in ids:
-            own = rng.integers(6, 19)  # and start and end
+            count = rng.integers(6, 19)  # and start and end
             row[: len(beginning)] = beginning
-            row[len(beginning) : len(beginning) + own] = rng.choice(words, own)
+            row[len(beginning) : len(beginning) + count] = rng.choice(words, count)
         return ids
 
     return captions(), captions(), captions((*PREFIX, MARKER, THAT))
@@ -70,20 +70,15 @@ def jax_step(case: str) -> Callable[[], None]:
     _, _, composed = triplets()
     rows_at = batches(case, composed)
     if case != "whole table":
-        small = vocabulary.restrict(config, text, composed, np.array(prompt.ids))
-        config, text, prompt, composed = (
-            *(small.config, small.params, small.localise_prompt(prompt)),
-            small.localise(composed),
-        )
-    optimizer, _ = optim.create(
-        {"name": "adamw", "learning_rate": 1e-5, "weight_decay": 0.01, "schedule": {"name": "constant"}},
-        total_steps=2000,
-        to_steps=lambda text: 0,
-    )
+        small = vocabulary.used(config, composed, np.array(prompt.ids))
+        config, text = small.narrow(config), small.take(text)
+        prompt, composed = small.localise_prompt(prompt), small.localise(composed)
+    optimizer, _ = optim.Optimizer("adamw", 1e-5, 0.01).create(total_steps=2000, to_steps=lambda text: 0)
     layout = sharding.layout()
-    train = step.make_step(config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0)
-    state = step.create_state({k: v for k, v in text.items()}, optimizer)
-    compiled, state = layout.compile(train, state), layout.place(state)
+    update = step.make_step(config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0)
+    state = step.create_state(text, optimizer)
+    train = lambda numbers, state, batch, *, axis_name=None: update(state, batch, axis_name=axis_name)
+    compiled, state = layout.jit(train, state), layout.place(state)
     resident = {sharding.RESIDENT: layout.replicate(jax.device_get({"phi": network.params}))}
     table = np.random.default_rng(1).normal(size=(2, TRIPLETS, config.projection)).astype(np.float32)
     steps, held = count(), [state]
@@ -93,12 +88,12 @@ def jax_step(case: str) -> Callable[[], None]:
         return layout.put(columns | {"slot": np.arange(BATCH, dtype=np.int32)}) | resident
 
     def run():
-        held[0], metrics = compiled(held[0], batch(rows_at(next(steps))))
+        held[0], metrics = compiled({}, held[0], batch(rows_at(next(steps))))
         jax.block_until_ready((held[0], metrics))
 
     lengths = {model.cut(config, composed[rows_at(i)]).shape[1]: i for i in range(64)}
     for i in lengths.values():  # a program for each length, compiled before anything is timed
-        held[0], _ = compiled(held[0], batch(rows_at(i)))
+        held[0], _ = compiled({}, held[0], batch(rows_at(i)))
     return run
 
 

@@ -87,25 +87,19 @@ def robustgrad(model: str, regularizer: str, devices: int) -> Step:
 
 def erm(devices: int) -> Step:
     """Fine-tuning of a ResNet-50 on 224x224 images, batch 32: the network of the text-based last-layer retraining."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
     from configs.tldr import waterbirds_resnet50
-    from launch.training import optim
-    from tldr_jax.classifier import backbones, erm
+    from launch.training import sharding
+    from tldr_jax import experiment
 
     del devices
-    options = waterbirds_resnet50.get_config().erm
-    batch = options.batch_size
-    optimizer, *_ = optim.of_run(options, examples=4795)
-    network = backbones.create("resnet50", 2)
-    variables = backbones.template(network, (224, 224, 3))
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    step = erm.make_step(network, optimizer, loss, lambda b, step: (b["x"], b["y"]))
-    opt_state = jax.eval_shape(optimizer.init, variables["params"])
-    state = erm.State(jax.ShapeDtypeStruct((), jnp.int32), **variables, opt_state=opt_state)
-    return Step(step, state, _shapes({"x": ((batch, 224, 224, 3), jnp.float32), "y": ((batch,), jnp.int32)}), {})
+    program = experiment.plan(waterbirds_resnet50.get_config()).train.erm.program(sharding.layout(devices=_first()))
+    return Step(partial(program.step, program.numbers), program.state, program.batch, {})
+
+
+def _first():
+    import jax
+
+    return jax.devices()[:1]
 
 
 def rtd(devices: int) -> Step:

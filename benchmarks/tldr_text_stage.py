@@ -32,20 +32,19 @@ def size(name: str) -> int:
 
 def word_set():
     """The first words of Waterbirds' lists, `size("words")` in all."""
-    import dataclasses
-
     from tldr_jax import words
 
-    full, each = words.load("waterbirds"), max(1, size("words") // 4)
-    cut = {part: {name: own[:each] for name, own in getattr(full, part).items()} for part in words.PARTS}
-    return dataclasses.replace(full, **cut)
+    cut, each = words.load("waterbirds"), max(1, size("words") // 4)
+    for part in words.PARTS:
+        cut = cut.replaced(part, {name: own[:each] for name, own in cut.listed(part).items()})
+    return cut
 
 
-def prompts(lists, templates):
-    """List -> (words, templates) prompts."""
+def prompts(words, templates):
+    """(words, templates) prompts."""
     from tldr_jax.words.templates import fill
 
-    return {name: [[fill(template, word) for template in templates] for word in own] for name, own in lists.items()}
+    return [[fill(template, word) for template in templates] for word in words]
 
 
 @functools.cache
@@ -62,9 +61,8 @@ def tokenizer():
     six = pre_tokenizers.Split(tokenizers.Regex(r"\w{1,6}"), "isolated")
     split = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), six])
     words, every = word_set(), [*templates.get("imagenet").target, "a photo of a {}."]
-    anchors = {"anchors": (*words.target_anchors.values(), *words.spurious_anchors.values())}
-    lists = [rows for own in (words.target, words.spurious, anchors) for rows in prompts(own, every).values()]
-    texts = {text for rows in lists for row in rows for text in row}
+    lists = (*words.target, *words.spurious)
+    texts = {text for own in lists for row in prompts((*own.words, own.anchor), every) for text in row}
     pieces = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)})
     vocabulary = {piece: 1000 + i for i, piece in enumerate(pieces)} | {"<s>": START, "</s>": END}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
@@ -126,7 +124,7 @@ def jax_step(case: str) -> Callable[[], None]:
     def filtered(mapping):
         classify = lambda embeddings: heads.logits(erm, projector.apply(mapping, embeddings))
         try:
-            filters.apply(clip, words, own, logits=classify, progress=False)
+            filters.apply(words, filters.embed(clip, words, own, progress=False), logits=classify)
         except filters.EmptyWordListError:
             return  # random models: all work is done by then
 
@@ -191,19 +189,19 @@ def torch_step(case: str) -> Callable[[], None]:
     encode = lambda ids: network.get_text_features(input_ids=ids).pooler_output
     tokens = lambda texts: torch.tensor(np.asarray(tokenizer().encode(texts)), dtype=torch.long)
     erm = torch.nn.Linear(FEATURES, 2)
-    sides = ((words.target, words.target_anchors), (words.spurious, words.spurious_anchors))
+    sides = words.target, words.spurious
 
     def filtered(weight, bias):
-        for number, (lists, anchors) in enumerate(sides):
-            ids = [tokens([f"a photo of a {word}." for word in own]) for own in lists.values()]
+        for number, lists in enumerate(sides):
+            ids = [tokens([f"a photo of a {word}." for word in own.words]) for own in lists]
             classify = (lambda e: erm(torch.relu(e @ weight + bias))) if number == 0 else None
-            anchor = tokens([f"a photo of a {anchors[name]}." for name in lists])
+            anchor = tokens([f"a photo of a {own.anchor}." for own in lists])
             published.filter_words(encode, ids, anchor, classify)
 
     def embedded():
         tables = []
-        for lists, _ in sides:
-            rows = [row for of_list in prompts(lists, own.target).values() for row in of_list]
+        for lists in sides:
+            rows = [row for each in lists for row in prompts(each.words, own.target)]
             tables.append(published.embed_words(encode, torch.stack([tokens(row) for row in rows])))
         return tables
 

@@ -269,7 +269,8 @@ def walk(stage: Stage) -> list[Stage]:
 def numbers(value: Any) -> dict[str, Any]:
     """{"optimizer.learning_rate": 1e-3, …}: the numbers of a stage that are arguments of its program.
 
-    They are those of its stackable fields and of the plain dataclasses in it, but for the ones with `argument=False`.
+    They are those of its stackable fields and of the plain dataclasses in it, but for the ones with `argument=False`
+    and those that are switched off at 0.
     Numbers of stages in its fields are not among them: those are results when this one is made.
     """
     return {name: own for name, (own, argument) in _numbers(value, "").items() if argument}
@@ -287,7 +288,8 @@ def _numbers(value: Any, prefix: str) -> dict[str, tuple[Any, bool]]:
     for field in dataclasses.fields(value):
         own = getattr(value, field.name)
         if field.metadata.get("stackable"):
-            found[prefix + field.name] = own, field.metadata["argument"]
+            off = field.metadata["off_at_zero"] and own == 0  # a program without that part does not read it
+            found[prefix + field.name] = own, field.metadata["argument"] and not off
         elif dataclasses.is_dataclass(own) and not isinstance(own, Stage | type):
             found |= _numbers(own, f"{prefix}{field.name}.")
     return found

@@ -24,9 +24,9 @@ import jax
 from absl import logging
 
 from launch import files, versions
+from launch.journal import Journal
+from launch.processes.stop import Stop, process_0_says, wait_for_all
 from launch.stages import Stage, describe
-from launch.stop import Stop, process_0_says, wait_for_all
-from launch.training.journal import Journal
 
 MARKER = "stage.json"
 _POLL = 0.2  # seconds between two looks at a lock

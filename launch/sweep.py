@@ -1,73 +1,136 @@
-"""Train many runs of one config: `python -m launch.sweep --config=FILE --grid "a.b=0.01,0.1,1;seed=0:5" --workdir=DIR`.
+"""Train many runs: `python -m launch.sweep --config=FILE --grid "a.b=0.01,0.1,1;seed=0:5" --workdir=DIR`.
 
-The members come from the config's `sweep()`, a list of flat overrides, and from --grid (see `launch.sweeps.space`);
-of both, every combination. An override `config` names another config file, beside the first, that the others are of:
---grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". `--config.a.b=v` holds for all members. Each is a run
-directory in DIR, named by its overrides, that `launch.train` could have made.
+The members are all combinations of the config file's `sweep()` and --grid (see `launch.sweeps.space`); `--config.a.b=v`
+holds for all of them. Each is a run directory in DIR, named by its overrides, as `launch.train` makes it. They share
+one store, so what several members are made from is made once.
 
-The same command on the same folder continues: finished members are left alone, failed ones tried again. The exit status
-is 0 if every member is done.
+The same command on the same folder continues: finished members stay as they are, failed ones are tried again. The exit
+status is 0 if every member is done.
 
     --executor=local    processes on this machine, each with devices and cores of its own (default)
     --executor=vmap     members that differ only in numbers as one program
     --executor=slurm    jobs of a cluster, set by --slurm=nodes=2,partition=gpu
     --search=optuna --trials=50 --maximize=KEY    members proposed by the results of others, over the same space
     --dry_run           list the members, start nothing
+
+A study, several methods with several seeds, is a config file whose `sweep()` returns or yields flat overrides, one dict
+for each member:
+
+    ABLATIONS = {}, {"projector.gap_rows": 0}, {"words.clip_filter": False}
+
+    def sweep():
+        for ablation in ABLATIONS:
+            for seed in range(5):
+                yield {"seed": seed, "data.seed": seed, **ablation}
+
+Members that share stages need no arrangement: with any executor, the classifier of a seed is trained once, and a member
+that needs it meanwhile waits. With seeds in the inner loop, members that start together rarely wait for each other.
+`python -m launch.report DIR --tables` prints mean ± standard deviation over the seeds.
+
+An override `config` names another config file, relative to the first, whose config the member's other overrides change:
+`{"config": "cifar10_lenet.py"}` in a sweep(), or --grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". A file
+with a sweep() of its own stands for all members of that, or, where both set a field, for those with the same value:
+--grid "config=scenes_study.py; seed=0".
 """
 
 import functools
 import importlib
+import itertools
 import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import train
-from launch.run import Preempted
+from launch.processes.stop import Preempted
+from launch.run import plain
 from launch.sweeps import folder, search, slurm, space
 from launch.sweeps.board import Board, summary
-from launch.sweeps.members import CONFIG, Member, Options, Sweep, SweepError, define, located, status
+from launch.sweeps.members import CONFIG, Executor, Member, Options, Sweep, SweepError, define, located, status
 
 EXECUTORS = {"local": "launch.sweeps.local", "vmap": "launch.sweeps.stacked", "slurm": "launch.sweeps.slurm"}
 
 _EXECUTOR = flags.DEFINE_enum("executor", "local", list(EXECUTORS), "what trains the members")
 _GRID = flags.DEFINE_string("grid", "", "values of fields: 'a.b=0.01,0.1;seed=0:5'; see launch/sweeps/space.py")
-_OWN = flags.DEFINE_bool("config_sweep", True, "take up the config's sweep(), if it has one")
-_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "of the grid's draws, and of a search")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "list the members, one a line, and start nothing")
+_OWN = flags.DEFINE_bool("config_sweep", True, "use the sweep() of config files that have one")
+_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "seed of the grid's draws and of a search")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "list the members, one per line, and start nothing")
 _PROCESSES = flags.DEFINE_integer(
-    "processes", 0, "members at once, with vmap in a stack; 0: one a device or core, with vmap all", lower_bound=0
+    "processes", 0, "members at once, with vmap in one program; 0: one per device or core, with vmap all", lower_bound=0
 )
 _SLURM = flags.DEFINE_list("slurm", [], "settings of --executor=slurm: nodes=2,tasks_per_node=1,partition=main")
 _SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "propose members adaptively")
-_TRIALS = flags.DEFINE_integer("trials", 0, "of a search: how many members it proposes in all", lower_bound=0)
-_MINIMIZE = flags.DEFINE_string("minimize", None, "of a search: the key of result.json that should be small")
-_MAXIMIZE = flags.DEFINE_string("maximize", None, "of a search: the key of result.json that should be large")
+_TRIALS = flags.DEFINE_integer("trials", 0, "how many members a search proposes in all", lower_bound=0)
+_MINIMIZE = flags.DEFINE_string("minimize", None, "of a search: the key of result.json to minimize")
+_MAXIMIZE = flags.DEFINE_string("maximize", None, "of a search: the key of result.json to maximize")
 
 
 def listed(config_file: str) -> list[dict[str, Any]]:
-    """What a config file's `sweep()` gives: a list of flat overrides; [] if it has none.
+    """The flat overrides that a config file's `sweep()` returns or yields; [] if it has none.
 
     Args:
-      config_file: FILE or FILE:ARGUMENT, which `sweep` is then given, as `get_config` is.
+      config_file: FILE or FILE:ARGUMENT; the argument is passed to `sweep` as it is to `get_config`.
 
     Raises:
-      SweepError: it gives something else.
+      SweepError: it returns something else.
       train.ConfigFileError: it ends in an error.
     """
-    found = train.called(config_file, "sweep")
-    if found is None:
+    result = train.called(config_file, "sweep")
+    if result is None:
         return []
-    found = list(found) if isinstance(found, Iterable) else found
-    if not isinstance(found, list) or not found or not all(isinstance(overrides, Mapping) for overrides in found):
-        raise SweepError(f"{config_file}: sweep() gives {found!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
-    return [{key: str(value) if key == CONFIG else value for key, value in o.items()} for o in found]
+    members = list(result) if isinstance(result, Iterable) else []
+    if not members or not all(isinstance(overrides, Mapping) for overrides in members):
+        shown = members or result
+        raise SweepError(f"{config_file}: sweep() gives {shown!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
+    return [{key: str(value) if key == CONFIG else value for key, value in o.items()} for o in members]
+
+
+def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The members that overrides stand for: several, if they name a config file that has a sweep() of its own.
+
+    Args:
+      overrides: flat; a config file among them is relative to `config_file`. A field that the other file's sweep() sets
+        as well selects the members with this value.
+      config_file: FILE or FILE:ARGUMENT.
+      within: the files that led here.
+
+    Returns:
+      Overrides whose config files, if any, are relative to `config_file`, too.
+
+    Raises:
+      SweepError: there is no such file, it names itself, or none of its members has the selected values.
+      train.ConfigFileError: a file ends in an error.
+    """
+    name = overrides.get(CONFIG)
+    if name is None:
+        return [dict(overrides)]
+    file = located(name, beside=config_file)
+    if not os.path.isfile(file.partition(":")[0]):
+        raise SweepError(f"there is no config file {file.partition(':')[0]}")
+    if file in within:
+        raise SweepError(f"{file}: its sweep() leads back to itself, through {' -> '.join((*within, file))}")
+    rest = {key: value for key, value in overrides.items() if key != CONFIG}
+    inner = [member for o in listed(file) for member in expanded(o, file, (*within, file))]
+    if not inner:
+        return [{CONFIG: name} | rest]
+    selected = [member for member in inner if all(plain(member.get(k, v)) == plain(v) for k, v in rest.items())]
+    if not selected:
+        asked = ", ".join(f"{key}={value}" for key, value in rest.items())
+        raise SweepError(f"{name}: no member of its sweep() has {asked}; --noconfig_sweep ignores the sweep()")
+    file_of = lambda member: beside(member[CONFIG], name) if CONFIG in member else name
+    return [{CONFIG: file_of(m)} | {k: v for k, v in (m | rest).items() if k != CONFIG} for m in selected]
+
+
+def beside(config_file: str, other: str) -> str:
+    """A file that is relative to the folder of another, as seen from where that other one is: ("b.py", "x/a.py")."""
+    file, colon, argument = config_file.partition(":")
+    return os.path.normpath(os.path.join(os.path.dirname(other.partition(":")[0]), file)) + colon + argument
 
 
 def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
@@ -75,10 +138,10 @@ def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
 
     Args:
       config_file: FILE or FILE:ARGUMENT.
-      fixed: what is set for all members.
+      fixed: overrides for all members.
 
     Raises:
-      SweepError: there is no such file, it has no get_config, or a fixed field is not in it.
+      SweepError: there is no such file, it has no get_config, or it lacks a fixed field.
       train.ConfigFileError: it ends in an error.
     """
     path = config_file.partition(":")[0]
@@ -91,8 +154,8 @@ def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
-    """The sweep that the flags ask for, and the space of its search; nothing is written.
+def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
+    """The sweep that the flags define, and the space of its search; nothing is written.
 
     Raises:
       SweepError: there is nothing to sweep, or something is wrong with it.
@@ -100,62 +163,67 @@ def plan() -> tuple[Sweep, dict[str, search.Dimension]]:
     """
     holder, config = flags.FLAGS["config"], flags.FLAGS.config
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
-    own = listed(file) if _OWN.value else []
+    expand = functools.partial(expanded, config_file=file) if _OWN.value else lambda overrides: [dict(overrides)]
+    own = [member for overrides in listed(file) for member in expand(overrides)] if _OWN.value else []
     if not own and not _GRID.value:
         raise SweepError(f"nothing is swept: give --grid, or write a sweep() into {file}")
-    names = dict.fromkeys([*(o[CONFIG] for o in own if CONFIG in o), *space.values_of(CONFIG, _GRID.value)])
+    in_grid = {name: expand({CONFIG: name}) for name in space.values_of(CONFIG, _GRID.value)}
+    names = dict.fromkeys(member[CONFIG] for member in itertools.chain(own, *in_grid.values()) if CONFIG in member)
     if names and _SEARCH.value:
         raise SweepError(f"--search is over the fields of one config, this sweep names {', '.join(names)}")
-    others = {name: other(located(name, beside=file), fixed) for name in names}
+    others = {name: other(located(name, beside=file), fixed) for name in (*names, *in_grid)}
     known = functools.reduce(lambda a, b: b | a, map(space.fields, (config, *others.values())))
-    grid = space.parse(_GRID.value, known | ({CONFIG: space.Field(str, "")} if names else {})) if _GRID.value else None
+    known |= {CONFIG: space.ConfigField(str, "")} if others else {}
+    grid = space.parse(_GRID.value, known) if _GRID.value else None
     make = functools.partial(define, flags.FLAGS.workdir, config_file=file, base=config, fixed=fixed)
     check = functools.partial(_checked, known={"": config, **others}, file=file)
     own = check(own, "sweep(), member")
     if not _SEARCH.value:
-        swept = space.expand(grid, _SAMPLE_SEED.value) if grid else []
-        return make(overrides=check(space.product(*filter(None, [own, swept])), "member"), others=others), {}
+        swept = [m for values in (space.expand(grid, _SAMPLE_SEED.value) if grid else ()) for m in expand(values)]
+        overrides = check(space.product(*filter(None, [own, swept])), "member")
+        return make(overrides=overrides, others={name: others[name] for name in names}), {}
     dimensions = search.dimensions(grid, own)
-    wanted = {
+    question = {
         "method": _SEARCH.value,
         "objective": _MAXIMIZE.value or _MINIMIZE.value,
         "direction": "maximize" if _MAXIMIZE.value else "minimize",
         "seed": _SAMPLE_SEED.value,
         "space": search.described(dimensions),
     }
-    return make(overrides=[], search=wanted), dimensions
+    return make(overrides=[], search=question), dimensions
 
 
 def _checked(
     overrides: Iterable[Mapping[str, Any]], what: str, known: Mapping[str, ConfigDict], file: str
 ) -> list[dict[str, Any]]:
-    """The overrides with values of the types of their own configs' fields.
+    """The overrides, with values converted to the types of the fields.
 
     Args:
-      what: they are, for errors.
-      known: the base configs, by what stands under `CONFIG`; "" where nothing does.
-      file: of the last.
+      overrides: of each member.
+      what: "member", for errors.
+      known: the base configs, by the value under `CONFIG`; "" for members without.
+      file: of the config of members without.
     """
-    found = []
+    checked = []
     for index, values in enumerate(overrides):
-        name = values.get(CONFIG, "") if len(known) > 1 else ""  # where there is one config, an unknown field like any
-        own = {key: value for key, value in values.items() if not (name and key == CONFIG)}
-        own = space.check(own, space.fields(known[name]), f"{name or file}: {what} {index}")
-        found.append(({CONFIG: name} if name else {}) | own)
-    return found
+        name = values.get(CONFIG, "") if len(known) > 1 else ""  # with one config it is an unknown field like any other
+        rest = {key: value for key, value in values.items() if not (name and key == CONFIG)}
+        rest = space.check(rest, space.fields(known[name]), f"{name or file}: {what} {index}")
+        checked.append(({CONFIG: name} if name else {}) | rest)
+    return checked
 
 
 def check_flags() -> None:
-    """Refuse flags that do not belong together.
+    """Validate combinations of flags.
 
     Raises:
-      SweepError: naming them.
+      SweepError: flags that contradict each other, by name.
     """
     searching = {"trials": _TRIALS.value, "minimize": _MINIMIZE.value, "maximize": _MAXIMIZE.value}
     given = [f"--{name}" for name, value in searching.items() if value]
     if _SEARCH.value:
         if "--trials" not in given or len(given) != 2:
-            raise SweepError("--search wants --trials=NUMBER and one of --minimize=KEY, --maximize=KEY")
+            raise SweepError("--search needs --trials=NUMBER and one of --minimize=KEY, --maximize=KEY")
         if _EXECUTOR.value != "local":
             raise SweepError(f"--search starts members one by one, --executor={_EXECUTOR.value} all at once; use local")
     elif given:
@@ -167,20 +235,20 @@ def check_flags() -> None:
         raise SweepError("a sweep is started by one process; --coordinator, --distributed … are for launch.train")
 
 
-def settings(given: Iterable[str]) -> dict[str, str]:
+def settings(parts: Iterable[str]) -> dict[str, str]:
     """["nodes=2"] -> {"nodes": "2"}."""
-    wrong = [part for part in given if "=" not in part]
+    wrong = [part for part in parts if "=" not in part]
     if wrong:
         hint = """; a value with a comma is quoted: --slurm='"nodelist=a,b"'"""
-        raise SweepError(f"--slurm wants name=value,name=value; got {', '.join(wrong)}{hint}")
-    return {name.strip(): value.strip() for name, value in (part.split("=", 1) for part in given)}
+        raise SweepError(f"--slurm needs name=value,name=value; got {', '.join(wrong)}{hint}")
+    return {name.strip(): value.strip() for name, value in (part.split("=", 1) for part in parts)}
 
 
 def show(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> None:
-    """What would run, a line for each member, or for each dimension of a search.
+    """Print what would run: a line per member, or per dimension of a search.
 
     Raises:
-      SweepError: the folder is not this sweep's.
+      SweepError: the folder belongs to another sweep.
     """
     if sweep.path.exists():
         folder.checked(sweep)
@@ -192,38 +260,41 @@ def show(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> None:
 
 
 def execute(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> Counter:
-    """Train what is not done; how many members are then in each state.
+    """Train what is not done; returns how many members are then in each state.
 
     Raises:
-      SweepError: the folder is not this sweep's, or the executor cannot do it.
-      Preempted: it was asked to stop.
+      SweepError: the folder belongs to another sweep, or the executor cannot train these members.
+      Preempted: the sweep was asked to stop.
     """
-    executor = importlib.import_module(EXECUTORS[_EXECUTOR.value])
+    executor = cast(Executor, importlib.import_module(EXECUTORS[_EXECUTOR.value]))
     with folder.locked(sweep.path) as lock:
         sweep = folder.claim(sweep)
         if _EXECUTOR.value != "slurm" and (jobs := slurm.queued(sweep)):
             how = f"`scancel {' '.join(jobs)}`, or --executor=slurm to watch them"
             raise SweepError(f"the scheduler still has jobs of {sweep.path}: {how}")
         options = Options(_PROCESSES.value, settings(_SLURM.value), keep_open=(lock,))
+        proposals = _search(sweep, dimensions) if sweep.search else None
         with Board(sweep.members) as board:
             options = replace(options, watch=board.watch)
-            if sweep.search:
-                found = search.Search(
-                    sweep, dimensions, _TRIALS.value, *(sweep.search[k] for k in ("objective", "direction", "seed"))
-                )
-                executor.execute(sweep, _shown(found, board), replace(options, ended=found.ended))
-            else:
-                waiting = [member for member in sweep.members if status(member).state != "done"]
-                if waiting:
-                    executor.execute(sweep, waiting, options)
-        counts = summary(found.sweep.members if sweep.search else sweep.members)
-        if sweep.search and (best := found.best()):
-            print(f"\nbest: {best[0].name}  {found.objective} {best[1]:.6g}")
+            if proposals is not None:
+                executor.execute(sweep, _shown(proposals, board), replace(options, ended=proposals.ended))
+            elif waiting := [member for member in sweep.members if status(member).state != "done"]:
+                executor.execute(sweep, waiting, options)
+        counts = summary(proposals.sweep.members if proposals else sweep.members)
+        if proposals and (best := proposals.best()):
+            print(f"\nbest: {best[0].name}  {proposals.objective} {best[1]:.6g}")
         return counts
 
 
+def _search(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> search.Search:
+    settings = sweep.search or {}
+    return search.Search(
+        sweep, dimensions, _TRIALS.value, settings["objective"], settings["direction"], settings["seed"]
+    )
+
+
 def _shown(members: Iterable[Member], board: Board) -> Iterable[Member]:
-    """Members that the board takes up as they come."""
+    """The members, each shown on the board as soon as it is proposed."""
     for member in members:
         board.add(member)
         yield member
@@ -234,7 +305,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
     try:
         check_flags()
-        sweep, dimensions = plan()
+        sweep, dimensions = from_flags()
         if _DRY_RUN.value:
             show(sweep, dimensions)
             return

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import logging as python_logging
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch.processes import hosts
+from launch.processes.stop import Preempted
 from launch.reports import formats, tables
-from launch.run import Preempted, Run, RunDirectoryError, flatten
+from launch.run import Run, RunDirectoryError, flatten
 from launch.stages import SettingError, Stage
 from launch.store import Store
-from launch.training import hosts, sharding
-from launch.training.loop import NonFiniteLoss
+from launch.training import sharding
+from launch.training.pace import NonFiniteLoss
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")
@@ -42,28 +45,38 @@ _STUCK_AFTER = flags.DEFINE_float(
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def find(experiment: str) -> Callable:
-    """The `run` function of an experiment given by its dotted name.
+def module_of(experiment: str) -> ModuleType:
+    """An experiment's module, by its dotted name.
+
+    It offers `plan(config) -> stage`; possibly `leave(folder, root, store)`, which writes files for the user into the
+    run directory, and `describe(key)`, the meaning of its results (`launch.reports.metrics`).
 
     Raises:
-      ValueError: there is no such module, or it has no `run`.
+      ValueError: there is no such module, or it has no `plan`.
     """
-    return module_of(experiment).run
-
-
-def module_of(experiment: str) -> ModuleType:
-    """An experiment: `plan(config) -> stage`, or for now `run(config, run) -> result` with `REVISABLE` fields."""
     try:
         module = importlib.import_module(experiment)
     except ModuleNotFoundError as error:
         if error.name and not experiment.startswith(error.name):
             raise  # the experiment is there; something it needs is not
+        near = f"; {', '.join(similar)} exists" if (similar := _experiments(experiment.partition(".")[0])) else ""
         raise ValueError(
-            f"config.experiment={experiment!r}: no such module; it is a dotted name such as 'robustgrad_jax.experiment'"
+            f"config.experiment={experiment!r}: no such module{near}; it is a dotted name such as "
+            "'robustgrad_jax.experiment'"
         ) from error
-    if not callable(getattr(module, "plan", getattr(module, "run", None))):
+    if not callable(getattr(module, "plan", None)):
         raise ValueError(f"config.experiment={experiment!r}: the module has no function plan(config)")
     return module
+
+
+def _experiments(package: str) -> list[str]:
+    """The modules called "experiment" of an installed package: where one that was moved may be."""
+    try:
+        paths = importlib.import_module(package).__path__
+    except (ImportError, AttributeError):
+        return []
+    modules = [found.name for found in pkgutil.walk_packages(paths, f"{package}.", onerror=lambda name: None)]
+    return [name for name in modules if name.endswith(".experiment")]
 
 
 def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -78,18 +91,20 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
       ValueError: a setting cannot be used; said before the folder is touched.
     """
     experiment = module_of(config.experiment)
-    planned = hasattr(experiment, "plan")
-    root = experiment.plan(config) if planned else None
-    run = Run.open(workdir, config, revisable=list(config) if planned else getattr(experiment, "REVISABLE", ()))
+    root = experiment.plan(config)
+    run = Run.open(workdir, config)
     run.stop.advance = advance
     try:
         run.stop.on_sigterm()
         result = run.result()
+        if result is not None and not run.is_of(root):
+            logging.info("%s: the result is of other files, it goes to history/", workdir)
+            if run.writes:
+                run.put_aside()
+            result = None
         if result is not None:
             logging.info("%s is finished", workdir)
             return result
-        if root is None:
-            return run.finish(experiment.run(run.config, run))
         return make(experiment, root, run, Store(run.store_path(store), run.stop))
     finally:
         run.close()

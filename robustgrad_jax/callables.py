@@ -3,17 +3,32 @@
 Attacks, curves and sensitivities compile functions that they are given. A closure over the weights bakes them into
 the program, which is then compiled again for every checkpoint; a `jax.tree_util.Partial` carries them as leaves. So
 `Partial(attributions.gradient, logits_of(model, variables))` is an attribution that compiles once a model. Plain
-functions are taken as well; they compile once per function object.
+functions work as well; they compile once per function object.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 from jax.tree_util import Partial
+
+Result = TypeVar("Result")
+
+
+class LogitsFn(Protocol):
+    """A network in evaluation mode: x (n, h, w, c), normalised -> logits (n, classes)."""
+
+    def __call__(self, x: Array, /) -> Array: ...
+
+
+class AttributionFn(Protocol):
+    """An attribution of a network: x (n, h, w, c) and y int (n,) -> (n, h, w, c) or (n, h, w)."""
+
+    def __call__(self, x: Array, y: Array, /) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +41,7 @@ class _Logits:
         return self.model.apply(variables, x)[0]
 
 
-def logits_of(model: nn.Module, variables) -> Partial:
+def logits_of(model: nn.Module, variables: Any) -> Partial:
     """logits_fn(x) -> (n, classes) of a model in evaluation mode.
 
     Args:
@@ -37,21 +52,21 @@ def logits_of(model: nn.Module, variables) -> Partial:
 
 
 def as_pytree(fn: Callable) -> Partial:
-    """`fn` as an argument that `jax.jit` takes: a Partial as it is, any other function by its identity."""
+    """`fn` as an argument of a jitted function: a Partial as it is, any other function by its identity."""
     return fn if isinstance(fn, Partial) else Partial(fn)
 
 
-def traced(*trees) -> bool:
+def traced(*trees: Any) -> bool:
     """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def map_chunks(fn: Callable[[jax.Array], Any], count: int, chunk: int) -> Any:
+def map_chunks(fn: Callable[[Array], Result], count: int, chunk: int) -> Result:
     """fn(0 … count - 1) in chunks: a loop over ceil(count / chunk) calls, each with `chunk` int32 indices.
 
     Args:
-      fn: (chunk,) -> pytree of (chunk, …) arrays; the last call's surplus indices repeat the last one, and what it
-        gives for them is dropped.
+      fn: (chunk,) -> pytree of (chunk, …) arrays; surplus indices of the last call repeat the last one, and their
+        results are dropped.
       chunk: how many indices at a time; memory grows with it.
 
     Returns:

@@ -1,229 +1,221 @@
 """Train a classifier whose input gradients resist perturbation, keep the best on validation, measure it on test data.
 
-With `config.train=False` the training is left out, and the network of `config.init_from` is measured.
+With `config.train=False` the training is left out, and the network of `config.init_from` is measured. A run leaves its
+figures in `artifacts/figures`.
 
 Configs: `configs/robustgrad/`. Method: Joo et al., "Towards More Robust Interpretation via Local Gradient Alignment",
 AAAI 2023 (arXiv 2211.15900).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-from absl import logging
-from flax import linen as nn
+from launch.data import DataSet, Spec
+from launch.files import load_tree
+from launch.run import PLAN
+from launch.stages import SettingError, Stage, section, settings
+from launch.store import Store
+from launch.training.optim import Optimizer
+from robustgrad_jax import gallery, regularizers
+from robustgrad_jax.attributions import explainers
+from robustgrad_jax.measures import evaluation
+from robustgrad_jax.measures.evaluation import Compare
+from robustgrad_jax.measures.settings import ADVERSARIAL_INSERTION, Evaluation
+from robustgrad_jax.measures.under_attack import Attack
+from robustgrad_jax.results import describe
+from robustgrad_jax.stages import (
+    Architecture,
+    Classifier,
+    CleanAccuracy,
+    Explanation,
+    ImageSplits,
+    LocalStability,
+    Measurement,
+    PixelCurves,
+    RandomPerturbations,
+    RobustnessResult,
+    TrainingLoop,
+    UnderAttack,
+    UpperBound,
+    Weights,
+    pretrained,
+)
 
-from launch import data
-from launch.data import augment, feed
-from launch.files import write_atomically
-from launch.run import Run
-from launch.training import checkpoint, keys, loop, optim, sharding
-from launch.training.state import NormState as State
-from robustgrad_jax import gallery, models, regularizers, tables, trained
-from robustgrad_jax.measures import evaluation, suite
-
-STACKED = "robustgrad_jax.stacked"  # trains several configs as one program
-
-
-def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int, initial: Any = None
-) -> State:
-    """The initial state for images of shape (h, w, c): with the variables `initial`, or random ones."""
-    variables = initial
-    if variables is None:
-        variables = jax.jit(model.init)(keys.stream(seed, "init"), jnp.zeros((1, *image_shape)))
-    params = variables["params"]
-    return State(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
-
-
-def make_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, penalty: Callable, augment_batch: Callable, seed: int
-) -> Callable:
-    """`step(state, batch, *, axis_name=None) -> (state, metrics)`: cross-entropy plus penalty, one update.
-
-    Args:
-      penalty: from `regularizers.create`.
-      augment_batch: (batch, step) -> (x normalised, y).
-      seed: of the regulariser's noise.
-    """
-
-    def step(state: State, batch, *, axis_name: str | None = None):
-        x, y = augment_batch(batch, state.step)
-        key = keys.stream(seed, "regularizer", state.step)
-
-        def logits_fn(params, x):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            (logits, _), updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
-            return logits, updates.get("batch_stats", {})
-
-        def objective(params):
-            value, logits, batch_stats, parts = penalty(logits_fn, params, x, y, key, batch["slot"])
-            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            accuracy = (logits.argmax(-1) == y).mean(dtype=logits.dtype)
-            logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **parts}
-            return cross_entropy + value, (batch_stats, logs)
-
-        (loss, (batch_stats, logs)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        logs = {loop.LOSS: loss, **logs}
-        if axis_name is not None:
-            gradients, batch_stats, logs = jax.lax.pmean((gradients, batch_stats, logs), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        logs["gradient_norm"] = optax.global_norm(gradients)
-        return State(state.step + 1, params, batch_stats, opt_state), logs
-
-    return step
+__all__ = ["compare", "describe", "leave", "plan"]
 
 
-def make_prepare(splits: data.Splits, config) -> tuple[Callable, Callable]:
-    """The pure functions from a batch to (x, y): for training (batch, step), augmented, and for evaluation (batch)."""
-    mean, std = splits.mean, splits.std
-
-    def prepare(batch):
-        batch = feed.materialise(batch, batch.get(sharding.RESIDENT, {}))
-        return augment.normalise(batch["image"], mean, std), batch["label"]
-
-    def augmented(batch, step):
-        batch = feed.materialise(batch, batch.get(sharding.RESIDENT, {}))
-        image = batch["image"]
-        if isinstance(splits.train, data.Arrays):  # streamed images were cropped and flipped on the host
-            key = keys.stream(config.seed, "augment", step)
-            image = augment.crop_flip(
-                key, image, batch["slot"], padding=config.data.crop_padding, flip=config.data.flip
-            )
-        return augment.normalise(image, mean, std), batch["label"]
-
-    return augmented, prepare
+# -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def best_of(config) -> tuple[str, str]:
-    """What the best checkpoint goes by: a metric of validation, and max or min."""
-    return config.loop.best_metric, config.loop.best_mode
-
-
-def check_best(config) -> None:
-    """Refuse, before training, a choice of the best checkpoint that there is not."""
-    names = ("val/accuracy", "val/cross_entropy")
-    if config.loop.best_metric not in names or config.loop.best_mode not in ("max", "min"):
-        raise ValueError(
-            f"loop.best_metric={config.loop.best_metric!r}, loop.best_mode={config.loop.best_mode!r}: the metrics are "
-            f"{', '.join(names)}, the modes max and min"
-        )
-
-
-def train(config, run: Run, layout: sharding.Layout, model, splits: data.Splits, penalty: Callable, initial):
-    """Train, or go on training; the variables of the best checkpoint, on the devices, and its step and metrics.
-
-    Args:
-      penalty: from `regularizers.create`.
-      initial: variables to begin with, or None for random ones.
-    """
-    optimizer, _, steps, to_steps = optim.of_run(config, examples=len(splits.train))
-    augmented, prepare = make_prepare(splits, config)
-    state = create_state(model, optimizer, splits.image_shape, config.seed, initial)
-    on_val = suite.evaluator(layout, splits.val, config.evaluation.batch_size, lambda: None)
-    validate = evaluation.accuracy(model, prepare)
-
-    def evaluate(state: State) -> dict[str, float]:
-        values = on_val(validate, state.variables)
-        return {f"val/{k}": v for k, v in values.items() if k != "examples"}
-
-    with run.checkpoints(best=best_of(config)) as checkpoints:
-        state = loop.fit(
-            run,
-            state=state,
-            step=make_step(model, optimizer, partial(penalty, std=splits.std), augmented, config.seed),
-            batches=lambda start: feed.train_batches(
-                splits.train,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                start=start,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            steps=steps,
-            layout=layout,
-            checkpoints=checkpoints,
-            evaluate=evaluate,
-            resident=feed.resident(splits.train),
-            log_every=config.loop.log_every,
-            eval_every=to_steps(config.loop.eval_every),
-            checkpoint_every=to_steps(config.loop.checkpoint_every),
-        )
-        best, best_step, best_metrics = checkpoints.restore_best(checkpoint.abstract(state))
-    logging.info("%s: best at step %d of %d", config.regularizer.name, best_step, steps)
-    return best.variables, {"best_step": best_step, **best_metrics}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a config asks for, read and checked: see `plan`."""
-
-    layout: sharding.Layout
-    splits: data.Splits
-    model: nn.Module
-    penalty: Callable
-    blocks: list[suite.Block]
-    initial: Any
-
-
-def plan(config, layout: sharding.Layout) -> Plan:
-    """Data, model, what will be measured, and the variables to begin with (None: random ones); nothing is computed yet.
-
-    Args:
-      config: of the run.
-      layout: of what is measured.
+def plan(config: Mapping) -> RobustnessResult:
+    """The run of a config as a stage; nothing is computed.
 
     Raises:
-      ValueError, FileNotFoundError: what could only fail later: names that do not exist, numbers out of range, weights
-        that do not fit.
+      SettingError, ValueError, FileNotFoundError: whatever could only fail later: names that do not exist, numbers out
+        of range, weights that do not fit.
     """
-    models.check(config.model.name)
-    penalty = regularizers.create(config.regularizer)
-    if not config.train and not config.init_from:
-        raise ValueError("config.train=False: give --config.init_from=RUN_OR_FILE, a run directory or .safetensors")
-    splits = data.load(config.data, seed=config.seed)
-    if config.train and splits.val is None:
-        raise ValueError("config.data.val_examples=0: hold out some, the best checkpoint is chosen on them")
-    logging.info("%s", splits.note)
-    model = models.create(
-        config.model.name,
-        num_classes=len(splits.classes),
-        activation=config.model.activation,
-        beta=config.model.beta,
-    )
-    check_best(config)
-    blocks = suite.blocks(config, model, splits, make_prepare(splits, config)[1])
-    initial = None
-    if config.init_from:
-        template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *splits.image_shape)))
-        initial = trained.load(config.init_from, config, {"batch_stats": {}} | template)
-    return Plan(layout, splits, model, penalty, blocks, initial)
+    images = ImageSplits(settings(DataSet, config, "data"), config.seed)
+    architecture = settings(Architecture, config, "model")
+    options = settings(Evaluation, config, "evaluation")
+    spec = images.data.spec()
+    with section("evaluation"):
+        options.check(spec)
+    initial = pretrained(config.init_from, images, architecture) if config.init_from else None
+    weights: Weights
+    if config.train:
+        weights = settings(
+            Classifier,
+            config,
+            images=images,
+            architecture=architecture,
+            regularizer=_regularizer(config),
+            optimizer=settings(Optimizer, config, "optimizer"),
+            initial=initial,
+            mode=config.sharding.mode,
+            loop=settings(TrainingLoop, config, "loop"),
+            val_batch_size=options.batch_size,
+        )
+        weights.check()
+    elif initial is None:
+        raise SettingError("train", "=False: give --config.init_from=RUN_OR_FILE, a run directory or .safetensors")
+    else:
+        weights = initial
+    return RobustnessResult(weights, tuple(_measurements(options, spec, weights, config.seed)))
 
 
-def measure(config, run: Run, found: Plan, variables, values: dict[str, float]) -> dict[str, float]:
-    """The run's result: `values` and what the network is worth; leaves the table and the figures.
+def _regularizer(config: Mapping) -> regularizers.Penalty:
+    """The regulariser that a config names, from the section of that name, or from `regularizer` itself."""
+    options = config.regularizer
+    with section("regularizer"):
+        try:
+            kind, fixed = regularizers.kind(options.name)
+        except ValueError as error:
+            raise SettingError("name", f"={options.name!r}: {error}") from error
+    fields = {field.name for field in dataclasses.fields(kind)}
+    common = {"radius"} & fields
+    sections = {name for name in options if isinstance(options[name], Mapping) or hasattr(options[name], "to_dict")}
+    _refuse_old_names(options, sections)
+    if options.name not in sections:
+        return settings(kind, config, "regularizer", skip=set(options) - fields, **fixed)
+    path = f"regularizer.{options.name}"
+    try:
+        return settings(kind, config, path, **{name: options[name] for name in common}, **fixed)
+    except SettingError as error:
+        shared = {f"{path}.{name}": f"regularizer.{name}" for name in common}
+        raise SettingError(shared.get(error.name, error.name), error.problem) from error
+
+
+def _refuse_old_names(options: Mapping, sections: set[str]) -> None:
+    """Raise `SettingError` for "regularizer.iga_weight", which is "regularizer.iga.weight" now."""
+    known = {field.name for field in dataclasses.fields(regularizers.Alignment)} | {"name"}
+    for name in set(options) - sections - known:
+        owner = next((part for part in sections if name.startswith(f"{part}_")), None)
+        valid = f"it is regularizer.{owner}.{name.removeprefix(f'{owner}_')} now" if owner else "no such setting"
+        raise SettingError(f"regularizer.{name}", f"={options[name]!r}: {valid}")
+
+
+def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
+    """Everything that is measured, in order."""
+    own = dict(weights=weights, seed=seed, batch_size=options.batch_size)
+    measurements: list[Measurement] = [CleanAccuracy(**own)]
+    for name in options.names:
+        _check_attribution(name, options, spec, weights)
+        explanation = Explanation(weights.images, weights.architecture, name, _attribution_options(name, options), seed)
+        measurements += _of_attribution(options, spec, own | {"explanation": explanation})
+    if options.upper_bound:
+        radius, draws = options.upper_bound_radius, options.draws
+        measurements.append(UpperBound(radius=radius, draws=draws, examples=options.examples, **own))
+    return measurements
+
+
+def _of_attribution(options: Evaluation, spec: Spec, own: Mapping[str, Any]) -> list[Measurement]:
+    """The measurements of one attribution; settings that do not matter for one of them are left at their defaults."""
+    own_few = dict(own) | {"examples": options.attack_examples}
+    pixels = options.pixels(spec)
+    compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
+    relu = own["weights"].architecture.activation == "relu"
+    measurements: list[Measurement] = []
+    for kind in options.perturbations:
+        if kind == "rps":
+            measurements.append(
+                RandomPerturbations(
+                    radii=options.radii, draws=options.draws, compare=compare, examples=options.examples, **own
+                )
+            )
+            continue
+        matters = {
+            "steps": options.attack_steps if kind != "random_sign" else 1,
+            "gamma": options.attack_gamma if kind == "aam" else 1.0,
+            "top_k": pixels if kind == "top_k" else 1,
+        }
+        measurements += [
+            UnderAttack(
+                attack=Attack(kind, radius, **matters),
+                beta=options.attack_beta if relu else 1.0,
+                compare=compare,
+                curve_steps=options.curve_steps if ADVERSARIAL_INSERTION in options.curves else 0,
+                pictures=options.pictures,
+                **own_few,
+            )
+            for radius in options.attack_radii
+        ]
+    if names := tuple(curve for curve in options.curves if curve in evaluation.CURVES):
+        measurements.append(PixelCurves(names=names, steps=options.curve_steps, **own_few))
+    if options.sensitivity:
+        radius, draws = options.sensitivity_radius, options.sensitivity_draws
+        measurements.append(LocalStability(names=options.sensitivity, radius=radius, draws=draws, **own_few))
+    return measurements
+
+
+def _attribution_options(name: str, options: Evaluation) -> dict[str, Any]:
+    """Those settings that an attribution depends on."""
+    return {
+        "integrated_gradients": {"steps": options.path_steps},
+        "smoothgrad": {"samples": options.samples, "level": options.noise_level},
+        "expected_gradients": {"samples": options.samples, "references": options.references},
+        "grad_cam": {"layer": options.grad_cam_layer},
+    }.get(name, {})
+
+
+def _check_attribution(name: str, options: Evaluation, spec: Spec, weights: Weights) -> None:
+    layer = options.grad_cam_layer if name == "grad_cam" else ""
+    explainers.check(name, layer, weights.architecture.module(spec), spec.image_shape)
+
+
+# -- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def leave(folder: Path, root: RobustnessResult, store: Store) -> None:
+    """Draw the figures of a run, in its artifacts/figures."""
+    trees = [stage.encode(store.get(stage)) for stage in root.measurements]
+    gallery.draw(folder / "artifacts" / "figures", {name: [m] for name, m in gallery.gather(trees).items()})
+
+
+def compare(folder: Path, members: Sequence[tuple[str, Path]]) -> None:
+    """Draw the figures of several runs side by side, in a folder per attribution.
 
     Args:
-      variables: of the network, on the devices.
+      folder: to draw in.
+      members: (title, run directory); those of one title are seeds of one setting.
     """
-    result = values | suite.measure(config, run, found.layout, found.blocks, found.splits, variables)
-    if run.writes:
-        write_atomically(run.path / "table.md", tables.one_run(result))
-        gallery.of_run(run.path, result)
-    return result
+    series: dict[str, dict[str, list[gallery.Measured]]] = {}
+    for title, path in members:
+        for attribution, measured in gallery.gather(_kept(path)).items():
+            series.setdefault(attribution, {}).setdefault(title, []).append(measured)
+    for attribution, by_title in series.items():
+        gallery.draw(folder / attribution, by_title)
 
 
-def run(config, run: Run) -> dict[str, float]:
-    """Data, model, training or the weights of another run, and what the best checkpoint is worth."""
-    layout = sharding.layout(config.sharding.mode)
-    layout.check_batch(config.batch_size)
-    found = plan(config, layout)
-    if not config.train:
-        return measure(config, run, found, layout.place(found.initial), {})
-    variables, values = train(config, run, layout, found.model, found.splits, found.penalty, found.initial)
-    return measure(config, run, found, variables, values)
+def _kept(path: Path) -> list[Mapping[str, Any]]:
+    """The measurements of a finished run, as its store keeps them."""
+    plan = json.loads((path / PLAN).read_text())
+    store = path / plan["store"]
+    names = {kind.__name__ for kind in _kinds(Measurement)}
+    return [load_tree(store / key / "value") for key, kind in plan["stages"].items() if kind in names]
+
+
+def _kinds(stage: type[Stage]) -> list[type[Stage]]:
+    return [kind for sub in stage.__subclasses__() for kind in (sub, *_kinds(sub))]

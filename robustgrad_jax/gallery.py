@@ -1,71 +1,66 @@
-"""The figures of runs that are evaluated: drawn from their results and artifacts by `robustgrad_jax.figures`.
+"""The figures of networks that were measured: what `robustgrad_jax.figures` draws of them.
 
 Three files, each if there is what it shows: `attributions.png` (inputs, heat maps, attacked inputs and their heat
 maps), `curves.png` (insertion and deletion) and `similarity.png` (similarity against ε).
 """
 
-import json
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from robustgrad_jax import figures, tables
-from robustgrad_jax.measures.suite import FOLDER
+from robustgrad_jax import figures
+from robustgrad_jax.results import condition_title, metric_title
 
 SHOWN = ("cosine", "pcc", "ssim")  # the similarities against ε
-_INSERTIONS = r"insertion|deletion|.+-insertion"
+_RADIUS = re.compile(r"(.+?)-([\d.e+-]*\d)")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One attribution of one evaluated network.
+    """One attribution of one network, measured.
 
     Attributes:
-      path: of the run directory.
-      result: the run's.
-      attribution: its name, as in the result's keys.
+      values: (condition, metric) -> value: ("rps-4", "pcc").
+      curves: name -> (levels,): "insertion", "aam-8-insertion".
+      pictures: attack -> image, attacked (k, h, w, c) in [0, 1] and heatmap, attacked_heatmap (k, h, w).
     """
 
-    path: Path
-    result: Mapping[str, float]
-    attribution: str
-
-    @property
-    def folder(self) -> Path:
-        return self.path / "artifacts" / FOLDER / self.attribution
-
-    def values(self) -> dict[tuple[str, str], float]:
-        """(setting, metric) -> value."""
-        found = tables.ordered(self.result).items()
-        return {(group, metric): value for (name, group, metric), value in found if name == self.attribution}
+    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    pictures: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
-Series = Mapping[str, Sequence[Measured]]  # label -> one a seed
+Series = Mapping[str, Sequence[Measured]]  # label -> one per seed
 
 
-def attributions_of(result: Mapping[str, float]) -> list[str]:
-    """The attributions that a result has numbers of, in its order."""
-    return list(dict.fromkeys(name for name, _, _ in tables.ordered(result)))
-
-
-def of_run(path: Path, result: Mapping[str, float]) -> None:
-    """One run's figures, in its artifacts/figures/: a line or three rows an attribution."""
-    draw(path / "artifacts" / "figures", {name: [Measured(path, result, name)] for name in attributions_of(result)})
-
-
-def side_by_side(folder: Path, results: Mapping[str, Sequence[tuple[Path, Mapping[str, float]]]]) -> None:
-    """The figures of several regularisers, in a folder an attribution.
+def gather(measurements: Iterable[Mapping[str, Any]]) -> dict[str, Measured]:
+    """Attribution -> what was measured of it.
 
     Args:
-      folder: to draw in.
-      results: regulariser -> (run directory, result) one a seed.
+      measurements: as stages keep them, see `robustgrad_jax.stages.Measurement.encode`: "attribution", "values" with
+        None for NaN, and "pictures".
     """
-    first = next(iter(results.values()))[0][1]
-    for name in attributions_of(first):
-        draw(folder / name, {label: [Measured(*run, name) for run in runs] for label, runs in results.items()})
+    values: dict[str, dict[tuple[str, str], float]] = {}
+    points: dict[str, dict[str, dict[int, float]]] = {}
+    pictures: dict[str, dict[str, Any]] = {}
+    for measurement in (m for m in measurements if m["attribution"]):
+        name = measurement["attribution"]
+        pictures.setdefault(name, {}).update(measurement["pictures"])
+        for key, value in measurement["values"].items():
+            condition, _, metric = key.partition("/")
+            number = math.nan if value is None else value
+            if metric.isdigit():
+                points.setdefault(name, {}).setdefault(condition, {})[int(metric)] = number
+            else:
+                values.setdefault(name, {})[condition, metric] = number
+    curve = lambda levels: np.asarray([levels[i] for i in range(len(levels))])
+    curves = {name: {key: curve(levels) for key, levels in own.items()} for name, own in points.items()}
+    return {name: Measured(values.get(name, {}), curves.get(name, {}), pictures[name]) for name in pictures}
 
 
 def draw(folder: Path, series: Series) -> None:
@@ -81,22 +76,20 @@ def draw(folder: Path, series: Series) -> None:
 
 
 def picture_rows(series: Series) -> list[figures.Row]:
-    """Of each label's first seed, under the first attack that kept its pictures; all labels show the same images."""
-    rows = []
+    """Of each label's first seed, under the first attack that kept pictures; all labels show the same images."""
+    rows: list[figures.Row] = []
     for label, (measured, *_) in series.items():
-        files = sorted(measured.folder.glob("*.npz"), key=lambda file: (not file.name.startswith("aam"), file.name))
-        if not files:
+        if not measured.pictures:
             continue
-        with np.load(files[0], allow_pickle=False) as file:
-            found = dict(file)
+        attack = min(measured.pictures, key=lambda name: (not name.startswith("aam"), name))
+        shown = measured.pictures[attack]
         if not rows:
-            rows.append(figures.Row("input", found["image"]))
-        alike = [f"PCC {_pearson(*pair):.2f}" for pair in zip(found["heatmap"], found["attacked_heatmap"], strict=True)]
-        attack = tables.setting(files[0].stem)
+            rows.append(figures.Row("input", shown["image"]))
+        alike = [f"PCC {_pearson(*pair):.2f}" for pair in zip(shown["heatmap"], shown["attacked_heatmap"], strict=True)]
         rows += [
-            figures.Row(f"{label}\nheat map", found["heatmap"]),
-            figures.Row(f"{label}\n{attack}", found["attacked"]),
-            figures.Row(f"{label}\nheat map after", found["attacked_heatmap"], alike),
+            figures.Row(f"{label}\nheat map", shown["heatmap"]),
+            figures.Row(f"{label}\n{condition_title(attack)}", shown["attacked"]),
+            figures.Row(f"{label}\nheat map after", shown["attacked_heatmap"], alike),
         ]
     return rows
 
@@ -111,40 +104,28 @@ def curve_panels(series: Series) -> dict[str, list[figures.Line]]:
     """A panel for insertion, deletion, and insertion in the order of an attacked map."""
     panels: dict[str, list[figures.Line]] = {}
     for label, seeds in series.items():
-        found = [_curves(measured) for measured in seeds]
-        for name in found[0]:
-            points = np.stack([curves[name] for curves in found])
+        for name in sorted(seeds[0].curves, key=lambda name: name.endswith("-insertion")):  # clean ones first
+            points = np.stack([measured.curves[name] for measured in seeds])
             shares = np.arange(points.shape[1]) / points.shape[1]
-            panels.setdefault(tables.setting(name), []).append(_line(label, shares, points))
+            panels.setdefault(condition_title(name), []).append(_line(label, shares, points))
     return panels
-
-
-def _curves(measured: Measured) -> dict[str, np.ndarray]:
-    """Name -> (levels,), from the artifacts, where the points of the curves are."""
-    points: dict[str, dict[int, float]] = {}
-    for file in sorted(measured.folder.glob("*.json"), key=lambda file: file.name != "curves.json"):
-        for key, value in json.loads(file.read_text()).items():
-            if match := re.fullmatch(rf"({_INSERTIONS})/(\d+)", key):
-                points.setdefault(match[1], {})[int(match[2])] = np.nan if value is None else value
-    return {name: np.asarray([values[i] for i in range(len(values))]) for name, values in points.items()}
 
 
 def similarity_panels(series: Series) -> dict[str, list[figures.Line]]:
     """A panel for each perturbation of at least two radii and each of cosine, PCC and SSIM."""
     panels: dict[str, list[figures.Line]] = {}
     for label, seeds in series.items():
-        values = [measured.values() for measured in seeds]
         radii: dict[tuple[str, str], list[float]] = {}
-        for group, metric in values[0]:
-            match = re.fullmatch(r"(.+?)-([\d.e+-]*\d)", group)
+        for condition, metric in seeds[0].values:
+            match = _RADIUS.fullmatch(condition)
             if match and metric in SHOWN:
                 radii.setdefault((match[1], metric), []).append(float(match[2]))
-        for (kind, metric), found in radii.items():
-            if len(found) < 2:
+        for (kind, metric), several in radii.items():
+            if len(several) < 2:
                 continue
-            at = np.asarray(sorted(found))
-            points = np.asarray([[value[f"{kind}-{radius:g}", metric] for radius in at] for value in values])
-            title = f"{tables.setting(f'{kind}-1').partition(' ε')[0]}, {tables.title(metric)}"
+            at = np.asarray(sorted(several))
+            points = np.asarray([[own.values[f"{kind}-{radius:g}", metric] for radius in at] for own in seeds])
+            title = f"{condition_title(f'{kind}-1').partition(' ε')[0]}, {metric_title(metric)}"
             panels.setdefault(title, []).append(_line(label, at, points))
     return panels
 

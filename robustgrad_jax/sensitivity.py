@@ -5,53 +5,53 @@ local Lipschitz estimate (Alvarez-Melis and Jaakkola 2018, arXiv 1806.08049) and
 al. 2022, arXiv 2203.06877); and infidelity (Yeh et al. 2019). One number per example, nothing is averaged over the
 batch. A NaN in an attribution makes the example's result NaN: count with `metrics.finite` and leave it out.
 
-Draws are determined by (key, draw, slot), so an example's result does not depend on its batch. Several measures of one
-call of `stability` share draws and attributions. `robustgrad_jax.callables` makes functions that compile once a model.
+Perturbations are determined by (key, number of the draw, slot), so an example's result does not depend on its batch.
+Several measures of one call of `stability` share draws and attributions. `robustgrad_jax.callables` makes functions
+that compile once per model.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
-from robustgrad_jax.callables import as_pytree, map_chunks
-from robustgrad_jax.regularizers.alignment import draw_noise
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, map_chunks
+from robustgrad_jax.gradients import Ball, Draws
 
 MEASURES = ("max_sensitivity", "average_sensitivity", "local_lipschitz", "relative_input_stability")
 NOISES = ("uniform", "gaussian")
 SMALLEST = 1e-6  # ε_min of relative input stability, as in Quantus
 
-AttributionFn = Callable[[Array, Array], Array]
 
-
-def perturbation(key: Array, draw: int | Array, slots: Array, x: Array, radius, noise: str = "uniform") -> Array:
+def perturbation(draws: Draws, number: int | Array, x: Array, ball: Ball, noise: str = "uniform") -> Array:
     """The change x' − x of one draw, of x's shape: U(−radius, radius) or N(0, radius²) for every entry.
 
     Args:
-      key: scalar key. draw: its number, 0, 1, … slots: int (n,), every example's place in the test set.
-      radius: in x's units, a number or one per channel.
+      draws: key and slots.
+      number: of the draw: 0, 1, …
+      x: (n, …, c).
+      ball: whose radius it is.
       noise: "uniform" or "gaussian".
     """
     if noise not in NOISES:
-        raise ValueError(f"unknown noise {noise!r}; there are {', '.join(NOISES)}")
-    return draw_noise(noise, jax.random.fold_in(key, draw), slots, x.shape, radius, x.dtype)
+        raise ValueError(f"unknown noise {noise!r}; valid names: {', '.join(map(repr, NOISES))}")
+    return draws.fold(number).noise(noise, x, ball.in_units_of(x).radius)
 
 
 def stability(
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
+    ball: Ball,
+    draws: Draws,
     *,
-    key: Array,
-    slots: Array,
-    radius: float | Sequence[float] | Array,
     samples: int = 10,
     noise: str = "uniform",
     measures: Sequence[str] = MEASURES,
-    logits_fn: Callable[[Array], Array] | None = None,
+    logits_fn: LogitsFn | None = None,
     chunk: int = 1,
 ) -> dict[str, Array]:
     """Measures of local stability from the same draws x'_j, j < samples: name -> (n,); lower is more stable.
@@ -67,57 +67,66 @@ def stability(
     Args:
       attribution_fn: (x, y) -> (n, …); relative input stability needs no resemblance to x's shape either.
       x: (n, …). y: int (n,).
-      key, slots, radius, noise: see `perturbation`.
+      ball: of the perturbations, without a range of values.
+      draws: their key and slots.
       samples: number of draws.
-      measures: those of `MEASURES` that are wanted.
-      logits_fn: if given, relative input stability goes over the draws alone that leave the predicted class as it is,
-        as defined by Agarwal et al.; NaN where there is none.
+      noise: "uniform" or "gaussian".
+      measures: of `MEASURES`.
+      logits_fn: if given, relative input stability is the maximum over those draws that leave the predicted class as it
+        is, as defined by Agarwal et al.; NaN where there are none.
       chunk: draws in one call of attribution_fn, of chunk·n examples.
 
     Raises ValueError for an unknown measure or noise, and numbers that are not positive.
     """
     if unknown := [name for name in measures if name not in MEASURES]:
-        raise ValueError(f"unknown measure {unknown[0]!r} of stability; there are {', '.join(MEASURES)}")
-    _check(x, y, slots, samples, noise)
+        raise ValueError(f"unknown measure {unknown[0]!r} of stability; valid names: {', '.join(map(repr, MEASURES))}")
+    _check(x, y, ball, draws, samples, noise)
     logits_fn = None if logits_fn is None else as_pytree(logits_fn)
     attribution_fn, measures = as_pytree(attribution_fn), tuple(measures)
-    found = _stability(attribution_fn, logits_fn, x, y, key, slots, radius, noise, samples, chunk, measures)
-    return {name: found[name] for name in measures}  # jit sorts a dict's keys
+    values = _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chunk, measures)
+    return {name: values[name] for name in measures}  # jit sorts a dict's keys
 
 
-def max_sensitivity(attribution_fn: AttributionFn, x: Array, y: Array, **options) -> Array:
+def max_sensitivity(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
     """max_j ‖φ(x'_j) − φ(x)‖ / ‖φ(x)‖, (n,); arguments and options as `stability`."""
-    return _one("max_sensitivity", attribution_fn, x, y, options)
+    return stability(attribution_fn, x, y, ball, draws, measures=("max_sensitivity",), **options)["max_sensitivity"]
 
 
-def average_sensitivity(attribution_fn: AttributionFn, x: Array, y: Array, **options) -> Array:
+def average_sensitivity(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
     """mean_j ‖φ(x'_j) − φ(x)‖ / ‖φ(x)‖, (n,); arguments and options as `stability`."""
-    return _one("average_sensitivity", attribution_fn, x, y, options)
+    return stability(attribution_fn, x, y, ball, draws, measures=("average_sensitivity",), **options)[
+        "average_sensitivity"
+    ]
 
 
-def local_lipschitz(attribution_fn: AttributionFn, x: Array, y: Array, **options) -> Array:
+def local_lipschitz(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
     """max_j ‖φ(x'_j) − φ(x)‖ / ‖x'_j − x‖, (n,); arguments and options as `stability`."""
-    return _one("local_lipschitz", attribution_fn, x, y, options)
+    return stability(attribution_fn, x, y, ball, draws, measures=("local_lipschitz",), **options)["local_lipschitz"]
 
 
-def relative_input_stability(attribution_fn: AttributionFn, x: Array, y: Array, **options) -> Array:
+def relative_input_stability(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
     """max_j of the relative change of φ over that of x, (n,); arguments and options as `stability`."""
-    return _one("relative_input_stability", attribution_fn, x, y, options)
-
-
-def _one(name: str, attribution_fn: AttributionFn, x: Array, y: Array, options: dict) -> Array:
-    return stability(attribution_fn, x, y, measures=(name,), **options)[name]
+    return stability(attribution_fn, x, y, ball, draws, measures=("relative_input_stability",), **options)[
+        "relative_input_stability"
+    ]
 
 
 def infidelity(
-    logits_fn: Callable[[Array], Array],
+    logits_fn: LogitsFn,
     attribution: Array,
     x: Array,
     y: Array,
+    ball: Ball,
+    draws: Draws,
     *,
-    key: Array,
-    slots: Array,
-    radius: float | Sequence[float] | Array,
     samples: int = 10,
     noise: str = "gaussian",
     normalise: bool = False,
@@ -130,7 +139,9 @@ def infidelity(
     Args:
       attribution: φ, of x's shape, that predicts changes of the logit: a gradient, not its absolute value.
       x: (n, h, w, c). y: int (n,).
-      key, slots, radius, noise: of I; see `perturbation`.
+      ball, draws: of I, as in `stability`.
+      samples: number of draws.
+      noise: "uniform" or "gaussian".
       normalise: scale φ by β = E[Iᵀφ·Δf] / E[(Iᵀφ)²], which makes the result independent of φ's scale; an
         attribution of zeros has β = 0.
       chunk: draws in one forward, of chunk·n examples.
@@ -139,56 +150,56 @@ def infidelity(
     """
     if attribution.shape != x.shape:
         raise ValueError(f"infidelity takes an attribution of x's shape {x.shape}, got {attribution.shape}")
-    _check(x, y, slots, samples, noise)
-    logits_fn = as_pytree(logits_fn)
-    return _infidelity(logits_fn, attribution, x, y, key, slots, radius, noise, samples, chunk, normalise)
+    _check(x, y, ball, draws, samples, noise)
+    return _infidelity(as_pytree(logits_fn), attribution, x, y, ball, draws, noise, samples, chunk, normalise)
 
 
-def _check(x, y, slots, samples: int, noise: str) -> None:
-    if jnp.shape(y) != x.shape[:1] or jnp.shape(slots) != x.shape[:1]:
-        got = f"{jnp.shape(y)} and {jnp.shape(slots)}"
+def _check(x: Array, y: Array, ball: Ball, draws: Draws, samples: int, noise: str) -> None:
+    slots = (len(x),) if draws.slots is None else jnp.shape(draws.slots)
+    if jnp.shape(y) != x.shape[:1] or slots != x.shape[:1]:
+        got = f"{jnp.shape(y)} and {slots}"
         raise ValueError(f"{x.shape[0]} examples need as many labels and slots (n,), got shapes {got}")
+    if ball.value_range is not None:
+        raise ValueError("sensitivity is over all draws from the ball: give a Ball without value_range")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     if noise not in NOISES:
-        raise ValueError(f"unknown noise {noise!r}; there are {', '.join(NOISES)}")
+        raise ValueError(f"unknown noise {noise!r}; valid names: {', '.join(map(repr, NOISES))}")
 
 
 @functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "measures"))
-def _stability(
-    attribution_fn: Partial, logits_fn, x, y, key, slots, radius, noise: str, samples: int, chunk: int, measures
-) -> dict[str, Array]:
-    radius = jnp.asarray(radius, x.dtype)
+def _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chunk, measures) -> dict[str, Array]:
     clean = attribution_fn(x, y)
     norm = _norms(clean[None])
     predicted = None if logits_fn is None else jnp.argmax(logits_fn(x), axis=-1)
 
-    def ratios(draws: Array) -> dict[str, Array]:
-        change = jax.vmap(lambda draw: perturbation(key, draw, slots, x, radius, noise))(draws)
+    def ratios(numbers: Array) -> dict[str, Array]:
+        change = jax.vmap(lambda number: perturbation(draws, number, x, ball, noise))(numbers)
         moved = x + change
         change = moved - x  # what is left of it after rounding
         flat = moved.reshape(-1, *x.shape[1:])
-        difference = attribution_fn(flat, jnp.tile(y, len(draws))).reshape(len(draws), *clean.shape) - clean
-        found = {
+        difference = attribution_fn(flat, jnp.tile(y, len(numbers))).reshape(len(numbers), *clean.shape) - clean
+        values = {
             "sensitivity": _norms(difference) / jnp.where(norm == 0, 1, norm),
             "local_lipschitz": _norms(difference) / _norms(change),
         }
         if "relative_input_stability" in measures:
             below = jnp.maximum(_norms(change / _away_from_zero(x)), SMALLEST)
-            found["relative_input_stability"] = _norms(difference / _away_from_zero(clean)) / below
+            relative = _norms(difference / _away_from_zero(clean)) / below
             if logits_fn is not None:
-                kept = jnp.argmax(logits_fn(flat), axis=-1).reshape(len(draws), -1) == predicted
-                found["relative_input_stability"] = jnp.where(kept, found["relative_input_stability"], -1)
-        return found
+                kept = jnp.argmax(logits_fn(flat), axis=-1).reshape(len(numbers), -1) == predicted
+                relative = jnp.where(kept, relative, -1)
+            values["relative_input_stability"] = relative
+        return values
 
-    found = map_chunks(ratios, samples, chunk)
-    sensitivities = found.pop("sensitivity")
-    found = {name: jnp.max(values, axis=0) for name, values in found.items()}
-    if "relative_input_stability" in found:  # a maximum below 0: no draw has kept the prediction
-        largest = found["relative_input_stability"]
-        found["relative_input_stability"] = jnp.where(largest < 0, jnp.nan, largest)
-    found |= {"max_sensitivity": sensitivities.max(0), "average_sensitivity": sensitivities.mean(0)}
-    return {name: found[name] for name in measures}
+    each = map_chunks(ratios, samples, chunk)
+    sensitivities = each.pop("sensitivity")
+    largest = {name: jnp.max(values, axis=0) for name, values in each.items()}
+    if "relative_input_stability" in largest:  # a maximum below 0: no draw has kept the prediction
+        relative = largest["relative_input_stability"]
+        largest["relative_input_stability"] = jnp.where(relative < 0, jnp.nan, relative)
+    largest |= {"max_sensitivity": sensitivities.max(0), "average_sensitivity": sensitivities.mean(0)}
+    return {name: largest[name] for name in measures}
 
 
 def _norms(a: Array) -> Array:
@@ -201,19 +212,16 @@ def _away_from_zero(a: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "normalise"))
-def _infidelity(
-    logits_fn: Partial, attribution, x, y, key, slots, radius, noise: str, samples: int, chunk: int, normalise: bool
-) -> Array:
-    radius = jnp.asarray(radius, x.dtype)
+def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk, normalise) -> Array:
     score = lambda x, y: jnp.take_along_axis(logits_fn(x), y[:, None], axis=-1)[:, 0]
     clean = score(x, y)
 
-    def terms(draws: Array) -> Array:
+    def terms(numbers: Array) -> Array:
         """Iᵀφ and f(x) − f(x − I), side by side: (draws, 2n)."""
-        change = jax.vmap(lambda draw: perturbation(key, draw, slots, x, radius, noise))(draws)
+        change = jax.vmap(lambda number: perturbation(draws, number, x, ball, noise))(numbers)
         expected = jnp.sum(change * attribution, axis=tuple(range(2, change.ndim)))
-        moved = score((x - change).reshape(-1, *x.shape[1:]), jnp.tile(y, len(draws)))
-        return jnp.concatenate([expected, clean - moved.reshape(len(draws), -1)], axis=-1)
+        moved = score((x - change).reshape(-1, *x.shape[1:]), jnp.tile(y, len(numbers)))
+        return jnp.concatenate([expected, clean - moved.reshape(len(numbers), -1)], axis=-1)
 
     expected, happened = map_chunks(terms, samples, chunk).reshape(samples, 2, -1).swapaxes(0, 1)
     if normalise:

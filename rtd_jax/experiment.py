@@ -1,128 +1,202 @@
 """Composed image retrieval without images to train on: φ, then a text encoder that suits its task, then benchmarks.
 
-Three stages: a φ network (trained here, or read from a file); RTD's fine-tuning of a copy of the text encoder on text
+Three parts: a φ network (trained here, or read from a file); RTD's fine-tuning of a copy of the text encoder on text
 triplets; evaluation. Configs: `configs/rtd/`. Method: Byun et al., "Reducing Task Discrepancy of Text Encoders for
 Zero-Shot Composed Image Retrieval", ICCV 2025 (arXiv 2406.09188). A run leaves `phi.safetensors` and `clip/`, a CLIP
-with RTD's text encoder, in its directory.
+with RTD's text encoder, in its directory, and pictures and answers for test servers in `artifacts/`.
 """
 
+import contextlib
+import dataclasses
 import json
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import jax
+import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 import clip_jax
 from launch.files import write_atomically
-from launch.run import Run
-from rtd_jax import figures, phi, sources, tables
+from launch.stages import File, SettingError, section, settings
+from launch.store import Store
+from rtd_jax import figures, phi
 from rtd_jax.benchmarks import genecis
-from rtd_jax.benchmarks.task import Task
-from rtd_jax.phi import stage as phi_stage
-from rtd_jax.retrieval import evaluation
-from rtd_jax.tuning import stage as rtd_stage
+from rtd_jax.benchmarks.task import RetrievalTask
+from rtd_jax.results import describe
+from rtd_jax.stages import data, fitting
+from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
+from rtd_jax.stages.phi import (
+    METHODS,
+    CaptionTable,
+    ImageEmbeddings,
+    PhiFile,
+    PhiTraining,
+    SearleConcepts,
+    SearleTokens,
+)
+from rtd_jax.stages.tuning import TripletEmbeddings, TunedClip, Tuning
+
+__all__ = ["describe", "leave", "plan"]
 
 
-def phi_file(workdir: str | Path) -> Path:
-    """Where a finished run's φ is."""
-    return Path(workdir) / "phi.safetensors"
+# -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def clip_folder(workdir: str | Path) -> Path:
-    """Where a finished run's CLIP with RTD's text encoder is."""
-    return Path(workdir) / "clip"
-
-
-# -- φ ----------------------------------------------------------------------------------------
-
-
-def obtain_phi(config, run: Run, clip: clip_jax.Clip, cache: Path) -> tuple[phi.Network, dict[str, float]]:
-    """φ from `config.phi.load`, or trained by `config.phi.method` in the run directory inside this one, "phi".
+def plan(config: Any) -> ComposedRetrieval:
+    """The run of a config as a stage; nothing is computed.
 
     Raises:
-      ValueError: φ of other widths than the CLIP's.
+      SettingError: a setting that cannot be used; it is named.
     """
-    if config.phi.load:
-        network = phi.load(config.phi.load)
-        phi.check_fits(network, clip.config)
-        return network, {}
-    child = run.child("phi", config)
-    try:
-        metrics, path = child.result(), phi_file(child.path)
-        if metrics is None:
-            network, metrics = phi_stage.train(config, child, clip, cache)
-            if child.writes:
-                phi.save(network, path)
-            metrics = child.finish(metrics)
-            _wait_for_all("phi")
-    finally:
-        child.close()
-    return phi.load(path), {f"phi/{key}": value for key, value in metrics.items()}
-
-
-def _wait_for_all(stage: str) -> None:
-    """What process 0 has written is there for the others from here on."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"rtd_jax.experiment {stage}")
-
-
-# -- RTD --------------------------------------------------------------------------------------
-
-
-def obtain_encoder(
-    config, run: Run, clip: clip_jax.Clip, network: phi.Network, cache: Path
-) -> tuple[clip_jax.Clip, dict[str, float]]:
-    """The CLIP with RTD's text encoder, trained in the run directory inside this one, "rtd", and kept in `clip`."""
-    child = run.child("rtd", config)
-    try:
-        metrics, folder = child.result(), clip_folder(run.path)
-        if metrics is None:
-            tuned, metrics = rtd_stage.train(config, child, clip, network, cache)
-            if child.writes:
-                clip_jax.save(tuned, folder, dtype=config.checkpoint_dtype)
-            metrics = child.finish(metrics)
-            _wait_for_all("rtd")
-    finally:
-        child.close()
-    return clip_jax.load(folder, put=lambda path, leaf: leaf), {f"rtd/{key}": value for key, value in metrics.items()}
-
-
-# -- the run ----------------------------------------------------------------------------------
-
-
-def run(config, run: Run) -> dict[str, float]:
-    """φ, RTD's text encoder, and what they are worth on every benchmark."""
-    clip = sources.clip(config.clip)
-    cache = Path(config.cache or run.path / "cache")
-    tasks = sources.tasks(config.evaluation, seed=config.seed)
-    network, found = obtain_phi(config, run, clip, cache)
-    if run.writes:
-        phi.save(network, phi_file(run.path))
-    tuned = None
-    if config.rtd.train:
-        tuned, metrics = obtain_encoder(config, run, clip, network, cache)
-        found |= metrics
-    options = dict(target_pad=config.evaluation.target_pad, batch_size=config.evaluation.batch_size, cache=cache)
-    measured = run.artifact(
-        "test.json", lambda: evaluation.measure(clip, tasks, network=network, tuned=tuned, **options)
+    options, clip = config.evaluation, data.ClipSource.named(config.clip)
+    frozen: dict[str, Any] = dict(clip=clip, batch_size=options.batch_size)
+    shared = dict(seed=config.seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    network = _phi(config, frozen, shared)
+    with section("evaluation"):
+        data.require_whole(options, "batch_size")
+        tasks = [task for name in options.benchmarks for task in _tasks(options, name, config.seed)]
+    tuned = _tuned(config, network, frozen, shared) if config.rtd.train else None
+    galleries = [GalleryEmbeddings(task=task, target_pad=options.target_pad, **frozen) for task in tasks]
+    evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, phi=network, encoder=encoder) for g in galleries)
+    return ComposedRetrieval(
+        phi=network, tuned=tuned, evaluations=evaluate(None), tuned_evaluations=evaluate(tuned) if tuned else ()
     )
-    if run.writes:
-        write_atomically(run.path / "table.md", tables.one_run(measured))
-        for task in tasks:
-            _leave(run, task, tuned or clip, network, options)
-    return found | measured
 
 
-def _leave(run: Run, task: Task, clip: clip_jax.Clip, network: phi.Network, options: dict) -> None:
-    """A picture of what a task's first queries find, and its files for the test server."""
-    folder = run.path / "artifacts"
-    if not isinstance(task.images, genecis.Crops):  # a query of theirs has a gallery of its own
-        figures.grid(
-            folder / f"retrieved-{task.name.replace('/', '-')}.png", evaluation.examples(clip, task, network, **options)
+def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
+    """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
+    options, clip, seed = config.phi, frozen["clip"], config.seed
+    if options.load:
+        with section("phi"):
+            return PhiFile(clip=clip, load=data.file_setting(options.load))
+
+    def table() -> CaptionTable:
+        return CaptionTable(captions=_choose(data.CAPTIONS, config, "captions", seed=seed), **frozen)
+
+    def images() -> ImageEmbeddings:
+        source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
+        return ImageEmbeddings(images=source, target_pad=config.images.target_pad, **frozen)
+
+    def tokens() -> SearleTokens:
+        embeddings = images()
+        with section("phi"):
+            concepts = SearleConcepts(clip=clip, images=embeddings.images, phrases=tuple(options.phrases))
+            steps = options.inversion_steps
+            return SearleTokens(images=embeddings, concepts=concepts, inversion_steps=steps, seed=seed)
+
+    fields = {field.name for field in dataclasses.fields(_known(METHODS, "phi.method", options.method))}
+    inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
+    skip = ("load", "inversion_steps", "phrases")
+    return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
+
+
+def _tuned(
+    config: Any, network: PhiTraining | PhiFile, frozen: Mapping[str, Any], shared: Mapping[str, Any]
+) -> TunedClip:
+    """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
+    source = _choose(data.TRIPLETS, config, "triplets", seed=config.seed)
+    stages = dict(phi=network, embeddings=TripletEmbeddings(triplets=source, **frozen))
+    compute = settings(fitting.Compute, config, "model")
+    options = dict(skip=("train",), compute=compute, text_batch_size=config.evaluation.batch_size)
+    tuning = settings(Tuning, config, "rtd", **options, **stages, **shared)
+    with _renamed(dtype="checkpoint_dtype"):
+        return TunedClip(tuning=tuning, dtype=config.checkpoint_dtype)
+
+
+def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
+    """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
+    if name == "scenes":
+        with section("scenes"):
+            return [data.SceneTask(seed=seed, **options.scenes)]
+    if name not in data.RELEASES:
+        known = ", ".join(map(repr, (*data.RELEASES, "scenes")))
+        raise SettingError("benchmarks", f" has {name!r}; valid names: {known}")
+    tasks = []
+    for part in data.PARTS.get(name, ("",)):
+        kind = genecis.images_of(part)
+        with _renamed(root=f"roots.{name}", split=f"splits.{name}", images=f"genecis_images.{kind}"):
+            images = options.genecis_images[kind] if name == "genecis" else ""
+            place = dict(root=options.roots[name], split=options.splits.get(name, "val"), images=images)
+            tasks.append(data.ReleasedTask(benchmark=name, part=part, **place))
+    return tasks
+
+
+def _choose(
+    kinds: Mapping[str, type],
+    config: Any,
+    path: str,
+    *,
+    choice: str = "source",
+    skip: Collection[str] = (),
+    **given,
+) -> Any:
+    """The stage that the key `choice` of a section names, from those keys of the section that are fields of it.
+
+    Args:
+      kinds: stages by name; the section may have the fields of all of them.
+      config: the whole config.
+      path: of the section.
+      choice: the key that names the stage.
+      skip: keys that others read.
+      given: fields that do not come from the section.
+    """
+    part = config[path]
+    kind = _known(kinds, f"{path}.{choice}", part[choice])
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    of_others = {field.name for other in kinds.values() for field in dataclasses.fields(other)} - fields.keys()
+    files = {name: data.file_setting(part[name]) for name, field in fields.items() if field.type is File}
+    return settings(kind, config, path, skip={choice, *skip, *of_others}, **files, **given)
+
+
+def _known(kinds: Mapping[str, type], setting: str, name: str) -> type:
+    if name not in kinds:
+        raise SettingError(setting, f"={name!r}; valid names: {', '.join(map(repr, kinds))}")
+    return kinds[name]
+
+
+@contextlib.contextmanager
+def _renamed(**names: str) -> Iterator[None]:
+    """Fields that are refused inside are named as the config has them: {field: dotted name}."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(names.get(error.name, error.name), error.problem) from error
+
+
+# -- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def leave(folder: Path, root: ComposedRetrieval, store: Store) -> None:
+    """Write φ, the CLIP with RTD's text encoder, pictures of what queries find, and answers for test servers."""
+    phi.save(store.get(root.phi).network, folder / "phi.safetensors")
+    if root.tuned is not None:
+        clip_jax.save(store.get(root.tuned), folder / "clip", dtype=root.tuned.dtype)
+    for stage in root.final:
+        result = store.get(stage)
+        if len(result.rankings):
+            task = store.get(stage.gallery.task)
+            picture = folder / "artifacts" / f"retrieved-{task.name.replace('/', '-')}.png"
+            figures.grid(picture, _retrieved(task, result.rankings))
+        for name, content in result.submission.items():
+            path = folder / "artifacts" / "submissions" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(content))
+            logging.info("for the test server: %s", path)
+
+
+def _retrieved(task: RetrievalTask, rankings: np.ndarray) -> list[figures.RetrievedRow]:
+    """What the first queries of a task find, for `figures.grid`."""
+    shown = []
+    for query, ranking in enumerate(rankings):
+        matches = [] if task.target is None else np.flatnonzero(ranking == task.target[query]).tolist()
+        reference = task.images[task.reference[query]] if task.query_images is None else task.query_images[query]
+        shown.append(
+            figures.RetrievedRow(
+                " and ".join(task.texts[""][query]),
+                figures.thumbnail(reference),
+                [figures.thumbnail(task.images[row]) for row in ranking],
+                right=matches[0] if matches else None,
+            )
         )
-    for name, content in evaluation.submit(clip, task, network, **options).items():
-        path = folder / "submissions" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content))
-        logging.info("for the test server: %s", path)
+    return shown

@@ -1,6 +1,6 @@
-"""Pictures: what was found for queries, as a grid of images, and recall as bars. PNG, drawn without pyplot."""
+"""Pictures of queries and the images that they find, as a grid. PNG, drawn without pyplot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,23 +8,22 @@ import numpy as np
 from PIL import Image
 
 from launch import drawing
-from rtd_jax.tables import TITLES, metric_title
 
 _CELL = 1.25  # inches a picture
 _PIXELS = 224  # of a thumbnail
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
+_FRAME = "#009e73"  # of the right image: Okabe and Ito's green
 
 
 @dataclass(frozen=True)
-class Found:
-    """A query and what it found.
+class RetrievedRow:
+    """A query and the images that it found.
 
     Attributes:
       title: the modification, at the left.
       query: uint8 (h, w, 3), the reference image.
       images: uint8 arrays (h, w, 3), best first.
-      captions: above them, as many.
-      right: which of them is right, for a frame; None where it is not known.
+      captions: of the images, above them.
+      right: index of the right image, for a frame; None where it is unknown or not among them.
     """
 
     title: str
@@ -34,11 +33,11 @@ class Found:
     right: int | None = None
 
 
-def grid(path: str | Path, rows: Sequence[Found]) -> None:
-    """A query a row: its image, a gap, what was found; the right one framed.
+def grid(path: str | Path, rows: Sequence[RetrievedRow]) -> None:
+    """One row per query: its image, a gap, the images that it found; the right one framed.
 
     Raises:
-      ValueError: there are no rows, or one without images.
+      ValueError: no rows, or a row without images.
     """
     if not rows or not all(len(row.images) for row in rows):
         raise ValueError("a grid needs at least one query, and images that were found for it")
@@ -58,7 +57,7 @@ def grid(path: str | Path, rows: Sequence[Found]) -> None:
             axes.set_title(caption, fontsize=6, pad=2)
             if row.right is not None and column == row.right + 1:
                 for spine in axes.spines.values():
-                    spine.set(color=_COLOURS[2], linewidth=3)
+                    spine.set(color=_FRAME, linewidth=3)
     drawing.write(path, figure)
 
 
@@ -74,31 +73,3 @@ def thumbnail(image: str | Path | np.ndarray) -> np.ndarray:
     square = Image.new("RGB", (side, side), "white")
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return np.asarray(square)
-
-
-def bars(path: str | Path, tasks: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> None:
-    """Recall (or mAP) of every row, a panel a task: bars are means over seeds, lines their standard deviation.
-
-    Args:
-      path: of the PNG.
-      tasks: task -> row -> metrics in percent, one mapping a seed.
-    """
-    figure = drawing.figure(7.0, 0.5 + sum(0.42 * len(rows) + 0.7 for rows in tasks.values()))
-    heights = [len(rows) for rows in tasks.values()]
-    panels = figure.subplots(len(tasks), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, (task, rows) in zip(panels, tasks.items(), strict=True):
-        metrics = [metric for metric in next(iter(rows.values()))[0] if "edits" not in metric][:3]
-        names = list(rows)
-        for i, metric in enumerate(metrics):
-            values = [[seed[metric] for seed in rows[name] if metric in seed] for name in names]
-            means = [np.mean(v) if v else np.nan for v in values]
-            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-            at = np.arange(len(names)) + (i - (len(metrics) - 1) / 2) * 0.27
-            error = dict(xerr=spread, error_kw=dict(elinewidth=1))
-            axes.barh(at, means, 0.25, label=metric_title(metric), color=_COLOURS[i], **error)
-        axes.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names], fontsize=7)
-        axes.invert_yaxis()
-        axes.set(title=task, xlabel="%", xlim=(0, 100))
-        axes.legend(fontsize=7, loc="upper right")
-    figure.tight_layout()
-    drawing.write(path, figure)

@@ -2,9 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax import losses as clip_losses
 from clip_jax.losses import normalise
+
+
+def unit_rows(x: np.ndarray | jax.Array) -> np.ndarray:
+    """The rows of x (n, d) on the unit sphere, on the host."""
+    return np.asarray(normalise(jnp.asarray(x)))
 
 
 def target_anchored(
@@ -18,17 +24,17 @@ def target_anchored(
         mean over anchors a of  -log( exp(cos(a, a⁺)/τ) / sum over b ≠ a of exp(cos(a, b)/τ) )
 
     Args:
-      queries: float (m, d), or (g, m, d): g groups, each with its own negatives only.
+      queries: float (m, d), or (g, m, d): g groups with separate negatives.
       targets: float, of the same shape; target i belongs to query i.
       temperature: τ, above 0.
-      axis_name: of a mapped axis over which a batch is spread that shall be one set of negatives: the other devices'
-        vectors are gathered, and the devices' gradients averaged over the axis are those of the loss over all.
+      axis_name: a mapped axis that the batch is spread over: the other devices' vectors are gathered as negatives, and
+        the devices' gradients, averaged over the axis, are those of the loss over the whole batch.
 
     Returns:
-      The mean over all anchors, in nats; with an axis, of this device's share of the anchors: average it.
+      The mean over all anchors, in nats; with an axis, over this device's anchors: average it over the axis.
 
     Raises:
-      ValueError: shapes that differ, or no (g, m, d).
+      ValueError: shapes that differ, or have another rank.
     """
     if queries.shape != targets.shape or queries.ndim not in (2, 3):
         raise ValueError(
@@ -46,22 +52,22 @@ def target_anchored(
         first = jax.lax.axis_index(axis_name) * len(queries)
     m, every = len(queries), everything.shape[1]
     logits = jnp.einsum("amd,bnd->ambn", anchors, everything, precision=jax.lax.Precision.HIGHEST) / temperature
-    own = (first + jnp.arange(m))[:, None] == jnp.arange(every)
-    itself = jnp.eye(2, dtype=bool)[:, None, :, None] & own[None, :, None]
+    same_row = (first + jnp.arange(m))[:, None] == jnp.arange(every)
+    itself = jnp.eye(2, dtype=bool)[:, None, :, None] & same_row[None, :, None]
     logits = jnp.where(itself, -jnp.inf, logits)
     positive = (queries * targets).sum(-1) / temperature
     return (jax.nn.logsumexp(logits, axis=(2, 3)) - positive).mean()
 
 
 def accuracy(queries: jax.Array, targets: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Share of queries whose own target is the most similar of the targets; arguments as of `target_anchored`."""
+    """Share of queries whose target is the most similar of all targets; arguments as of `target_anchored`."""
     queries, targets = normalise(queries), normalise(targets)
-    own = jnp.arange(queries.shape[-2])
+    target = jnp.arange(queries.shape[-2])
     if axis_name is not None:
         targets = jax.lax.all_gather(targets, axis_name, tiled=True)
-        own += jax.lax.axis_index(axis_name) * queries.shape[-2]
+        target += jax.lax.axis_index(axis_name) * queries.shape[-2]
     similarity = jnp.matmul(queries, targets.swapaxes(-1, -2), precision=jax.lax.Precision.HIGHEST)
-    return (similarity.argmax(-1) == own).mean()
+    return (similarity.argmax(-1) == target).mean()
 
 
 def lincir(replaced: jax.Array, original: jax.Array) -> jax.Array:
@@ -102,7 +108,7 @@ def searle_inversion(
 ) -> jax.Array:
     """SEARLE's loss of optimised tokens (Baldrati et al. 2023, arXiv 2303.15247, section 3.1).
 
-    The token has to say what the image shows, and to behave like a word among words.
+    The token has to say what the image shows, and to work like a word in a sentence.
 
     Args:
       images: (b, d).

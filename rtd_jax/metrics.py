@@ -1,7 +1,7 @@
 """Recall and mean average precision of rankings. Plain NumPy on integers, apart from how rankings are made.
 
-A ranking is an integer array (q, n): row i names, best first, the gallery rows that were found for query i. Where
-galleries differ in size -1 fills the ends. Every value is a mean over the queries in percent, 0 to 100.
+A ranking is an integer array (q, n): row i names the gallery rows for query i, best first. Where
+galleries differ in size, -1 fills the ends. Every value is a mean over the queries in percent, 0 to 100.
 """
 
 from collections.abc import Sequence
@@ -92,19 +92,21 @@ def subset_recall_at(
         )
     before = np.arange(ranking.shape[1]) < places[:, None]
     # column by column: (q, n, m) at once is large where whole galleries are ranked
-    ahead = sum(((ranking == column[:, None]) & before).sum(1) for column in _real_columns(members))
+    ahead = np.zeros(len(ranking), np.int64)
+    for column in _real_columns(members):
+        ahead += ((ranking == column[:, None]) & before).sum(1)
     return {int(k): float(100 * (ahead < k).mean()) for k in ks}
 
 
 def _real_columns(members: np.ndarray) -> np.ndarray:
-    """Columns of `members`, their padding turned into what no ranking holds."""
+    """Columns of `members`, with a row that is in no ranking in place of padding."""
     return np.where(members == PADDING, PADDING - 1, members).T
 
 
 def _places(ranking: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Where each target stands, from 0; n where it does not."""
-    found = ranking == target[:, None]
-    return np.where(found.any(1), found.argmax(1), ranking.shape[1])
+    """The place of each target in its ranking, from 0; n for a target that is not in it."""
+    hits = ranking == target[:, None]
+    return np.where(hits.any(1), hits.argmax(1), ranking.shape[1])
 
 
 def _ranking(ranking: np.ndarray, ks: Sequence[int]) -> np.ndarray:
@@ -136,8 +138,8 @@ def _targets(target: np.ndarray, queries: int) -> np.ndarray:
 def _rows(name: str, rows: np.ndarray, queries: int | None = None) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer) or queries not in (None, len(rows)):
-        wanted = f"({'queries' if queries is None else queries}, n)"
-        raise ValueError(f"{name} must be integers of shape {wanted}, got {rows.dtype} {rows.shape}")
+        shape = f"({'queries' if queries is None else queries}, n)"
+        raise ValueError(f"{name} must be integers of shape {shape}, got {rows.dtype} {rows.shape}")
     if len(bad := np.flatnonzero((rows < PADDING).any(1))):
         raise ValueError(f"{name} of query {bad[0]} holds {rows[bad[0]].min()}, not a row of the gallery")
     return rows

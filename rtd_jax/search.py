@@ -3,8 +3,8 @@ r"""Search a folder of images with an image and a text.
     python -m rtd_jax.search --clip runs/rtd/clip --phi runs/rtd/phi.safetensors --gallery photos \
         --image photos/shirt.jpg --text "is blue" --out found.png
 
-Prints the files that were found, best first, with their cosine, and draws them as a grid. `--serve` opens a page to try
-queries by hand (`pip install -e '.[app]'`), on this machine alone unless `--host` says otherwise.
+Prints the nearest files, best first, with their cosine, and draws them as a grid. `--serve` opens a page to try queries
+by hand (`pip install -e '.[app]'`), on this machine alone unless `--host` says otherwise.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.embed import list_images
-from rtd_jax import figures, phi, retrieval, sources
+from rtd_jax import clips, figures, phi, retrieval
 from rtd_jax.text import compose
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
+class GalleryIndex:
     """A gallery that can be searched.
 
     Attributes:
@@ -42,7 +42,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Match:
-    """An image that was found, and its cosine to the query."""
+    """An image of the gallery and its cosine to the query."""
 
     path: Path
     score: float
@@ -57,7 +57,7 @@ def index(
     batch_size: int = 64,
     cache: str | Path | None = None,
     progress: bool = False,
-) -> Index:
+) -> GalleryIndex:
     """Embed the images of a folder and its subfolders, or take the embeddings from the cache.
 
     Raises:
@@ -71,18 +71,23 @@ def index(
     embeddings = clip_jax.embed_images(
         clip, paths, target_pad=target_pad, batch_size=batch_size, cache=cache, progress=progress
     )
-    return Index(clip, network, paths, embeddings, target_pad)
+    return GalleryIndex(clip, network, paths, embeddings, target_pad)
 
 
 def search(
-    index: Index, image: str | Path | np.ndarray | Image.Image, text: str, k: int = 10, *, keep_query: bool = False
+    index: GalleryIndex,
+    image: str | Path | np.ndarray | Image.Image,
+    text: str,
+    k: int = 10,
+    *,
+    keep_query: bool = False,
 ) -> list[Match]:
     """The k images nearest to what an image and a text ask for, best first; ties by the order of files.
 
     Args:
       index: the gallery.
       image: a file, a PIL image or uint8 (h, w, 3).
-      text: what shall be different; continues "a photo of this that …": "is blue".
+      text: the change, which continues "a photo of this that …": "is blue".
       k: how many.
       keep_query: leave the query's own file in the gallery.
 
@@ -92,26 +97,26 @@ def search(
     """
     embedding = clip_jax.embed_images(index.clip, [image], target_pad=index.target_pad, progress=False)
     query = compose.queries(index.clip, index.network, embedding, [text])
-    own = None
+    exclude = None
     if isinstance(image, str | Path) and not keep_query:
         same = [row for row, path in enumerate(index.paths) if path.resolve() == Path(image).resolve()]
-        own = np.array(same[:1], np.int32) if same else None
-    most = len(index.paths) - (own is not None)
+        exclude = np.array(same[:1], np.int32) if same else None
+    most = len(index.paths) - (exclude is not None)
     if not 1 <= k <= most:
         raise ValueError(f"k={k}: the gallery has {most} images besides the query, take 1 to {most}")
-    rows, scores = (part[0] for part in retrieval.top_k(query, index.gallery, k, exclude=own, cosine=True))
+    rows, scores = (part[0] for part in retrieval.top_k(query, index.gallery, k, exclude=exclude, cosine=True))
     return [Match(index.paths[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
 
 def draw(path: str | Path, image: str | Path, text: str, matches: Sequence[Match]) -> None:
-    """The query and what was found, as a row of pictures (PNG)."""
+    """Draw the query and its matches as a row of pictures (PNG)."""
     names = [f"{match.path.name[-18:]} {match.score:.2f}" for match in matches]
     pictures = [figures.thumbnail(match.path) for match in matches]
-    figures.grid(path, [figures.Found(text, figures.thumbnail(image), pictures, names)])
+    figures.grid(path, [figures.RetrievedRow(text, figures.thumbnail(image), pictures, names)])
 
 
-def serve(index: Index, *, host: str, port: int, k: int) -> None:
-    """A page on which queries can be tried, until it is interrupted.
+def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
+    """Serve a page on which queries can be tried, until it is interrupted.
 
     Raises:
       ImportError: gradio is not installed.
@@ -135,9 +140,9 @@ def serve(index: Index, *, host: str, port: int, k: int) -> None:
             image = gradio.Image(label="reference", type="numpy")
             text = gradio.Textbox(label="a photo of this that …", placeholder="is blue")
         button = gradio.Button("search")
-        found = gradio.Gallery(label="found", columns=5)
-        button.click(find, [image, text], found)
-        text.submit(find, [image, text], found)
+        results = gradio.Gallery(label="found", columns=5)
+        button.click(find, [image, text], results)
+        text.submit(find, [image, text], results)
     page.launch(server_name=host, server_port=port, share=False)
 
 
@@ -145,8 +150,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     f = flags.FLAGS
     try:
-        found = index(
-            sources.clip(f.clip),
+        gallery = index(
+            clips.load(f.clip),
             phi.load(f.phi),
             f.gallery,
             target_pad=f.target_pad,
@@ -154,11 +159,11 @@ def main(argv: Sequence[str]) -> None:
             progress=True,
         )
         if f.serve:
-            serve(found, host=f.host, port=f.port, k=f.k)
+            serve(gallery, host=f.host, port=f.port, k=f.k)
             return
         if not f.image or not f.text:
             raise app.UsageError("--image and --text make the query; or --serve opens a page")
-        matches = search(found, f.image, f.text, f.k, keep_query=f.keep_query)
+        matches = search(gallery, f.image, f.text, f.k, keep_query=f.keep_query)
         if f.out:
             draw(f.out, f.image, f.text, matches)
     except (ValueError, OSError, ImportError) as error:
@@ -172,9 +177,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt")
     flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders")
     flags.DEFINE_string("image", "", "the reference image")
-    flags.DEFINE_string("text", "", 'what shall be different; continues "a photo of this that"')
+    flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"')
     flags.DEFINE_integer("k", 10, "how many images", lower_bound=1)
-    flags.DEFINE_string("out", "found.png", "the PNG of what was found; empty for none")
+    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none")
     flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings")
     flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped")
     flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery")

@@ -1,5 +1,6 @@
 """Starting the project's commands the way a user does, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -42,3 +43,12 @@ def finish(process: subprocess.Popen, code: int | None = 0, timeout: float = 300
 def train(config, workdir, *overrides: str, devices: int = 1) -> subprocess.Popen:
     """`python -m launch.train --config=CONFIG --workdir=WORKDIR OVERRIDES…`, started."""
     return start("-m", "launch.train", f"--config={config}", f"--workdir={workdir}", *overrides, devices=devices)
+
+
+def stage_folder(workdir: Path, kind: str) -> Path:
+    """The folder in the store of a run's one stage of a class; before the run has planned, one that does not exist."""
+    if not (workdir / "plan.json").exists():
+        return workdir / "store" / "none"
+    plan = json.loads((workdir / "plan.json").read_text())
+    (key,) = (key for key, name in plan["stages"].items() if name == kind)
+    return workdir / plan["store"] / key

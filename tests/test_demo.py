@@ -11,4 +11,5 @@ def test_the_three_experiments_on_scenes():
     assert sweep[0] == "launch.sweep" and sweep[-1] == "--workdir=$(RUNS)/demo"
     assert report == ["launch.report", "$(RUNS)/demo", "--tables"]
     listed = finish(start("-m", *sweep[:-1], "--workdir=runs/nothing", "--dry_run")).splitlines()
-    assert listed == ["config=robustgrad.scenes_comparison", "config=rtd.scenes", "config=tldr.scenes"]
+    robustgrad, rtd, tldr = "config=robustgrad.scenes_comparison", "config=rtd.scenes", "config=tldr.scenes"
+    assert listed == [robustgrad, rtd, f"{tldr},seed=0,data.seed=0"]

@@ -25,7 +25,9 @@ ALLOWED = {
 TRAINING, TRAINING_MAY = ("clip_jax.training",), {"launch"}
 OURS = set(ALLOWED) | {"benchmarks", "tests"}
 FOREIGN = {"torch", "torchvision", "tensorflow"}  # for tests and benchmarks, not for the packages
-FILE_LINES, FUNCTION_LINES = 400, 60
+FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 400, 60, 12
+# Of a package that has stages, the modules that may know them; the rooms of mathematics stand below.
+KNOW_STAGES = {"stages", "experiment", "results", "search", "__init__"}
 
 
 def files() -> list[Path]:
@@ -62,6 +64,22 @@ def forbidden(source: str, path: Path) -> set[str]:
     names = imported(source, path)
     found = {name.split(".")[0] for name in names} & ((OURS | FOREIGN) - allowed)
     return found | {name for name in names if own == "clip_jax" and not trains and is_training(name)}
+
+
+def knows_stages(path: Path) -> bool:
+    """Whether a file may import the stages of its package: those on top of the mathematics."""
+    package = module(path).split(".")
+    return package[0] not in METHODS or len(package) == 1 or package[1] in KNOW_STAGES
+
+
+def imported_stages(source: str, path: Path) -> set[str]:
+    """The modules with stages, or on top of them, that a file imports from its own package."""
+    tops = {f"{path.parts[0]}.{name}" for name in KNOW_STAGES - {"__init__", "results"}}
+    return {name for name in imported(source, path) if any(name == top or name.startswith(f"{top}.") for top in tops)}
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in files()})
 
 
 def function_lengths(source: str) -> dict[str, int]:
@@ -151,6 +169,34 @@ def test_lengths(path):
     if path.parts[0] != "configs":  # a config is one flat list of fields
         long = {name: lines for name, lines in function_lengths(source).items() if lines > FUNCTION_LINES}
         assert not long
+
+
+@pytest.mark.parametrize("path", [path for path in files() if not knows_stages(path)], ids=str)
+def test_mathematics_imports_no_stage(path):
+    assert not imported_stages((ROOT / path).read_text(), path)
+
+
+@pytest.mark.parametrize(
+    "path, source, found",
+    [
+        ("rtd_jax/phi/lincir.py", "from rtd_jax import losses, stages", {"rtd_jax.stages"}),
+        (
+            "rtd_jax/phi/lincir.py",
+            "from rtd_jax.stages import Phi\nfrom launch.stages import Stage",
+            {"rtd_jax.stages.Phi"},
+        ),
+        ("tldr_jax/words/text.py", "import tldr_jax.experiment", {"tldr_jax.experiment"}),
+        ("tldr_jax/words/text.py", "from launch import stages", set()),
+    ],
+)
+def test_what_counts_as_a_stage(path, source, found):
+    assert imported_stages(source, Path(path)) == found
+    assert not knows_stages(Path(path)) and knows_stages(Path("rtd_jax/experiment.py"))
+
+
+@pytest.mark.parametrize("folder", folders(), ids=str)
+def test_folders_are_small(folder):
+    assert len([path for path in files() if path.parent == folder]) <= FOLDER_FILES
 
 
 def test_function_lengths():

@@ -2,100 +2,301 @@
 
 Configs: `configs/tldr/`. Method: Park et al., "TLDR: Text Based Last-layer Retraining for Debiasing Image Classifiers",
 WACV 2025 (arXiv 2311.18291).
-
-One run directory takes any number of settings of what comes after ERM (`REVISABLE`): a command with other words,
-another ridge or another CLIP finds the classifier and its features there, and redoes what the change reaches.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
-from absl import logging
-from ml_collections import ConfigDict, FrozenConfigDict
-
+import clip_jax
+from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
-from launch.run import Run
-from tldr_jax import inputs, method, reference, tables
-from tldr_jax.classifier import erm
+from launch.stages import File, SettingError, section, settings
+from launch.store import Store
+from launch.training.sharding import MODES
+from tldr_jax import datasets, results, words
+from tldr_jax.classifier.backbones import Backbone
+from tldr_jax.classifier.training import BestCheckpoint, Logging
+from tldr_jax.stages import (
+    Afr,
+    Augmentation,
+    Baseline,
+    ClassBalanced,
+    ClipImages,
+    Comparison,
+    Dfr,
+    Diagnostics,
+    EmbeddedWords,
+    Erm,
+    ErmHead,
+    Features,
+    FrozenClip,
+    Gap,
+    Heads,
+    ImageMoments,
+    ImageSplit,
+    KeptWords,
+    LinearProjector,
+    NetworkFit,
+    NetworkProjector,
+    Pretraining,
+    ZeroShot,
+)
+from tldr_jax.words import WordSet, templates
+from tldr_jax.words.templates import Templates, fill
 
-REVISABLE = (
-    "clip", "gap", "projector", "words", "text", "retrain", "dfr", "afr", "class_balanced", "baselines", "ablations",
-    "evaluation",
-)  # fmt: skip
+KINDS = ("linear", "mlp")
+SELECT = ("last", "best_accuracy", "best_wga")
+_WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
-STACKED = "tldr_jax.stacked"  # trains the heads of several configs as one program
+# Settings of the section `data` by what they are of.
+_AUGMENTATION = ("flip", "crop_padding", "workers")
+_SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
-_UNFILTERED = {"words.clip_filter": False, "words.classifier_filter": False}
-# By name, what an ablation sets.
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "no_gap": {"projector.gap_rows": 0, "retrain.grid.gap_rows": ()},
-    "no_clip_filter": {"words.clip_filter": False},
-    "no_classifier_filter": {"words.classifier_filter": False},
-    "no_filters": _UNFILTERED,
-    "mlp_projector": {"projector.kind": "mlp", "retrain.grid.ridge": ()},
-}
+Projector = LinearProjector | NetworkProjector
+
+describe = results.describe
 
 
-def changed(config, overrides: Mapping[str, Any]) -> FrozenConfigDict:
-    """The config with some fields, by dotted name, set to other values.
+class Ablation(Protocol):
+    """The method with a part replaced."""
+
+    def __call__(self, heads: Heads, /) -> Heads: ...
+
+
+class ChangeProjector(Protocol):
+    """Another projector in place of one."""
+
+    def __call__(self, projector: Projector, /) -> Projector: ...
+
+
+def with_projectors(heads: Heads, change: ChangeProjector) -> Heads:
+    """The heads with all projectors changed, those of the classifier filter too; equal ones become one."""
+    filtered = heads.words.projector
+    kept = heads.words if filtered is None else replace(heads.words, projector=change(filtered))
+    return replace(heads, words=kept, projectors=tuple(dict.fromkeys(map(change, heads.projectors))))
+
+
+def ablations(network: NetworkFit) -> Mapping[str, Ablation]:
+    """The ablations by name.
+
+    Args:
+      network: of `mlp_projector`.
+    """
+
+    def by_network(own: Projector) -> Projector:
+        if isinstance(own, NetworkProjector):
+            return own
+        return NetworkProjector(
+            images=own.moments.images, features=own.target, gap=own.gap, gap_rows=own.gap_rows, fit=network
+        )
+
+    return {
+        "no_gap": lambda t: with_projectors(t, lambda own: replace(own, gap=None, gap_rows=0)),
+        "no_clip_filter": lambda t: replace(t, words=replace(t.words, clip_filter=False)),
+        "no_classifier_filter": lambda t: replace(t, words=replace(t.words, projector=None)),
+        "no_filters": lambda t: replace(t, words=replace(t.words, clip_filter=False, projector=None)),
+        "mlp_projector": lambda t: with_projectors(t, by_network),
+    }
+
+
+def plan(config) -> Comparison:
+    """The stages of a config; nothing is computed.
 
     Raises:
-      KeyError: a field that there is not.
-      TypeError: a value of another type.
+      SettingError, ValueError, FileNotFoundError: a setting that cannot be used, a word list or a file that is missing.
     """
-    found = ConfigDict(config.to_dict())  # of the config itself, a ConfigDict would share the nested parts
-    found.lock()
-    found.update_from_flattened_dict(dict(overrides))
-    return FrozenConfigDict(found)
+    splits = {split: _split(config, split) for split in datasets.SPLITS}
+    erm = _erm(config, splits)
+    clip = FrozenClip(_clip_source(config.clip.source))
+    size = config.evaluation.batch_size
+    images = {split: ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
+    clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
+    beside = images if clip_alone else images | {"test": None}
+    features = {split: Features(erm, own, size, beside[split]) for split, own in splits.items()}
+    word_set = _word_set(config, splits["train"].groups)
+    forms = templates.get(config.text.templates)
+    base, projectors, network = _projectors(config, clip, images["train"], features["train"])
+    embedded = settings(
+        EmbeddedWords,
+        config,
+        "words",
+        skip=("source", "clip_filter", "classifier_filter"),
+        clip=clip,
+        words=word_set,
+        templates=forms,
+    )
+    kept = KeptWords(embedded, config.words.clip_filter, base if config.words.classifier_filter else None)
+    heads = _heads(config, words=kept, projectors=projectors, val=features["val"])
+    known = ablations(network)
+    _require_names("ablations", config.ablations, known)
+    return Comparison(
+        features["train"],
+        features["test"],
+        images["test"],
+        _baselines(config, features, clip, word_set, forms),
+        (("tldr", heads), *((name, known[name](heads)) for name in config.ablations)),
+        Diagnostics(base, images["val"], features["val"], kept),
+    )
 
 
-def check(config) -> None:
-    """Refuse, before training, what could only fail after it.
+def leave(folder: Path, root: Comparison, store: Store) -> None:
+    """Write words.json into the run directory: the words that the filters kept, and why others were dropped."""
+    kept = store.get(root.diagnostics.words)
+    content = {**kept.words, "report": kept.report, "problem": kept.problem}
+    write_atomically(folder / "words.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+# -- the parts of a plan ----------------------------------------------------------------------------------------------
+
+
+def _split(config, split: str) -> ImageSplit:
+    own = dict(split=split, examples=config.data[f"{split}_examples"])
+    return settings(ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
+
+
+def _erm(config, splits: Mapping[str, ImageSplit]) -> Erm:
+    """The classifier, with its pretraining if there is one."""
+    backbone = settings(Backbone, config, "backbone", image_size=config.data.image_size)
+    if config.data.name == "scenes" and backbone.image_size != IMAGE_SIZE:
+        raise SettingError("data.image_size", f"={backbone.image_size}: Scenes has images of {IMAGE_SIZE} pixels")
+    options, mode = config.erm, config.sharding.mode
+    if mode not in MODES:
+        _unknown("sharding.mode", mode, MODES)
+    cadence = ("log_every", "eval_every", "checkpoint_every")
+    if options.select not in SELECT:
+        _unknown("erm.select", options.select, SELECT)
+    best = None
+    if options.select != "last":
+        with section("erm"):
+            best = BestCheckpoint(options.select.removeprefix("best_"), options.eval_every)
+    others = [name for name in config.data if name not in _AUGMENTATION]
+    given = dict(backbone=backbone, sharding=mode, logging=_logging(options, "erm"))
+    start: Pretraining | File | None = File(options.init_from) if options.init_from else None
+    if start is None and not config.pretrain.duration.startswith("0 "):
+        if config.data.name != "scenes":
+            raise SettingError(
+                "pretrain.duration",
+                f"={config.pretrain.duration!r}: attributes are known for Scenes only, not for {config.data.name!r}; "
+                "set it to '0 steps' and erm.init_from to published weights",
+            )
+        pretrain = given | {"logging": _logging(config.pretrain, "pretrain")}
+        start = settings(Pretraining, config, "pretrain", skip=cadence, **pretrain)
+    return settings(
+        Erm,
+        config,
+        "erm",
+        skip=("init_from", "select", *cadence),
+        images=splits["train"],
+        val=splits["val"],
+        start=start,
+        best=best,
+        seed=config.seed,
+        augmentation=settings(Augmentation, config, "data", skip=others),
+        eval_batch_size=config.evaluation.batch_size,
+        **given,
+    )
+
+
+def _logging(options, path: str) -> Logging:
+    with section(path):
+        return Logging(options.log_every, options.eval_every, options.checkpoint_every)
+
+
+def _clip_source(source: str) -> File | str:
+    """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
+    prefix = "embedded:"
+    if source.startswith(prefix):
+        return File(str(clip_jax.embedded(source.removeprefix(prefix))))
+    return File(source) if Path(source).is_dir() else source
+
+
+def _word_set(config, groups: datasets.Groups) -> WordSet:
+    """The words of the config, for the classes and spurious values of the data, in their order.
 
     Raises:
-      ValueError, FileNotFoundError: names that do not exist, of which the message lists those there are.
+      SettingError: lists for other classes, other values or other pairs of them.
     """
-    for name in config.ablations:
-        if name not in ABLATIONS:
-            raise ValueError(f"config.ablations has {name!r}; there are {', '.join(ABLATIONS)}")
-    if config.erm.select not in erm.SELECT:
-        raise ValueError(f"unknown erm.select={config.erm.select!r}; there are {', '.join(erm.SELECT)}")
-    reference.check(config)
-    for overrides in ({}, *(ABLATIONS[name] for name in config.ablations)):
-        method.check(changed(config, overrides))
+    name: str = config.data.name
+    source: str = config.words.source or _WORDS.get(name, name)
+    word_set = words.load(source)
+    for what, own, expected in (
+        ("classes", word_set.classes, groups.classes),
+        ("values", word_set.values, groups.spurious),
+    ):
+        if own != tuple(expected):
+            raise SettingError(
+                "words.source",
+                f"={source!r} has the {what} {', '.join(own)}; those of {config.data.name} are, in this order, "
+                f"{', '.join(expected)}",
+            )
+    if (word_set.allowed != groups.allowed).any():
+        raise SettingError("words.source", f"={source!r} combines other pairs than {config.data.name} has")
+    return word_set
 
 
-def measure(config, run: Run, found: inputs.Inputs) -> dict[str, float]:
-    """Baselines, the method and its ablations on the test images.
+def _projectors(
+    config, clip: FrozenClip, images: ClipImages, features: Features
+) -> tuple[Projector, tuple[Projector, ...], NetworkFit]:
+    """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
+    own, grid = config.projector, config.retrain.grid
+    network = settings(NetworkFit, config, "projector.mlp")
+    if own.kind not in KINDS:
+        _unknown("projector.kind", own.kind, KINDS)
+    if own.kind == "mlp" and grid.ridge:
+        raise SettingError("retrain.grid.ridge", f"={grid.ridge}: an mlp projector has no ridge, set ()")
+    gap = None
+    if config.gap.source != "none":
+        gap = settings(Gap, config, "gap", clip=clip, batch_size=config.clip.batch_size)
+    elif own.gap_rows or any(grid.gap_rows):
+        raise SettingError(
+            "gap.source", "='none' leaves the projector unconstrained: set projector.gap_rows=0 and grid.gap_rows=()"
+        )
+    if own.kind == "mlp":
+        create = lambda ridge, **gaps: NetworkProjector(images=images, features=features, fit=network, **gaps)
+    else:
+        create = partial(LinearProjector, moments=ImageMoments(images, features))
+    constrained = lambda ridge, rows: create(ridge=float(ridge), gap=gap if rows else None, gap_rows=rows)
+    with section("projector"):
+        base = constrained(own.ridge, own.gap_rows)
+    ridges, rows = grid.ridge or (own.ridge,), grid.gap_rows or (own.gap_rows,)
+    with section("retrain.grid"):
+        return base, tuple(constrained(ridge, count) for ridge in ridges for count in rows), network
 
-    Returns:
-      "METHOD/metric" -> value with `metrics.summary`'s metrics; the method is "tldr" where its head was chosen by
-      validation WGA and "tldr_class_balanced" otherwise, and so for ablations. Then "projector/…" and "words/…".
-    """
-    result = {}
-    for name in config.baselines:
-        logging.info("baseline %s", name)
-        result |= {f"{name}/{k}": v for k, v in reference.measure(name, config, run, found).items()}
-    for name, overrides in {"tldr": {}, **{name: ABLATIONS[name] for name in config.ablations}}.items():
-        logging.info("method %s", name)
-        values = method.run_method(changed(config, overrides), run, found)
-        result |= {f"{name}/{k}": v for k, v in values["by_wga"].items()}
-        result |= {f"{name}_class_balanced/{k}": v for k, v in values["by_class_balanced"].items()}
-    for key, value in method.diagnose(config, run, found).items():
-        result[key if key.startswith("words/") else f"projector/{key}"] = value
-    return result
+
+def _heads(config, **parts: Any) -> Heads:
+    options = config.retrain
+    axes = {name: options.grid[name] or (options[name],) for name in ("learning_rate", "weight_decay", "seed")}
+    return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
-def finish(config, run: Run, found: inputs.Inputs) -> dict[str, float]:
-    """Everything that is measured on the embeddings; leaves table.md."""
-    logging.info("%s", found.data.note)
-    result = measure(config, run, found)
-    if run.writes:
-        write_atomically(run.path / "table.md", tables.one_run(result))
-    return result
+def _baselines(
+    config, features: Mapping[str, Features], clip: FrozenClip, word_set: WordSet, forms: Templates
+) -> tuple[tuple[str, Baseline], ...]:
+    pair: dict[str, Any] = dict(train=features["train"], val=features["val"])
+    prompts = tuple(
+        tuple(fill(template, own.anchor, articles=forms.articles) for template in forms.target)
+        for own in word_set.target
+    )
+    known: dict[str, Baseline] = {
+        "erm": ErmHead(features["train"].erm),
+        "zero_shot": ZeroShot(clip, prompts),
+        "class_balanced": settings(ClassBalanced, config, "class_balanced", **pair),
+        "afr": settings(Afr, config, "afr", **pair),
+        "dfr": settings(Dfr, config, "dfr", **pair),
+    }
+    _require_names("baselines", config.baselines, known)
+    return tuple((name, known[name]) for name in config.baselines)
 
 
-def run(config, run: Run) -> dict[str, float]:
-    """Data, classifier, embeddings, then everything that is measured on them."""
-    check(config)
-    return finish(config, run, inputs.prepare(config, run))
+def _require_names(field: str, names: tuple[str, ...], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            _unknown(field, name, known)
+
+
+def _unknown(field: str, value: str, known) -> None:
+    raise SettingError(field, f": unknown name {value!r}; valid names: {', '.join(map(repr, known))}")

@@ -2,8 +2,8 @@
 
 A group is a class together with a spurious value. Predictions may carry leading axes, those of a stack of heads, and
 so do the results; everything is float64 numpy. A group without an image has no accuracy: that is an error, not a zero.
-Papers report two different means: `mean` is over images, and `weighted_mean` is over groups, weighted by how often each
-occurs in training; they differ wherever the test set is not distributed as the training set.
+Papers report two different means: `mean` is over images, `weighted_mean` over groups, weighted by how often each occurs
+in training; they differ wherever the test set is not distributed like the training set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ Names = tuple[Sequence[str], Sequence[str]]
 
 
 def group_counts(labels: ArrayLike, spurious: ArrayLike, allowed: ArrayLike, *, names: Names | None = None):
-    """How many images each group has: int (C, S).
+    """Number of images of each group: int (C, S).
 
     Args:
       labels: classes, int (n,).
       spurious: spurious values, int (n,).
-      allowed: bool (C, S), the groups there are.
+      allowed: bool (C, S), the groups that exist.
       names: of the classes and of the spurious values, for messages.
 
     Raises:
@@ -31,7 +31,7 @@ def group_counts(labels: ArrayLike, spurious: ArrayLike, allowed: ArrayLike, *, 
         raise ValueError(f"labels and spurious values must be (n,), got shapes {labels.shape} and {spurious.shape}")
     for what, values, limit in zip(("label", "spurious value"), (labels, spurious), allowed.shape, strict=True):
         if len(bad := np.flatnonzero((values < 0) | (values >= limit))):
-            raise ValueError(f"image {bad[0]} has {what} {values[bad[0]]}; there are 0 to {limit - 1}")
+            raise ValueError(f"image {bad[0]} has {what} {values[bad[0]]}; valid: 0 to {limit - 1}")
     counts = np.zeros(allowed.shape, np.int64)
     np.add.at(counts, (labels, spurious), 1)
     if len(bad := np.argwhere((counts > 0) & ~allowed)):
@@ -129,7 +129,7 @@ def summary(
     train_counts: ArrayLike,
     names: Names | None = None,
 ) -> Mapping[str, float]:
-    """Everything that is reported of one classifier.
+    """All reported metrics of one classifier.
 
     Args:
       predictions: int (n,), of one head.

@@ -2,16 +2,15 @@
 
 A step draws group-balanced pairs of words, averages the two embeddings of a pair, projects the mean and takes a step
 of AdamW under a cosine schedule on the head's cross-entropy. All steps are one compiled loop. The members of a sweep
-differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows); members that share a seed
-and a projector see the same batches, which are then projected once for all of them, and those that share a projector
-are projected in one product.
+differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows). Members with one seed and
+one projector see the same batches, which are projected once for all; all seeds of a projector share one product.
 """
 
 import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +20,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from launch.training import keys, optim
+from launch.training import keys
+from launch.training.optim import Optimizer, Schedule
 from tldr_jax import heads, metrics
 from tldr_jax.heads import Head, draws
-from tldr_jax.projector import Projector, stack
+from tldr_jax.projector import FeatureMap, Projector, stack
 from tldr_jax.words.text import TextSet
 
 
 class Members(NamedTuple):
-    """What the k members of a sweep differ in, arrays (k,).
+    """The settings in which the k members of a sweep differ, arrays (k,).
 
     Attributes:
       learning_rate, weight_decay: AdamW's.
@@ -75,7 +75,7 @@ class Selection(NamedTuple):
     by_class_balanced: Choice
 
 
-class _Layout(NamedTuple):
+class _Dense(NamedTuple):
     """Members as a dense grid (projectors p, seeds s, members m), gaps filled with copies.
 
     Attributes:
@@ -88,7 +88,7 @@ class _Layout(NamedTuple):
     place: np.ndarray
     axis: int
 
-    def sharding(self, devices: Sequence[jax.Device], dimensions: int) -> NamedSharding:
+    def sharding(self, devices: Sequence[Any], dimensions: int) -> NamedSharding:
         """Of an array that begins with so many dimensions of the grid."""
         mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
         spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
@@ -102,7 +102,7 @@ def grid(
     seeds: Sequence[int] = (0,),
     projectors: Sequence[int] = (0,),
 ) -> Members:
-    """Every combination, the last-named setting slowest, the learning rate fastest.
+    """All combinations, projectors slowest, the learning rate fastest.
 
     Raises:
       ValueError: a setting without values.
@@ -116,7 +116,7 @@ def grid(
 
 def train(
     text_set: TextSet,
-    projector: Projector,
+    projector: FeatureMap,
     *,
     learning_rate: float = 1e-4,
     weight_decay: float = 1e-4,
@@ -128,7 +128,7 @@ def train(
 ) -> Trained:
     """One head; see `sweep`. The results have no member axis: heads (e, f, C), loss (e,)."""
     members = grid(learning_rates=[learning_rate], weight_decays=[weight_decay], seeds=[seed])
-    found = sweep(
+    trained = sweep(
         text_set,
         stack([projector]),
         members,
@@ -137,12 +137,12 @@ def train(
         steps=steps,
         evaluations=evaluations,
     )
-    return Trained(Head(*(a[0] for a in found.heads)), found.loss[0], found.steps)
+    return Trained(Head(*(a[0] for a in trained.heads)), trained.loss[0], trained.steps)
 
 
 def sweep(
     text_set: TextSet,
-    projectors: Projector,
+    projectors: Any,
     members: Members,
     *,
     batch_size: int = 128,
@@ -150,16 +150,16 @@ def sweep(
     steps: int | None = None,
     evaluations: int = 1,
     tables: bool | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Trained:
-    """Trains a head for every member, all in one compiled program.
+    """Train a head for every member, all in one compiled program.
 
     Args:
       text_set: the words' embeddings.
-      projectors: stacked (`projector.stack`), a leading axis p in every array; other projectors than the linear one
-        (`mlp_projector`) are taken too.
+      projectors: stacked (`projector.stack`), a leading axis p in every array; linear ones or networks
+        (`tldr_jax.projector.mlp`).
       members: see `grid`. Fastest where every projector is used with equally many seeds and every such pair with
-        equally many optimiser settings; else gaps are filled with work that is thrown away.
+        equally many optimiser settings; otherwise gaps are filled with work that is thrown away.
       batch_size: text examples a step.
       epochs, steps: how long, in passes over the balanced pairs (`draws`) or in steps; one epoch if neither is given.
       evaluations: e, at how many points, evenly spaced, the heads are kept.
@@ -169,8 +169,8 @@ def sweep(
         all of this process.
 
     Raises:
-      ValueError: embeddings of another width than the projector's, members of unequal number or out of range, both
-        epochs and steps, fewer steps than evaluations, and what `draws.plan` raises.
+      ValueError: embeddings of another width than the projector's, member arrays of unequal length or out of range,
+        both epochs and steps, fewer steps than evaluations, and what `draws.plan` raises.
     """
     plan = draws.plan(text_set)
     devices = jax.local_devices() if devices is None else devices
@@ -198,21 +198,22 @@ def sweep(
     settings = (put(arranged.learning_rate, 3), put(arranged.weight_decay, 3))
     seeds = jax.device_put(arranged.seed[:, :, 0].astype(np.int32), places.sharding(devices, 2))
     sharding = places.sharding(devices, 3)
-    found, loss = _train(plan, words, projectors, seeds, settings, ends, batch_size, count, tables, sharding)
+    kept, loss = _train(plan, words, projectors, seeds, settings, ends, batch_size, count, tables, sharding)
+    # (e, p, s, m, …) -> (p · s · m, e, …) -> the places of the members (k, e, …)
     pick = lambda a: np.moveaxis(np.asarray(a), 0, 3).reshape(-1, len(ends), *a.shape[4:])[places.place]
-    return Trained(Head(pick(found.kernel), pick(found.bias)), pick(loss), ends)
+    return Trained(Head(pick(kept.kernel), pick(kept.bias)), pick(loss), ends)
 
 
 def select(
     trained: Head,
-    features: ArrayLike,
+    features: np.ndarray | jax.Array,
     labels: ArrayLike,
     spurious: ArrayLike,
     *,
     allowed: ArrayLike,
     names: metrics.Names | None = None,
 ) -> Selection:
-    """Scores every head of a sweep on validation images and picks the best by both criteria.
+    """Score every head of a sweep on validation images and pick the best by both criteria.
 
     Args:
       trained: `Trained.heads`, leading axes (k, e).
@@ -235,7 +236,7 @@ def select(
     return Selection(wga, balanced, best(wga), best(balanced))
 
 
-def features(text_set: TextSet, projector, draw: draws.Draw) -> jax.Array:
+def features(text_set: TextSet, projector: FeatureMap, draw: draws.Draw) -> jax.Array:
     """Features (b, f) of a batch of text examples: the projected mean of each pair's two embeddings."""
     return _projected((text_set.target, text_set.spurious), projector, draw, tables=False)
 
@@ -248,17 +249,31 @@ def _projected(words, projector, draw: draws.Draw, tables: bool) -> jax.Array:
 
 @jax.jit
 def _project_table(projectors: Projector, table: jax.Array) -> jax.Array:
-    """(W, T, d) -> (p, W, T, f), the ReLU left out: it follows the mean."""
+    """(W, T, d) -> (p, W, T, f), without the ReLU, which follows the mean of two rows."""
     return jax.vmap(Projector.affine, (0, None))(projectors, table)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "steps", "tables", "sharding"))
 def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, steps: int, tables: bool, sharding):
-    """Heads (e, p, s, m, …) and losses (e, p, s, m)."""
-    classes = len(plan.target.count)
+    """The compiled loop of a sweep, over the dense grid (projectors p, seeds s, members m).
+
+    Args:
+      plan: of the pairs of words.
+      words: target and spurious embeddings (W, T, d); with `tables` projected ones (p, W, T, f).
+      projectors: arrays (p, …).
+      seeds: (p, s).
+      settings: learning rates and weight decays, (p, s, m).
+      ends: (e,), the steps after which heads are kept.
+      batch_size, steps, tables: see `sweep`.
+      sharding: of arrays (p, s, m, …).
+
+    Returns:
+      Heads (e, p, s, m, …) and losses (e, p, s, m).
+    """
+    classes, (rates, decays) = len(plan.target.count), settings
 
     def per_seed(function, words_axis):
-        """Maps over projectors, then seeds: the projector is an operand of all its seeds, not copied for each."""
+        """Map over projectors, then seeds: the projector is an operand of all its seeds, not copied for each."""
         inner = jax.vmap(function, (None, None, 0))
         return jax.vmap(inner, (words_axis, 0, 0))
 
@@ -277,24 +292,28 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
     def step(number, carry):
         head, state, total = carry
         of_step = functools.partial(batch, step=number)
+        # One batch (p, s, b, f) per projector and seed: the members m of both share it.
         x, y = per_seed(of_step, 0 if tables else None)(words, projectors, secrets)
         over_members = jax.vmap(update, (0, 0, 0, 0, None, None))
-        head, state, loss = jax.vmap(jax.vmap(over_members))(head, state, *settings, x, y)
+        head, state, loss = jax.vmap(jax.vmap(over_members))(head, state, rates, decays, x, y)
         return head, state, total + loss
 
     def segment(carry, bounds):
+        """The steps up to the next point at which heads are kept, and their mean loss."""
         start, end = bounds
-        head, state, total = jax.lax.fori_loop(start, end, step, (*carry, jnp.zeros(settings[0].shape)))
+        head, state, total = jax.lax.fori_loop(start, end, step, (*carry, jnp.zeros(rates.shape)))
         return (head, state), (head, total / (end - start))
 
     secrets = jax.vmap(jax.vmap(draws.secrets))(seeds)
+    # The width of the features is known to the projectors alone, which may be networks.
     of_step = per_seed(functools.partial(batch, step=0), 0 if tables else None)
     width = jax.eval_shape(of_step, words, projectors, secrets)
     create = lambda seed: heads.init(keys.stream(seed, "head"), width[0].shape[-1], classes)
+    # Members of one seed start from one head, whatever their projector and settings.
     start = jax.vmap(jax.vmap(create))(seeds)
-    members = settings[0].shape[2]
-    start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], members, 2), start)
-    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, *settings)
+    start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], rates.shape[2], 2), start)
+    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, rates, decays)
+    # All that follows is computed where a member's head and optimiser state are.
     start, state = jax.lax.with_sharding_constraint((start, state), sharding)
     bounds = (jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]), jnp.asarray(ends))
     return jax.lax.scan(segment, (start, state), bounds)[1]
@@ -302,11 +321,11 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
 
 def optimizer(learning_rate, weight_decay, steps: int) -> optax.GradientTransformation:
     """AdamW with a cosine schedule down to 0 after `steps`, with PyTorch's conventions; numbers may be traced."""
-    config = dict(name="adamw", learning_rate=learning_rate, weight_decay=weight_decay, schedule=dict(name="cosine"))
-    return optim.create(config, total_steps=steps, to_steps=lambda _: 0)[0]
+    adamw = Optimizer("adamw", learning_rate, weight_decay, schedule=Schedule("cosine"))
+    return adamw.create(total_steps=steps, to_steps=lambda _: 0)[0]
 
 
-def _steps(plan: draws.Plan, batch_size: int, epochs: float | None, steps: int | None, evaluations: int) -> int:
+def _steps(plan: draws.PairPlan, batch_size: int, epochs: float | None, steps: int | None, evaluations: int) -> int:
     if epochs is not None and steps is not None:
         raise ValueError(f"give epochs or steps, not both (got epochs={epochs}, steps={steps})")
     if batch_size < 1 or evaluations < 1:
@@ -320,21 +339,16 @@ def _steps(plan: draws.Plan, batch_size: int, epochs: float | None, steps: int |
     return steps
 
 
-def check_rates(members: Members) -> None:
-    """Raise ValueError for learning rates and weight decays that are none."""
-    for name in ("learning_rate", "weight_decay"):
-        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
-            raise ValueError(f"{name} must be finite and at least 0, got {values}")
-
-
-def _arranged(members: Members, projectors: int, devices: int) -> _Layout:
+def _arranged(members: Members, projectors: int, devices: int) -> _Dense:
     """The members as a dense grid (p, s, m): by projector, then seed; shorter rows repeat their first entry."""
     shapes = {np.shape(a) for a in members}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
         raise ValueError(f"members must be arrays of one length (k,), got {[np.shape(a) for a in members]}")
-    check_rates(members)
+    for name in ("learning_rate", "weight_decay"):
+        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
+            raise ValueError(f"{name} must be finite and at least 0, got {values}")
     if (chosen := np.asarray(members.projector)).min() < 0 or chosen.max() >= projectors:
-        raise ValueError(f"members use projectors {np.unique(chosen)}, but {projectors} are stacked (from 0)")
+        raise ValueError(f"members use projectors {np.unique(chosen)}, but {projectors} are stacked, counted from 0")
     by_projector: dict[int, dict[int, list[int]]] = {}
     for member, (projector, seed) in enumerate(zip(chosen, np.asarray(members.seed), strict=True)):
         by_projector.setdefault(int(projector), {}).setdefault(int(seed), []).append(member)
@@ -351,10 +365,10 @@ def _arranged(members: Members, projectors: int, devices: int) -> _Layout:
             place[own] = (p * columns + s) * depth + np.arange(len(own))
         rows = [own + own[:1] * (depth - len(own)) for own in rows]
         grid.append(rows + rows[:1] * (columns - len(rows)))
-    return _Layout(np.array(grid), place, axis)
+    return _Dense(np.array(grid), place, axis)
 
 
-def _tables_pay(text_set: TextSet, projectors: Projector, places: _Layout, examples: int) -> bool:
+def _tables_pay(text_set: TextSet, projectors: Projector, places: _Dense, examples: int) -> bool:
     """Whether projecting all rows once is less work than projecting every batch, and fits."""
     rows = sum(math.prod(np.shape(table)[:2]) for table in (text_set.target, text_set.spurious))
     used, seeds = places.member.shape[:2]

@@ -12,9 +12,8 @@ from flax import traverse_util
 from clip_jax import losses, model, preprocess
 from clip_jax.config import ClipConfig
 from clip_jax.training import pairs
-from launch.training import loop, optim, sharding
-from launch.training.program import Batch, Metrics
-from launch.training.state import State
+from launch.training import optim, sharding
+from launch.training.program import LOSS, Batch, Metrics, State
 
 MAX_LOGIT_SCALE = float(np.log(100))  # the temperature stays above 0.01 (Radford et al. 2021, section 2.5)
 
@@ -110,7 +109,7 @@ def update(
     params: Any = traverse_util.unflatten_dict(updated | frozen, sep="/")
     params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
     logs |= {
-        loop.LOSS: loss,
+        LOSS: loss,
         "logit_scale": jnp.exp(params["logit_scale"]),
         "gradient_norm": optax.global_norm(gradients),
     }

@@ -35,28 +35,32 @@ def get_config() -> ConfigDict:
     model.beta = 3.0
 
     config.regularizer = regularizer = ConfigDict()
-    regularizer.name = "l2_cosine"
+    regularizer.name = "l2_cosine"  # none, l2, cosine, l2_cosine; hessian, iga, atex, ig_norm, curvature
     regularizer.radius = 4.0  # ε, in 1/255 of the pixel range
     regularizer.l2_weight = 0.01
     regularizer.cosine_weight = 1.0
     regularizer.noise = "uniform"  # uniform, gaussian, gradient, gradient_sign
     regularizer.detach_source = True
     regularizer.variant = "difference"  # difference, jvp
-    regularizer.hessian_weight = 1e-3
-    # The neighbours below follow other papers; their numbers are those papers' where they fit, not Joo et al.'s.
-    regularizer.iga_weight = 0.5
-    regularizer.iga_steps = 3  # of sign ascent; 0: the triplet loss of the clean image
-    regularizer.atex_weight = 1.0
-    regularizer.atex_draws = 1
-    regularizer.atex_temperature = 1.0
-    regularizer.ig_norm_weight = 1.0
-    regularizer.ig_norm_steps = 2
-    regularizer.ig_norm_path_steps = 5
-    regularizer.ig_norm_attack_path_steps = 3
-    regularizer.ig_norm_sum = False  # True: IG-SUM-NORM
-    regularizer.ig_norm_beta = 0.1
-    regularizer.curvature_weight = 4.0
-    regularizer.curvature_h = 1.5  # ℓ2 length in the network's input
+    regularizer.hessian = ConfigDict({"weight": 1e-3})
+    # Those below follow other papers; their numbers are from there where they fit, not from Joo et al.
+    regularizer.iga = iga = ConfigDict()
+    iga.weight = 0.5
+    iga.steps = 3  # of sign ascent; 0: the triplet loss of the clean image
+    regularizer.atex = atex = ConfigDict()
+    atex.weight = 1.0
+    atex.draws = 1
+    atex.temperature = 1.0
+    regularizer.ig_norm = ig_norm = ConfigDict()
+    ig_norm.weight = 1.0
+    ig_norm.steps = 2
+    ig_norm.path_steps = 5
+    ig_norm.attack_path_steps = 3
+    ig_norm.sum = False  # True: IG-SUM-NORM
+    ig_norm.beta = 0.1
+    regularizer.curvature = curvature = ConfigDict()
+    curvature.weight = 4.0
+    curvature.h = 1.5  # ℓ2 length in the network's input
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adam"

@@ -16,5 +16,5 @@ def get_config():
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 1e-2
     config.regularizer.cosine_weight = 0.1
-    config.regularizer.hessian_weight = 1e-4
+    config.regularizer.hessian.weight = 1e-4
     return config

@@ -22,7 +22,7 @@ def get_config():
     config.optimizer.schedule.milestones = ("40 epochs", "60 epochs", "80 epochs")
     config.regularizer.l2_weight = 1.0
     config.regularizer.cosine_weight = 0.01
-    config.regularizer.hessian_weight = 1e-3
+    config.regularizer.hessian.weight = 1e-3
     config.evaluation.examples = 1000
     config.evaluation.attack_examples = 1000
     return config

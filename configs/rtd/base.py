@@ -9,7 +9,6 @@ def get_config() -> ConfigDict:
     config.experiment = "rtd_jax.experiment"
     config.seed = 0
     config.clip = "embedded:scenes"  # a folder, a hub name, or "embedded:scenes"
-    config.cache = ""  # a folder that keeps embeddings for several runs; "": "cache" in the run directory
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 
     config.model = model = ConfigDict()
@@ -39,6 +38,7 @@ def get_config() -> ConfigDict:
     images.path = ""
     images.train_examples = 5000  # scenes
     images.val_examples = 500
+    images.target_pad = True  # pad elongated images before they are cropped
 
     config.triplets = triplets = ConfigDict()
     triplets.source = "file"  # file, scenes

@@ -4,8 +4,9 @@ r"""RTD as published, on a real CLIP and the four benchmarks; every file named o
         --config.clip=checkpoints/clip-vit-large-patch14 --config.phi.load=lincir_large.pt \
         --config.triplets.path=triplets.jsonl --config.evaluation.benchmarks="('cirr','circo','fashioniq')" \
         --config.evaluation.roots.cirr=data/cirr --config.evaluation.roots.circo=data/circo \
-        --config.evaluation.roots.fashioniq=data/fashioniq --config.cache=cache
+        --config.evaluation.roots.fashioniq=data/fashioniq --store=store
 
+`--store` keeps embeddings, φ and trained encoders for all runs that name it.
 Four GPUs give the published negatives: 512 triplets, each device's 128 by themselves. On one, add
 `--config.rtd.objective.accumulation=4`. φ trained here instead of loaded: leave `phi.load` out and give
 `--config.captions.path=captions.jsonl`; its batch size and length are ours, the paper's learning rate is kept.

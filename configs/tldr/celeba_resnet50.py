@@ -6,7 +6,7 @@
 
 Data: WILDS' celebA_v1.0, or TFDS' celeb_a in array_record format (`--config.data.name=celeba_tfds`). Weights and
 captions as in waterbirds_resnet50.py. ERM as in Kirichenko et al. 2023: 50 epochs of 162,770 images, batch 100, weight
-decay 1e-4. The features of all 202,599 images, 1.7 GB, are kept in the run directory and mapped from there.
+decay 1e-4. The features of all 202,599 images, 1.7 GB, are kept in the store and mapped from there.
 """
 
 from configs.tldr import base

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from launch.data import folder, sources, splits
 from launch.data.sources import Shape, Statistics
 from launch.data.splits import Splits
-from launch.stages import File, SettingError, free, require, require_known, section, settings
+from launch.stages import File, SettingError, free, require, require_known, section
 
 NAMES = tuple(sorted(sources.SOURCES))
 
@@ -176,13 +176,3 @@ class DataSet:
         for name, values in (("mean", mean), ("std", std)):
             require(len(values) == channels, self, name, f"the images have {channels} channels; give as many values")
         return mean, std
-
-
-def load(config: Any, *, seed: int) -> Splits:
-    """Read a data set; until all callers have a `DataSet`.
-
-    Args:
-      config: a section with the fields of `DataSet`.
-      seed: see `DataSet.load`.
-    """
-    return settings(DataSet, {"data": config}, "data").load(seed)

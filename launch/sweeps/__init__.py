@@ -1,1 +1,1 @@
-"""Many runs of one config: what they are, where they lie, and the executors that train them."""
+"""Sweeps: their members, their folder, and the executors that train them."""

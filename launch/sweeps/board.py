@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a line for whatever begins or ends, and on a terminal a live table under them."""
+"""What a sweep shows while it runs: a line when a member begins or ends, and on a terminal a live table below."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from launch.sweeps.members import STATES, Member, Status, last_lines, status
-from launch.training.loop import LOSS
+from launch.training.program import LOSS
 
 _REFRESH = 1.0  # seconds
 _MOST_VALUES = 4
@@ -22,7 +22,11 @@ _RUNNING = "running"
 class Board:
     """The progress of a sweep's members on a text stream; a context manager.
 
-    `watch` is an executor's; members that are not running are looked at once, when they stop running.
+    Members that are not running are read from the disk only once, when they end.
+
+    Args:
+      members: of the sweep; `add` takes more.
+      stream: standard output by default.
     """
 
     def __init__(self, members: Iterable[Member], stream: IO[str] | None = None):
@@ -36,7 +40,7 @@ class Board:
             self.add(member)
 
     def add(self, member: Member) -> None:
-        """Take up a member, or look at it again."""
+        """Add a member, or read its status again."""
         self.members[member.name] = member
         self.statuses[member.name] = status(member)
 
@@ -50,11 +54,11 @@ class Board:
         self.live.stop()
 
     def watch(self, running: Collection[str]) -> None:
-        """Show what runs now, and tell what has begun or ended since the last time."""
+        """Show the running members, and print which have begun or ended since the last call; see `OnRunning`."""
         now = time.monotonic()
         for name in [name for name in self.since if name not in running]:
             self.add(self.members[name])
-            self._tell_end(name, now - self.since.pop(name))
+            self._print_end(name, now - self.since.pop(name))
         for name in sorted(set(running) - self.since.keys()):
             self.since[name] = now
             self.console.print(f"{_RUNNING}  {name}", soft_wrap=True)
@@ -62,26 +66,27 @@ class Board:
             self.drawn = now
             self.live.update(self._table(now), refresh=True)
 
-    def _tell_end(self, name: str, seconds: float) -> None:
-        found = self.statuses[name]
+    def _print_end(self, name: str, seconds: float) -> None:
+        now = self.statuses[name]
         counts = Counter(s.state for s in self.statuses.values())
-        ending = {"done": "done", "failed": "failed"}.get(found.state, "stopped")
-        what = shown_values(found.result or found.values)
-        if found.state == "failed":
-            what = ": ".join([found.error, *(x for x in last_lines(self.members[name], 1) if not x.startswith("$ "))])
+        ending = {"done": "done", "failed": "failed"}.get(now.state, "stopped")
+        what = shown_values(now.result or now.values)
+        if now.state == "failed":
+            what = ": ".join([now.error, *(x for x in last_lines(self.members[name], 1) if not x.startswith("$ "))])
         line = f"{ending:<7}  {name}  {duration(seconds)}  {what}"
         self.console.print(f"{line.rstrip()}  [{counts['done']}/{len(self.members)}]", soft_wrap=True)
 
     def _table(self, now: float) -> Table:
-        """The running members, as many as fit, over how many there are in each state."""
+        """The running members, as many as fit, with the number of members in each state as a caption."""
         table = Table(box=box.SIMPLE_HEAD, caption=self._counts(), caption_justify="left", expand=True)
-        for title, justify in (("running", "left"), ("step", "right"), ("time", "right"), ("last values", "left")):
+        for title in ("running", "step", "time", "last values"):
+            justify = "right" if title in ("step", "time") else "left"
             table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
         fit = max(1, self.console.size.height - 8)
         for name in sorted(self.since)[:fit]:
-            found = status(self.members[name])
-            step = "" if found.step is None else str(found.step)
-            table.add_row(name, step, duration(now - self.since[name]), shown_values(found.values))
+            current = status(self.members[name])
+            step = "" if current.step is None else str(current.step)
+            table.add_row(name, step, duration(now - self.since[name]), shown_values(current.values))
         if len(self.since) > fit:
             table.add_row(f"and {len(self.since) - fit} more", "", "", "")
         return table
@@ -94,32 +99,32 @@ class Board:
 
 
 def summary(members: Iterable[Member], stream: IO[str] | None = None) -> Counter:
-    """Print a line for every member, with its result, and the end of the log of every one that failed.
+    """Print a line for every member with its result, and the end of the log of every failed one.
 
     Returns:
-      How many members are in each state.
+      The number of members in each state.
     """
     console = Console(file=stream or sys.stdout, markup=False, highlight=False)
-    found = {member.name: (member, status(member)) for member in members}
-    width = max(map(len, found), default=0)
+    by_name = {member.name: (member, status(member)) for member in members}
+    width = max(map(len, by_name), default=0)
     console.print()
-    for name, (member, now) in found.items():
+    for name, (member, now) in by_name.items():
         what = now.error if now.state == "failed" else shown_values(now.result or {})
         state = "stopped" if now.state == "started" else now.state
         console.print(f"{state:<7}  {name:<{width}}  {what}".rstrip(), soft_wrap=True)
         if now.state == "failed":
             console.print(log_end(member), soft_wrap=True)
-    return Counter(now.state for _, now in found.values())
+    return Counter(now.state for _, now in by_name.values())
 
 
 def log_end(member: Member) -> str:
-    """The last lines of a member's log, indented, under its path."""
+    """The path of a member's log and, indented, its last lines."""
     lines = last_lines(member) or ["(it has no log)"]
     return "\n".join([f"    {member.path / 'log.txt'} ends:", *(f"      {line}" for line in lines)])
 
 
 def shown_values(values: Mapping[str, float | None]) -> str:
-    """A few values in one line, the loss first, speeds left out."""
+    """A few values in one line, the loss first, without speeds."""
     keys = [key for key in values if not key.endswith("_per_second")]
     keys.sort(key=lambda key: key.split("/")[-1] != LOSS)
     number = lambda value: "nan" if value is None else f"{value:.4g}"

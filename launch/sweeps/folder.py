@@ -1,4 +1,4 @@
-"""Who may use a sweep folder: one sweep at a time, and always the same one."""
+"""Claims on a sweep folder: it belongs to one sweep, which runs in it once at a time."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_
 
 @contextlib.contextmanager
 def locked(workdir: str | Path) -> Iterator[int]:
-    """Make the folder, and keep other sweeps out of it; gives the lock's file descriptor.
+    """Make the folder and lock it; yields the file descriptor of the lock.
 
-    Processes that inherit the descriptor hold the lock too, should this one be killed.
+    Processes that inherit the descriptor keep the folder locked if this one is killed.
 
     Raises:
-      SweepError: it is not writable, or a sweep is running in it.
+      SweepError: the folder is not writable, or a sweep is running in it.
     """
     path = Path(workdir)
     try:
@@ -33,24 +33,24 @@ def locked(workdir: str | Path) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SweepError(
-                f"another sweep is running in {path}, or members that a killed one has left (fuser {path}/.lock tells "
-                "the processes); wait for it or choose another --workdir"
+                f"another sweep is running in {path}, or members that a killed one has left (`fuser {path}/.lock` "
+                "lists their processes); wait for it or choose another --workdir"
             ) from error
         except OSError as error:  # some cluster file systems have no locks
-            logging.warning("%s cannot be locked (%s): see to it that one sweep alone uses it", path, error)
+            logging.warning("%s cannot be locked (%s): make sure that no other sweep uses it", path, error)
         yield lock.fileno()
 
 
 def claim(sweep: Sweep) -> Sweep:
-    """Take a folder for a sweep, or take up the one that is there; to be called in `locked`.
+    """Define a sweep in its folder, or continue the one that is in it; call it within `locked`.
 
-    A sweep that is there may be given more members, with the same base config; a search keeps those it has found.
+    A sweep may get more members, with the same base config. A search keeps the members that it has proposed.
 
     Returns:
-      The sweep with all members, written to sweep.json.
+      The sweep with all members, as written to sweep.json.
 
     Raises:
-      SweepError: the folder holds something else: another sweep, other runs.
+      SweepError: the folder holds another sweep, or other runs.
     """
     sweep = checked(sweep)
     save(sweep)
@@ -58,28 +58,28 @@ def claim(sweep: Sweep) -> Sweep:
 
 
 def checked(sweep: Sweep) -> Sweep:
-    """`claim`, but nothing is written."""
+    """`claim` without writing anything."""
     if (sweep.path / DEFINITION).exists():
         stored = load(sweep.path)
         _check_same(stored, sweep)
         if sweep.search:
             sweep = dataclasses.replace(sweep, members=stored.members)
     names = {member.name for member in sweep.members}
-    strange = [p.name for p in sorted(sweep.path.iterdir()) if p.is_dir() and p.name not in names]
-    strange = [name for name in strange if (sweep.path / name / "config.json").exists()]
-    if (sweep.path / "config.json").exists() or strange:
-        found = ", ".join(strange) if strange else "a run of its own"
-        raise SweepError(f"{sweep.path} holds runs that are not of this sweep: {found}; choose another --workdir")
+    others = [p.name for p in sorted(sweep.path.iterdir()) if p.is_dir() and p.name not in names]
+    others = [name for name in others if (sweep.path / name / "config.json").exists()]
+    if (sweep.path / "config.json").exists() or others:
+        shown = ", ".join(others) if others else "a run of its own"
+        raise SweepError(f"{sweep.path} holds runs that are not of this sweep: {shown}; choose another --workdir")
     for member in sweep.members:
         _check_config(member)
     return sweep
 
 
 def _check_same(stored: Sweep, asked: Sweep) -> None:
-    """Refuse a sweep that is not the stored one, or more of it."""
+    """Raise unless a sweep is the stored one, or has the same and more members."""
     lines = [f"base {line}" for line in difference(stored.base, asked.base)]
     before = {member.name: member for member in stored.members}
-    for member in asked.members:  # of config files of their own
+    for member in asked.members:  # those with a config file of their own have a base of their own
         if member.name in before and member.config_file != asked.config_file:
             lines += [f"{member.name}: {line}" for line in difference(before[member.name].base, member.base)]
     if (stored.search is None) != (asked.search is None):
@@ -91,21 +91,21 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
         lines += [f"{name}: a member -> (absent)" for name in sorted(missing)]
     if lines:
         raise SweepError(
-            f"{asked.path} holds another sweep (stored -> asked):\n  "
+            f"{asked.path} holds another sweep (stored -> given):\n  "
             + "\n  ".join(lines)
-            + "\nAsk for the same again, or for more members of it, or choose another --workdir."
+            + "\nGive the same sweep, add members to it, or choose another --workdir."
         )
 
 
 def _check_config(member: Member) -> None:
-    """Refuse a member's folder that holds a run of another config."""
+    """Raise if a member's folder holds a run of another config."""
     path = member.path / "config.json"
     if not path.exists():
         return
     lines = difference(json.loads(path.read_text()), plain(config_of(member)))
     if lines:
         raise SweepError(
-            f"{member.path} holds a run of another sweep (stored -> asked):\n  "
+            f"{member.path} holds a run of another sweep (stored -> given):\n  "
             + "\n  ".join(lines)
             + "\nChoose another --workdir."
         )

@@ -1,7 +1,7 @@
 """Members as processes on this machine, each with devices and cores of its own.
 
-GPUs and TPU chips are handed out by the environment (`CUDA_VISIBLE_DEVICES`, `TPU_VISIBLE_CHIPS`), one to a member
-unless `processes` says otherwise. The cores are divided by CPU affinity, which XLA's thread pools follow.
+GPUs and TPU chips are assigned by environment variables (`CUDA_VISIBLE_DEVICES`, `TPU_VISIBLE_CHIPS`), one per member
+unless `processes` says otherwise. Cores are divided by CPU affinity, which XLA's thread pools respect.
 """
 
 import contextlib
@@ -12,18 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeVar
 
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start
 
+T = TypeVar("T")
 _POLL = 0.5  # seconds
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE = 120  # seconds that members have to save when the sweep ends by an error
+_GRACE = 120  # seconds for members to save when the sweep ends in an error
 _PASSED_ON = 0  # no signal has this number
-_PROBE_TIMEOUT = 180  # seconds; a TPU takes some, one that another process holds can hang
+_PROBE_TIMEOUT = 180  # seconds; a TPU is slow to start, and hangs if another process holds it
 _PROBE = """
 import json, jax
 devices = jax.local_devices()
@@ -33,8 +34,8 @@ print(json.dumps([jax.default_backend(), len(units)]))
 
 
 @dataclass(frozen=True)
-class Slot:
-    """What one member at a time runs on: additions to the environment, and CPU cores (none: all)."""
+class ProcessSlot:
+    """What one member at a time runs on: additions to the environment, and CPU cores (none means all)."""
 
     environment: Mapping[str, str]
     cores: tuple[int, ...]
@@ -42,21 +43,25 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Running:
+    """A member's process, and what it runs on."""
+
     member: Member
-    slot: Slot
+    slot: ProcessSlot
     process: subprocess.Popen
 
 
 def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
-    """Train the members, as many at once as there are slots; see `launch.sweeps.members` for the contract.
+    """Train the members, as many at once as there are slots; see `launch.sweeps.members.Executor`.
 
     SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM: the members save and end. A second SIGINT kills them.
 
     Args:
-      members: asked for one more whenever a slot is free, so an iterator may decide by what has ended so far.
+      sweep: that the members belong to.
+      members: the next one is taken when a slot is free, so that an iterator can choose it by what has ended so far.
+      options: `processes` is the number of slots; 0 is one per device, or per core on a CPU.
 
     Raises:
-      SweepError: more processes than cores, or no answer from the devices.
+      SweepError: there are more processes than cores, or JAX does not start.
       Preempted: the sweep was asked to stop.
     """
     platform, names = devices(os.environ)
@@ -92,9 +97,9 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
 
 
 def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """JAX's platform and the names of its devices here, as the environment variable that picks them has them.
+    """JAX's platform, and the names of its devices as the environment variable that selects them has them.
 
-    Found out by a process of its own: one that has looked at a GPU or a TPU holds it.
+    A process of its own looks for them, as a process that has looked at a GPU or a TPU holds it.
 
     Raises:
       SweepError: JAX does not start.
@@ -102,15 +107,15 @@ def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     if environment.get("JAX_PLATFORMS") == "cpu":
         return "cpu", ()
     try:
-        found = subprocess.run(
+        probe = subprocess.run(
             [sys.executable, "-c", _PROBE],
-            env=environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            env={**environment, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             capture_output=True,
             text=True,
             timeout=_PROBE_TIMEOUT,
             check=True,
         )
-        platform, count = json.loads(found.stdout.splitlines()[-1])
+        platform, count = json.loads(probe.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
         raise SweepError(
             f"JAX has not found its devices within {_PROBE_TIMEOUT} s; is another process using them?"
@@ -122,18 +127,20 @@ def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     return platform, tuple(names or map(str, range(count)))
 
 
-def divide(platform: str, names: Sequence[str], cores: Sequence[int], processes: int, members: int) -> tuple[Slot, ...]:
+def divide(
+    platform: str, names: Sequence[str], cores: Sequence[int], processes: int, members: int
+) -> tuple[ProcessSlot, ...]:
     """The slots of this machine.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
       names: of the GPUs or TPU chips.
       cores: of the CPU, by number.
-      processes: how many slots; 0 is one a device, or one a core on a CPU.
-      members: how many there are: fewer get more cores each.
+      processes: the number of slots; 0 is one per device, or per core on a CPU.
+      members: how many there are; fewer of them get more cores each.
 
     Raises:
-      SweepError: more processes than cores, or than TPU chips.
+      SweepError: there are more processes than cores or TPU chips.
     """
     units = len(cores) if platform == "cpu" else len(names)
     count = processes or min(units, members)
@@ -142,25 +149,26 @@ def divide(platform: str, names: Sequence[str], cores: Sequence[int], processes:
         raise SweepError(f"--processes={count}, but there are {units} {what} here; take at most {units}")
     shares = [tuple(_share(cores, i, count)) for i in range(count)]
     if platform == "cpu":
-        return tuple(Slot({}, share) for share in shares)
+        return tuple(ProcessSlot({}, share) for share in shares)
     if platform == "tpu":
         alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
-        return tuple(Slot({"TPU_VISIBLE_CHIPS": names[i], **alone}, shares[i]) for i in range(count))
+        return tuple(ProcessSlot({"TPU_VISIBLE_CHIPS": names[i], **alone}, shares[i]) for i in range(count))
     if count <= units:
-        given = [names[i : i + 1] if not processes else _share(names, i, count) for i in range(count)]
-        return tuple(Slot({"CUDA_VISIBLE_DEVICES": ",".join(g)}, s) for g, s in zip(given, shares, strict=True))
+        gpus = [names[i : i + 1] if not processes else _share(names, i, count) for i in range(count)]
+        return tuple(ProcessSlot({"CUDA_VISIBLE_DEVICES": ",".join(g)}, s) for g, s in zip(gpus, shares, strict=True))
     together = -(-count // units)  # members on one GPU; each would take three quarters of its memory
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / together:.3f}"}
-    return tuple(Slot({"CUDA_VISIBLE_DEVICES": names[i % units], **memory}, shares[i]) for i in range(count))
+    visible = [{"CUDA_VISIBLE_DEVICES": names[i % units]} for i in range(count)]
+    return tuple(ProcessSlot(own | memory, share) for own, share in zip(visible, shares, strict=True))
 
 
-def _share(things: Sequence[Any], index: int, count: int) -> Sequence[Any]:
-    """The contiguous part of `things` that is number `index` of `count` nearly equal ones."""
+def _share(things: Sequence[T], index: int, count: int) -> Sequence[T]:
+    """Part `index` of `things` divided into `count` contiguous parts of nearly equal size."""
     return things[index * len(things) // count : (index + 1) * len(things) // count]
 
 
-def _begin(sweep: Sweep, member: Member, slot: Slot, options: Options, *, pinned: bool) -> _Running:
-    """Start a member's process, its output appended to its log."""
+def _begin(sweep: Sweep, member: Member, slot: ProcessSlot, options: Options, *, pinned: bool) -> _Running:
+    """Start a member's process, with its output appended to its log."""
     line = command(sweep, member)
     with open(start(member), "ab") as log, _on(slot.cores if pinned else ()):
         log.write(f"$ {shlex.join(line)}\n".encode())
@@ -171,7 +179,7 @@ def _begin(sweep: Sweep, member: Member, slot: Slot, options: Options, *, pinned
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which passes it on once
             pass_fds=options.keep_open,
         )
     return _Running(member, slot, process)
@@ -179,7 +187,7 @@ def _begin(sweep: Sweep, member: Member, slot: Slot, options: Options, *, pinned
 
 @contextlib.contextmanager
 def _on(cores: Sequence[int]) -> Iterator[None]:
-    """Processes started within run on these cores: they inherit the affinity of the thread that starts them."""
+    """Start processes on these cores: they inherit the affinity of the thread that starts them."""
     if not cores:
         yield
         return
@@ -193,17 +201,23 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[list[int]]:
-    """A list that the signals go to which ask the sweep to stop."""
+    """Collect the signals that ask the sweep to stop in a list."""
     asked: list[int] = []
     with handled(asked.append):
         yield asked
 
 
+class OnSignal(Protocol):
+    """Called with the number of a signal that asks the sweep to stop."""
+
+    def __call__(self, number: int, /) -> None: ...
+
+
 @contextlib.contextmanager
-def handled(ask: Callable[[int], None]) -> Iterator[None]:
-    """`ask` is called with the signals that ask the sweep to stop."""
-    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in wanted}
+def handled(ask: OnSignal) -> Iterator[None]:
+    """Call `ask` at the signals that ask the sweep to stop."""
+    numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in numbers}
     try:
         yield
     finally:
@@ -212,7 +226,7 @@ def handled(ask: Callable[[int], None]) -> Iterator[None]:
 
 
 def _pass_on(asked: list[int], running: Sequence[_Running]) -> None:
-    """Ask the members to stop once the sweep is asked; a second Ctrl-C kills them."""
+    """Ask the members to stop if the sweep was asked; a second Ctrl-C kills them."""
     if asked and asked[-1] != _PASSED_ON:
         for r in running:
             r.process.kill() if asked.count(signal.SIGINT) > 1 else r.process.terminate()
@@ -220,7 +234,7 @@ def _pass_on(asked: list[int], running: Sequence[_Running]) -> None:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Leave no process behind when the sweep ends by an error."""
+    """Stop all processes when the sweep ends in an error."""
     for r in running:
         r.process.terminate()
     deadline = time.monotonic() + _GRACE
@@ -233,7 +247,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 def _reason(code: int) -> str:
-    """Why a process has ended, by its exit status."""
+    """Why a process has ended, from its exit status."""
     if code > 0:
         return f"exit status {code}"
     hint = " (out of memory? fewer --processes need less)" if -code == signal.SIGKILL else ""

@@ -1,43 +1,38 @@
-"""The sweep folder: what is swept (sweep.json), and for every member a run directory named by its overrides.
+"""The sweep folder: what is swept (sweep.json), a run directory for every member, and the store that they share.
 
     WORKDIR/sweep.json                              config files, base configs, the members with their overrides
     WORKDIR/regularizer.cosine_weight=0.1,seed=3/   a member: a run directory, with log.txt, and error.txt if it failed
+    WORKDIR/store/                                  the results of stages; members share what their plans share
 
-An executor is a module with
-
-    execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None
-
-that trains the given members, which are not done. It calls `start` before a member and `fail` where one ends in an
-error, goes on with the others, tells `options.watch` what is running about once a second and `options.ended` what has
-ended, and raises `launch.run.Preempted` if it was itself asked to stop. Whether a member is done, its `result.json`
-says, nothing else.
+A member is done when it has a result.json; nothing else counts.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch.files import write_atomically
-from launch.run import plain
+from launch.run import PLAN, plain
 
 STATES = ("waiting", "started", "failed", "done")
 DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
-CONFIG = "config"  # among overrides: the config file that the others are of, instead of the sweep's
+CONFIG = "config"  # an override of this name is the config file that the member is of, instead of the sweep's
 
 
 class SweepError(ValueError):
-    """The sweep cannot be defined, or not in this folder; the message says why and what to do."""
+    """The sweep cannot be defined or used in this folder; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,11 @@ class Member:
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, made of the overrides.
-      overrides: {"regularizer.cosine_weight": 0.1}, in what it differs from its base config.
+      name: of its folder, made from the overrides.
+      overrides: where it differs from its base config, as {"regularizer.cosine_weight": 0.1}.
       path: its run directory.
       config_file: of its base config, absolute, FILE or FILE:ARGUMENT; the sweep's unless it names another.
-      base: the base config, resolved, as JSON has it.
+      base: the base config, resolved, as JSON values.
     """
 
     name: str
@@ -66,10 +61,10 @@ class Sweep:
     Attributes:
       path: the sweep folder.
       config_file: of the base config, absolute, FILE or FILE:ARGUMENT.
-      fixed: overrides that all members share, given on the command line; base configs have them in them.
-      base: the base config of members that name none, resolved, as JSON has it.
-      members: in the order in which they were defined.
-      search: what an adaptive search looks for, or None.
+      fixed: overrides from the command line, for all members; base configs include them.
+      base: the base config of members that name no config file, resolved, as JSON values.
+      members: in the order of their definition.
+      search: the settings of an adaptive search, or None.
     """
 
     path: Path
@@ -80,33 +75,65 @@ class Sweep:
     search: Mapping[str, Any] | None = None
 
 
+class OnRunning(Protocol):
+    """Called about once a second with the names of the members that are running."""
+
+    def __call__(self, running: Collection[str], /) -> None: ...
+
+
+class OnEnded(Protocol):
+    """Called with every member that has ended: done, failed or stopped."""
+
+    def __call__(self, member: Member, /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Options:
-    """What an executor is told besides the members.
+    """What an executor needs besides the members.
 
     Attributes:
       processes: how many members at once; 0 leaves it to the executor.
       slurm: settings of the scheduler, {"nodes": "2", "partition": "main"}.
-      watch: called about once a second with the names of the members that are running.
-      ended: called with every member that has ended, however it did.
-      keep_open: file descriptors that processes of members inherit: the folder stays locked until the last has ended.
+      watch: see `OnRunning`.
+      ended: see `OnEnded`.
+      keep_open: file descriptors that members' processes inherit, so that the folder stays locked until the last ends.
     """
 
     processes: int = 0
     slurm: Mapping[str, str] = field(default_factory=dict)
-    watch: Callable[[Collection[str]], None] = lambda running: None
-    ended: Callable[[Member], None] = lambda member: None
+    watch: OnRunning = lambda running: None
+    ended: OnEnded = lambda member: None
     keep_open: Sequence[int] = ()
+
+
+class Executor(Protocol):
+    """What trains members: a module with this function."""
+
+    def execute(self, sweep: Sweep, members: Iterable[Member], options: Options) -> None:
+        """Train members, and go on with the others where one fails.
+
+        Calls `start` before a member begins, `fail` where one ends in an error, and the functions of `options`.
+
+        Args:
+          sweep: that they belong to.
+          members: to be trained; none of them is done.
+          options: how.
+
+        Raises:
+          SweepError: these members cannot be trained by this executor.
+          Preempted: the sweep was asked to stop; the same call goes on.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a member is, by its files.
+    """The progress of a member, according to its files.
 
     Attributes:
-      state: "waiting" (nothing is there), "started" (running, or stopped on the way), "failed" or "done".
+      state: "waiting" (not begun), "started" (running, or stopped before its end), "failed" or "done".
       step: the last that was logged, if any.
-      values: the newest value of every metric in the last lines of metrics.jsonl.
+      values: the newest value of every metric in the last lines of its newest metrics.jsonl.
       result: of a member that is done.
       error: why it failed.
     """
@@ -125,34 +152,37 @@ def define(
     workdir: str | Path,
     *,
     config_file: str,
-    base: Mapping[str, Any],
+    base: Mapping[str, Any] | ConfigDict,
     overrides: Sequence[Mapping[str, Any]],
-    others: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Mapping[str, ConfigDict] | None = None,
     fixed: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """A sweep of `base` with one member for each dict of flat overrides; nothing is written.
 
     Args:
-      overrides: those with a key `CONFIG` are of that config file instead, which is relative to the folder of
-        `config_file`.
-      others: the base configs of such files, by what stands under `CONFIG`.
+      workdir: the sweep folder.
+      config_file: FILE or FILE:ARGUMENT.
+      base: its config, with `fixed` in it.
+      overrides: of each member; under the key `CONFIG` a config file of its own, relative to `config_file`.
+      others: the configs of such files, by that value.
+      fixed: overrides from the command line, for all members.
+      search: the settings of an adaptive search.
 
     Raises:
-      SweepError: two members are the same.
+      SweepError: two members are equal.
     """
     path, file = Path(workdir).absolute(), located(config_file)
     as_json = lambda config: json.loads(json.dumps(plain(config)))
     bases = {None: (file, as_json(base))}
-    bases |= {name: (located(name, beside=file), as_json(own)) for name, own in (others or {}).items()}
-    names = [member_name(o) for o in overrides]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise SweepError(f"the sweep has the same member more than once: {', '.join(twice)}")
-    own = [{key: value for key, value in o.items() if key != CONFIG} for o in overrides]
+    bases |= {name: (located(name, beside=file), as_json(config)) for name, config in (others or {}).items()}
+    names = [member_name(values) for values in overrides]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise SweepError(f"the sweep has the same member more than once: {', '.join(repeated)}")
     members = tuple(
-        Member(name, mine, path / name, *bases[o.get(CONFIG)])
-        for name, mine, o in zip(names, own, overrides, strict=True)
+        Member(name, {k: v for k, v in values.items() if k != CONFIG}, path / name, *bases[values.get(CONFIG)])
+        for name, values in zip(names, overrides, strict=True)
     )
     return Sweep(path, file, dict(fixed or {}), bases[None][1], members, search)
 
@@ -161,21 +191,21 @@ def located(config_file: str, *, beside: str = "") -> str:
     """FILE or FILE:ARGUMENT with an absolute path; a relative one starts from the folder of the file `beside`."""
     file, colon, argument = config_file.partition(":")
     folder = Path(beside.partition(":")[0]).parent if beside else Path()
-    return f"{(folder / file).absolute()}{colon}{argument}"
+    return f"{os.path.abspath(folder / file)}{colon}{argument}"
 
 
 def extend(sweep: Sweep, overrides: Mapping[str, Any]) -> tuple[Sweep, Member]:
-    """The sweep with one member more."""
+    """The sweep with one more member, and that member."""
     name = member_name(overrides)
     member = Member(name, dict(overrides), sweep.path / name, sweep.config_file, sweep.base)
     return dataclasses.replace(sweep, members=(*sweep.members, member)), member
 
 
 def member_name(overrides: Mapping[str, Any]) -> str:
-    """A folder's name for overrides: "regularizer.cosine_weight=0.1,seed=3", the same wherever it is made.
+    """The name of a member's folder, "regularizer.cosine_weight=0.1,seed=3"; a function of the overrides alone.
 
-    Tuples are joined by "+"; a config file is named as if it were imported. Characters that a shell or a file system
-    could take amiss become "_", and what is too long is cut; a digest of the whole then keeps two such names apart.
+    Tuples are joined by "+", and a config file is named like a module. Characters that are special to a shell or a file
+    system become "_", and long names are cut; a digest then keeps such names apart.
     """
     dotted = lambda file: re.sub(r"\.py(:|$)", r"\1", file).replace("/", ".")
     parts = [f"{key}={dotted(value) if key == CONFIG else _shown(value)}" for key, value in overrides.items()]
@@ -211,17 +241,17 @@ def load(workdir: str | Path) -> Sweep:
     """The sweep that a folder holds.
 
     Raises:
-      SweepError: it holds none, or sweep.json is damaged.
+      SweepError: it holds no sweep, or sweep.json is damaged.
     """
     path = Path(workdir).absolute()
     try:
         content = json.loads((path / DEFINITION).read_text())
         bases, file = content["bases"], content["config_file"]
         members = tuple(
-            Member(m["name"], _tuples(m["overrides"]), path / m["name"], m["config_file"], bases[m["config_file"]])
+            Member(m["name"], tuples(m["overrides"]), path / m["name"], m["config_file"], bases[m["config_file"]])
             for m in content["members"]
         )
-        return Sweep(path, file, _tuples(content["fixed"]), bases[file], members, content["search"])
+        return Sweep(path, file, tuples(content["fixed"]), bases[file], members, content["search"])
     except FileNotFoundError as error:
         raise SweepError(f"{path} is no sweep folder: it has no {DEFINITION}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -232,41 +262,47 @@ def load(workdir: str | Path) -> Sweep:
 
 
 def config_of(member: Member) -> FrozenConfigDict:
-    """The member's resolved config: what `launch.train` makes of `command`."""
-    config = ConfigDict(_tuples(member.base))
+    """The member's resolved config, as `launch.train` reads it from `command`."""
+    config = ConfigDict(tuples(member.base))
     config.update_from_flattened_dict(dict(member.overrides))
     return FrozenConfigDict(config)
 
 
+def store_path(sweep: Sweep) -> Path:
+    """The store that all members share."""
+    return sweep.path / "store"
+
+
 def command(sweep: Sweep, member: Member) -> list[str]:
-    """The command that runs a member by itself, and continues it; to be started where the sweep was."""
-    given = dict(sweep.fixed) | dict(member.overrides)
+    """The command that trains a member by itself, or continues it; for the folder in which the sweep was started."""
+    overrides = dict(sweep.fixed) | dict(member.overrides)
     return [
         *(sys.executable, "-m", "launch.train", f"--config={member.config_file}", f"--workdir={member.path}"),
-        *(f"--config.{key}={_argument(value)}" for key, value in given.items()),
+        f"--store={store_path(sweep)}",
+        *(f"--config.{key}={_argument(value)}" for key, value in overrides.items()),
     ]
 
 
 def _argument(value: Any) -> str:
-    """A value as config_flags reads it."""
+    """A value as config_flags parses it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def start(member: Member) -> Path:
-    """Make the member's folder, forget an earlier error, and give the path of the log to append to."""
+    """Make the member's folder without an earlier error; returns the path of the log to append to."""
     member.path.mkdir(parents=True, exist_ok=True)
     (member.path / _ERROR).unlink(missing_ok=True)
     return member.path / _LOG
 
 
 def fail(member: Member, reason: str) -> None:
-    """Note that a member has failed."""
+    """Note in the member's folder that it has failed."""
     member.path.mkdir(parents=True, exist_ok=True)
     write_atomically(member.path / _ERROR, reason.rstrip() + "\n")
 
 
 def status(member: Member) -> Status:
-    """How far a member is; see `Status`."""
+    """The progress of a member; see `Status`."""
     if not member.path.is_dir():
         return Status("waiting")
     step, values = _last_metrics(member.path)
@@ -279,7 +315,7 @@ def status(member: Member) -> Status:
 
 
 def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
-    """The last lines of a member's log that are not empty; of a progress bar's states only the last."""
+    """The last lines of a member's log that are not empty; of a progress bar the last state."""
     path = member.path / log
     if not path.exists():
         return []
@@ -288,11 +324,11 @@ def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
 
 
 def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
-    """The last step, and the newest value of each metric, in the run's metrics or those of the newest run in it."""
-    found = [*path.glob("metrics.jsonl"), *path.glob("*/metrics.jsonl"), *path.glob("*/*/metrics.jsonl")]
-    if not found:
+    """The last step, and the newest value of each metric, of what a run logged last."""
+    logs = list(_logs(path))
+    if not logs:
         return None, {}
-    newest = max(found, key=lambda p: p.stat().st_mtime_ns)
+    newest = max(logs, key=lambda log: log.stat().st_mtime_ns)
     lines = _end(newest).split("\n")[:-1]  # what follows the last newline is being written
     values: dict[str, float] = {}
     for line in lines[-20:]:
@@ -300,7 +336,16 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
             values |= json.loads(line)
     step = values.pop("step", None)
     values.pop("time", None)
-    return step, values
+    return None if step is None else int(step), values
+
+
+def _logs(path: Path) -> Iterator[Path]:
+    """Every metrics.jsonl of a run: of the stages that its plan names, and for runs without a plan in its folder."""
+    yield from itertools.chain(path.glob("metrics.jsonl"), path.glob("*/metrics.jsonl"), path.glob("*/*/metrics.jsonl"))
+    if (path / PLAN).exists():
+        plan = json.loads((path / PLAN).read_text())
+        logs = (path / plan["store"] / key / "metrics.jsonl" for key in plan["stages"])
+        yield from (log for log in logs if log.exists())
 
 
 def _end(path: Path, size: int = 1 << 16) -> str:
@@ -311,8 +356,8 @@ def _end(path: Path, size: int = 1 << 16) -> str:
         return file.read().decode(errors="replace")
 
 
-def _tuples(value: Any) -> Any:
-    """The other way: lists become tuples, as a frozen config has them."""
+def tuples(value: Any) -> Any:
+    """The inverse of `launch.run.plain`: lists become tuples, as a frozen config has them."""
     if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+        return {k: tuples(v) for k, v in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

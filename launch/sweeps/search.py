@@ -1,52 +1,54 @@
-"""Adaptive search: Optuna proposes members out of the space of a grid, by the results of those that have ended.
+"""Adaptive search: Optuna proposes members from the space of a grid, by the results of those that have ended.
 
-What it has learned is in WORKDIR/optuna.journal. After an interruption the members that were running go on, and those
-that had failed are proposed once more.
+What it has learned is in WORKDIR/optuna.journal. After an interruption the members that were running continue, and
+those that had failed are proposed again.
 """
 
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from launch.sweeps.members import Member, Sweep, SweepError, extend, member_name, save, status
-from launch.sweeps.space import Draws, Grid, settled, zipped
+from launch.sweeps.space import Grid, RandomValues, settled, zipped
 
 METHODS = ("optuna",)
 _JOURNAL, _MEMBER = "optuna.journal", "member"
 
-# Under a name, draws of one field, or a choice among overrides that have names.
-Dimension = Draws | Mapping[str, Mapping[str, Any]]
+# The distribution of one field, or a choice among overrides by their names.
+Dimension = RandomValues | Mapping[str, Mapping[str, Any]]
 
 
 def dimensions(grid: Grid | None, listed: Sequence[Mapping[str, Any]] = ()) -> dict[str, Dimension]:
-    """What a search varies: every field that is drawn, and one choice among the values of every other term.
+    """What a search varies: every field with a distribution, and a choice among the values of every other term.
 
     Args:
-      grid: its counts of draws are left aside: the number of trials is one for the whole search.
-      listed: overrides given as a list, by the config's sweep(): one choice more.
+      grid: its counts of random values are ignored; a search has one number of trials.
+      listed: the members of the config's sweep(), which are one more choice.
 
     Raises:
-      SweepError: a term zips draws with listed values.
+      SweepError: a term zips random values with listed ones.
     """
-    found: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = {}
     if listed:
-        found["sweep()"] = {member_name(overrides): overrides for overrides in listed}
-    for term in grid.terms if grid else ():
-        drawn = {axis.key: axis.values for axis in term if isinstance(axis.values, Draws)}
+        space["sweep()"] = {member_name(overrides): overrides for overrides in listed}
+    if grid is None:
+        return space
+    for term in grid.terms:
+        drawn = {axis.key: axis.values for axis in term if isinstance(axis.values, RandomValues)}
         keys = ",".join(axis.key for axis in term)
         if drawn and len(drawn) < len(term):
-            raise SweepError(f"--grid: {keys}: in a search, draws cannot be zipped with listed values; use ;")
-        found |= drawn or {keys: {member_name(row): row for row in zipped(grid, term, 0)}}
-    return found
+            raise SweepError(f"--grid: {keys}: in a search, random values cannot be zipped with listed ones; use ;")
+        space |= drawn or {keys: {member_name(row): row for row in zipped(grid, term, 0)}}
+    return space
 
 
 def described(space: Mapping[str, Dimension]) -> dict[str, str]:
-    """One line for every dimension; what a stored search is compared by."""
+    """A line for every dimension; equal for equal searches."""
     return {
         name: f"{'whole, ' if d.whole else ''}{d.distribution} from {d.low} to {d.high}"
-        if isinstance(d, Draws)
+        if isinstance(d, RandomValues)
         else ", ".join(d)
         for name, d in space.items()
     }
@@ -54,33 +56,38 @@ def described(space: Mapping[str, Dimension]) -> dict[str, str]:
 
 @dataclass
 class Search:
-    """The members of a search, as they are proposed: iterate, and tell it what has ended.
+    """An iterator of proposed members, which `ended` tells about results.
 
     Attributes:
-      sweep: with the members so far; sweep.json follows it.
-      trials: how many proposals there are in all, however often it is stopped; those that failed do not count.
+      sweep: with the members proposed so far, as in sweep.json.
+      space: the dimensions by name.
+      trials: the number of proposals in all, over all continuations; failed ones do not count.
       objective: the key of a member's result.
       direction: "minimize" or "maximize".
+      seed: of the sampler.
+      open: the numbers of the trials that wait for a member, by its name.
     """
 
     sweep: Sweep
     space: Mapping[str, Dimension]
     trials: int
     objective: str
-    direction: str
+    direction: Literal["minimize", "maximize"]
     seed: int
-    open: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # member -> trials that wait for it
+    open: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self):
         optuna = _optuna()
-        journal = optuna.storages.journal.JournalFileBackend(str(self.sweep.path / _JOURNAL))
+        from optuna.storages.journal import JournalFileBackend
+
+        journal = JournalFileBackend(str(self.sweep.path / _JOURNAL))
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal),
             study_name="sweep",
             direction=self.direction,
             load_if_exists=True,
         )
-        # The sampler's state is not in the journal: a seed of its own keeps a resumed search from repeating itself.
+        # The sampler's state is not in the journal; with the same seed, a continued search would repeat its proposals.
         seed = self.seed + len(self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
@@ -94,38 +101,37 @@ class Search:
                 yield member
 
     def ended(self, member: Member) -> None:
-        """Tell the study how a member has ended; one that was stopped stays open.
+        """Report a member's end to the study; a member that was stopped stays open.
 
         Raises:
           SweepError: its result lacks the objective.
         """
-        found = status(member)
-        if found.state not in ("done", "failed"):
+        now = status(member)
+        if now.state not in ("done", "failed"):
             return
         value = None
-        if found.state == "done":
-            if self.objective not in found.result:
+        if now.result is not None:
+            if self.objective not in now.result:
                 raise SweepError(
-                    f"the result of {member.name} has no {self.objective!r}; it has {', '.join(sorted(found.result))}"
+                    f"the result of {member.name} has no {self.objective!r}; it has {', '.join(sorted(now.result))}"
                 )
-            value = found.result[self.objective]  # None: it was not finite
+            value = now.result[self.objective]  # None if it was not finite
         failed = _optuna().trial.TrialState.FAIL
         for number in self.open.pop(member.name, ()):
             self.study.tell(number, value, state=None if value is not None else failed)
 
     def best(self) -> tuple[Member, float] | None:
-        """The best member so far and its objective."""
+        """The best member so far and its objective; None before the first result."""
         states = _optuna().trial.TrialState
         if not self.study.get_trials(deepcopy=False, states=(states.COMPLETE,)):
             return None
-        trial = self.study.best_trial
-        return self._known()[trial.user_attrs[_MEMBER]], trial.value
+        return self._known()[self.study.best_trial.user_attrs[_MEMBER]], self.study.best_value
 
     def _known(self) -> dict[str, Member]:
         return {member.name: member for member in self.sweep.members}
 
     def _taken_up(self) -> Iterator[Member]:
-        """The members that a stopped search left open; what failed in it is queued again."""
+        """The members that a stopped search left open; those that failed are queued again."""
         states = _optuna().trial.TrialState
         trials = self.study.get_trials(deepcopy=False)
         known = self._known()
@@ -147,7 +153,7 @@ class Search:
                 self.study.enqueue_trial(params)
 
     def _asked(self) -> Member | None:
-        """A new proposal's member, or None if there is nothing to train: its result is there, or on its way."""
+        """The member of a new proposal, or None if it is done or running."""
         trial = self.study.ask(_distributions(self.space))
         overrides = _overrides(trial.params, self.space)
         member = self._known().get(member_name(overrides))
@@ -166,7 +172,11 @@ class Search:
 
 
 def _optuna():
-    """The optional package, quiet."""
+    """The optional package, without its log lines.
+
+    Raises:
+      SweepError: it is not installed.
+    """
     try:
         import optuna
     except ImportError as error:
@@ -177,20 +187,24 @@ def _optuna():
 
 
 def _distributions(space: Mapping[str, Dimension]) -> dict[str, Any]:
-    made = _optuna().distributions
-    found = {}
+    optuna = _optuna().distributions
+    by_name = {}
     for name, dimension in space.items():
-        if isinstance(dimension, Draws):
-            make = made.IntDistribution if dimension.whole else made.FloatDistribution
-            found[name] = make(dimension.low, dimension.high, log=dimension.distribution == "log")
+        if not isinstance(dimension, RandomValues):
+            by_name[name] = optuna.CategoricalDistribution(tuple(dimension))
+        elif dimension.whole:
+            low, high = int(dimension.low), int(dimension.high)
+            by_name[name] = optuna.IntDistribution(low, high, log=dimension.distribution == "log")
         else:
-            found[name] = made.CategoricalDistribution(tuple(dimension))
-    return found
+            log = dimension.distribution == "log"
+            by_name[name] = optuna.FloatDistribution(dimension.low, dimension.high, log=log)
+    return by_name
 
 
 def _overrides(params: Mapping[str, Any], space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """The overrides that a trial's parameters stand for."""
-    found: dict[str, Any] = {}
+    """The overrides for a trial's parameters."""
+    overrides: dict[str, Any] = {}
     for name, dimension in space.items():
-        found |= {name: settled(params[name], dimension)} if isinstance(dimension, Draws) else dimension[params[name]]
-    return found
+        value = params[name]
+        overrides |= {name: settled(value, dimension)} if isinstance(dimension, RandomValues) else dimension[value]
+    return overrides

@@ -1,10 +1,10 @@
-"""Members as jobs of a SLURM cluster, one array of them, submitted by submitit: `--slurm=partition=gpu,nodes=2,…`.
+"""Members as an array of jobs of a SLURM cluster, submitted by submitit: `--slurm=partition=gpu,nodes=2,…`.
 
-Each job runs `launch.train` in every task; JAX finds the other tasks by itself. The sweep folder is on a file system
-that all nodes see. Job files and the jobs' own output go to WORKDIR/.slurm, a member's output to its log.txt.
+Each job runs `launch.train` in every task; JAX finds the other tasks by itself. The sweep folder must be on a file
+system that all nodes see. Job files and the jobs' own output go to WORKDIR/.slurm, a member's output to its log.txt.
 
-The sweep watches the queue, and may be stopped at any time: the jobs go on, the same command watches them again.
-Whether a member is done, its result.json says; the scheduler is only asked which jobs it still has.
+The sweep watches the queue and can be stopped at any time: the jobs continue, and the same command watches them again.
+The scheduler is asked only which jobs it still has; a member is done when it has a result.json.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from typing import Any
 from absl import logging
 
 from launch.files import write_atomically
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 from launch.sweeps.local import stopping
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start, status
-from launch.sweeps.slurm_task import Task
+from launch.sweeps.slurm_task import SlurmTask
 
 _QUEUE_EVERY = 10.0  # seconds between two looks at the queue
 _WATCH_EVERY = 1.0
-_LOOKS = 2  # a job that the queue lacks so often in turn has left it: one look can come between two states
+_LOOKS = 2  # a job that the queue lacks that often in a row has left it: one look can come between two states
 _FOLDER, _JOBS = ".slurm", "jobs.json"
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
 _STOPPED = ("COMPLETED", "CANCELLED", "PREEMPTED", "RUNNING", "COMPLETING")
 
-# Ours: (sbatch's, as submitit calls it; its type)
+# Our name -> (submitit's name of sbatch's option, type)
 _SETTINGS = {
     "partition": ("partition", str),
     "account": ("account", str),
@@ -54,17 +54,19 @@ _SETTINGS = {
     "parallel": ("array_parallelism", int),
     "restarts": (None, int),
 }
-_OTHER = "sbatch."  # what begins so goes to sbatch as it is
+_OTHER = "sbatch."  # the prefix of options that go to sbatch as they are
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is asked of the scheduler.
+class SlurmSettings:
+    """The resources of each member's job.
 
     Attributes:
-      parameters: submitit's.
-      nodes, tasks, gpus: nodes of a member; tasks and GPUs of each.
-      restarts: how often a member starts again because one of its processes was killed.
+      parameters: of submitit.
+      nodes: of a job.
+      tasks: on each node.
+      gpus: on each node.
+      restarts: how often a job may start again because one of its processes was killed.
     """
 
     parameters: Mapping[str, Any]
@@ -74,69 +76,73 @@ class Settings:
     restarts: int
 
 
-def settings(given: Mapping[str, str], processes: int = 0) -> Settings:
-    """Read `--slurm=name=value,…`.
+def settings(options: Mapping[str, str], processes: int = 0) -> SlurmSettings:
+    """Parse `--slurm=name=value,…`.
 
     Args:
-      given: partition, account, qos, constraint, nodelist, exclude, nodes, tasks_per_node, gpus_per_node,
-        cpus_per_task and mem as sbatch has them; time in minutes, after which a member saves and queues again (240);
-        grace, the seconds that it has to save (120); parallel, how many jobs run at once; restarts (3); and
+      options: partition, account, qos, constraint, nodelist, exclude, nodes, tasks_per_node, gpus_per_node,
+        cpus_per_task and mem as in sbatch; time, in minutes, after which a member saves and queues again (240); grace,
+        the seconds that it has to save (120); parallel, the number of jobs that run at once; restarts (3); and
         "sbatch.NAME" for any other option of sbatch.
-      processes: the same as parallel, which goes before it; 0 is no limit.
+      processes: the number of jobs that run at once unless `parallel` says it; 0 is no limit.
 
     Raises:
-      SweepError: an unknown name, or a value that cannot be.
+      SweepError: a name or a value is not valid.
     """
     parameters: dict[str, Any] = {"time": 240, "signal_delay_s": 120, "array_parallelism": processes or sys.maxsize}
     extra: dict[str, Any] = {"requeue": True}
     restarts = 3
-    for name, text in given.items():
+    for name, text in options.items():
         if name.startswith(_OTHER) and len(name) > len(_OTHER):
             extra[name.removeprefix(_OTHER)] = text or True
             continue
         if name not in _SETTINGS:
-            raise SweepError(f"--slurm has no {name!r}; there are {', '.join(_SETTINGS)}, and {_OTHER}NAME for others")
+            raise SweepError(
+                f"--slurm has no {name!r}; valid names: {', '.join(_SETTINGS)}, and {_OTHER}NAME for others"
+            )
         theirs, kind = _SETTINGS[name]
         lowest = 0 if name in ("restarts", "gpus_per_node") else 1
         if not text or (kind is int and not (text.isascii() and text.isdecimal() and int(text) >= lowest)):
-            wanted = f"a number from {lowest}" if kind is int else "a value"
-            raise SweepError(f"--slurm={name}={text}: wants {wanted}")
+            valid = f"a number from {lowest}" if kind is int else "a value"
+            raise SweepError(f"--slurm={name}={text}: needs {valid}")
         if theirs is None:
             restarts = int(text)
         else:
             parameters[theirs] = kind(text)
     if parameters["signal_delay_s"] >= 60 * parameters["time"]:
-        raise SweepError(f"--slurm: grace={parameters['signal_delay_s']} s is all of time={parameters['time']} min")
+        raise SweepError(
+            f"--slurm: grace={parameters['signal_delay_s']} s is not less than time={parameters['time']} min"
+        )
     nodes, tasks = parameters.get("nodes", 1), parameters.setdefault("ntasks_per_node", 1)
     gpus = parameters.get("gpus_per_node", 0)
     if gpus % tasks:
-        raise SweepError(f"--slurm: gpus_per_node={gpus} does not divide over tasks_per_node={tasks}")
+        raise SweepError(f"--slurm: gpus_per_node={gpus} is not a multiple of tasks_per_node={tasks}")
     if not gpus:
         parameters.pop("gpus_per_node", None)
-    # One task that ends badly ends the step: the others would wait for it. And srun does not ask for what sbatch did.
+    # A task that fails ends the step, as the others would wait for it. And srun does not inherit the cores from sbatch.
     srun = ["--kill-on-bad-exit=1"]
     srun += [f"--cpus-per-task={parameters['cpus_per_task']}"] if "cpus_per_task" in parameters else []
-    return Settings(parameters | {"srun_args": srun, "additional_parameters": extra}, nodes, tasks, gpus, restarts)
+    return SlurmSettings(parameters | {"srun_args": srun, "additional_parameters": extra}, nodes, tasks, gpus, restarts)
 
 
 # -- the queue ------------------------------------------------------------------------------------------------------
 
 
 def queue() -> dict[str, str]:
-    """{job id: state} of this user's jobs, those of arrays one by one.
+    """{job id: state} of this user's jobs, with an entry for each job of an array.
 
     Raises:
       OSError: the scheduler does not answer.
     """
-    asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T"]
-    found = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
-    if found.returncode:
-        raise OSError(f"squeue: {found.stderr.strip()}")
-    return dict(line.strip().split("|", 1) for line in found.stdout.splitlines() if "|" in line)
+    command_line = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T"]
+    answer = subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False)
+    if answer.returncode:
+        raise OSError(f"squeue: {answer.stderr.strip()}")
+    return dict(line.strip().split("|", 1) for line in answer.stdout.splitlines() if "|" in line)
 
 
 def queued(sweep: Sweep) -> list[str]:
-    """The jobs of a sweep that the scheduler still has; none where there is no scheduler to ask."""
+    """The jobs of a sweep that the scheduler still has; [] where there is no scheduler."""
     stored = _stored(sweep.path / _FOLDER)
     if not stored:
         return []
@@ -148,18 +154,18 @@ def queued(sweep: Sweep) -> list[str]:
 
 
 def ending(job: str) -> str:
-    """The state in which a job ended, as long as the scheduler remembers it, or ""."""
-    found = subprocess.run(
+    """The state in which a job ended; "" once the scheduler has forgotten it."""
+    answer = subprocess.run(
         ["scontrol", "show", "job", job, "--oneliner"], capture_output=True, text=True, timeout=120, check=False
     )
-    states = re.findall(r"\bJobState=(\w+)", found.stdout)
+    states = re.findall(r"\bJobState=(\w+)", answer.stdout)
     return states[0] if len(states) == 1 else ""
 
 
 def array_limit() -> int:
-    """How many jobs one array may have."""
-    found = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=120, check=False)
-    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", found.stdout, re.MULTILINE)
+    """The largest number of jobs in an array."""
+    answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=120, check=False)
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
     return max(1, int(limit[1])) if limit else 1000
 
 
@@ -167,18 +173,18 @@ def array_limit() -> int:
 
 
 def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
-    """Submit the members that the queue does not have yet, and watch them all; see `members` for the contract.
+    """Submit the members that are not in the queue, and watch all; see `launch.sweeps.members.Executor`.
 
     Raises:
-      SweepError: no scheduler, no submitit, a setting that is wrong, or a submission that is refused.
-      Preempted: the sweep was asked to stop; the jobs go on.
+      SweepError: there is no scheduler or no submitit, a setting is not valid, or the submission is refused.
+      Preempted: the sweep was asked to stop; the jobs continue.
     """
     for program in ("sbatch", "srun", "squeue", "scontrol"):
         if not shutil.which(program):
             raise SweepError(
-                f"--executor=slurm: {program} is not here; start it where jobs are submitted, or take --executor=local"
+                f"--executor=slurm: {program} is not here; start it where jobs are submitted, or use --executor=local"
             )
-    asked_for = settings(options.slurm, options.processes)
+    resources = settings(options.slurm, options.processes)
     members = list(members)
     folder = sweep.path / _FOLDER
     folder.mkdir(exist_ok=True)
@@ -190,66 +196,76 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
         jobs = {name: job for name, job in _stored(folder).items() if job in here}
         missing = [m for m in members if m.name not in jobs]
         for part in _parts(missing, array_limit()):
-            jobs |= submit(sweep, part, asked_for, folder)
+            jobs |= submit(sweep, part, resources, folder)
             write_atomically(folder / _JOBS, json.dumps(_stored(folder) | jobs, indent=2) + "\n")
         watching = {member.name: member for member in members}
         left = _watch(watching, jobs, options, asked)
     if left:
         raise Preempted(
-            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` takes them out)"
+            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` removes them)"
         )
 
 
 def _stored(folder: Path) -> dict[str, str]:
-    """{member: job} as last submitted from this folder."""
+    """{member: job} of the last submissions from this folder."""
     path = folder / _JOBS
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _parts(members: Sequence[Member], most: int) -> list[Sequence[Member]]:
-    """Parts of nearly equal size, none larger than `most`."""
+    """The members in parts of nearly equal size, at most `most` each."""
     count = math.ceil(len(members) / most)
     return [members[i * len(members) // count : (i + 1) * len(members) // count] for i in range(count)]
 
 
-def submit(sweep: Sweep, members: Sequence[Member], asked_for: Settings, folder: Path) -> dict[str, str]:
-    """Submit members as one array; {member: job}.
+def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, folder: Path) -> dict[str, str]:
+    """Submit members as one array.
+
+    Args:
+      sweep: that they belong to.
+      members: at most `array_limit()`.
+      resources: of each job.
+      folder: for submitit's files.
+
+    Returns:
+      {member: job}.
 
     Raises:
-      SweepError: submitit is not installed, or sbatch refuses.
+      SweepError: submitit is not installed, or sbatch refuses the submission.
     """
     try:
         import submitit
+        from submitit.core.utils import FailedSubmissionError, UncompletedJobError
     except ImportError as error:
-        raise SweepError("--executor=slurm wants submitit: pip install -e '.[slurm]'") from error
+        raise SweepError("--executor=slurm needs submitit: pip install -e '.[slurm]'") from error
     executor = submitit.SlurmExecutor(folder, python=shlex.quote(sys.executable))
+    parallel = min(resources.parameters["array_parallelism"], len(members))
     executor.update_parameters(
-        **asked_for.parameters | {"array_parallelism": min(asked_for.parameters["array_parallelism"], len(members))},
-        job_name=re.sub(r"\W", "_", sweep.path.name),
+        **{**resources.parameters, "array_parallelism": parallel}, job_name=re.sub(r"\W", "_", sweep.path.name)
     )
     for member in members:
         start(member)
         _losses(folder, member).unlink(missing_ok=True)
     try:
         with executor.batch():
-            found = [
+            submitted = [
                 executor.submit(
-                    Task(
+                    SlurmTask(
                         member,
                         command(sweep, member),
-                        asked_for.gpus if asked_for.nodes * asked_for.tasks > 1 else 0,
-                        asked_for.tasks,
-                        asked_for.restarts,
+                        resources.gpus if resources.nodes * resources.tasks > 1 else 0,
+                        resources.tasks,
+                        resources.restarts,
                         _losses(folder, member),
                     )
                 )
                 for member in members
             ]
-    except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
+    except (UncompletedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if "sbatch:" in line] or str(error).splitlines()[-3:]
         raise SweepError("--executor=slurm: the submission is refused\n  " + "\n  ".join(lines)) from error
-    jobs = {member.name: job.job_id for member, job in zip(members, found, strict=True)}
-    logging.info("%d members submitted as job %s", len(jobs), found[0].job_id.split("_")[0])
+    jobs = {member.name: job.job_id for member, job in zip(members, submitted, strict=True)}
+    logging.info("%d members submitted as job %s", len(jobs), submitted[0].job_id.split("_")[0])
     return jobs
 
 
@@ -258,7 +274,7 @@ def _losses(folder: Path, member: Member) -> Path:
 
 
 def _watch(members: dict[str, Member], jobs: Mapping[str, str], options: Options, asked: Sequence[int]) -> list[str]:
-    """Watch until every member has ended, or the sweep is asked to stop; the jobs that are then left."""
+    """Watch until every member has ended or the sweep is asked to stop; returns the jobs that are left."""
     absent = dict.fromkeys(members, 0)
     here: Mapping[str, str] = {}
     looked, silent = -math.inf, False
@@ -269,7 +285,7 @@ def _watch(members: dict[str, Member], jobs: Mapping[str, str], options: Options
                 here, silent = queue(), False
             except (OSError, subprocess.TimeoutExpired) as error:
                 if not silent:
-                    logging.warning("the scheduler does not answer (%s); trying on", error)
+                    logging.warning("the scheduler does not answer (%s); trying again", error)
                 silent = True
             else:
                 for name in list(members):
@@ -277,7 +293,7 @@ def _watch(members: dict[str, Member], jobs: Mapping[str, str], options: Options
         over = [n for n, m in members.items() if absent[n] >= _LOOKS or status(m).state == "done"]
         for name in over:
             member = members.pop(name)
-            if status(member).state in ("waiting", "started"):  # some jobs end before they come to the member
+            if status(member).state in ("waiting", "started"):  # some jobs end before they start the member
                 _note(member, jobs[name])
             options.ended(member)
         options.watch({name for name in members if here.get(jobs[name]) in _RUNNING})
@@ -287,7 +303,7 @@ def _watch(members: dict[str, Member], jobs: Mapping[str, str], options: Options
 
 
 def _note(member: Member, job: str) -> None:
-    """A member whose job has left the queue without a result: failed, unless it was asked to stop."""
+    """Note a member as failed if its job left the queue without a result and was not asked to stop."""
     state = ending(job)
     if state in _STOPPED:
         return

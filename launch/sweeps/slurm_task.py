@@ -1,8 +1,8 @@
-"""What runs in a SLURM job: one process for each task, which starts the member's command and sees to how it ends.
+"""What runs in a SLURM job: a process for each task, which starts the member's command and handles its end.
 
-A job whose time runs out is told by SIGUSR2: the member saves and the job goes back to the queue. So it does if one of
-its processes is killed, `restarts` times. SIGTERM, from scancel or a preemption, lets the member save; whether the job
-comes back is then the scheduler's to say.
+A job whose time runs out receives SIGUSR2: the member saves, and the job goes back to the queue. The same happens if
+one of its processes is killed, at most `restarts` times. At SIGTERM, from scancel or a preemption, the member saves;
+whether the job comes back is up to the scheduler.
 """
 
 import os
@@ -21,12 +21,12 @@ from absl import logging
 from launch.sweeps.members import Member, fail, last_lines, start, status
 
 TIME_IS_UP = signal.SIGUSR2  # what submitit asks SLURM to send before the end
-LOST_PEER = os.EX_TEMPFAIL  # `launch.training.hosts.EXIT_STATUS`; importing it would import JAX in this process too
+LOST_PEER = os.EX_TEMPFAIL  # `launch.processes.hosts.EXIT_STATUS`
 _OTHERS_FIRST = 5.0  # seconds: a process that loses its peers ends in errors that are not the cause
 
 
 @dataclass(frozen=True)
-class Task:
+class SlurmTask:
     """A member as a job runs it; called once in every task.
 
     Attributes:
@@ -35,7 +35,7 @@ class Task:
       gpus: of each node.
       tasks: on each node.
       restarts: how often the job may start again because one of its processes was killed.
-      losses: the file that counts them.
+      losses: the file that counts those processes.
     """
 
     member: Member
@@ -46,11 +46,11 @@ class Task:
     losses: Path
 
     def __call__(self) -> None:
-        """Run the member; exits with its status."""
+        """Run the member, and exit with its status."""
         number, restarted = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_RESTART_COUNT", 0))
         log = self.member.path / (f"log.{number}.txt" if number else "log.txt")
         if number == 0 and restarted:
-            start(self.member)  # what was noted when the job last ended no longer holds
+            start(self.member)  # removes the error that was noted when the job last ended
         elif number == 0 and status(self.member).state == "done":
             return
         with open(log, "ab") as output:
@@ -59,13 +59,13 @@ class Task:
             with _asked() as (asked, child):
                 child.append(self._process(output))
                 if asked:
-                    child[0].terminate()  # it was not there yet to be told
+                    child[0].terminate()  # the signal came before the process
                 code = child[0].wait()
                 self._end(number, code, asked)
 
     def _process(self, output) -> subprocess.Popen:
         environment = {"PYTHONUNBUFFERED": "1", **os.environ, **devices(os.environ, self.gpus, self.tasks)}
-        # The scheduler signals whole process groups; what means "save" to this process would kill the child.
+        # The scheduler signals whole process groups; the signal that means "save" here would kill the child.
         before = signal.signal(TIME_IS_UP, signal.SIG_IGN)
         try:
             return subprocess.Popen(
@@ -75,7 +75,7 @@ class Task:
             signal.signal(TIME_IS_UP, before)
 
     def _end(self, number: int, code: int, asked: Sequence[int]) -> None:
-        """Requeue the job, note a failure, or leave it at that."""
+        """Requeue the job, note a failure, or do nothing."""
         if asked and code in (0, -signal.SIGTERM):
             if TIME_IS_UP in asked and number == 0 and status(self.member).state != "done":
                 requeue(os.environ)
@@ -84,7 +84,7 @@ class Task:
             return
         if code in (-signal.SIGKILL, LOST_PEER) and not asked and self._may_restart(number, code):
             requeue(os.environ)
-            _wait(asked, 60)  # the scheduler ends the other tasks and this one: its exit status must not be what does
+            _wait(asked, 60)  # until the scheduler ends all tasks, so that this one's exit status does not end the step
             return
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             _wait(asked, _OTHERS_FIRST * (1 if number == 0 else 2))
@@ -93,7 +93,7 @@ class Task:
         sys.exit(1)
 
     def _may_restart(self, number: int, code: int) -> bool:
-        """Count a loss, once a start however many processes see it; whether there may be one more start."""
+        """Count a loss, once per start however many processes see it; returns whether the job may start again."""
         begun = f"start {int(os.environ.get('SLURM_RESTART_COUNT', 0)) + 1}:"
         with open(self.losses, "a") as file:
             file.write(f"{begun} {time.strftime('%Y-%m-%d %H:%M:%S')} {self._reason(number, code)}\n")
@@ -112,7 +112,7 @@ class Task:
 
 @contextmanager
 def _asked() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
-    """Signals that ask the member to stop, as they come, and the process to put that then gets SIGTERM."""
+    """Collect the signals that ask to stop in a list, and pass them on as SIGTERM to the processes in another list."""
     asked: list[int] = []
     child: list[subprocess.Popen] = []
 
@@ -129,18 +129,18 @@ def _asked() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
         yield asked, child
     finally:
         for number in (TIME_IS_UP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # to the end of this process
+            signal.signal(number, signal.SIG_IGN)  # until this process ends
 
 
 def _wait(asked: Sequence[int], seconds: float) -> None:
-    """Until a signal comes, but not longer than that."""
+    """Wait for a signal, at most so many seconds."""
     deadline = time.monotonic() + seconds
     while not asked and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def devices(environment: Mapping[str, str], gpus: int, tasks: int) -> dict[str, str]:
-    """The GPUs of this task among those of its node: JAX would give each task one, whatever there is.
+    """The environment that gives this task its share of the node's GPUs; JAX by itself gives every task one.
 
     Args:
       environment: of a task.
@@ -154,12 +154,12 @@ def devices(environment: Mapping[str, str], gpus: int, tasks: int) -> dict[str, 
 
 
 def job_id(environment: Mapping[str, str]) -> str:
-    """This job's id, as the queue shows it: "12", or "12_3" in an array."""
+    """This job's id as the queue shows it: "12", or "12_3" in an array."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
 
 
 def requeue(environment: Mapping[str, str]) -> None:
-    """Send this job back to the queue, which ends it here."""
+    """Send this job back to the queue, which ends this process."""
     subprocess.run(["scontrol", "requeue", job_id(environment)], check=True, timeout=60)

@@ -1,12 +1,12 @@
-"""The language of --grid: which values the swept fields take.
+"""The language of --grid: the values of the swept fields.
 
-    regularizer.cosine_weight=0.01,0.1,1;seed=0:5         product: 3 · 5 members; ranges as Python's, 0 1 2 3 4
+    regularizer.cosine_weight=0.01,0.1,1;seed=0:5         product: 3 · 5 members; ranges as in Python, 0 1 2 3 4
     model.name=lenet,resnet18_cifar & optimizer.rate=1e-3,1e-4      zip: 2 members
-    optimizer.rate=~log(1e-4,1e-1,8) & optimizer.weight_decay=~uniform(0,0.1,8)    8 draws of both
+    optimizer.rate=~log(1e-4,1e-1,8) & optimizer.weight_decay=~uniform(0,0.1,8)    8 random values of both
     evaluation.radii=(4.0,8.0),(16.0,)                    tuples; strings may be quoted: name="a,b"
 
-`;` binds less than `&`. Every value must have its field's type. Draws of a field depend on the seed and the field's
-name alone: asking for more of them keeps the earlier ones.
+`;` binds less tightly than `&`. Every value must have the type of its field. The random values of a field depend on
+the seed and the field's name only, so a larger number of them keeps the earlier ones.
 """
 
 import ast
@@ -17,7 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,20 +25,20 @@ from ml_collections import ConfigDict
 from launch.sweeps.members import SweepError
 
 DISTRIBUTIONS = ("uniform", "log")
-_SHOWN_DIGITS = 4  # of a draw: enough to search, and fit for a folder's name
+_SHOWN_DIGITS = 4  # of a random value: enough for a search, and short enough for a folder's name
 _WANTS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", tuple: "a tuple (a,b)"}
 
 
 @dataclass(frozen=True)
-class Field:
-    """A field of the config: the type that its values have, and its own, whose elements a tuple's new ones match."""
+class ConfigField:
+    """A field of the config: the type of its values, and its own value, which types the elements of tuples."""
 
     kind: type
     value: Any
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomValues:
     """`~log(low,high,count)`: uniform in the value or its logarithm; whole numbers, both ends included, if `whole`."""
 
     distribution: str
@@ -51,48 +51,50 @@ class Draws:
 
 @dataclass(frozen=True)
 class Axis:
-    """One field with its values, or with the draws that make them."""
+    """A field with its values, or with the distribution that they are drawn from."""
 
     key: str
-    values: tuple[Any, ...] | Draws
+    values: tuple[Any, ...] | RandomValues
     column: int
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A product of zips of axes, and the text that they were read from."""
+    """A product of zips of axes, and the text that defines them."""
 
     text: str
     terms: tuple[tuple[Axis, ...], ...]
 
 
 class _At(Exception):
-    """What is wrong, and at which position of the text; `parse` makes an error for the reader of it."""
+    """A problem, and its position in the text; `parse` raises it as a `SweepError` that shows the column."""
 
 
-def fields(config: ConfigDict) -> dict[str, Field]:
-    """Every field of a config under its dotted name; placeholders have the type that they stand for."""
-    found = {}
+def fields(config: ConfigDict) -> dict[str, ConfigField]:
+    """Every field of a config by its dotted name; a placeholder has the type that it is declared with."""
+    by_name = {}
     for key in config:
         kind = config.get_type(key)
         if issubclass(kind, ConfigDict):
-            found |= {f"{key}.{inner}": field for inner, field in fields(config[key]).items()}
+            by_name |= {f"{key}.{inner}": field for inner, field in fields(cast(ConfigDict, config[key])).items()}
         else:
-            found[key] = Field(kind, config[key])
-    return found
+            by_name[key] = ConfigField(kind, config[key])
+    return by_name
 
 
 # -- values ---------------------------------------------------------------------------------------------------------
 
 
-def check(overrides: Mapping[str, Any], known: Mapping[str, Field], where: str) -> dict[str, Any]:
-    """Flat overrides with values of the fields' types: whole numbers for floats become floats, lists tuples.
+def check(overrides: Mapping[str, Any], known: Mapping[str, ConfigField], where: str) -> dict[str, Any]:
+    """Flat overrides, with values converted to the types of the fields: integers to floats, lists to tuples.
 
     Args:
-      where: what an error begins with: who gave the overrides.
+      overrides: flat.
+      known: the fields that there are.
+      where: where the overrides come from, for errors.
 
     Raises:
-      SweepError: there is no such field, or it has another type.
+      SweepError: there is no such field, or the value has another type.
     """
     try:
         return {key: _coerced(value, _field(key, known)) for key, value in overrides.items()}
@@ -100,17 +102,17 @@ def check(overrides: Mapping[str, Any], known: Mapping[str, Field], where: str) 
         raise SweepError(f"{where}: {error}") from error
 
 
-def _field(key: str, known: Mapping[str, Field]) -> Field:
-    """The field of that name, if a value can be given to it.
+def _field(key: str, known: Mapping[str, ConfigField]) -> ConfigField:
+    """The field of that name.
 
     Raises:
-      ValueError: there is none, or it is of a type that the command line cannot set.
+      ValueError: there is no such field, or the command line cannot set values of its type.
     """
     if key in known:
         if known[key].kind not in _WANTS:
             raise ValueError(
-                f"{key} is {known[key].value!r} in the config, which nothing can be put in the place of; write a tuple "
-                "there, or config_dict.placeholder(type)"
+                f"{key} is {known[key].value!r} in the config, which cannot be overridden; write a tuple there, or "
+                "config_dict.placeholder(type)"
             )
         return known[key]
     inner = [name for name in known if name.startswith(f"{key}.")]
@@ -121,7 +123,7 @@ def _field(key: str, known: Mapping[str, Field]) -> Field:
     raise ValueError(f"unknown config key {key!r}{hint}\nthere are: {', '.join(sorted(known))}")
 
 
-def _coerced(value: Any, field: Field) -> Any:
+def _coerced(value: Any, field: ConfigField) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     kind = field.kind
@@ -134,15 +136,15 @@ def _coerced(value: Any, field: Field) -> Any:
     raise ValueError(f"{value!r} is not {_WANTS[kind]}")
 
 
-def _element(field: Field) -> Field:
-    """What a tuple's elements are: of the type of those it has now, of any if it has none or they differ."""
+def _element(field: ConfigField) -> ConfigField:
+    """A tuple's elements: of the type of its present ones, or of any type if it is empty or they differ."""
     kinds = {type(v) for v in field.value or ()}
     kind = kinds.pop() if len(kinds) == 1 else object
-    return Field(kind if kind in _WANTS else object, None)
+    return ConfigField(kind if kind in _WANTS else object, None)
 
 
-def _literal(text: str, start: int, stop: int, field: Field) -> Any:
-    """The value that stands in text[start:stop]; `field` says how to read it."""
+def _literal(text: str, start: int, stop: int, field: ConfigField) -> Any:
+    """The value that text[start:stop] spells, by the type of `field`."""
     word, kind = text[start:stop], field.kind
     if kind is object:
         kind = _looks_like(word)
@@ -165,7 +167,7 @@ def _literal(text: str, start: int, stop: int, field: Field) -> Any:
     else:
         value = _read(word, kind)
     try:
-        return _coerced(value, Field(kind, field.value))
+        return _coerced(value, ConfigField(kind, field.value))
     except ValueError as error:
         raise _At(str(error), start) from error
 
@@ -178,7 +180,7 @@ def _looks_like(word: str) -> type:
 
 
 def _read(word: str, kind: type) -> Any:
-    """An unquoted word as the type asks for, where it can be read so; as it is otherwise."""
+    """An unquoted word as a value of `kind`, or the word itself if it does not spell one."""
     if kind is bool:
         return {"true": True, "false": False}.get(word.lower(), word)
     for read in (int, float):
@@ -192,11 +194,11 @@ def _read(word: str, kind: type) -> Any:
 # -- the text -------------------------------------------------------------------------------------------------------
 
 
-def parse(text: str, known: Mapping[str, Field]) -> Grid:
-    """Read a grid for a config with the given fields.
+def parse(text: str, known: Mapping[str, ConfigField]) -> Grid:
+    """Parse a grid for a config with the given fields.
 
     Raises:
-      SweepError: malformed, an unknown field, a value of the wrong type; shows the column.
+      SweepError: the text is malformed, or names an unknown field or a value of the wrong type; shows the column.
     """
     try:
         stop = len(text.rstrip("; "))  # a last ; is forgiven
@@ -207,7 +209,7 @@ def parse(text: str, known: Mapping[str, Field]) -> Grid:
         seen: set[str] = set()
         for axis in itertools.chain.from_iterable(terms):
             if axis.key in seen:
-                raise _At(f"{axis.key} is there twice", axis.column)
+                raise _At(f"{axis.key} appears twice", axis.column)
             seen.add(axis.key)
         return Grid(text, terms)
     except _At as error:
@@ -215,17 +217,17 @@ def parse(text: str, known: Mapping[str, Field]) -> Grid:
 
 
 def values_of(key: str, text: str) -> list[str]:
-    """The values that a grid gives one field, as they stand there; [] where the text cannot be read so far."""
-    found = []
+    """The values of one field as a grid spells them; [] where the text is malformed."""
+    values = []
     try:
         for term in _split(text, 0, len(text), ";"):
             for start, stop in _split(text, *term, "&"):
                 name, equals, _ = text[start:stop].partition("=")
                 if name.strip() == key:
-                    found += [text[a:b].strip("\"'") for a, b in _split(text, start + len(name + equals), stop, ",")]
+                    values += [text[a:b].strip("\"'") for a, b in _split(text, start + len(name + equals), stop, ",")]
     except _At:
         return []
-    return [value for value in found if value]
+    return [value for value in values if value]
 
 
 def _shown(text: str, message: str, position: int) -> SweepError:
@@ -236,7 +238,7 @@ def _shown(text: str, message: str, position: int) -> SweepError:
 
 
 def _split(text: str, start: int, stop: int, separator: str) -> Iterator[tuple[int, int]]:
-    """The parts of text[start:stop] between separators outside of brackets and quotes, as positions, stripped."""
+    """The parts of text[start:stop] between separators outside brackets and quotes, as positions, stripped."""
     opened: list[int] = []
     quote, first = None, start
     for at in range(start, stop):
@@ -249,7 +251,7 @@ def _split(text: str, start: int, stop: int, separator: str) -> Iterator[tuple[i
             opened.append(at)
         elif character in ")]":
             if not opened or text[opened.pop()] + character not in ("()", "[]"):
-                raise _At(f"nothing is open that {character!r} would close", at)
+                raise _At(f"{character!r} closes no bracket", at)
         elif character == separator and not opened:
             yield _stripped(text, first, at)
             first = at + 1
@@ -273,7 +275,7 @@ def _filled(start: int, stop: int, what: str = "a value") -> tuple[int, int]:
     return start, stop
 
 
-def _axis(text: str, start: int, stop: int, known: Mapping[str, Field]) -> Axis:
+def _axis(text: str, start: int, stop: int, known: Mapping[str, ConfigField]) -> Axis:
     equals = text.find("=", start, stop)
     if equals < 0:
         raise _At(f"expected key=values, got {text[start:stop]!r}", start)
@@ -285,7 +287,7 @@ def _axis(text: str, start: int, stop: int, known: Mapping[str, Field]) -> Axis:
     pieces = [_filled(*piece) for piece in _split(text, equals + 1, stop, ",")]
     if any(re.match(r"~\w+\(" if field.kind is str else "~", text[first:last]) for first, last in pieces):
         if len(pieces) > 1:
-            raise _At("draws stand alone, other values cannot be beside them", pieces[0][0])
+            raise _At("random values cannot be listed with others", pieces[0][0])
         return Axis(key, _draws(text, *pieces[0], field), start)
     values = [value for piece in pieces for value in _item(text, *piece, field)]
     for index, value in enumerate(values):
@@ -294,46 +296,46 @@ def _axis(text: str, start: int, stop: int, known: Mapping[str, Field]) -> Axis:
     return Axis(key, tuple(values), start)
 
 
-def _item(text: str, start: int, stop: int, field: Field) -> Sequence[Any]:
-    """One value, or those of a range."""
+def _item(text: str, start: int, stop: int, field: ConfigField) -> Sequence[Any]:
+    """One value, or the values of a range."""
     bounds = re.fullmatch(r"(-?\d+):(-?\d+)(?::(-?\d+))?", text[start:stop])
     if not bounds or field.kind not in (int, float):
         return [_literal(text, start, stop, field)]
     first, last, by = (int(b) if b else 1 for b in bounds.groups())
     if by == 0 or not range(first, last, by):
-        raise _At(f"the range {bounds[0]} is empty; a:b goes from a to b - 1, a:b:c in steps of c", start)
+        raise _At(f"the range {bounds[0]} is empty; a:b runs from a to b - 1, a:b:c in steps of c", start)
     return [field.kind(value) for value in range(first, last, by)]
 
 
-def _draws(text: str, start: int, stop: int, field: Field) -> Draws:
+def _draws(text: str, start: int, stop: int, field: ConfigField) -> RandomValues:
     form = re.fullmatch(r"~(\w+)\((.*)\)", text[start:stop])
     if not form or form[1] not in DISTRIBUTIONS:
-        raise _At("draws are " + " or ".join(f"~{name}(low,high,count)" for name in DISTRIBUTIONS), start)
+        raise _At("random values are " + " or ".join(f"~{name}(low,high,count)" for name in DISTRIBUTIONS), start)
     if field.kind not in (int, float):
-        raise _At(f"only numbers can be drawn; the field wants {_WANTS[field.kind]}", start)
+        raise _At(f"only numbers can be drawn; the field takes {_WANTS[field.kind]}", start)
     inner = start + len(form[1]) + 2
     pieces = [_filled(*piece) for piece in _split(text, inner, stop - 1, ",")]
     if len(pieces) not in (2, 3):
-        raise _At(f"~{form[1]} takes low, high and how many, got {len(pieces)} values", inner)
+        raise _At(f"~{form[1]} takes low, high and a count, got {len(pieces)} values", inner)
     low, high = (_literal(text, *piece, field) for piece in pieces[:2])
-    count = _literal(text, *pieces[2], Field(int, 0)) if len(pieces) == 3 else None
+    count = _literal(text, *pieces[2], ConfigField(int, 0)) if len(pieces) == 3 else None
     if not low < high:
         raise _At(f"low must be less than high, got {low} and {high}", inner)
     if form[1] == "log" and low <= 0:
-        raise _At(f"a logarithm wants a low above 0, got {low}", inner)
+        raise _At(f"~log needs a low above 0, got {low}", inner)
     if count is not None and count < 1:
-        raise _At(f"how many must be at least 1, got {count}", pieces[2][0])
-    return Draws(form[1], low, high, count, field.kind is int, start)
+        raise _At(f"the count must be at least 1, got {count}", pieces[2][0])
+    return RandomValues(form[1], low, high, count, field.kind is int, start)
 
 
 # -- members --------------------------------------------------------------------------------------------------------
 
 
 def expand(grid: Grid, seed: int) -> list[dict[str, Any]]:
-    """The overrides of every member, the last term varying fastest; equal draws count once.
+    """The overrides of every member, the last term varying fastest; equal random values count once.
 
     Raises:
-      SweepError: a zip of axes of unequal lengths, or draws without a count.
+      SweepError: a zip of axes of unequal lengths, or random values without a count.
     """
     return product(*(zipped(grid, term, seed) for term in grid.terms))
 
@@ -343,13 +345,13 @@ def zipped(grid: Grid, term: Sequence[Axis], seed: int) -> list[dict[str, Any]]:
     columns = [_values(grid, axis, seed) for axis in term]
     if len({len(c) for c in columns}) > 1:
         lengths = ", ".join(f"{axis.key} {len(c)}" for axis, c in zip(term, columns, strict=True))
-        raise _shown(grid.text, f"& wants equally many values of each field, got {lengths}", term[0].column)
+        raise _shown(grid.text, f"& needs the same number of values of each field, got {lengths}", term[0].column)
     rows = [dict(zip((axis.key for axis in term), row, strict=True)) for row in zip(*columns, strict=True)]
     return [row for index, row in enumerate(rows) if row not in rows[:index]]
 
 
 def product(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every combination of one dict out of each list, merged.
+    """All combinations of one dict from each list, merged.
 
     Raises:
       SweepError: two lists set the same field.
@@ -363,10 +365,10 @@ def product(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _values(grid: Grid, axis: Axis, seed: int) -> Sequence[Any]:
     draws = axis.values
-    if not isinstance(draws, Draws):
+    if not isinstance(draws, RandomValues):
         return draws
     if draws.count is None:
-        raise _shown(grid.text, f"~{draws.distribution}(low,high,count) wants how many", draws.column)
+        raise _shown(grid.text, f"~{draws.distribution}(low,high,count) needs a count", draws.column)
     uniform = np.random.default_rng((seed, zlib.crc32(axis.key.encode()))).uniform(size=draws.count)
     half = 0.5 if draws.whole else 0.0  # every whole number is the middle of an interval of length 1
     low, high = draws.low - half, draws.high + half
@@ -377,7 +379,7 @@ def _values(grid: Grid, axis: Axis, seed: int) -> Sequence[Any]:
     return [settled(value, draws) for value in drawn]
 
 
-def settled(value: float, draws: Draws) -> float | int:
-    """A draw with few digits, within its bounds."""
+def settled(value: float, draws: RandomValues) -> float:
+    """A random value with few digits, within its bounds."""
     rounded = round(value) if draws.whole else float(f"{value:.{_SHOWN_DIGITS}g}")
     return min(max(rounded, draws.low), draws.high)

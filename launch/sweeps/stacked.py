@@ -1,197 +1,236 @@
-"""Members as one program: those that differ only in numbers are stacked and trained together, in this process.
+"""Members as one program: stages that differ only in stackable numbers are made together, in this process.
 
-An experiment takes part by a module attribute `STACKED`, the dotted name of a module with
+Every member is planned; members whose plans are equal up to stackable numbers form a stack. Their plans are walked side
+by side: where the class of the stages at one place has `STACKS = True`, those that the store lacks are made by one
+program (`launch.stages.Stage.make_together`). Then each member is finished as `launch.train` does it, and either can go
+on with what the other has left.
 
-    STACKABLE     config fields, by dotted name, in which the members of a stack may differ
-    OFF_AT_ZERO   those of them whose zero is another program: members with and without it are two stacks
-    run(configs, runs)    a generator that trains a stack and yields (member, its result or an Exception) as each ends;
-                          raises `launch.run.Preempted` if a run was asked to stop
-
-Members that differ in other fields are stacks of their own, trained one after the other; what keeps them apart is
-printed. Each member's run directory is what `launch.train` makes of it, and either can go on with what the other left.
+Stacks are trained one after the other; what keeps them apart is printed.
 """
 
 import contextlib
-import importlib
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
 from launch import train
-from launch.run import Preempted, Run, RunDirectoryError, flatten
+from launch.processes.stop import Preempted, Stop
+from launch.run import Run, RunDirectoryError
+from launch.stages import Stage, children, walk
+from launch.store import Store
 from launch.sweeps.local import handled
-from launch.sweeps.members import Member, Options, Sweep, SweepError, config_of, fail, start
-from launch.training.stack import varying
+from launch.sweeps.members import Member, OnRunning, Options, Sweep, SweepError, config_of, fail, start, store_path
+from launch.sweeps.stacks import PlannedMember, explain, group
 
 _POLL = 1.0  # seconds
 
-
-@dataclass(frozen=True)
-class Stackable:
-    """How an experiment stacks: see the module's docstring."""
-
-    experiment: ModuleType
-    fields: tuple[str, ...]
-    off_at_zero: tuple[str, ...]
-    run: Callable[[Sequence[Any], Sequence[Run]], Iterator[tuple[int, dict[str, float] | Exception]]]
+Failures = dict[int, Exception]
 
 
 def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
-    """Train the members, stack by stack; see `launch.sweeps.members` for the contract.
+    """Train the members, stack by stack; see `launch.sweeps.members.Executor`.
 
     SIGTERM, SIGINT and SIGHUP let the stack save and end; a second SIGINT interrupts at once.
 
     Args:
-      options: `processes` is the most members of a stack; 0: no limit.
+      options: `processes` is the largest number of members that train together; 0 for all of a stack.
 
     Raises:
       SweepError: the experiment does not stack, or no two of the sweep's members can be stacked.
       Preempted: the sweep was asked to stop.
     """
-    stackable = _stackable(sweep)
-    _explain(sweep, stackable)
+    plans, refused = _planned(sweep.members)
+    stacks = group(plans)
+    if stacks and (text := explain(stacks)):
+        print(text, flush=True)
     waiting = {member.name for member in members}
+    for member, error in refused:
+        if member.name in waiting:
+            start(member)
+            _fail(member, error)
+            options.ended(member)
     running: set[str] = set()
-    with _asked() as asked, _watched(options.watch, running):
-        for stack in apart(sweep.members, stackable):
-            left = [member for member in stack if member.name in waiting]
+    with _asked() as stop, _watched(options.watch, running):
+        store = Store(store_path(sweep), stop)
+        for stack in stacks:
+            left = [planned for planned in stack if planned.member.name in waiting]
             size = options.processes or len(left) or 1
             for first in range(0, len(left), size):
-                _train(left[first : first + size], stackable, asked, running, options)
-                if asked.is_set():
+                _train(left[first : first + size], store, running, options)
+                if stop.asked.is_set():
                     raise Preempted("asked to stop; the members that were running have saved")
 
 
-def apart(members: Iterable[Member], stackable: Stackable) -> list[list[Member]]:
-    """The stacks: members that agree in every field that does not stack, in their order."""
-    stacks: dict[Any, list[Member]] = {}
-    for member in members:
-        flat = flatten(config_of(member))
-        key = {name: value for name, value in flat.items() if name not in stackable.fields}
-        key |= {name: flat.get(name) == 0 for name in stackable.off_at_zero}
-        stacks.setdefault(repr(sorted(key.items())), []).append(member)
-    return list(stacks.values())
-
-
-def _stackable(sweep: Sweep) -> Stackable:
-    names = list(dict.fromkeys(member.base["experiment"] for member in sweep.members))
-    if len(names) > 1:
-        raise SweepError(f"--executor=vmap trains one experiment, this sweep has {', '.join(names)}; take local")
-    (name,) = names
-    try:
-        train.find(name)
-    except ValueError as error:
-        raise SweepError(str(error)) from error
-    experiment = importlib.import_module(name)
-    if not hasattr(experiment, "STACKED"):
-        raise SweepError(f"--executor=vmap: {name} cannot train several configs as one program; take --executor=local")
-    module = importlib.import_module(experiment.STACKED)
-    return Stackable(experiment, tuple(module.STACKABLE), tuple(module.OFF_AT_ZERO), module.run)
-
-
-def _explain(sweep: Sweep, stackable: Stackable) -> None:
-    """Say why there is more than one stack.
+def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
+    """The members with their plans, and those whose settings are refused.
 
     Raises:
-      SweepError: every stack has one member only.
+      SweepError: there is no such experiment, or it has no `plan`.
     """
-    stacks = apart(sweep.members, stackable)
-    if len(stacks) == 1:
-        return
-    differing = varying([config_of(member) for member in sweep.members])
-    keys = [key for key in differing if key not in stackable.fields]
-    reasons = [f"{key} cannot be stacked" for key in keys]
-    reasons += [f"{key}=0 is another program than the rest" for key in differing if key in stackable.off_at_zero]
-    known = f"{stackable.experiment.__name__} stacks members that differ in {', '.join(stackable.fields)}"
-    if len(stacks) == len(sweep.members):
-        raise SweepError(
-            f"--executor=vmap: no two members make one program: {'; '.join(reasons)}. {known}; take --executor=local"
-        )
-    print(f"{len(stacks)} stacks: {'; '.join(reasons)}\n{known}", flush=True)
-    for stack in stacks:
-        flat = flatten(config_of(stack[0]))
-        shared = {key: flat.get(key) for key in (*keys, *stackable.off_at_zero) if key in differing}
-        own = ",".join(f"{key}={value}" for key, value in shared.items() if key in keys or value == 0)
-        print(f"  {len(stack)} members  {own or 'the others'}", flush=True)
-
-
-def _train(
-    members: Sequence[Member], stackable: Stackable, asked: threading.Event, running: set[str], options: Options
-) -> None:
-    """Train one stack; what becomes of each member is noted in its folder."""
-    running |= {member.name for member in members}
-    left: dict[int, Member] = {}
-    with contextlib.ExitStack() as opened:
+    plans, refused = [], []
+    for member in members:
         try:
-            runs = []
-            for member in members:
-                with open(start(member), "a") as log:
-                    log.write(f"$ launch.sweep --executor=vmap: one of a stack of {len(members)}\n")
-                if (run := _open(member, stackable)) is not None:
-                    opened.callback(run.close)
-                    run.stop_asked, left[len(runs)] = asked, member
-                    runs.append(run)
-            for index, result in stackable.run([run.config for run in runs], runs) if runs else ():
-                member = left[index]
-                if isinstance(result, Exception):
-                    _fail(member, result)
-                else:
-                    runs[index].finish(result)
-                del left[index]
-                running.discard(member.name)
-                options.ended(member)
-        except Preempted as stop:
-            logging.info("%s", stop)
-            asked.set()
-        except Exception as error:
-            for member in left.values():
-                _fail(member, error)
-        finally:
-            running -= {member.name for member in members}
-    for member in left.values():
+            experiment = train.module_of(member.base["experiment"])
+        except ValueError as error:
+            raise SweepError(str(error)) from error
+        if not hasattr(experiment, "plan"):
+            name = experiment.__name__
+            raise SweepError(
+                f"--executor=vmap: {name} cannot train several configs as one program; take --executor=local"
+            )
+        try:
+            plans.append(PlannedMember(member, experiment, experiment.plan(config_of(member))))
+        except ValueError as error:  # of this member alone
+            refused.append((member, error))
+    return plans, refused
+
+
+def _train(stack: Sequence[PlannedMember], store: Store, running: set[str], options: Options) -> None:
+    """Train members together, and note in each one's folder how it ended."""
+    running |= {planned.member.name for planned in stack}
+    left = dict(enumerate(stack))
+    _keep(left, store)
+
+    def end(index: int, error: Exception | None = None) -> None:
+        member = left.pop(index).member
+        if error is not None:
+            _fail(member, error)
+        running.discard(member.name)
         options.ended(member)
 
+    with contextlib.ExitStack() as opened:
+        try:
+            runs = {}
+            for index, planned in enumerate(stack):
+                with open(start(planned.member), "a") as log:
+                    log.write(f"$ launch.sweep --executor=vmap: one of a stack of {len(stack)}\n")
+                try:
+                    runs[index] = _open(planned, store)
+                    opened.callback(runs[index].close)
+                except RunDirectoryError as error:
+                    end(index, error)
+            failures: Failures = {}
+            make_stacks({index: stack[index].root for index in runs}, store, failures)
+            for index, run in runs.items():
+                failure = failures.get(index)
+                try:
+                    if failure is None:
+                        train.make(stack[index].experiment, stack[index].root, run, store)
+                except Preempted:
+                    raise
+                except Exception as error:  # the others can still be finished
+                    failure = error
+                end(index, failure)
+                _keep(left, store)
+        except Preempted as stop:
+            logging.info("%s", stop)
+            store.stop.asked.set()
+        except Exception as error:
+            for index in list(left):
+                end(index, error)
+        finally:
+            running -= {planned.member.name for planned in stack}
+    for planned in left.values():
+        options.ended(planned.member)
 
-def _open(member: Member, stackable: Stackable) -> Run | None:
-    """The run directory of a member; None if it cannot be used, which the member has then failed by."""
-    try:
-        revisable = getattr(stackable.experiment, "REVISABLE", ())
-        return Run.open(member.path, config_of(member), revisable=revisable)
-    except RunDirectoryError as error:
-        _fail(member, error)
-        return None
+
+def _keep(left: Mapping[int, PlannedMember], store: Store) -> None:
+    """Drop from memory what none of these members needs."""
+    store.forget(keep={stage.key for planned in left.values() for stage in walk(planned.root)})
+
+
+def make_stacks(stages: Mapping[int, Stage], store: Store, failures: Failures) -> None:
+    """Make what several stages need and the store lacks, several at once where the class allows it.
+
+    What only one member needs, or a class makes one by one, is left to `store.get`.
+
+    Args:
+      stages: of each member, all at the same place in their plans and equal up to stackable numbers.
+      store: keeps the results.
+      failures: of members that cannot go on; they are left out, and new ones are added.
+
+    Raises:
+      Preempted: the sweep was asked to stop.
+    """
+    missing = {i: s for i, s in stages.items() if i not in failures and not (s.KEPT and store.has(s))}
+    if len(missing) < 2:
+        return
+    for parts in zip(*map(children, missing.values()), strict=True):
+        make_stacks(dict(zip(missing, parts, strict=True)), store, failures)
+    waiting = {stage.key: stage for index, stage in missing.items() if index not in failures}
+    kind = type(next(iter(missing.values())))
+    if not kind.STACKS or len(waiting) < 2:
+        return
+    errors = _make_together(kind, waiting, store)
+    failures |= {index: errors[stage.key] for index, stage in missing.items() if stage.key in errors}
+
+
+def _make_together(kind: type[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, Exception]:
+    """Make different stages of one class as one program; why some could not be made, by key."""
+    errors: dict[str, Exception] = {}
+    for key, stage in stages.items():
+        try:
+            for child in children(stage):  # within make_together its error would be that of all
+                store.get(child)
+        except Preempted:
+            raise
+        except Exception as error:
+            errors[key] = error
+    with store.locked([stage for key, stage in stages.items() if key not in errors]):
+        left = [stage for key, stage in stages.items() if key not in errors and not store.has(stage)]
+        if len(left) < 2:
+            return errors  # another process made the others meanwhile
+        store.stop.check()
+        logging.info("%s and %d more: making them together", left[0].key, len(left) - 1)
+        try:
+            lost = kind.make_together(left, store)
+        except Preempted:
+            raise
+        except Exception as error:
+            lost = dict.fromkeys(range(len(left)), error)
+    return errors | {left[index].key: error for index, error in lost.items()}
+
+
+def _open(planned: PlannedMember, store: Store) -> Run:
+    """The run directory of a member.
+
+    Raises:
+      RunDirectoryError: it cannot be used.
+    """
+    config = config_of(planned.member)
+    run = Run.open(planned.member.path, config)
+    run.stop = store.stop
+    run.note_plan(planned.root, store)  # by it `launch.train` finds the store, should the member go on alone
+    return run
 
 
 def _fail(member: Member, error: Exception) -> None:
-    """Note an error as a process of the member's own would: in error.txt and, with where it came from, in its log."""
+    """Note an error as a process of the member's own would: in error.txt and, with its traceback, in the log."""
     with open(member.path / "log.txt", "a") as log:
         log.writelines(traceback.format_exception(error))
     fail(member, "error")
 
 
 @contextlib.contextmanager
-def _asked() -> Iterator[threading.Event]:
-    """Set by the signals that ask the sweep to stop."""
-    asked = threading.Event()
+def _asked() -> Iterator[Stop]:
+    """A stop that the signals ask for."""
+    stop = Stop()
 
     def ask(number: int) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if stop.asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop.asked.set()
 
     with handled(ask):
-        yield asked
+        yield stop
 
 
 @contextlib.contextmanager
-def _watched(watch: Callable[[Collection[str]], None], running: set[str]) -> Iterator[None]:
-    """Let `watch` see what is running about once a second, from a thread, and at last that nothing is."""
+def _watched(watch: OnRunning, running: set[str]) -> Iterator[None]:
+    """Call `watch` about once a second, from a thread, with what is running, and at the end with nothing."""
     ended = threading.Event()
     errors: list[Exception] = []
 

@@ -11,14 +11,14 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from launch.journal import Journal
+from launch.processes.stop import Preempted, Stop
 from launch.stages import Stage
-from launch.stop import Preempted, Stop
 from launch.store import Store
 from launch.training.checkpoint import Checkpoints, abstract
-from launch.training.journal import Journal
-from launch.training.loop import NonFiniteLoss, due, prefetch
-from launch.training.pace import Windows
+from launch.training.pace import NonFiniteLoss, Windows
 from launch.training.places import Place
+from launch.training.prefetch import prefetch
 from launch.training.program import Batch, Numbers, Step
 
 Values = list[dict[str, float]]
@@ -135,6 +135,8 @@ def train_together(
         for start, indices, state in whole.place.restore(states, checkpoints):
             own = training_of(indices)
             if start < own.steps:
+                if start:
+                    logging.info("continuing from step %d of %d", start, own.steps)
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
                 state, lost = fit(own, state, start, *arguments, stop=store.stop)
                 failures |= {indices[i]: error for i, error in lost.items()}
@@ -150,6 +152,11 @@ def _outcome(training: Training, state: Any, checkpoints: Checkpoints) -> Outcom
     best, at, metrics = checkpoints.restore_best(abstract(state))
     logging.info("best at step %d of %d: %s", at, training.steps, _shown(metrics))
     return Outcome(best, at, metrics)
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that happens every so many steps (0: never in between) and at the end does at `step`."""
+    return step == total or (every > 0 and step % every == 0)
 
 
 def fit(

@@ -5,7 +5,7 @@ import zlib
 import jax
 
 
-def stream(seed, name: str, step=0) -> jax.Array:
+def stream(seed: int | jax.Array, name: str, step: int | jax.Array = 0) -> jax.Array:
     """The key of stream `name` at `step`.
 
     Args:

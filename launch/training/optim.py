@@ -16,9 +16,8 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
-from launch.stages import require, require_known, settings, stackable
+from launch.stages import require, require_known, stackable
 from launch.training import duration
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -174,26 +173,6 @@ class Optimizer:
             parts += [decay, moments] if self.name == "adam" else [moments, decay]
         parts.append(optax.scale_by_learning_rate(rate))
         return optax.chain(*parts), rate
-
-
-def create(
-    config: Mapping[str, Any], *, total_steps: int, to_steps: ToSteps
-) -> tuple[optax.GradientTransformation, Rate]:
-    """`Optimizer.create` from a mapping; raises SettingError for an unknown or missing field."""
-    optimizer = settings(Optimizer, {"optimizer": config}, "optimizer")
-    return optimizer.create(total_steps=total_steps, to_steps=to_steps)
-
-
-def of_run(config, *, examples: int) -> tuple[optax.GradientTransformation, Rate, int, ToSteps]:
-    """The optimiser of what a config trains, its learning rate by step, how many steps, and what counts durations.
-
-    Args:
-      config: a ConfigDict with `optimizer` (see `create`), `duration` and `batch_size`.
-      examples: in an epoch.
-    """
-    to_steps = partial(duration.to_steps, examples=examples, batch_size=config.batch_size)
-    steps = to_steps(config.duration)
-    return *create(config.optimizer, total_steps=steps, to_steps=to_steps), steps, to_steps
 
 
 def match(params: Any, patterns: Sequence[str]) -> Any:

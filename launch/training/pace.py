@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,36 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from launch.training.journal import Journal
-from launch.training.loop import LOSS, NEVER, NonFiniteLoss, _gather, not_finite
+from launch.journal import Journal
 from launch.training.places import Place
+from launch.training.program import LOSS
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or another metric of a step, the gradient's norm say, is NaN or infinite; what was saved is older."""
+
+
+NEVER = np.iinfo(np.int32).max  # a step that does not come
+
+
+@jax.jit
+def _gather(total: dict, metrics: dict[str, jax.Array], step: jax.Array) -> dict:
+    """Add one step's metrics to a window's sums; remember the first step where one of them was not finite.
+
+    Metrics are scalars, or arrays of one shape: then entry by entry.
+    """
+    bad = jnp.any(jnp.stack([~jnp.isfinite(value) for value in metrics.values()]), axis=0)
+    first = jnp.minimum(total["bad"], jnp.where(bad, step, NEVER))
+    return {"sums": {k: total["sums"][k] + v for k, v in metrics.items()}, "bad": first}
+
+
+def not_finite(step: int, sums: Mapping[str, float]) -> NonFiniteLoss:
+    """The error to raise where metrics, of which `sums` are sums, first were not finite at `step`."""
+    names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
+    return NonFiniteLoss(
+        f"not finite at step {step}: {names}; the last checkpoint is from before that step. A lower "
+        "learning rate, a smaller regulariser weight or a clip_norm may help (in another --workdir)"
+    )
 
 
 @dataclass

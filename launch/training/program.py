@@ -6,6 +6,10 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+import optax
+from flax import struct
+
+LOSS = "loss"  # the metric that every step has; all of them must stay finite
 
 Batch = Mapping[str, Any]
 Numbers = Mapping[str, Any]
@@ -71,3 +75,29 @@ def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:
         dtype = np.int32 if whole else jax.dtypes.canonicalize_dtype(float)
         arrays[name] = np.asarray(value, dtype)
     return arrays
+
+
+# -- states: everything that training changes; random keys follow from the seed and the step -------------------------
+
+
+@struct.dataclass
+class State:
+    """Of a network whose parameters are all that it has; the optimiser may know a part of them only."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+@struct.dataclass
+class NormState:
+    """Of a network with batch norm."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, "batch_stats": self.batch_stats}

@@ -3,9 +3,6 @@
 from robustgrad_jax.attacks.methods import (
     NAMES,
     SOFTPLUS_BETA,
-    AttributionFn,
-    LogitsFn,
-    Radius,
     manipulate,
     mass_center,
     pgd,
@@ -15,13 +12,13 @@ from robustgrad_jax.attacks.methods import (
     target_frame,
     top_k,
 )
+from robustgrad_jax.gradients import Ball, Draws
 
 __all__ = [
     "NAMES",
     "SOFTPLUS_BETA",
-    "AttributionFn",
-    "LogitsFn",
-    "Radius",
+    "Ball",
+    "Draws",
     "manipulate",
     "mass_center",
     "pgd",

@@ -1,7 +1,7 @@
-"""What the attacks of `robustgrad_jax.attacks` have in common: the ball, the loop, and ascent by signed gradients."""
+"""What the attacks of `robustgrad_jax.attacks` share: their context, the loop, and ascent by signed gradients."""
 
 import functools
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,24 @@ from jax import Array
 from jax.tree_util import Partial
 
 from robustgrad_jax import metrics
-from robustgrad_jax.callables import as_pytree, traced
-from robustgrad_jax.regularizers.alignment import draw_noise
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, traced
+from robustgrad_jax.gradients import Ball, Draws, Radius
+
+Context = dict[str, Any]  # what all steps of an attack share: images "x", labels "y", "ball" in x's units, functions
 
 
-def ball(x: Array, y: Array | None, radius, std, value_range, steps: int) -> dict:
-    """The context of an attack: where x̃ may go. Raises ValueError for what cannot be meant."""
+class AttackStep(Protocol):
+    """One step of an attack: (context, state) -> the next state, pytrees."""
+
+    def __call__(self, context: Context, state: Any, /) -> Any: ...
+
+
+def check(x: Array, y: Array | None, steps: int) -> Array:
+    """x as an array, after checking the arguments of an attack.
+
+    Raises:
+      ValueError: x is not (n, h, w, c), there are not as many labels, or no steps.
+    """
     x = jnp.asarray(x)
     if x.ndim != 4:
         raise ValueError(f"attacks take images (n, h, w, c), got shape {x.shape}")
@@ -22,45 +34,12 @@ def ball(x: Array, y: Array | None, radius, std, value_range, steps: int) -> dic
         raise ValueError(f"{x.shape[0]} images need as many labels (n,), got shape {jnp.shape(y)}")
     if steps < 1:
         raise ValueError(f"an attack takes at least one step, got {steps}")
-    low, high = (-jnp.inf, jnp.inf) if value_range is None else value_range
-    return {
-        "x": x,
-        "y": y,
-        "radius": in_units_of(x, "radius", radius, std),
-        "low": _per_channel(x, "value_range", low),
-        "high": _per_channel(x, "value_range", high),
-    }
+    return x
 
 
-def in_units_of(x: Array, name: str, value, std) -> Array:
-    """A length in pixel units (with std) or in normalised ones, as an array (c,) in x's units."""
-    value = _per_channel(x, name, value)
-    if std is not None:
-        value = value / _per_channel(x, "std", std)
-    if not traced(value) and not bool(jnp.all((value > 0) & jnp.isfinite(value))):
-        raise ValueError(f"{name} must be positive, got {value}")
-    return value
-
-
-def _per_channel(x: Array, name: str, value) -> Array:
-    value = jnp.asarray(value, x.dtype)
-    if value.shape not in ((), (1,), x.shape[-1:]):
-        raise ValueError(f"{name} has shape {value.shape}; it must be one number or {x.shape[-1]}, one per channel")
-    return jnp.broadcast_to(value, x.shape[-1:])
-
-
-def project(x_adv: Array, context: dict) -> Array:
-    """x̃ back into the ball, then into the value range."""
-    x, radius = context["x"], context["radius"]
-    return jnp.clip(jnp.clip(x_adv, x - radius, x + radius), context["low"], context["high"])
-
-
-def random_start(context: dict, key: Array, slots: Array) -> Array:
-    """A uniform draw from the ball, determined by key and slot."""
-    x = context["x"]
-    if jnp.shape(slots) != x.shape[:1]:
-        raise ValueError(f"{x.shape[0]} images need as many slots (n,), got shape {jnp.shape(slots)}")
-    return project(x + draw_noise("uniform", key, slots, x.shape, context["radius"], x.dtype), context)
+def start_of(x: Array, ball: Ball, draws: Draws) -> Array:
+    """Where an attack begins: the images moved by `draws`, within the ball (in x's units)."""
+    return ball.project(x + draws.perturbation(x, ball.radius), x)
 
 
 def importance(attribution: Array) -> Array:
@@ -75,20 +54,41 @@ def spatial(attribution: Array) -> Array:
     return attribution if attribution.ndim == 4 else attribution[..., None]
 
 
-def ascent(logits_fn, attribution_fn, region: dict, std, steps: int, step_size, keep_prediction: bool) -> dict:
-    """The context of the sign-gradient attacks but for what they maximise, and the clean images' importance."""
-    x = region["x"]
-    step_size = 2.5 * region["radius"] / steps if step_size is None else in_units_of(x, "step_size", step_size, std)
-    attribution_fn, logits_fn = as_pytree(attribution_fn), as_pytree(logits_fn) if keep_prediction else None
-    context = region | {"attribution": attribution_fn, "logits": logits_fn, "step_size": step_size}
-    context["predicted"] = None if logits_fn is None else jnp.argmax(call(logits_fn, x), axis=-1)
-    return context | {"importance": importance(call(attribution_fn, x, region["y"]))}
+def ascent(
+    logits_fn: LogitsFn | None,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    ball: Ball,
+    *,
+    steps: int,
+    step_size: Radius | None,
+    keep_prediction: bool,
+) -> Context:
+    """The context of the sign-gradient attacks except for what they maximise, and the clean images' importance."""
+    x, local = check(x, y, steps), ball.in_units_of(x)
+    attribution_fn = as_pytree(attribution_fn)
+    logits_fn = as_pytree(logits_fn) if keep_prediction else None
+    return {
+        "x": x,
+        "y": y,
+        "ball": local,
+        "step_size": 2.5 * local.radius / steps if step_size is None else ball.length(x, "step_size", step_size),
+        "attribution": attribution_fn,
+        "logits": logits_fn,
+        "predicted": None if logits_fn is None else jnp.argmax(call(logits_fn, x), axis=-1),
+        "importance": importance(call(attribution_fn, x, y)),
+    }
 
 
-def ascend(context: dict, dissimilarity: Partial, start: Array, steps: int, compiled_loop: bool | None) -> Array:
+def ascend(context: Context, dissimilarity: Partial, start: Array, steps: int, compiled_loop: bool | None) -> Array:
     """`steps` signed steps from `start`; the best image on the way, the clean one if none is eligible.
 
-    dissimilarity: importance (n, h, w) -> (n,), what is maximised.
+    Args:
+      context: from `ascent`.
+      dissimilarity: importance (n, h, w) -> (n,), which is maximised.
+      start: (n, h, w, c).
+      steps, compiled_loop: see `attacks`.
     """
     x = context["x"]
     context = context | {"dissimilarity": dissimilarity}
@@ -102,49 +102,50 @@ def ascend(context: dict, dissimilarity: Partial, start: Array, steps: int, comp
     return _step(_last, context, state)["best"]
 
 
-def _scores(x_adv: Array, context: dict) -> Array:
+def _scores(x_adv: Array, context: Context) -> Array:
     return context["dissimilarity"](importance(context["attribution"](x_adv, context["y"])))
 
 
-def _sign_step(context: dict, state: dict) -> dict:
+def _sign_step(context: Context, state: dict) -> dict:
     scores, pullback = jax.vjp(lambda x_adv: _scores(x_adv, context), state["x"])
     moved = state["x"] + context["step_size"] * jnp.sign(pullback(jnp.ones_like(scores))[0])
-    return _keep_best(context, state, scores) | {"x": project(moved, context), "moved": jnp.ones((), bool)}
+    moved = context["ball"].project(moved, context["x"])
+    return _keep_best(context, state, scores) | {"x": moved, "moved": jnp.ones((), bool)}
 
 
-def _last(context: dict, state: dict) -> dict:
+def _last(context: Context, state: dict) -> dict:
     return _keep_best(context, state, _scores(state["x"], context))
 
 
-def _keep_best(context: dict, state: dict, scores: Array) -> dict:
+def _keep_best(context: Context, state: dict, scores: Array) -> dict:
     x_adv = state["x"]
     better = (scores > state["score"]) & state["moved"]  # never where the score is NaN
     if context["logits"] is not None:
         logits = context["logits"](x_adv)
-        # argmax would pick a NaN, were there one
+        # argmax would pick a NaN
         better &= (jnp.argmax(logits, axis=-1) == context["predicted"]) & metrics.finite(logits)
     best = jnp.where(better[:, None, None, None], x_adv, state["best"])
     return state | {"best": best, "score": jnp.where(better, scores, state["score"])}
 
 
 @jax.jit
-def call(fn: Partial, *arguments):
+def call(fn: Partial, *arguments: Any) -> Any:
     """fn(*arguments), compiled."""
     return fn(*arguments)
 
 
 @functools.partial(jax.jit, static_argnames="step")
-def _step(step: Callable, context: dict, state):
+def _step(step: AttackStep, context: Context, state: Any) -> Any:
     return step(context, state)
 
 
 @functools.partial(jax.jit, static_argnames=("step", "steps"))
-def _loop(step: Callable, context: dict, state, steps: int):
+def _loop(step: AttackStep, context: Context, state: Any, steps: int) -> Any:
     return jax.lax.fori_loop(0, steps, lambda _, state: step(context, state), state)
 
 
-def iterate(step: Callable, context: dict, state, steps: int, compiled_loop: bool | None):
-    """`steps` times `state = step(context, state)`, as one program or as so many calls of one; see `attacks`."""
+def iterate(step: AttackStep, context: Context, state: Any, steps: int, compiled_loop: bool | None) -> Any:
+    """`steps` times `state = step(context, state)`: one program, or as many calls of a smaller one; see `attacks`."""
     inside_jit = traced(context, state)
     if compiled_loop is None:
         compiled_loop = inside_jit or next(iter(context["x"].devices())).platform != "cpu"

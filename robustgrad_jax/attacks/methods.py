@@ -3,21 +3,20 @@
 Every attack takes `logits_fn(x) -> (n, classes)` and a differentiable `attribution_fn(x, y)` that gives (n, h, w, c)
 or (n, h, w), and returns attacked images of x's shape in x's units. Images never influence each other: a result
 depends on an image and its slot, not on its batch. `logits_of` and `jax.tree_util.Partial` (see
-`robustgrad_jax.callables`) make functions that compile once a model.
+`robustgrad_jax.callables`) make functions that compile once per model.
 
-Two arguments are common. `radius` of the ℓ∞ ball, a number or one per channel: in x's normalised units; with `std`
-(per channel, what the images were divided by) in pixel units, 1 being the range from black to white. Joo et al. 2023
-attack with ε levels of 255 in radius=5*ε/255, without std. `compiled_loop`: True makes all steps one program, False
-compiles one step and calls it from a loop on the host; None chooses the second on CPU, where XLA runs second-order
-convolutions inside its loops 6 to 10 times slower, and the first elsewhere and inside an outer jit. The numbers are
-the same up to rounding (which can turn the sign of a gradient that is next to nothing), and neither fetches anything
-from the device between steps.
+Common arguments: the `Ball` around each image that the attacked one stays in, with the `std` of the images for a radius
+in pixel units (Joo et al. 2023 attack with ε levels of 255 in radius=5*ε/255, without std). `Draws`, of the start.
+`compiled_loop`: True makes all steps one program, False compiles one step and calls it from a loop on the host; None
+chooses the second on CPU, where XLA runs second-order convolutions inside its loops 6 to 10 times slower, and the first
+elsewhere and inside an outer jit. The numbers are the same up to rounding (which can turn the sign of a gradient close
+to zero), and neither fetches anything from the device between steps.
 
-ReLU has no second derivative, so that its networks are attacked through a softplus copy: `smoothed`.
+ReLU has no second derivative, so its networks are attacked through a softplus copy: `smoothed`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +26,13 @@ from jax import Array
 from jax.tree_util import Partial
 
 from launch.networks import activations
-from launch.training import keys
 from robustgrad_jax import metrics
 from robustgrad_jax.attacks import loop as attack_loop
-from robustgrad_jax.callables import as_pytree, logits_of
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, logits_of
+from robustgrad_jax.gradients import Ball, Draws, Radius
 
 NAMES = ("manipulate", "top_k", "mass_center", "pgd", "random_sign")
 SOFTPLUS_BETA = 20.0  # of the copy that ReLU networks are attacked through (Joo et al. 2023)
-
-LogitsFn = Callable[[Array], Array]
-AttributionFn = Callable[[Array, Array], Array]
-Radius = float | Sequence[float] | Array
 
 
 def target_frame(shape: tuple[int, int], border: int) -> Array:
@@ -56,8 +51,8 @@ def target_frame(shape: tuple[int, int], border: int) -> Array:
 
 
 @functools.cache
-def _softplus(beta: float) -> Callable[[Array], Array]:
-    return activations.get("softplus", beta)  # one object for every beta: models that hold it compare equal
+def _softplus(beta: float) -> Any:
+    return activations.get("softplus", beta)  # one object per beta: models that hold it compare equal
 
 
 def smoothed(model: nn.Module, beta: float = SOFTPLUS_BETA) -> nn.Module:
@@ -70,24 +65,22 @@ def smoothed(model: nn.Module, beta: float = SOFTPLUS_BETA) -> nn.Module:
     return model.clone(activation=_softplus(float(beta))) if model.activation is jax.nn.relu else model
 
 
-def smoothed_logits(model: nn.Module, variables, beta: float = SOFTPLUS_BETA) -> Partial:
+def smoothed_logits(model: nn.Module, variables: Any, beta: float = SOFTPLUS_BETA) -> Partial:
     """logits_fn of the `smoothed` model."""
     return logits_of(smoothed(model, beta), variables)
 
 
 def manipulate(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | None,
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
     target_map: Array,
+    ball: Ball,
+    draws: Draws | None = None,
     *,
-    radius: Radius,
-    std: Sequence[float] | Array | None = None,
     steps: int = 100,
     gamma: float = 0.5,
-    start: Array | None = None,
-    value_range: tuple | None = None,
     compiled_loop: bool | None = None,
 ) -> Array:
     """Adversarial attribution manipulation, AAM: the heat map made to look like a target, the logits kept.
@@ -97,35 +90,39 @@ def manipulate(
     et al. 2019); h is `metrics.heatmap`.
 
     Args:
+      logits_fn, attribution_fn, compiled_loop: see the module.
       x: (n, h, w, c), normalised. y: int (n,).
       target_map: h_t, (h, w) or (n, h, w), between 0 and 1: `target_frame`, or another image's heat map.
-      radius, std, compiled_loop: see the module.
+      ball: where x̃ may be.
+      draws: of the start; x itself by default.
+      steps: of Adam.
       gamma: γ in (0, 1]; 1 leaves the logits free, and logits_fn is not called.
-      start: x̃ before the first step; x by default.
-      value_range: (low, high) in x's units, numbers or one per channel; x̃ is clipped to it as well.
 
     Returns:
       x̃, (n, h, w, c). Where an attribution is not finite x̃ is not either; `metrics.finite` tells which. An attribution
-      of zeros has a heat map of zeros without gradient: that image stays where it is but for the logits' sake.
+      of zeros has a heat map of zeros without gradient: only the logits then move that image.
     """
     if not 0 < gamma <= 1:
         raise ValueError(f"manipulate: gamma must lie in (0, 1], got {gamma}")
+    x = attack_loop.check(x, y, steps)
+    local = ball.in_units_of(x)
     attribution_fn, logits_fn = as_pytree(attribution_fn), as_pytree(logits_fn) if gamma < 1 else None
-    context = attack_loop.ball(x, y, radius, std, value_range, steps) | {
-        "attribution": attribution_fn,
-        "logits": logits_fn,
-        "gamma": jnp.asarray(gamma, x.dtype),
-    }
-    x, context["step_size"] = context["x"], 4 * context["radius"] / steps
     mapped = jax.eval_shape(_heatmap, attribution_fn, x, y).shape
     target_map = jnp.asarray(target_map, x.dtype)
     if target_map.shape not in (mapped, mapped[1:]):
         raise ValueError(f"manipulate: the target map has shape {target_map.shape}, the heat maps have {mapped}")
-    context["target"] = jnp.broadcast_to(target_map, mapped)
-    context["clean_logits"] = None if logits_fn is None else attack_loop.call(logits_fn, x)
-    start = x if start is None else jnp.asarray(start, x.dtype)
-    if start.shape != x.shape:
-        raise ValueError(f"manipulate: start has shape {start.shape}, the images have {x.shape}")
+    context = {
+        "x": x,
+        "y": y,
+        "ball": local,
+        "step_size": 4 * local.radius / steps,
+        "attribution": attribution_fn,
+        "logits": logits_fn,
+        "clean_logits": None if logits_fn is None else attack_loop.call(logits_fn, x),
+        "gamma": jnp.asarray(gamma, x.dtype),
+        "target": jnp.broadcast_to(target_map, mapped),
+    }
+    start = x if draws is None else attack_loop.start_of(x, local, draws)
     x_adv, _ = attack_loop.iterate(_adam_step, context, (start, _adam.init(x)), steps, compiled_loop)
     return x_adv
 
@@ -137,7 +134,7 @@ def _heatmap(attribution_fn: Partial, x: Array, y: Array) -> Array:
     return metrics.heatmap(attack_loop.spatial(attribution_fn(x, y)))
 
 
-def _manipulation_loss(x_adv: Array, context: dict) -> Array:
+def _manipulation_loss(x_adv: Array, context: attack_loop.Context) -> Array:
     heatmap = _heatmap(context["attribution"], x_adv, context["y"])
     loss = context["gamma"] * jnp.sum(jnp.square(heatmap - context["target"]))
     if context["logits"] is not None:
@@ -146,24 +143,22 @@ def _manipulation_loss(x_adv: Array, context: dict) -> Array:
     return loss
 
 
-def _adam_step(context: dict, state: tuple) -> tuple:
+def _adam_step(context: attack_loop.Context, state: tuple) -> tuple:
     x_adv, moments = state
     update, moments = _adam.update(jax.grad(_manipulation_loss)(x_adv, context), moments)
-    return attack_loop.project(x_adv - context["step_size"] * update, context), moments
+    return context["ball"].project(x_adv - context["step_size"] * update, context["x"]), moments
 
 
 def top_k(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | None,
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
+    ball: Ball,
     *,
     k: int,
-    radius: Radius,
-    std: Sequence[float] | Array | None = None,
     steps: int = 100,
     step_size: Radius | None = None,
-    value_range: tuple | None = None,
     keep_prediction: bool = True,
     compiled_loop: bool | None = None,
 ) -> Array:
@@ -172,33 +167,34 @@ def top_k(
         D(x, x̃) = −Σ_{i∈B} I(x̃)_i,   B the k largest of I(x),   I the importance: Σ_c |attribution| with sum 1
         x⁰ = x,   xᵖ = Π(xᵖ⁻¹ + α sign ∇D(x, xᵖ⁻¹)),   p = 1 … steps
 
-    and of the xᵖ whose predicted class is that of x the one with the largest D is returned; x itself if there is none.
+    The result is the xᵖ with the largest D among those whose predicted class is that of x; x itself if there is none.
 
     Args:
+      logits_fn, attribution_fn, compiled_loop: see the module.
+      x: (n, h, w, c), normalised. y: int (n,).
+      ball: where x̃ may be.
       k: number of pixels; ties go to the first in row-major order.
-      x, y, value_range: as in `manipulate`. radius, std, compiled_loop: see the module.
-      step_size: α, in the radius' units; 2.5·radius/steps by default (Madry et al. 2018).
+      steps: of the ascent.
+      step_size: α, in the units of the radius; 2.5·radius/steps by default (Madry et al. 2018).
       keep_prediction: False returns the largest D whatever is predicted, without calling logits_fn.
     """
-    region = attack_loop.ball(x, y, radius, std, value_range, steps)
-    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
+    context = attack_loop.ascent(
+        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
+    )
     members = metrics.top_k_members(context["importance"], k)
     return attack_loop.ascend(context, Partial(_top_k_dissimilarity, members), context["x"], steps, compiled_loop)
 
 
 def mass_center(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | None,
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
+    ball: Ball,
+    draws: Draws,
     *,
-    key: Array,
-    slots: Array,
-    radius: Radius,
-    std: Sequence[float] | Array | None = None,
     steps: int = 100,
     step_size: Radius | None = None,
-    value_range: tuple | None = None,
     keep_prediction: bool = True,
     compiled_loop: bool | None = None,
 ) -> Array:
@@ -210,60 +206,54 @@ def mass_center(
     the ball. (The published code rounds C(x) down, which has the same effect by accident.)
 
     Args:
-      key, slots: a scalar key and int (n,), every image's place in the test set: they determine x⁰.
+      draws: of x⁰.
       Others: as in `top_k`.
     """
-    region = attack_loop.ball(x, y, radius, std, value_range, steps)
-    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
+    context = attack_loop.ascent(
+        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
+    )
+    start = attack_loop.start_of(context["x"], context["ball"], draws)
     center = metrics.mass_center(context["importance"])
-    start = attack_loop.random_start(context, key, slots)
     return attack_loop.ascend(context, Partial(_center_dissimilarity, center), start, steps, compiled_loop)
 
 
 def pgd(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | None,
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
+    ball: Ball,
+    draws: Draws,
     *,
-    key: Array,
-    slots: Array,
-    radius: Radius,
-    std: Sequence[float] | Array | None = None,
     steps: int = 100,
     step_size: Radius | None = None,
-    value_range: tuple | None = None,
     keep_prediction: bool = True,
     compiled_loop: bool | None = None,
 ) -> Array:
     """Projected gradient ascent on the cosine distance of heat maps, from a random point of the ball.
 
-    D(x, x̃) = 1 − cos(h(x̃), h(x)), with Madry et al. 2018's random start; iteration and choice as in `top_k`, key and
-    slots as in `mass_center`.
+    D(x, x̃) = 1 − cos(h(x̃), h(x)), with Madry et al. 2018's random start; arguments, iteration and choice as in
+    `mass_center`.
     """
-    region = attack_loop.ball(x, y, radius, std, value_range, steps)
-    context = attack_loop.ascent(logits_fn, attribution_fn, region, std, steps, step_size, keep_prediction)
-    start = attack_loop.random_start(context, key, slots)
+    context = attack_loop.ascent(
+        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
+    )
+    start = attack_loop.start_of(context["x"], context["ball"], draws)
     dissimilarity = Partial(_cosine_dissimilarity, context["importance"])
     return attack_loop.ascend(context, dissimilarity, start, steps, compiled_loop)
 
 
-def random_sign(
-    x: Array,
-    *,
-    key: Array,
-    slots: Array,
-    radius: Radius,
-    std: Sequence[float] | Array | None = None,
-    value_range: tuple | None = None,
-) -> Array:
+def random_sign(x: Array, ball: Ball, draws: Draws) -> Array:
     """The random baseline of Ghorbani et al. 2019: every entry of x moved by +radius or −radius.
 
-    Args: as in `mass_center`; an image's signs are determined by key and slot.
+    Args:
+      x: (n, h, w, c), normalised.
+      ball: whose radius it is.
+      draws: key and slots that determine the signs of each image.
     """
-    context = attack_loop.ball(x, None, radius, std, value_range, 1)
-    signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(keys.per_example(key, slots))
-    return attack_loop.project(x + context["radius"] * signs, context)
+    x = attack_loop.check(x, None, 1)
+    local = ball.in_units_of(x)
+    return local.project(x + local.radius * draws.signs(x), x)
 
 
 def _top_k_dissimilarity(members: Array, importance: Array) -> Array:

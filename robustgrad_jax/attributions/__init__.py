@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 _OF_LOGITS = {f.__name__: f for f in (gradient, input_x_gradient, integrated_gradients, smoothgrad, expected_gradients)}
-_OF_MODEL = {f.__name__: f for f in (guided_backprop, deconvnet, grad_cam)}
-NAMES = (*_OF_LOGITS, *_OF_MODEL)
+OF_MODEL = {f.__name__: f for f in (guided_backprop, deconvnet, grad_cam)}
+NAMES = (*_OF_LOGITS, *OF_MODEL)
 
 
 def create(name: str, model, variables, **options) -> Callable:
@@ -65,7 +65,7 @@ def create(name: str, model, variables, **options) -> Callable:
     """
     if name not in NAMES:
         raise ValueError(f"unknown attribution {name!r}; there are {', '.join(NAMES)}")
-    function = _OF_LOGITS.get(name) or _OF_MODEL[name]
+    function = _OF_LOGITS.get(name) or OF_MODEL[name]
     accepted = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     draws = accepted.pop("slots", None) is not None
     unknown = sorted(options.keys() - accepted.keys())

@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 
 from launch.training import keys
-from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient
+from robustgrad_jax.callables import LogitsFn
+from robustgrad_jax.gradients import draw_noise, input_gradient
 
-LogitsFn = Callable[[Array], Array]
 RULES = ("gausslegendre", "midpoint", "right")
 
 

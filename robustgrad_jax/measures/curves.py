@@ -24,13 +24,7 @@ CHUNK = 5  # levels in one forward
 
 
 def insertion_curve(
-    logits_fn: Callable[[Array], Array],
-    x: Array,
-    y: Array,
-    heatmap: Array,
-    steps: int = STEPS,
-    *,
-    chunk: int = CHUNK,
+    logits_fn: Callable[[Array], Array], x: Array, y: Array, heatmap: Array, steps: int = STEPS, *, chunk: int = CHUNK
 ) -> Array:
     """Probability of class y when only the most important i/steps of the pixels are there, (steps, n).
 
@@ -48,13 +42,7 @@ def insertion_curve(
 
 
 def deletion_curve(
-    logits_fn: Callable[[Array], Array],
-    x: Array,
-    y: Array,
-    heatmap: Array,
-    steps: int = STEPS,
-    *,
-    chunk: int = CHUNK,
+    logits_fn: Callable[[Array], Array], x: Array, y: Array, heatmap: Array, steps: int = STEPS, *, chunk: int = CHUNK
 ) -> Array:
     """Probability of class y when the most important i/steps of the pixels are gone, (steps, n).
 

@@ -1,12 +1,11 @@
 """What is measured on the test set, example by example: accuracy, attributions under perturbation, curves, the bound.
 
-Every measure here is pure and for `loop.masked_means`: (variables, batch, draw) -> {name: (n,)}. Follows Joo et al.
-2023; `robustgrad_jax.measures.suite` says which of them a config asks for.
+Every function here gives a `Measure`, for `launch.training.means.masked_means`. Follows Joo et al. 2023.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,41 @@ from jax.tree_util import Partial
 
 from launch.training import keys
 from robustgrad_jax import callables, metrics, sensitivity
-from robustgrad_jax.regularizers.alignment import draw_noise, input_gradient, squared_norm
+from robustgrad_jax.gradients import Ball, Draws, draw_noise, input_gradient, squared_norm
 
-Prepare = Callable[[Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+Batch = Mapping[str, Any]
+Values = dict[str, jax.Array]  # name -> (n,)
 Explained = dict[str, jax.Array]  # "attribution" (n, h, w, c), "heatmap" (n, h, w), "finite" bool (n,)
 
-# What compares two heat maps (n, h, w); "top_k" and "signed_cosine", of the attributions themselves, come in `Compare`.
+
+class Prepare(Protocol):
+    """From a batch to images and labels: x (n, h, w, c), normalised, and y int (n,)."""
+
+    def __call__(self, batch: Batch, /) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Attribute(Protocol):
+    """An attribution of any network, hashable: the result is (n, h, w, c).
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      variables: all its variables.
+      x: (n, h, w, c). y: int (n,).
+      slots: int (n,), the places of the images in the test set: what random numbers are drawn by.
+    """
+
+    def __call__(
+        self, model: nn.Module, variables: Any, x: jax.Array, y: jax.Array, slots: jax.Array, /
+    ) -> jax.Array: ...
+
+
+class Measure(Protocol):
+    """What is measured of each example of a batch, pure: (variables, batch, number of the draw) -> {name: (n,)}."""
+
+    def __call__(self, variables: Any, batch: Batch, draw: Any, /) -> Values: ...
+
+
+# What compares two heat maps (n, h, w); "top_k" and "signed_cosine" are in `Compare`.
 _OF_HEAT_MAPS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "cosine": metrics.cosine,
     "pcc": metrics.pearson,
@@ -40,23 +68,23 @@ class Subject:
     Attributes:
       model: linen module, (variables, x) -> (logits, out).
       prepare: batch -> (x normalised, y).
-      attribute: (model, variables, x, y, slots) -> the attribution (n, h, w, c); hashable. `slots` are the images'
-        places in the test set, from which an attribution that draws random numbers gets them.
+      attribute: see `Attribute`.
     """
 
     model: nn.Module
     prepare: Prepare
-    attribute: Callable[[nn.Module, Any, jax.Array, jax.Array, jax.Array], jax.Array]
+    attribute: Attribute
 
-    def logits_fn(self, variables) -> Partial:
+    def logits_fn(self, variables: Any) -> Partial:
         """x -> logits (n, classes), the weights its leaves."""
         return callables.logits_of(self.model, variables)
 
-    def attribution_fn(self, variables, slots: jax.Array) -> Partial:
+    def attribution_fn(self, variables: Any, slots: jax.Array) -> Partial:
         """(x, y) -> attribution, the weights its leaves."""
         return Partial(_Of(self.attribute, self.model), variables, slots)
 
-    def explain(self, variables, x: jax.Array, y: jax.Array, slots: jax.Array) -> Explained:
+    def explain(self, variables: Any, x: jax.Array, y: jax.Array, slots: jax.Array) -> Explained:
+        """The attribution of images, its heat map, and whether all of it is finite."""
         attribution = self.attribute(self.model, variables, x, y, slots)
         finite, heatmap = metrics.finite(attribution), metrics.heatmap(attribution)
         return {"attribution": attribution, "heatmap": heatmap, "finite": finite}
@@ -64,9 +92,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Of:
-    """An attribution of a model, equal for equal ones: what is compiled for it is found again."""
+    """An attribution of a model, equal for equal ones: what is compiled for it is used again."""
 
-    attribute: Callable
+    attribute: Attribute
     model: nn.Module
 
     def __call__(self, variables, slots, x, y):
@@ -85,35 +113,35 @@ class Compare:
     names: tuple[str, ...]
     top_k: int = 1
 
-    def __call__(self, before: Explained, after: Explained) -> dict[str, jax.Array]:
+    def __call__(self, before: Explained, after: Explained) -> Values:
         """name -> (n,), and "nonfinite", 1 where one of the two attributions is not finite.
 
         There every similarity is NaN, and so is its mean over a data set: a maximum or a rank of NaNs would look like
         a number.
         """
         a, b = before["heatmap"], after["heatmap"]
-        found = {name: _OF_HEAT_MAPS[name](a, b) for name in self.names if name in _OF_HEAT_MAPS}
+        values = {name: _OF_HEAT_MAPS[name](a, b) for name in self.names if name in _OF_HEAT_MAPS}
         if "top_k" in self.names:
-            found["top_k"] = metrics.top_k_intersection(a, b, self.top_k)
+            values["top_k"] = metrics.top_k_intersection(a, b, self.top_k)
         if "signed_cosine" in self.names:
-            found["signed_cosine"] = metrics.cosine(before["attribution"], after["attribution"])
+            values["signed_cosine"] = metrics.cosine(before["attribution"], after["attribution"])
         finite = before["finite"] & after["finite"]
-        return {k: jnp.where(finite, v, jnp.nan) for k, v in found.items()} | {NONFINITE: _as_number(~finite, a)}
+        return {k: jnp.where(finite, v, jnp.nan) for k, v in values.items()} | {NONFINITE: _as_number(~finite, a)}
 
-    def to_target(self, after: Explained, target: jax.Array) -> dict[str, jax.Array]:
-        """Those of the heat maps with a target map (h, w): "target_cosine" … -> (n,)."""
+    def to_target(self, after: Explained, target: jax.Array) -> Values:
+        """The similarities of heat maps with a target map (h, w): "target_cosine" … -> (n,)."""
         target = jnp.broadcast_to(target, after["heatmap"].shape).astype(after["heatmap"].dtype)
         names = [name for name in self.names if name in _OF_HEAT_MAPS]
-        found = {name: _OF_HEAT_MAPS[name](after["heatmap"], target) for name in names}
-        return {f"target_{name}": jnp.where(after["finite"], value, jnp.nan) for name, value in found.items()}
+        values = {name: _OF_HEAT_MAPS[name](after["heatmap"], target) for name in names}
+        return {f"target_{name}": jnp.where(after["finite"], value, jnp.nan) for name, value in values.items()}
 
 
-def count_nonfinite(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """From the mean over draws of "…/nonfinite" to whether any draw was, image by image."""
+def count_nonfinite(values: Mapping[str, jax.Array]) -> Values:
+    """Turn the mean over draws of "…/nonfinite" into whether it was 1 in any draw, image by image."""
     return {k: (v > 0).astype(v.dtype) if k.split("/")[-1] == NONFINITE else v for k, v in values.items()}
 
 
-def accuracy(model: nn.Module, prepare: Prepare) -> Callable:
+def accuracy(model: nn.Module, prepare: Prepare) -> Measure:
     """Accuracy and cross-entropy of the clean images, for validation and test.
 
     Args:
@@ -121,7 +149,7 @@ def accuracy(model: nn.Module, prepare: Prepare) -> Callable:
       prepare: batch -> (x normalised, y).
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         del draw
         x, y = prepare(batch)
         logits, _ = model.apply(variables, x)
@@ -132,10 +160,10 @@ def accuracy(model: nn.Module, prepare: Prepare) -> Callable:
     return measure
 
 
-def clean(subject: Subject) -> Callable:
-    """(variables, batch) -> the clean images explained, and the batch's value range: what all draws share."""
+def clean(subject: Subject) -> Callable[[Any, Batch], dict[str, Any]]:
+    """What all draws share, (variables, batch) -> the clean images explained, and the batch's value range."""
 
-    def explain(variables, batch):
+    def explain(variables: Any, batch: Batch) -> dict[str, Any]:
         x, y = subject.prepare(batch)
         return subject.explain(variables, x, y, batch["slot"]) | {"range": (x.min(), x.max())}
 
@@ -143,8 +171,8 @@ def clean(subject: Subject) -> Callable:
 
 
 def random_perturbation_similarity(
-    subject: Subject, *, std, radii: Sequence[float], compare: Compare, seed: int
-) -> Callable:
+    subject: Subject, *, std: Sequence[float], radii: Sequence[float], compare: Compare, seed: int
+) -> Measure:
     """RPS: how alike an attribution is before and after a uniform draw of radius ε/255, for every ε.
 
     Perturbed images are clipped to the value range of their batch, as in the published code.
@@ -156,19 +184,18 @@ def random_perturbation_similarity(
       seed: of the draws; draw number and test-set index give each image its own.
 
     Returns:
-      (variables, batch, draw) -> {"rps-4/cosine": (n,), …, "rps-4/accuracy", "rps-4/nonfinite"}; needs `clean`'s
-      result as `batch["once"]`.
+      {"rps-4/cosine": (n,), …, "rps-4/accuracy", "rps-4/nonfinite"}; needs what `clean` gives as `batch["once"]`.
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         x, y = subject.prepare(batch)
         uniform = draw_noise("uniform", keys.stream(seed, "rps", draw), batch["slot"], x.shape, 1.0, x.dtype)
         values = {}
         for radius in radii:
             perturbed = jnp.clip(x + radius / (255 * jnp.asarray(std, x.dtype)) * uniform, *batch["once"]["range"])
-            found = compare(batch["once"], subject.explain(variables, perturbed, y, batch["slot"]))
-            found["accuracy"] = metrics.accuracy(subject.logits_fn(variables), perturbed, y)
-            values |= {f"rps-{radius:g}/{name}": value for name, value in found.items()}
+            alike = compare(batch["once"], subject.explain(variables, perturbed, y, batch["slot"]))
+            alike["accuracy"] = metrics.accuracy(subject.logits_fn(variables), perturbed, y)
+            values |= {f"rps-{radius:g}/{name}": value for name, value in alike.items()}
         return values
 
     return measure
@@ -177,7 +204,7 @@ def random_perturbation_similarity(
 CURVES = {"insertion": metrics.insertion_curve, "deletion": metrics.deletion_curve}
 
 
-def curves(subject: Subject, *, names: Sequence[str], steps: int) -> Callable:
+def curves(subject: Subject, *, names: Sequence[str], steps: int) -> Measure:
     """Insertion and deletion: the true class's probability as the most important pixels come, or go.
 
     Args:
@@ -185,23 +212,23 @@ def curves(subject: Subject, *, names: Sequence[str], steps: int) -> Callable:
       steps: levels of a curve.
 
     Returns:
-      (variables, batch, draw) -> {"insertion/0": (n,), …, "insertion/19", "insertion/area", "insertion/nonfinite"}.
+      {"insertion/0": (n,), …, "insertion/19", "insertion/area", "insertion/nonfinite"}.
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         del draw
         x, y = subject.prepare(batch)
-        found = subject.explain(variables, x, y, batch["slot"])
+        explained = subject.explain(variables, x, y, batch["slot"])
         values = {}
         for name in names:
-            points = CURVES[name](subject.logits_fn(variables), x, y, found["heatmap"], steps)
-            values |= curve_values(name, points) | {f"{name}/{NONFINITE}": _as_number(~found["finite"], x)}
+            points = CURVES[name](subject.logits_fn(variables), x, y, explained["heatmap"], steps)
+            values |= curve_values(name, points) | {f"{name}/{NONFINITE}": _as_number(~explained["finite"], x)}
         return values
 
     return measure
 
 
-def curve_values(name: str, points: jax.Array) -> dict[str, jax.Array]:
+def curve_values(name: str, points: jax.Array) -> Values:
     """A curve (levels, n) by name: its area and its points, each (n,)."""
     return {f"{name}/area": metrics.area(points)} | {f"{name}/{i}": point for i, point in enumerate(points)}
 
@@ -209,47 +236,47 @@ def curve_values(name: str, points: jax.Array) -> dict[str, jax.Array]:
 SENSITIVITIES = (*sensitivity.MEASURES, "infidelity")
 
 
-def sensitivities(subject: Subject, *, std, radius: float, names: Sequence[str], samples: int, seed: int) -> Callable:
+def sensitivities(
+    subject: Subject, *, std: Sequence[float], radius: float, names: Sequence[str], samples: int, seed: int
+) -> Measure:
     """Local stability of an attribution, and how well it predicts the logit (`robustgrad_jax.sensitivity`).
 
     Args:
       std, seed: as in `random_perturbation_similarity`.
       radius: ε in units of 1/255 of the pixel range, of uniform draws.
       names: of `SENSITIVITIES`.
-      samples: draws an image.
+      samples: draws per image.
 
     Returns:
-      (variables, batch, draw) -> {"sensitivity-8/max_sensitivity": (n,), …, "sensitivity-8/nonfinite"}.
+      {"sensitivity-8/max_sensitivity": (n,), …, "sensitivity-8/nonfinite"}.
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         del draw
         x, y = subject.prepare(batch)
-        noise = {
-            "key": keys.stream(seed, "sensitivity"),
-            "slots": batch["slot"],
-            "radius": radius / (255 * jnp.asarray(std, x.dtype)),
-            "noise": "uniform",
-            "samples": samples,
-        }
-        finite = jnp.ones(len(x), bool)
-        found = {}
+        slots = batch["slot"]
+        ball = Ball(radius / (255 * jnp.asarray(std, x.dtype)))
+        draws = Draws(keys.stream(seed, "sensitivity"), slots)
+        values = {}
         if local := [name for name in names if name in sensitivity.MEASURES]:
-            attribution_fn = subject.attribution_fn(variables, batch["slot"])
-            found |= sensitivity.stability(attribution_fn, x, y, measures=local, **noise)
+            attribution_fn = subject.attribution_fn(variables, slots)
+            values |= sensitivity.stability(attribution_fn, x, y, ball, draws, samples=samples, measures=local)
         if "infidelity" in names:
-            attribution = subject.explain(variables, x, y, batch["slot"])["attribution"]
-            found["infidelity"] = sensitivity.infidelity(subject.logits_fn(variables), attribution, x, y, **noise)
-        for value in found.values():
+            attribution = subject.explain(variables, x, y, slots)["attribution"]
+            values["infidelity"] = sensitivity.infidelity(
+                subject.logits_fn(variables), attribution, x, y, ball, draws, samples=samples, noise="uniform"
+            )
+        finite = jnp.ones(len(x), bool)
+        for value in values.values():
             finite &= jnp.isfinite(value)
-        found = {name: jnp.where(finite, value, jnp.nan) for name, value in found.items()}
-        found[NONFINITE] = _as_number(~finite, x)
-        return {f"sensitivity-{radius:g}/{name}": value for name, value in found.items()}
+        values = {name: jnp.where(finite, value, jnp.nan) for name, value in values.items()}
+        values[NONFINITE] = _as_number(~finite, x)
+        return {f"sensitivity-{radius:g}/{name}": value for name, value in values.items()}
 
     return measure
 
 
-def upper_bound(model: nn.Module, prepare: Prepare, *, std, radius: float, seed: int) -> Callable:
+def upper_bound(model: nn.Module, prepare: Prepare, *, std: Sequence[float], radius: float, seed: int) -> Measure:
     """The quantities of the paper's upper-bound study, for one gaussian draw z of scale ε/(255 σ).
 
     l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2, gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and
@@ -261,7 +288,7 @@ def upper_bound(model: nn.Module, prepare: Prepare, *, std, radius: float, seed:
       radius: ε in units of 1/255 of the pixel range.
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         x, y = prepare(batch)
         key = keys.stream(seed, "upper_bound", draw)
         direction = draw_noise("gaussian", key, batch["slot"], x.shape, 1.0, x.dtype)
@@ -284,8 +311,8 @@ def upper_bound(model: nn.Module, prepare: Prepare, *, std, radius: float, seed:
     return measure
 
 
-def hutchinson(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """From the mean over draws of ‖Hv‖² to the estimate of ‖H‖_F, image by image."""
+def hutchinson(values: Mapping[str, jax.Array]) -> Values:
+    """Turn the mean over draws of ‖Hv‖² into the estimate of ‖H‖_F, image by image."""
     return {**values, "hessian_frobenius": jnp.sqrt(values["hessian_frobenius"])}
 
 

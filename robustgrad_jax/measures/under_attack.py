@@ -1,96 +1,107 @@
 """What an attack does to an attribution.
 
 `Attack` is an attack with everything but its images; `attacked` gives a batch's attacked images and both explanations,
-`under_attack` compares them, for `launch.training.loop.masked_means`.
+`under_attack` compares them, for `launch.training.means.masked_means`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from launch.training import keys
 from robustgrad_jax import attacks, metrics
-from robustgrad_jax.measures.evaluation import NONFINITE, Compare, Subject, curve_values
+from robustgrad_jax.callables import AttributionFn, LogitsFn
+from robustgrad_jax.gradients import Ball, Draws
+from robustgrad_jax.measures.evaluation import NONFINITE, Batch, Compare, Measure, Subject, Values, curve_values
 
 
 def frame(shape: tuple[int, int]) -> jax.Array:
-    """AAM's target, a frame of 5 pixels around 32x32 images, 35 around 224x224, and in proportion otherwise: (h, w)."""
+    """The target of AAM (h, w), a frame of 5 pixels for 32x32 images, 35 for 224x224, and in proportion otherwise."""
     return attacks.target_frame(shape, max(1, round(min(shape) * 5 / 32)))
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One of the attacks, with everything but its images.
+    """An attack and its strength.
 
     Attributes:
       kind: of `ATTACKS`.
-      radius: ε in units of 1/255 of the pixel range. std: per channel, what the images were divided by.
-      steps: of the attack. gamma: AAM's weight of the heat map against the logits.
+      radius: ε in units of 1/255 of the pixel range.
+      steps: of the attack.
+      gamma: AAM's weight of the heat map against the logits.
       top_k: pixels of the top-k attack.
-      seed: of random starts; the test-set index gives each image its own.
     """
 
     kind: str
     radius: float
-    std: tuple[float, ...]
-    steps: int
-    gamma: float
-    top_k: int
-    seed: int
+    steps: int = 100
+    gamma: float = 0.5
+    top_k: int = 1
 
-    def __call__(self, logits_fn: Callable, attribution_fn: Callable, x, y, slots) -> jax.Array:
-        """The attacked images, of x's shape (n, h, w, c)."""
-        return ATTACKS[self.kind](self, logits_fn, attribution_fn, x, y, slots)
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        attribution_fn: AttributionFn,
+        x: jax.Array,
+        y: jax.Array,
+        *,
+        std: Sequence[float],
+        draws: Draws,
+    ) -> jax.Array:
+        """The attacked images, of x's shape (n, h, w, c); `std` is what the images were divided by."""
+        ball = Ball(self.radius / 255, tuple(std))
+        return ATTACKS[self.kind](self, logits_fn, attribution_fn, x, y, ball, draws)
 
     @property
     def name(self) -> str:
+        """ "aam-8": how its values are named."""
         return f"{self.kind}-{self.radius:g}"
 
-    @property
-    def ball(self) -> dict:
-        return {"radius": self.radius / 255, "std": self.std}
 
-    def start(self, slots) -> dict:
-        return {"key": keys.stream(self.seed, self.kind), "slots": slots}
-
-
-ATTACKS: dict[str, Callable] = {
-    "aam": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.manipulate(
-        logits_fn, attribution_fn, x, y, frame(x.shape[1:3]), steps=a.steps, gamma=a.gamma, **a.ball
+ATTACKS: dict[str, Callable[..., jax.Array]] = {
+    "aam": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.manipulate(
+        logits_fn, attribution_fn, x, y, frame(x.shape[1:3]), ball, steps=a.steps, gamma=a.gamma
     ),
-    "top_k": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.top_k(
-        logits_fn, attribution_fn, x, y, k=a.top_k, steps=a.steps, **a.ball
+    "top_k": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.top_k(
+        logits_fn, attribution_fn, x, y, ball, k=a.top_k, steps=a.steps
     ),
-    "mass_center": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.mass_center(
-        logits_fn, attribution_fn, x, y, steps=a.steps, **a.start(slots), **a.ball
+    "mass_center": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.mass_center(
+        logits_fn, attribution_fn, x, y, ball, draws, steps=a.steps
     ),
-    "pgd": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.pgd(
-        logits_fn, attribution_fn, x, y, steps=a.steps, **a.start(slots), **a.ball
+    "pgd": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.pgd(
+        logits_fn, attribution_fn, x, y, ball, draws, steps=a.steps
     ),
-    "random_sign": lambda a, logits_fn, attribution_fn, x, y, slots: attacks.random_sign(x, **a.start(slots), **a.ball),
+    "random_sign": lambda a, logits_fn, attribution_fn, x, y, ball, draws: attacks.random_sign(x, ball, draws),
 }
 
+RunAttack = Callable[[Any, Batch], dict[str, Any]]
 
-def attacked(subject: Subject, through: Subject, attack: Attack) -> Callable:
+
+def attacked(subject: Subject, through: Subject, attack: Attack, *, std: Sequence[float], seed: int) -> RunAttack:
     """(variables, batch) -> what `under_attack` measures.
 
     Runs as it is, a compiled step at a time, or inside jit, where the whole attack is one program.
 
     Args:
-      through: the network that is attacked, `subject`'s own or, for ReLU, its smooth copy; the images are explained,
-        before and after, by `subject`.
+      subject: what is explained, before and after.
+      through: the network that is attacked: that of `subject`, or for ReLU its smooth copy.
+      attack: what happens to the images.
+      std: per channel, what the images were divided by.
+      seed: of random starts; the test-set index gives each image its own.
 
     Returns:
       A function that gives x (n, h, w, c) and y (n,), moved, the attacked images, and before and after, what `explain`
       gives for both.
     """
 
-    def run(variables, batch):
+    def run(variables: Any, batch: Batch) -> dict[str, Any]:
         x, y = _call(subject.prepare, batch)
         slots = batch["slot"]
-        moved = attack(through.logits_fn(variables), through.attribution_fn(variables, slots), x, y, slots)
+        functions = through.logits_fn(variables), through.attribution_fn(variables, slots)
+        moved = attack(*functions, x, y, std=std, draws=Draws(keys.stream(seed, attack.kind), slots))
         before, after = (_call(subject.explain, variables, images, y, slots) for images in (x, moved))
         return {"x": x, "y": y, "moved": moved, "before": before, "after": after}
 
@@ -98,38 +109,40 @@ def attacked(subject: Subject, through: Subject, attack: Attack) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _call(fn: Callable, *arguments):
+def _call(fn: Callable, *arguments: Any) -> Any:
     return fn(*arguments)
 
 
-def under_attack(subject: Subject, attack: Attack, *, compare: Compare, curve_steps: int = 0) -> Callable:
+def under_attack(subject: Subject, attack: Attack, *, compare: Compare, curve_steps: int = 0) -> Measure:
     """How alike attributions are before and after an attack, and whether the prediction holds.
 
     Args:
+      subject: what is explained.
+      attack: that the images are under.
       compare: the similarities, of clean and attacked map, and for AAM of attacked map and target too.
       curve_steps: of adversarial insertion: the attacked map orders the pixels, those of the clean image are inserted;
         0 leaves it out.
 
     Returns:
-      (variables, batch, draw) -> {"aam-8/cosine": (n,), …, "aam-8/target_cosine", …, "aam-8/accuracy",
-      "aam-8/logits_change" (mean squared), "aam-8/nonfinite", "aam-8-insertion/area", "aam-8-insertion/0", …}; needs
-      `attacked`'s result as `batch["once"]`.
+      {"aam-8/cosine": (n,), …, "aam-8/target_cosine", …, "aam-8/accuracy", "aam-8/logits_change" (mean squared),
+      "aam-8/nonfinite", "aam-8-insertion/area", "aam-8-insertion/0", …}; needs what `attacked` gives, as
+      `batch["once"]`.
     """
 
-    def measure(variables, batch, draw):
+    def measure(variables: Any, batch: Batch, draw: Any) -> Values:
         del draw
         x, y, moved, before, after = (batch["once"][key] for key in ("x", "y", "moved", "before", "after"))
         logits_fn = subject.logits_fn(variables)
-        found = compare(before, after)
-        found["accuracy"] = metrics.accuracy(logits_fn, moved, y)
-        found["logits_change"] = metrics.mse(logits_fn(moved), logits_fn(x))
+        alike = compare(before, after)
+        alike["accuracy"] = metrics.accuracy(logits_fn, moved, y)
+        alike["logits_change"] = metrics.mse(logits_fn(moved), logits_fn(x))
         if attack.kind == "aam":
-            found |= compare.to_target(after, frame(x.shape[1:3]))
-        found = {f"{attack.name}/{name}": value for name, value in found.items()}
+            alike |= compare.to_target(after, frame(x.shape[1:3]))
+        values = {f"{attack.name}/{name}": value for name, value in alike.items()}
         if curve_steps:
             curve = metrics.adversarial_insertion_curve(logits_fn, x, y, after["heatmap"], curve_steps)
             group = f"{attack.name}-insertion"
-            found |= curve_values(group, curve) | {f"{group}/{NONFINITE}": found[f"{attack.name}/{NONFINITE}"]}
-        return found
+            values |= curve_values(group, curve) | {f"{group}/{NONFINITE}": alike[NONFINITE]}
+        return values
 
     return measure

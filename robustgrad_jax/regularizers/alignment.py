@@ -1,75 +1,75 @@
-"""Local gradient alignment (Joo et al., AAAI 2023) and the Hessian-norm baseline (Dombrowski et al. 2022).
+"""Local gradient alignment (Joo et al., AAAI 2023, arXiv 2211.15900)."""
 
-Everything here is a pure function of a `logits_fn(params, x) -> (logits, aux)`: x (n, h, w, c) normalised, logits
-(n, k), aux any pytree (batch statistics, say). g(x) is the *logit* of the true class, neither a probability nor a
-loss. With batch norm in training mode an image's logit leans on the whole batch; as in the original, the gradient is
-that of the batch's sum.
-"""
-
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from launch.training import keys
+from launch.stages import require_known, stackable
 from robustgrad_jax import metrics
+from robustgrad_jax.gradients import (
+    NOISE_KINDS,
+    AlongGradient,
+    Draws,
+    Forward,
+    hessian_vector_product,
+    input_gradient,
+    squared_norm,
+)
+from robustgrad_jax.regularizers.base import Penalised, check_numbers, in_network_units
 
-LogitsFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
-NOISE_KINDS = ("uniform", "gaussian", "gradient", "gradient_sign")
+VARIANTS = ("difference", "jvp")
+TERMS = ("l2", "cosine")
 
 
-def input_gradient(logits_fn: LogitsFn, params, x, y) -> tuple[jax.Array, jax.Array, Any]:
-    """∇g(x), the input gradient of the true-class logit, with the pass that it comes from.
+@dataclass(frozen=True)
+class Alignment:
+    """The weighted sum of the two distances of `gradient_alignment`, for noise of a random kind.
 
-    Args:
-      logits_fn: (params, x) -> (logits, aux).
-      x: (n, h, w, c). y: int (n,).
-
-    Returns:
-      gradient (n, h, w, c), logits (n, k), aux.
+    Attributes:
+      radius: ε, in units of 1/255 of the pixel range.
+      l2_weight, cosine_weight: of the two terms.
+      noise: of `robustgrad_jax.gradients.NOISE_KINDS`.
+      detach_source, variant: as in `gradient_alignment`.
+      terms: of `TERMS`: those that are added, and logged without their weights.
     """
-    logits, pullback, aux = jax.vjp(lambda x: logits_fn(params, x), x, has_aux=True)
-    (gradient,) = pullback(jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype))
-    return gradient, logits, aux
 
+    radius: float = stackable(4.0)
+    l2_weight: float = stackable(0.01)
+    cosine_weight: float = stackable(1.0)
+    noise: str = "uniform"
+    detach_source: bool = True
+    variant: str = "difference"
+    terms: tuple[str, ...] = TERMS
 
-def hessian_vector_product(logits_fn: LogitsFn, params, x, y, direction):
-    """∇g(x) and Hv of the true-class logit, forward over reverse.
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require_known(self, "noise", NOISE_KINDS)
+        require_known(self, "variant", VARIANTS)
+        require_known(self, "terms", TERMS)
 
-    Returns:
-      gradient, product (n, h, w, c); logits (n, k); aux.
-    """
-
-    def gradient_of(x):
-        gradient, logits, aux = input_gradient(logits_fn, params, x, y)
-        return gradient, (logits, aux)
-
-    gradient, product, (logits, aux) = jax.jvp(gradient_of, (x,), (direction,), has_aux=True)
-    return gradient, product, logits, aux
-
-
-def squared_norm(a: jax.Array) -> jax.Array:
-    """Squared ℓ2 norm over pixels and channels: (n, …) -> (n,)."""
-    return jnp.sum(jnp.square(a), axis=tuple(range(1, a.ndim)))
-
-
-def distances(source: jax.Array, perturbed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Batch means of the squared ℓ2 distance and of the cosine distance (1 - cos)/2 of two gradients (n, …)."""
-    l2 = jnp.mean(squared_norm(source - perturbed))
-    return l2, jnp.mean(metrics.cosine_distance(source, perturbed))
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
+        noise = draws.noise(self.noise, x, in_network_units(self.radius, x, std))
+        l2, cosine, logits, aux = gradient_alignment(
+            logits_fn, params, x, y, noise, detach_source=self.detach_source, variant=self.variant
+        )
+        weights = {"l2": self.l2_weight, "cosine": self.cosine_weight}
+        parts = {name: value for name, value in {"l2": l2, "cosine": cosine}.items() if name in self.terms}
+        return sum(weights[name] * value for name, value in parts.items()), logits, aux, parts
 
 
 def gradient_alignment(
-    logits_fn: LogitsFn,
-    params,
-    x: jax.Array,
-    y: jax.Array,
-    noise: jax.Array | Callable[[jax.Array], jax.Array],
+    logits_fn: Forward,
+    params: Any,
+    x: Array,
+    y: Array,
+    noise: Array | AlongGradient,
     *,
     detach_source: bool = True,
     variant: str = "difference",
-):
+) -> tuple[Array, Array, Array, Any]:
     """How far the input gradient moves when the input does (Joo et al. 2023, the two terms of their loss).
 
     l2 = mean ‖∇g(x) − ∇g(x')‖², cosine_distance = mean (1 − cos(∇g(x), ∇g(x')))/2, with x' = x + noise.
@@ -85,8 +85,8 @@ def gradient_alignment(
     Returns:
       (l2, cosine_distance, logits, aux): two scalars, and logits (n, k) and aux of the clean pass.
     """
-    if variant not in ("difference", "jvp"):
-        raise ValueError(f"unknown variant {variant!r} of gradient alignment; there are difference, jvp")
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r} of gradient alignment; valid names: 'difference', 'jvp'")
     if variant == "jvp":
         if callable(noise):
             noise = noise(jax.lax.stop_gradient(input_gradient(logits_fn, params, x, y)[0]))
@@ -105,46 +105,7 @@ def gradient_alignment(
     return *distances(source, perturbed), logits, aux
 
 
-def hessian_norm(logits_fn: LogitsFn, params, x, y, direction) -> jax.Array:
-    """mean ‖Hv‖², H the Hessian of the true-class logit, one direction v an image (Dombrowski et al. 2022).
-
-    With v ~ N(0, I) its expectation is the mean squared Frobenius norm of H.
-
-    Args:
-      logits_fn, params, x, y: as in `gradient_alignment`.
-      direction: v, of x's shape.
-
-    Returns:
-      A scalar, exact under `jax.grad` with respect to params.
-    """
-    return jnp.mean(squared_norm(hessian_vector_product(logits_fn, params, x, y, direction)[1]))
-
-
-def draw_noise(kind: str, key: jax.Array, slots: jax.Array, shape, radius, dtype=jnp.float32):
-    """The perturbation z of x' = x + z.
-
-    Args:
-      kind: "uniform" U(-1, 1)·radius, "gaussian" N(0, 1)·radius, "gradient" and "gradient_sign": the source gradient or
-        its sign over its own ℓ2 norm, times radius.
-      key: scalar key; slots: int (n,), each example's place in the global batch.
-      shape: (n, h, w, c).
-      radius: in x's units, scalar or per channel: ε / (255 σ).
-
-    Returns:
-      z of `shape`, or for the two gradient kinds a function of the source gradient that gives it.
-    """
-    if kind == "uniform":
-        each = lambda k: jax.random.uniform(k, shape[1:], dtype, -1.0, 1.0)
-    elif kind == "gaussian":
-        each = lambda k: jax.random.normal(k, shape[1:], dtype)
-    elif kind in ("gradient", "gradient_sign"):
-
-        def along(gradient):
-            direction = jnp.sign(gradient) if kind == "gradient_sign" else gradient
-            norm = jnp.sqrt(squared_norm(direction))[:, None, None, None]
-            return radius * direction / (norm + 1e-8)
-
-        return along
-    else:
-        raise ValueError(f"unknown noise {kind!r}; there are {', '.join(NOISE_KINDS)}")
-    return radius * jax.vmap(each)(keys.per_example(key, slots))
+def distances(source: Array, perturbed: Array) -> tuple[Array, Array]:
+    """Batch means of the squared ℓ2 distance and of the cosine distance (1 - cos)/2 of two gradients (n, …)."""
+    l2 = jnp.mean(squared_norm(source - perturbed))
+    return l2, jnp.mean(metrics.cosine_distance(source, perturbed))

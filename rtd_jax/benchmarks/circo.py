@@ -5,7 +5,7 @@
     ROOT/COCO2017_unlabeled/unlabeled2017/*.jpg
 
 mAP at 5, 10, 25, 50 over several ground truths, and recall on the first target. `test` has no ground truth: its answers
-go to the test server, a JSON file of 50 image ids a query.
+go to the test server, a JSON file of 50 image ids per query.
 """
 
 from functools import partial
@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
 
 
-def load(root: str | Path, split: str = "val") -> Task:
+def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRCO.
 
     Raises:
       ValueError: an unknown split, a query without a field, an image that the gallery lacks.
-      FileNotFoundError: a file that is not there.
+      FileNotFoundError: a missing file.
     """
     if split not in SPLITS:
-        raise ValueError(f"CIRCO has no split {split!r}; there are {', '.join(SPLITS)}")
+        raise ValueError(f"CIRCO has no split {split!r}; valid splits: {', '.join(SPLITS)}")
     root = Path(root).expanduser()
     coco = root / "COCO2017_unlabeled"
     info_path = coco / "annotations" / "image_info_unlabeled2017.json"
@@ -40,9 +40,9 @@ def load(root: str | Path, split: str = "val") -> Task:
     index = {number: row for row, number in enumerate(ids)}
     queries_path = root / "annotations" / f"{split}.json"
     where = str(queries_path)
-    wanted = ("id", "reference_img_id", "relative_caption")
-    wanted += ("target_img_id", "gt_img_ids") if split == "val" else ()
-    table = [fields(entry, wanted, where) for entry in load_json(queries_path)]
+    names = ("id", "reference_img_id", "relative_caption")
+    names += ("target_img_id", "gt_img_ids") if split == "val" else ()
+    table = [fields(entry, names, where) for entry in load_json(queries_path)]
     reference = rows([int(row[1]) for row in table], index, where)
     score = target = None
     if split == "val":
@@ -53,7 +53,7 @@ def load(root: str | Path, split: str = "val") -> Task:
             padded[place, : len(numbers)] = rows(numbers, index, where)
         score = partial(_score, target=target, truths=padded)
     submission = partial(_submission, queries_ids=[row[0] for row in table], ids=ids)
-    return Task("circo", images, ids, reference, {"": [(row[2],) for row in table]}, score, submission, target)
+    return RetrievalTask("circo", images, ids, reference, {"": [(row[2],) for row in table]}, score, submission, target)
 
 
 def _score(queries, gallery, *, target, truths) -> dict[str, float]:
@@ -66,7 +66,7 @@ def _score(queries, gallery, *, target, truths) -> dict[str, float]:
 def _submission(queries, gallery, *, queries_ids, ids) -> dict[str, Any]:
     """The file that the test server takes, checked."""
     ranking = retrieval.top_k(queries, gallery, max(KS)).rows
-    answers = {str(query): [ids[row] for row in found] for query, found in zip(queries_ids, ranking, strict=True)}
+    answers = {str(query): [ids[row] for row in ranked] for query, ranked in zip(queries_ids, ranking, strict=True)}
     check_submission(answers, ids, max(KS), "CIRCO")
     if len(answers) != len(queries_ids):
         raise ValueError(f"CIRCO: {len(queries_ids)} queries have {len(answers)} different ids")

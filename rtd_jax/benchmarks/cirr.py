@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
 SUBMITTED, SUBSET_SUBMITTED = 50, 3
 
 
-def load(root: str | Path, split: str = "val") -> Task:
+def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRR.
 
     Raises:
       ValueError: an unknown split, a query without a field, an image that the split lacks.
-      FileNotFoundError: a file that is not there.
+      FileNotFoundError: a missing file.
     """
     if split not in SPLITS:
-        raise ValueError(f"CIRR has no split {split!r} to evaluate on; there are {', '.join(SPLITS)}")
+        raise ValueError(f"CIRR has no split {split!r} to evaluate on; valid splits: {', '.join(SPLITS)}")
     root = Path(root).expanduser()
     names_path = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
     captions_path = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
@@ -41,13 +41,13 @@ def load(root: str | Path, split: str = "val") -> Task:
     check_files(images, str(names_path))
     index = {name: row for row, name in enumerate(files)}
     where = str(captions_path)
-    wanted = ("pairid", "reference", "caption", "img_set") + (("target_hard",) if split == "val" else ())
-    table = [fields(entry, wanted, where) for entry in load_json(captions_path)]
+    names = ("pairid", "reference", "caption", "img_set") + (("target_hard",) if split == "val" else ())
+    table = [fields(entry, names, where) for entry in load_json(captions_path)]
     pairs, references, texts, groups = ([row[i] for row in table] for i in range(4))
     reference = rows(references, index, where)
     members = [
-        [name for name in fields(group, ("members",), where)[0] if name != own]
-        for group, own in zip(groups, references, strict=True)
+        [name for name in fields(group, ("members",), where)[0] if name != reference_name]
+        for group, reference_name in zip(groups, references, strict=True)
     ]
     width = max(map(len, members), default=0)
     subset = np.full((len(members), width), -1, np.int32)
@@ -59,25 +59,25 @@ def load(root: str | Path, split: str = "val") -> Task:
         score = partial(_score, reference=reference, target=target, members=subset)
     submission = partial(_submission, pairs=pairs, names=list(files), reference=reference, members=subset)
     texts = {"": [(text,) for text in texts]}
-    return Task("cirr", images, list(files), reference, texts, score, submission, target)
+    return RetrievalTask("cirr", images, list(files), reference, texts, score, submission, target)
 
 
 def _score(queries, gallery, *, reference, target, members) -> dict[str, float]:
     ranking = retrieval.top_k(queries, gallery, max(KS), exclude=reference).rows
-    found = metrics.recall_at(ranking, target, KS)
+    recall = metrics.recall_at(ranking, target, KS)
     ranking = retrieval.rank_members(queries, gallery, members).rows
     among = metrics.subset_recall_at(ranking, target, members, SUBSET_KS)
-    return {f"recall_at_{k}": found[k] for k in KS} | {f"subset_recall_at_{k}": among[k] for k in SUBSET_KS}
+    return {f"recall_at_{k}": recall[k] for k in KS} | {f"subset_recall_at_{k}": among[k] for k in SUBSET_KS}
 
 
 def _submission(queries, gallery, *, pairs, names, reference, members) -> dict[str, Any]:
-    """The two files that the test server takes, checked."""
+    """The two files for the test server, checked."""
     ranking = retrieval.top_k(queries, gallery, SUBMITTED, exclude=reference).rows
     among = retrieval.rank_members(queries, gallery, members).rows[:, :SUBSET_SUBMITTED]
     files = {}
-    for metric, found, length in (("recall", ranking, SUBMITTED), ("recall_subset", among, SUBSET_SUBMITTED)):
-        real = [[names[row] for row in row_of if row >= 0] for row_of in found]  # small groups are filled with -1
-        answers = dict(zip(map(str, pairs), real, strict=True))
+    for metric, ranked, length in (("recall", ranking, SUBMITTED), ("recall_subset", among, SUBSET_SUBMITTED)):
+        answered = [[names[row] for row in query if row >= 0] for query in ranked]  # small groups are filled with -1
+        answers = dict(zip(map(str, pairs), answered, strict=True))
         check_submission(answers, names, length, f"CIRR {metric}")
         if len(answers) != len(pairs):
             raise ValueError(f"CIRR {metric}: {len(pairs)} queries have {len(answers)} different pair ids")

@@ -14,25 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task, check_files, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_files, fields, load_json, rows
 
 CATEGORIES = ("dress", "shirt", "toptee")
 KS = (10, 50)
 
 
-def load(root: str | Path, split: str = "val") -> list[Task]:
+def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
     """The three categories.
 
     Raises:
       ValueError: another split than val, a query without a field or two captions, an image that the gallery lacks.
-      FileNotFoundError: a file that is not there.
+      FileNotFoundError: a missing file.
     """
     if split != "val":
-        raise ValueError(f"FashionIQ has no public ground truth for {split!r}; there is val")
-    return [_category(Path(root).expanduser(), category) for category in CATEGORIES]
+        raise ValueError(f"FashionIQ has no public ground truth for {split!r}; the only valid split is 'val'")
+    return [load_category(root, category) for category in CATEGORIES]
 
 
-def _category(root: Path, category: str) -> Task:
+def load_category(root: str | Path, category: str) -> RetrievalTask:
+    """One of `CATEGORIES`, its validation split; raises as `load`."""
+    root = Path(root).expanduser()
     names_path = root / "image_splits" / f"split.{category}.val.json"
     names = load_json(names_path)
     endings = ("png", "jpg", "jpeg")
@@ -50,9 +52,9 @@ def _category(root: Path, category: str) -> Task:
     target = rows([row[1] for row in table], index, where)
     texts = [tuple(text.strip(".?, ") for text in row[2]) for row in table]
     score = partial(_score, target=target)
-    return Task(f"fashioniq/{category}", images, names, reference, {"": texts}, score, target=target)
+    return RetrievalTask(f"fashioniq/{category}", images, names, reference, {"": texts}, score, target=target)
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray) -> dict[str, float]:
-    found = metrics.recall_at(retrieval.top_k(queries, gallery, max(KS)).rows, target, KS)
-    return {f"recall_at_{k}": found[k] for k in KS}
+    recall = metrics.recall_at(retrieval.top_k(queries, gallery, max(KS)).rows, target, KS)
+    return {f"recall_at_{k}": recall[k] for k in KS}

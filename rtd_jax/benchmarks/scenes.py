@@ -6,33 +6,33 @@ import numpy as np
 
 from launch.data import scenes
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import Task
+from rtd_jax.benchmarks.task import RetrievalTask
 
 KS = (1, 5, 10)
 
 
-def load(seed: int, *, gallery: int = 1500, queries: int = 1000) -> Task:
-    """A draw of the benchmark, with modifications in phrasings that training has seen ("") and in others ("unseen")."""
-    found = scenes.retrieval(seed, gallery=gallery, queries=queries)
+def load(seed: int, *, gallery: int = 1500, queries: int = 1000) -> RetrievalTask:
+    """One draw of the benchmark, worded in phrasings that training has seen ("") and in others ("unseen")."""
+    drawn = scenes.retrieval(seed, gallery=gallery, queries=queries)
     names = {"seen": "", "unseen": "unseen"}
-    texts = {names[name]: [(text,) for text in column] for name, column in found.modifications.items()}
-    return Task(
+    texts = {names[name]: [(text,) for text in column] for name, column in drawn.modifications.items()}
+    return RetrievalTask(
         "scenes",
-        found.gallery_images,
-        range(len(found.gallery_images)),
-        found.reference,
+        drawn.gallery_images,
+        range(len(drawn.gallery_images)),
+        drawn.reference,
         texts,
-        partial(_score, target=found.target, edits=found.edits),
-        target=found.target,
-        query_images=found.query_images,
-        oracle=found.target_captions,
+        partial(_score, target=drawn.target, edits=drawn.edits),
+        target=drawn.target,
+        query_images=drawn.query_images,
+        oracle=drawn.target_captions,
         text_only="a photo of an object that {}",
     )
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray, edits: np.ndarray) -> dict[str, float]:
-    """Recall at 1, 5, 10, of all queries and of those that edit one attribute or two at 1."""
+    """Recall at 1, 5, 10 of all queries, and at 1 of those that edit one attribute and of those that edit two."""
     ranking = retrieval.top_k(queries, gallery, max(KS)).rows
-    found = metrics.recall_at(ranking, target, KS)
+    recall = metrics.recall_at(ranking, target, KS)
     by_edits = {n: metrics.recall_at(ranking[edits == n], target[edits == n], (1,))[1] for n in (1, 2)}
-    return {f"recall_at_{k}": found[k] for k in KS} | {f"recall_at_1_edits_{n}": by_edits[n] for n in (1, 2)}
+    return {f"recall_at_{k}": recall[k] for k in KS} | {f"recall_at_1_edits_{n}": by_edits[n] for n in (1, 2)}

@@ -2,37 +2,46 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from clip_jax.tokenizer import MARKER
 from launch.data import images as image_files
 
-Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-Submission = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+
+class Score(Protocol):
+    """Metrics in percent of queries (q, d) in a gallery (g, d), both of unit length."""
+
+    def __call__(self, queries: np.ndarray, gallery: np.ndarray) -> dict[str, float]: ...
+
+
+class Submission(Protocol):
+    """{file name: JSON content} for a test server, checked; arguments as of `Score`."""
+
+    def __call__(self, queries: np.ndarray, gallery: np.ndarray) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RetrievalTask:
     """One gallery and its queries.
 
     Attributes:
       name: "cirr", "fashioniq/dress", …
       images: g gallery images: files, or uint8 (g, h, w, 3).
-      ids: g names of theirs, all different.
+      ids: g names of the images, all different.
       reference: int32 (q,), the gallery row of every query's reference image.
-      texts: by set of phrasings ("" where there is but one) q tuples of modifications: one text, or FashionIQ's two.
-      score: (queries (q, d), gallery (g, d)), both of unit length -> metrics in percent. None without ground truth.
-      submission: the same -> {file name: JSON content} for a test server, checked; None where there is no server.
-      target: int32 (q,), the gallery row asked for, or None where it is not known; for pictures.
+      texts: by set of phrasings ("" where there is only one) q tuples of modifications: one text, or FashionIQ's two.
+      score: see `Score`; None without ground truth.
+      submission: see `Submission`; None without a test server.
+      target: int32 (q,), the gallery row of the right answer, or None where it is unknown; for pictures.
       query_images: q reference images where they are not those of the gallery.
-      oracle: q captions of the targets, for an upper bound; () where there are none.
-      text_only: the text alone as a query, "{}" in it.
+      oracle: q captions of the targets, for an upper bound; () without captions.
+      text_only: template of a query by the text alone, with "{}" for the text.
     """
 
     name: str
@@ -56,10 +65,10 @@ class Task:
         if not len(self.reference):
             raise ValueError(f"{self.name}: there are no queries")
         for texts in self.texts.values():
-            if empty := [i for i, own in enumerate(texts) if not "".join(own).strip()]:
+            if empty := [i for i, query in enumerate(texts) if not "".join(query).strip()]:
                 raise ValueError(f"{self.name}: {len(empty)} queries have no text, the first is query {empty[0]}")
-        # The marker stands for the image: as a sign of money it is read as the word.
-        clean = {key: [tuple(t.replace(MARKER, " dollar ") for t in own) for own in texts]
+        # The marker stands for the image; where it means money, the word replaces it.
+        clean = {key: [tuple(text.replace(MARKER, " dollar ") for text in query) for query in texts]
                  for key, texts in self.texts.items()}  # fmt: skip
         object.__setattr__(self, "texts", clean)
 
@@ -71,7 +80,7 @@ def load_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, no JSON, or an object in it has a key twice; the file is named.
+      FileNotFoundError, ValueError: it is missing, not JSON, or an object in it has a key twice; the file is named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -85,14 +94,14 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except ValueError as error:
-        raise ValueError(f"{path} is no proper JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def fields(entry: Mapping, names: Sequence[str], where: str) -> list[Any]:
-    """Those values of an entry.
+    """The values of some keys of an entry.
 
     Raises:
-      ValueError: one is missing; names it and the entry.
+      ValueError: a key is missing; it and the entry are named.
     """
     missing = [name for name in names if name not in entry] if isinstance(entry, Mapping) else list(names)
     if missing:
@@ -113,22 +122,22 @@ def rows(names: Sequence[Any], index: Mapping[Any, int], where: str) -> np.ndarr
 
 
 def check_files(paths: Sequence[Path], listed: str) -> None:
-    """Raises FileNotFoundError if images are missing: how many, the first, and the file that lists them."""
-    with ThreadPoolExecutor(2 * image_files.decoding_threads()) as pool:  # a file system of a cluster answers slowly
-        there = list(pool.map(Path.is_file, paths))
-    missing = [path for path, found in zip(paths, there, strict=True) if not found]
+    """Raise FileNotFoundError if images are missing: how many, the first, and the file that lists them."""
+    with ThreadPoolExecutor(2 * image_files.decoding_threads()) as pool:  # cluster file systems answer slowly
+        exists = list(pool.map(Path.is_file, paths))
+    missing = [path for path, is_there in zip(paths, exists, strict=True) if not is_there]
     if missing:
         count = f"{len(missing)} of {len(paths)} images"
         raise FileNotFoundError(f"{count} that {listed} names are missing, the first is {missing[0]}")
 
 
 def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any], length: int, what: str) -> None:
-    """Refuse answers that a test server would.
+    """Refuse answers that a test server would refuse.
 
     Raises:
       ValueError: no answers, a query with another number of ids than `length`, a repeated or an unknown one.
     """
-    known = set(known)
+    gallery = set(known)
     if not answers:
         raise ValueError(f"{what}: there are no answers")
     for query, ids in answers.items():
@@ -136,5 +145,5 @@ def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any],
             raise ValueError(
                 f"{what}, query {query}: {length} different ids are needed, got {len(ids)}, {len(set(ids))} different"
             )
-        if unknown := [i for i in ids if i not in known]:
+        if unknown := [i for i in ids if i not in gallery]:
             raise ValueError(f"{what}, query {query}: {unknown[0]!r} is not in the gallery")

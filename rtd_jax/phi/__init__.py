@@ -2,9 +2,11 @@
 
 from rtd_jax.phi.networks import (
     KINDS,
+    ApplyPhi,
     Network,
     Phi,
     Pic2Word,
+    check_file,
     check_fits,
     from_torch,
     init,
@@ -15,9 +17,11 @@ from rtd_jax.phi.networks import (
 
 __all__ = [
     "KINDS",
+    "ApplyPhi",
     "Network",
     "Phi",
     "Pic2Word",
+    "check_file",
     "check_fits",
     "from_torch",
     "init",

@@ -8,20 +8,24 @@ which stays as it is, has to give back the embedding of the whole caption:
 u ~ U(0, 1) and n ~ N(0, I) per caption. The noise makes up for the gap between embeddings of texts and of images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
 import clip_jax
 from clip_jax import model
+from clip_jax.config import ClipConfig
 from launch.training import keys, sharding
 from rtd_jax import losses
+from rtd_jax.phi.networks import ApplyPhi
 from rtd_jax.text import masking
 from rtd_jax.tuning import feed, training
 
 
-def prepare(clip: clip_jax.Clip, captions: Sequence[str], matcher: masking.Matcher, *, cache=None) -> feed.Table:
+def prepare(
+    clip: clip_jax.Clip, captions: Sequence[str], matcher: masking.Matcher, *, batch_size: int = 256
+) -> feed.TextTable:
     """Captions as training reads them: `caption`, their embeddings (n, d), and `ids` of the masked captions.
 
     Captions without a keyword, and those whose masked form no longer fits the context, are left out.
@@ -30,34 +34,35 @@ def prepare(clip: clip_jax.Clip, captions: Sequence[str], matcher: masking.Match
       clip: whose text encoder is used.
       captions: the texts.
       matcher: finds their keywords.
-      cache: a folder that keeps the embeddings, mapped from there.
+      batch_size: captions embedded at a time.
 
     Raises:
       ValueError: no caption is left.
     """
     masked = masking.mask(captions, matcher)
-    kept = [i for i, text in enumerate(masked) if text is not None]
-    if not kept:
+    usable = {row: text for row, text in enumerate(masked) if text is not None}
+    if not usable:
         raise ValueError(f"no caption has a keyword that the matcher knows ({matcher.note}), such as {captions[0]!r}")
-    ids = clip.tokenize([masked[i] for i in kept])
+    ids = clip.tokenize([*usable.values()])
     whole = (ids == clip.marker_id).any(1)
     if not whole.any():
         raise ValueError(f"every marker was cut off: {clip.config.text.context_length} tokens hold no masked caption")
-    ids, kept = ids[whole], np.asarray(kept)[whole]
+    ids, kept = ids[whole], np.flatnonzero(whole)
     logging.info("%d of %d captions have keywords (%s)", len(kept), len(captions), matcher.note)
-    embeddings = clip_jax.embed_texts(clip, [captions[i] for i in kept], cache=cache, progress=False)
+    rows = [*usable]
+    embeddings = clip_jax.embed_texts(clip, [captions[rows[i]] for i in kept], batch_size=batch_size, progress=False)
     return feed.table(clip.config, {"caption": embeddings}, {"ids": ids})
 
 
-def make_loss(config, apply_phi: Callable, *, marker_id: int, noise: float, seed: int) -> Callable:
-    """`loss(params, batch, step, axis_name) -> (loss, metrics)` of φ's parameters.
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, marker_id: int, noise, seed) -> training.TextLoss:
+    """LinCIR's loss of φ's parameters.
 
     Args:
       config: of the CLIP.
-      apply_phi: (params, x (b, d), dropout key) -> (b, w).
-      marker_id: the pseudo token's place.
-      noise: its level.
-      seed: of noise and dropout.
+      apply_phi: φ in training.
+      marker_id: the token that the pseudo token replaces.
+      noise: its level; may be traced.
+      seed: of noise and dropout; may be traced.
     """
 
     def loss(params, batch, step, axis_name):
@@ -65,7 +70,7 @@ def make_loss(config, apply_phi: Callable, *, marker_id: int, noise: float, seed
         x = caption + noise * training.noise(keys.stream(seed, "noise", step), batch["slot"], caption.shape[1])
         pseudo = apply_phi(params, x, training.dropout_key(seed, step, axis_name))
         frozen = batch[sharding.RESIDENT]["clip"]
-        found = model.encode_text(config, frozen, batch["ids"], pseudo_tokens=pseudo, marker_id=marker_id)
-        return losses.lincir(found, caption), {"cosine": training.cosine(found, caption).mean()}
+        masked = model.encode_text(config, frozen, batch["ids"], pseudo_tokens=pseudo, marker_id=marker_id)
+        return losses.lincir(masked, caption), {"cosine": training.cosine(masked, caption).mean()}
 
     return loss

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,14 @@ from clip_jax.config import ClipConfig
 from launch.files import write_atomically
 
 
+class ApplyPhi(Protocol):
+    """φ in training: embeddings (b, d) and a key for dropout -> pseudo tokens (b, w)."""
+
+    def __call__(self, params: Any, embeddings: jax.Array, key: jax.Array, /) -> jax.Array: ...
+
+
 def _inputs(embeddings: jax.Array, unit: bool) -> jax.Array:
-    """Embeddings (n, d) as the first layer takes them: as they are, as published, or with `unit` scaled to length √d.
+    """Embeddings (n, d) as the first layer takes them: unchanged, as published, or with `unit` scaled to length √d.
 
     φ learns from texts and is used on images. Where a CLIP's images have other lengths than its texts, as those of the
     small CLIP of Scenes (27 against 11), only the second way puts both into one range.
@@ -38,8 +44,8 @@ class Phi(nn.Module):
     """The network of SEARLE and LinCIR: dense, GELU and dropout twice, dense (arXiv 2303.15247, 2312.01998).
 
     Attributes:
-      width: of the tokens that come out, that of the text tower.
-      hidden: of the two layers in between; None for four times the input's width.
+      width: of the pseudo tokens, that of the text tower.
+      hidden: width of the two layers in between; None for four times the input's width.
       dropout: share of hidden units that training drops.
       unit_inputs: see `_inputs`.
       dtype: of the computation.
@@ -69,9 +75,9 @@ class Pic2Word(nn.Module):
     """Pic2Word's network: dense, dropout and ReLU in every hidden layer, dense (arXiv 2302.03084).
 
     Attributes:
-      width: of the tokens that come out.
-      hidden: of the layers in between.
-      layers: how many there are.
+      width: of the pseudo tokens.
+      hidden: width of the layers in between.
+      layers: how many of them.
       dropout: share of units that training drops.
       unit_inputs: see `_inputs`.
       dtype: of the computation.
@@ -108,12 +114,12 @@ class Network:
 
     @property
     def input_width(self) -> int:
-        """Of the embeddings that go in, a CLIP's `config.projection`."""
+        """Width of the embeddings that φ takes, a CLIP's `config.projection`."""
         return self.params["dense0"]["kernel"].shape[0]
 
     @property
     def token_width(self) -> int:
-        """Of the tokens that come out, a CLIP's `config.text.width`."""
+        """Width of the pseudo tokens, a CLIP's `config.text.width`."""
         return self.module.width
 
     def __call__(self, embeddings: np.ndarray | jax.Array) -> jax.Array:
@@ -144,7 +150,7 @@ def init(kind: str, input_width: int, token_width: int, key: jax.Array) -> Netwo
       ValueError: an unknown kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown φ {kind!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"unknown φ {kind!r}; valid names: {', '.join(map(repr, KINDS))}")
     module = KINDS[kind](token_width)
     shapes = jax.eval_shape(lambda: module.init(key, jnp.zeros((1, input_width))))["params"]
 
@@ -159,11 +165,11 @@ def init(kind: str, input_width: int, token_width: int, key: jax.Array) -> Netwo
 
 def check_fits(network: Network, config: ClipConfig) -> None:
     """Raise ValueError if φ takes or gives vectors of other widths than the CLIP's, naming both."""
-    has, wanted = (network.input_width, network.token_width), (config.projection, config.text.width)
-    if has != wanted:
+    if (network.input_width, network.token_width) != (config.projection, config.text.width):
         raise ValueError(
-            f"this φ maps embeddings of width {has[0]} to tokens of width {has[1]}; the CLIP has embeddings of width "
-            f"{wanted[0]} and tokens of width {wanted[1]}: take the φ that was trained with this CLIP"
+            f"this φ maps embeddings of width {network.input_width} to tokens of width {network.token_width}; the CLIP "
+            f"has embeddings of width {config.projection} and tokens of width {config.text.width}: take the φ that was "
+            "trained with this CLIP"
         )
 
 
@@ -177,7 +183,7 @@ def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Netw
     (Pic2Word); a prefix `module.`, which DataParallel leaves, is dropped.
 
     Args:
-      tensors: name -> array with PyTorch's axes (outputs, inputs), or what NumPy makes one of.
+      tensors: name -> array, or anything that NumPy converts to one, with PyTorch's axes (outputs, inputs).
       unit_inputs: whether φ was trained with inputs of one length; published ones were not.
 
     Raises:
@@ -185,16 +191,16 @@ def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Netw
     """
     tensors = {name.removeprefix("module."): np.asarray(tensor) for name, tensor in tensors.items()}
     names = _PHI_NAMES if "fc_out.weight" not in tensors else _pic2word_names(_layers(tensors))
-    wanted = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
-    if wanted != set(tensors):
-        missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
+    expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    if expected != set(tensors):
+        missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
         raise ValueError(
             f"these tensors are no φ: missing {', '.join(missing) or 'none'}; unknown {', '.join(extra) or 'none'}"
         )
-    params, width = {}, None
+    params, width = {}, 0
     for i, name in enumerate(names):
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (None, weight.shape[1]):
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (0, weight.shape[1]):
             raise ValueError(
                 f"{name}: weight {weight.shape} and bias {bias.shape} do not fit each other or the {width} inputs"
             )
@@ -220,7 +226,7 @@ def to_torch(network: Network) -> dict[str, np.ndarray]:
 
 
 def _layers(tensors: Mapping[str, Any]) -> int:
-    """How many hidden layers Pic2Word's names count."""
+    """The number of hidden layers by Pic2Word's names."""
     return len([name for name in tensors if name.startswith("layers.") and name.endswith(".weight")])
 
 
@@ -234,24 +240,30 @@ def _pic2word_names(layers: int) -> tuple[str, ...]:
 def load(path: str | Path) -> Network:
     """φ from a file: `.safetensors`, or PyTorch's `.pt`, `.pth` or `.bin` where PyTorch is installed.
 
-    A published PyTorch file may hold more than φ (the epoch, CLIP's weights, an optimiser): the one dict of tensors in
-    it whose names are φ's is taken. Nothing but tensors and plain values is ever unpickled.
+    A published PyTorch file may hold more than φ (the epoch, CLIP's weights, an optimiser): the only dict in it with
+    φ's names is taken. Nothing but tensors and plain values is ever unpickled.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: no such file.
       ValueError: a corrupt file, one without φ or with more than plain data, or another suffix; it is named.
       ImportError: a PyTorch file without PyTorch.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no φ file {path}")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: a φ file ends in {', '.join(_READERS)}")
+    check_file(path)
     tensors = _READERS[path.suffix](path)
     try:
         return from_torch(tensors, unit_inputs=_unit_inputs(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_file(path: str | Path) -> None:
+    """Raise FileNotFoundError or ValueError, as `load`, for a file that is missing or has another suffix."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no φ file {path}")
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: a φ file ends in {', '.join(_READERS)}")
 
 
 def save(network: Network, path: str | Path) -> None:
@@ -268,7 +280,7 @@ def save(network: Network, path: str | Path) -> None:
 
 
 def _unit_inputs(path: Path) -> bool:
-    """What a file that `save` wrote says about φ's inputs; published files say nothing."""
+    """Whether a file that `save` wrote says that φ takes inputs of one length; published files do not say."""
     if path.suffix != ".safetensors":
         return False
     with safetensors.safe_open(path, "np") as file:
@@ -278,7 +290,7 @@ def _unit_inputs(path: Path) -> bool:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
@@ -297,16 +309,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is corrupt, or holds more than plain data, which could run code, and is not opened: {error}"
         ) from error
-    except Exception as error:  # a damaged file stumbles anywhere in PyTorch's parsers: RuntimeError, EOFError, ...
+    except Exception as error:  # PyTorch's parsers fail on damaged files with any error: RuntimeError, EOFError, …
         raise ValueError(f"{path} is not a whole PyTorch file: {error}") from error
-    found = [part for part in _dicts(content) if _looks_like_phi(part)]
-    if len(found) != 1:
-        raise ValueError(f"{path} holds {len(found)} dicts with the names of a φ, not one")
-    return {name: tensor.float().numpy() for name, tensor in found[0].items()}
+    candidates = [part for part in _dicts(content) if _looks_like_phi(part)]
+    if len(candidates) != 1:
+        raise ValueError(f"{path} holds {len(candidates)} dicts with the names of a φ, not one")
+    return {name: tensor.float().numpy() for name, tensor in candidates[0].items()}
 
 
 def _dicts(content: Any) -> list[dict]:
-    """The dict itself and those among its values."""
+    """A dict and the dicts among its values."""
     every = (content, *content.values()) if isinstance(content, dict) else ()
     return [part for part in every if isinstance(part, dict)]
 

@@ -1,28 +1,28 @@
 """Pic2Word: a φ network from images alone (Saito et al., CVPR 2023, https://arxiv.org/abs/2302.03084).
 
 "a photo of [$]" with an image's pseudo token has to be nearer to the image than to the others of the batch, by CLIP's
-own loss and temperature. Neither encoder changes, so that images are embedded once.
+own loss and temperature. Neither encoder changes, so images are embedded once.
 """
-
-from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from clip_jax import model
+from clip_jax.config import ClipConfig
 from launch.training import sharding
 from rtd_jax import losses
+from rtd_jax.phi.networks import ApplyPhi
 from rtd_jax.text import compose
 from rtd_jax.tuning import training
 
 
-def make_loss(config, apply_phi: Callable, *, prompt: compose.Prompt, seed: int) -> Callable:
-    """`loss(params, batch, step, axis_name) -> (loss, metrics)` of φ's parameters; the batch holds `image` (b, d).
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.TextLoss:
+    """Pic2Word's loss of φ's parameters; a batch has the images' embeddings, `image` (b, d).
 
     Args:
       config: of the CLIP.
-      apply_phi: (params, x (b, d), dropout key) -> (b, w).
+      apply_phi: φ in training.
       prompt: in the CLIP's tokens.
-      seed: of dropout.
+      seed: of dropout; may be traced.
     """
 
     def loss(params, batch, step, axis_name):

@@ -1,14 +1,15 @@
 """SEARLE: tokens optimised image by image, then a φ network that gives them at once (Baldrati et al., ICCV 2023).
 
-https://arxiv.org/abs/2303.15247. First a token for every image is found by gradient descent: "a photo of [$]" shall lie
-near the image, and a phrase about one of the image's concepts shall stay what it is with the token in the concept's
+https://arxiv.org/abs/2303.15247. First gradient descent finds a token for every image: "a photo of [$]" has to lie near
+the image, and a phrase about one of the image's concepts has to keep its embedding when the token takes the concept's
 place. Then φ learns to give these tokens from the images' embeddings. An image's concepts are the nearest among given
-words. The paper's phrases come from a language model; here they are templates, "{}" standing for the concept.
+words. The paper's phrases come from a language model; here they are templates, in which "{}" stands for the concept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,15 @@ import optax
 
 import clip_jax
 from clip_jax import model
-from clip_jax.losses import normalise
+from clip_jax.config import ClipConfig
 from launch.training import keys, sharding
 from rtd_jax import losses
+from rtd_jax.phi.networks import ApplyPhi
 from rtd_jax.text import compose
 from rtd_jax.text.triplets import MARKER
 from rtd_jax.tuning import feed, training
 
+NEAREST = 15  # concepts of an image
 PHRASES = (
     "a photo of {} outdoors",
     "a picture of {} on a table",
@@ -51,8 +54,8 @@ class Concepts:
     ids: np.ndarray
 
     def nearest(self, images: np.ndarray, k: int) -> np.ndarray:
-        """The k words nearest to each image (n, d): int32 (n, k)."""
-        similarity = np.asarray(normalise(np.asarray(images))) @ self.words.T
+        """The k words nearest to each image (n, d), or all where there are fewer: int32 (n, min(k, c))."""
+        similarity = losses.unit_rows(images) @ self.words.T
         return np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int32)
 
 
@@ -68,10 +71,21 @@ def concepts(clip: clip_jax.Clip, words: Sequence[str], phrases: Sequence[str] =
         raise ValueError(f"the phrase {bad[0]!r} has to hold '{{}}' once, for the concept")
     embed = partial(clip_jax.embed_texts, clip, progress=False)
     filled = embed([phrase.format(word) for word in words for phrase in phrases])
+    unit = losses.unit_rows(embed([f"a photo of {word}" for word in words]))
+    return Concepts(unit, filled.reshape(len(words), len(phrases), -1), phrase_ids(clip, phrases))
+
+
+def phrase_ids(clip: clip_jax.Clip, phrases: Sequence[str]) -> np.ndarray:
+    """Token ids of phrases with the marker in the concept's place, int32 (p, t)."""
     ids = clip.tokenize([" ".join(phrase.format(f" {MARKER} ").split()) for phrase in phrases])
     model.check_marker(ids, clip.marker_id, 1)
-    own = np.asarray(normalise(embed([f"a photo of {word}" for word in words])))
-    return Concepts(own, filled.reshape(len(words), len(phrases), -1), ids)
+    return ids
+
+
+class StopCheck(Protocol):
+    """Raises where a run was asked to stop."""
+
+    def __call__(self) -> None: ...
 
 
 def invert(
@@ -83,10 +97,10 @@ def invert(
     learning_rate: float = 2e-2,
     weight_decay: float = 0.01,
     average: float = 0.99,
-    nearest: int = 15,
+    nearest: int = NEAREST,
     batch_size: int = 256,
     seed: int = 0,
-    check_stop: Callable[[], None] = lambda: None,
+    check_stop: StopCheck = lambda: None,
 ) -> np.ndarray:
     """A token for every image, by gradient descent.
 
@@ -100,18 +114,18 @@ def invert(
       average: decay of the exponential moving average that is returned.
       nearest: concepts of an image.
       batch_size: images at a time; they do not influence each other.
-      seed: of the tokens' start and the draws of concepts and phrases.
+      seed: of the initial tokens and the draws of concepts and phrases.
       check_stop: called between batches; may raise.
 
     Returns:
       float32 (n, w).
     """
     rates = (learning_rate, weight_decay, average)
-    step = partial(_descend, config=clip.config, prompt=compose.prompt(clip), rates=rates, seed=seed)
+    step = partial(_descend, np.int32(seed), config=clip.config, prompt=compose.prompt(clip), rates=rates)
     fixed = jax.device_put(({"text": clip.params["text"]}, known.phrases, known.ids))
-    found = np.empty((len(images), clip.config.text.width), np.float32)
+    result = np.empty((len(images), clip.config.text.width), np.float32)
     size = min(batch_size, len(images))
-    near = known.nearest(images, min(nearest, len(known.words)))
+    near = known.nearest(images, nearest)
     for start in range(0, len(images), size):
         check_stop()
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats the last image
@@ -122,16 +136,18 @@ def invert(
         for i in range(steps):
             carry = step(carry, np.int32(i), batch, fixed)
         mean = np.asarray(carry[1]) / (1 - average**steps)  # corrected for its start, as Adam's moments are
-        found[start : start + size] = mean[: len(images) - start]
-    return found
+        result[start : start + size] = mean[: len(images) - start]
+    return result
 
 
 def _adamw(rates: tuple[float, float, float]) -> optax.GradientTransformation:
     return optax.adamw(rates[0], weight_decay=rates[1])
 
 
-@partial(jax.jit, static_argnames=("config", "prompt", "rates", "seed"))
-def _descend(carry, i, batch, fixed, *, config, prompt: compose.Prompt, rates: tuple[float, float, float], seed: int):
+@partial(jax.jit, static_argnames=("config", "prompt", "rates"))
+def _descend(
+    seed, carry, i, batch, fixed, *, config: ClipConfig, prompt: compose.Prompt, rates: tuple[float, float, float]
+):
     """One step of `invert`: (tokens, their moving average, the optimiser's state), each image by itself."""
     tokens, mean, state = carry
     image, near, slots = batch
@@ -144,33 +160,40 @@ def _descend(carry, i, batch, fixed, *, config, prompt: compose.Prompt, rates: t
         return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
 
     updates, state = _adamw(rates).update(jax.grad(objective)(tokens), state, tokens)
-    tokens = optax.apply_updates(tokens, updates)
+    tokens = jnp.asarray(optax.apply_updates(tokens, updates))
     return tokens, rates[2] * mean + (1 - rates[2]) * tokens, state
 
 
-def prepare(images: np.ndarray, tokens: np.ndarray, known: Concepts, *, nearest: int = 15) -> feed.Table:
+def prepare(images: np.ndarray, tokens: np.ndarray, known: Concepts, *, nearest: int = NEAREST) -> feed.TextTable:
     """Images as distillation reads them: `image` (n, d), `token` (n, w), `near` int32 (n, k)."""
-    near = known.nearest(images, min(nearest, len(known.words)))
-    return feed.Table({"image": images, "token": tokens, "near": near})
+    near = known.nearest(images, nearest)
+    return feed.TextTable({"image": images, "token": tokens, "near": near})
 
 
 def resident(known: Concepts) -> dict[str, np.ndarray]:
-    """What the loss of distillation finds on the devices."""
+    """The arrays that distillation keeps on every device."""
     return {"phrases": known.phrases, "phrase_ids": known.ids}
 
 
-def make_loss(config, apply_phi: Callable, *, prompt: compose.Prompt, seed: int) -> Callable:
-    """`loss(params, batch, step, axis_name) -> (loss, metrics)` of φ's parameters: distillation; see `prepare`.
+def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.TextLoss:
+    """SEARLE's loss of φ's parameters, its distillation; batches are those of `prepare`.
 
     The contrast is over this device's share of the batch.
+
+    Args:
+      config: of the CLIP.
+      apply_phi: φ in training.
+      prompt: in the CLIP's tokens.
+      seed: of dropout and of the draws of concepts and phrases; may be traced.
     """
 
     def loss(params, batch, step, axis_name):
-        image, kept = batch["image"], batch[sharding.RESIDENT]
+        image, resident = batch["image"], batch[sharding.RESIDENT]
         pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name))
         key = keys.stream(seed, "phrases", step)
+        known = resident["phrase_ids"], resident["phrases"]
         text, phrase, concept = _sentences(
-            config, kept["clip"], prompt, pseudo, batch["near"], kept["phrase_ids"], kept["phrases"], key, batch["slot"]
+            config, resident["clip"], prompt, pseudo, batch["near"], *known, key, batch["slot"]
         )
         value = losses.searle_distillation(pseudo, batch["token"], phrase, concept)
         return value, {"cosine": training.cosine(text, image).mean()}
@@ -178,7 +201,7 @@ def make_loss(config, apply_phi: Callable, *, prompt: compose.Prompt, seed: int)
     return loss
 
 
-def _sentences(config, frozen, prompt: compose.Prompt, tokens, near, ids, phrases, key, slots):
+def _sentences(config: ClipConfig, frozen, prompt: compose.Prompt, tokens, near, ids, phrases, key, slots):
     """Embeddings of "a photo of [$]", of a phrase with the token, and of it with one of the image's concepts."""
     b = len(tokens)
 

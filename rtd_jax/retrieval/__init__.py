@@ -1,4 +1,4 @@
-"""Search in a gallery and the evaluation of composed queries."""
+"""Exact search in galleries."""
 
 from rtd_jax.retrieval.nearest import (
     DTYPES,

@@ -7,7 +7,7 @@ mapped into memory. Scores are inner products; among equal scores the lower row 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import normalise
-from launch.training.loop import prefetch
+from launch.training.prefetch import prefetch
 
 DTYPES = ("float32", "bfloat16")
 PADDING = -1
 _QUERIES = 1024  # queries whose scores are held at once
-_BLOCK = 64  # rows whose largest score stands for them in the first look
+_BLOCK = 64  # rows that the first pass compares by their largest score
 
 
 class Ranking(NamedTuple):
     """The best gallery rows of q queries, best first.
 
     Attributes:
-      rows: int32 (q, k); -1 where there are no more.
-      scores: float32 (q, k); -inf where there are no more.
+      rows: int32 (q, k); -1 behind the last.
+      scores: float32 (q, k); -inf behind the last.
     """
 
     rows: np.ndarray
@@ -52,43 +52,43 @@ def top_k(
 
     Args:
       queries: float (q, d).
-      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One that lies on a device
-        is searched there.
+      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on a device is
+        searched there.
       k: how many.
-      exclude: int (q,) or (q, e): gallery rows that a query may not find, its reference image say; -1 stands for none.
+      exclude: int (q,) or (q, e): gallery rows that a query may not find, such as its reference image; -1 is no row.
       cosine: normalise queries and gallery rows.
       dtype: of the factors, "float32" or "bfloat16"; sums are float32.
-      chunk: gallery rows a device at a time; beside the chunk itself, memory holds chunk scores of 1,024 queries.
-      recall_target: look for most of the best rows only, with `jax.lax.approx_max_k` (Chern et al. 2022, arXiv
-        2206.14286), which is faster on TPUs; the share that is expected to be found, below 1. None is exact.
-      devices: those that take part; all of this process by default.
+      chunk: gallery rows per device at a time; beside the chunk, memory holds its scores for 1,024 queries.
+      recall_target: the share of the best rows, below 1, that an approximate search is expected to return, with
+        `jax.lax.approx_max_k` (Chern et al. 2022, arXiv 2206.14286), which is faster on TPUs. None is exact.
+      devices: where to search; by default all of this process.
 
     Returns:
       The ranking, on the host.
 
     Raises:
       ValueError: shapes that do not fit, an empty gallery, no queries, k below 1 or above what the exclusions leave of
-        the gallery, an excluded row that is not there, a score that is NaN, or an unknown dtype.
+        the gallery, an excluded row outside the gallery, a score that is NaN, or an unknown dtype.
     """
-    queries, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
+    vectors, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
     extra = 0 if exclude is None else exclude.shape[1]
     wide = min(k + extra, len(gallery))  # what is excluded goes at the end, and no more than `extra` rows can
     mesh = Mesh(_devices(gallery, devices), ("data",), axis_types=(AxisType.Auto,))
-    blocks = [queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES)]
+    blocks = [vectors[start : start + _QUERIES] for start in range(0, len(vectors), _QUERIES)]
     size = _chunk_rows(len(gallery), chunk, mesh.size)
-    placed = [jax.device_put(_filled(block, min(len(queries), _QUERIES)), NamedSharding(mesh, P())) for block in blocks]
+    placed = [jax.device_put(_filled(block, min(len(vectors), _QUERIES)), NamedSharding(mesh, P())) for block in blocks]
     options = dict(mesh=mesh, k=wide, cosine=cosine, dtype=dtype, recall_target=recall_target)
     best = [_nothing(len(block), wide, mesh) for block in placed]
     rows = np.int32(len(gallery))
     for part, first in _chunks(gallery, size, mesh):
         for i, block in enumerate(placed):
             best[i] = _search(best[i], block, part, first, rows, **options)
-    merged = [jax.device_get(_merge(found, wide)) for found in best]
-    found, scores = (np.concatenate([m[i][: len(b)] for m, b in zip(merged, blocks, strict=True)]) for i in (0, 1))
+    merged = [jax.device_get(_merge(lists, wide)) for lists in best]
+    ranked, scores = (np.concatenate([m[i][: len(b)] for m, b in zip(merged, blocks, strict=True)]) for i in (0, 1))
     if len(bad := np.flatnonzero(np.isnan(scores).any(1))):
-        at = found[bad[0]][np.isnan(scores[bad[0]])][0]
+        at = ranked[bad[0]][np.isnan(scores[bad[0]])][0]
         raise ValueError(f"the score of gallery row {at} for query {bad[0]} is NaN: look at both")
-    return _without(found, scores, exclude, k)
+    return _without(ranked, scores, exclude, k)
 
 
 def rank_members(
@@ -98,7 +98,7 @@ def rank_members(
     *,
     cosine: bool = False,
 ) -> Ranking:
-    """Each query's own few gallery rows in the order of their inner products; among equals the lower row comes first.
+    """A few gallery rows per query in the order of their inner products; among equals the lower row comes first.
 
     For CIRR's subsets and GeneCIS' galleries.
 
@@ -109,7 +109,7 @@ def rank_members(
       cosine: normalise queries and gallery rows.
 
     Raises:
-      ValueError: shapes that do not fit, a row that is not there, a query without members, or a score that is NaN.
+      ValueError: shapes that do not fit, a row outside the gallery, a query without members, or a score that is NaN.
     """
     queries, members = np.asarray(queries, np.float32), np.asarray(members)
     _check_vectors(queries, gallery)
@@ -148,7 +148,7 @@ def _search(best, queries, part, first, rows, *, mesh, k, cosine, dtype, recall_
     """
 
     def local(best, queries, part, first, rows):
-        (found, scores), part, first = jax.tree.map(lambda x: x[0], (best, part, first))
+        (ranked, scores), part, first = jax.tree.map(lambda x: x[0], (best, part, first))
         if cosine:
             queries, part = normalise(queries), normalise(part)
         products = jnp.matmul(
@@ -157,14 +157,14 @@ def _search(best, queries, part, first, rows, *, mesh, k, cosine, dtype, recall_
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        own = first + jnp.arange(part.shape[0], dtype=jnp.int32)
+        numbers = first + jnp.arange(part.shape[0], dtype=jnp.int32)  # of the chunk's rows in the gallery
         products = jnp.where(products == 0, 0.0, products)  # -0 would come after 0
-        products = jnp.where(own < rows, products, -jnp.inf)
+        products = jnp.where(numbers < rows, products, -jnp.inf)
         values, places = _best(products, k, recall_target)
-        found = jnp.concatenate([found, jnp.where(values == -jnp.inf, PADDING, own[places])], axis=1)
+        ranked = jnp.concatenate([ranked, jnp.where(values == -jnp.inf, PADDING, numbers[places])], axis=1)
         # Rows only grow from chunk to chunk, and `top_k` keeps the order of equals.
         scores, order = jax.lax.top_k(jnp.concatenate([scores, values], axis=1), k)
-        return jax.tree.map(lambda x: x[None], (jnp.take_along_axis(found, order, 1), scores))
+        return jax.tree.map(lambda x: x[None], (jnp.take_along_axis(ranked, order, 1), scores))
 
     specs = (P("data"), P(), P("data"), P("data"), P())
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
@@ -210,7 +210,7 @@ def _nothing(queries: int, k: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 
 
 def _chunk_rows(rows: int, chunk: int, devices: int) -> int:
-    """Rows a device at a time: `chunk`, or less for a small gallery; whole blocks where there is more than one."""
+    """Rows per device at a time: `chunk`, or less for a small gallery; whole blocks if more than one."""
     size = min(chunk, -(-rows // devices))
     return -(-size // _BLOCK) * _BLOCK if size > _BLOCK else size
 
@@ -267,10 +267,10 @@ def _without(rows: np.ndarray, scores: np.ndarray, exclude: np.ndarray | None, k
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
-def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple[Any, np.ndarray | None]:
+def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple[np.ndarray, np.ndarray | None]:
     """Queries, and the excluded rows as (q, e), once both are known to make sense."""
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {dtype!r}; valid names: {', '.join(map(repr, DTYPES))}")
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
     if recall_target is not None and not 0 < recall_target < 1:
@@ -289,7 +289,7 @@ def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple
 
 
 def _most_excluded(exclude: np.ndarray | None) -> int:
-    """Of how many different rows the query that loses most is deprived."""
+    """The largest number of different rows that a query excludes."""
     if exclude is None or not exclude.size:
         return 0
     ordered = np.sort(exclude, axis=1)

@@ -1,4 +1,4 @@
-"""Captions from files: what LinCIR's training reads, and what triplets are generated from."""
+"""Captions from files, for LinCIR's training and for the generation of triplets."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ ENDINGS = (".txt", ".jsonl", ".csv", ".tsv", ".json")
 def read(path: str | Path, *, column: str = "caption") -> list[str]:
     """The captions of a file, stripped, without blank ones and repetitions, in the order of their first occurrence.
 
-    Read are .txt (a caption a line), .jsonl (an object a line), .csv and .tsv (with a header) and COCO's .json (objects
-    under "annotations", or a list of objects or strings). A value may be a list of captions.
+    Formats: .txt (one caption per line), .jsonl (one object per line), .csv and .tsv (with a header) and COCO's .json
+    (objects under "annotations", or a list of objects or strings). A value may be a list of captions.
 
     Args:
       path: the file.
@@ -27,16 +27,16 @@ def read(path: str | Path, *, column: str = "caption") -> list[str]:
         raise ValueError(f"captions {str(path)!r}: a file that ends in {', '.join(ENDINGS)} is needed")
     if not path.is_file():
         raise FileNotFoundError(f"no captions file {path}")
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     for where, value in _values(path, column):
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 raise ValueError(f"{path}, {where}: the caption {text!r} is no text")
             if text := " ".join(text.split()):
-                found[text] = None
-    if not found:
+                texts[text] = None
+    if not texts:
         raise ValueError(f"{path} holds no caption")
-    return list(found)
+    return list(texts)
 
 
 def _values(path: Path, column: str) -> Iterator[tuple[str, object]]:
@@ -72,6 +72,6 @@ def _parsed(text: str, path: Path, line: int | None) -> object:
 
 def _field(row: object, column: str, path: Path, place: int) -> object:
     if not isinstance(row, dict) or row.get(column) is None:
-        there = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{path}, line {place}: no {column!r} among {there}; name the column that holds captions")
+        names = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{path}, line {place}: no {column!r} among {names}; name the column that holds captions")
     return row[column]

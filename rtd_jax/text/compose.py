@@ -6,9 +6,9 @@ The sentence is Saito et al.'s and Gu et al.'s (arXiv 2302.03084, 2312.01998); "
 the pseudo token replaces.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from clip_jax.tokenizer import MARKER
 from rtd_jax.phi import Network, check_fits
 
 BASE = f"a photo of {MARKER}"
-Texts = Sequence[str | tuple[str, str]]
+Texts = Sequence[str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def tokenize(clip: clip_jax.Clip, modifications: Sequence[str]) -> np.ndarray:
 
 
 def orders(texts: Texts) -> list[list[str]]:
-    """Each text by itself; of two captions of one query (FashionIQ) both orders, joined by "and".
+    """The texts; of queries with two captions (FashionIQ), both orders, joined by "and".
 
     Returns:
       One list of n texts, or two if any query has two captions.
@@ -101,7 +101,7 @@ def orders(texts: Texts) -> list[list[str]]:
       ValueError: a query with another number of captions.
     """
     if isinstance(texts, str):
-        raise ValueError("texts must be a list, one for each image")
+        raise ValueError("texts must be a list with one entry per image, not a string")
     pairs = [(text, text) if isinstance(text, str) else _both_orders(i, text) for i, text in enumerate(texts)]
     first, second = ([pair[i] for pair in pairs] for i in (0, 1))
     return [first] if first == second else [first, second]
@@ -113,13 +113,19 @@ def _both_orders(i: int, captions: Sequence[str]) -> tuple[str, str]:
     return " and ".join(captions), " and ".join(reversed(captions))
 
 
+class PrepareInputs(Protocol):
+    """What φ takes, (n, d), from embeddings (n, d)."""
+
+    def __call__(self, embeddings: np.ndarray, /) -> np.ndarray: ...
+
+
 def queries(
     clip: clip_jax.Clip,
     phi: Network,
     images: Any,
     texts: Texts,
     *,
-    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    prepare: PrepareInputs | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> np.ndarray:
@@ -131,7 +137,7 @@ def queries(
       images: float (n, d), embeddings as `clip_jax.embed_images` gives them, not normalised; or the n images, as it
         takes them.
       texts: n modifications; a tuple of two is used in both orders, and the normalised embeddings are averaged.
-      prepare: what φ's input is made of, where it is not the embeddings as they are.
+      prepare: makes φ's input from the embeddings; None for the embeddings themselves.
       batch_size: texts a step.
       progress: show a progress bar.
 
@@ -163,7 +169,7 @@ def queries(
 def modifications(
     clip: clip_jax.Clip, texts: Texts, *, template: str = "{}", batch_size: int = 256, progress: bool = False
 ) -> np.ndarray:
-    """Embeddings of the modifications alone, float32 (n, d), normalised; of two captions both orders, averaged."""
+    """Embeddings of the modifications alone, float32 (n, d), normalised; two captions are averaged over both orders."""
     filled = [[template.format(text) for text in order] for order in orders(texts)]
     return _mean([clip_jax.embed_texts(clip, order, batch_size=batch_size, progress=progress) for order in filled])
 

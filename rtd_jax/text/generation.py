@@ -16,15 +16,14 @@ import numpy as np
 from absl import app, flags, logging
 
 import clip_jax
-from clip_jax.losses import normalise
 from launch import llm
-from rtd_jax import sources
+from rtd_jax import clips, losses
 from rtd_jax.text import captions, masking, phrasings
 from rtd_jax.text.triplets import MARKER, Triplets, fault, write
 
-NEAREST = 20  # words of a kind that one may become
+NEAREST = 20  # words that may replace one
 SYNONYM = 0.98  # cosine above which two words mean the same
-_ROWS = 1024  # words compared with all of their kind at a time
+_ROWS = 1024  # words compared at a time with all of their kind
 
 INSTRUCTION = (
     "You help to build a data set for searching images with a reference image and a text. For the caption of an image, "
@@ -37,13 +36,13 @@ INSTRUCTION = (
 def substitutes(
     clip: clip_jax.Clip, kinds: Mapping[str, str], *, nearest: int = NEAREST, synonym: float = SYNONYM
 ) -> dict[str, list[str]]:
-    """Words that each word may become: of its kind, the most similar first, without those that mean the same.
+    """Words that may replace each word: of its kind, the most similar first, without synonyms.
 
     Args:
-      clip: whose text encoder says what is similar, by "a photo of WORD".
+      clip: its text encoder says what is similar, by "a photo of WORD".
       kinds: word -> kind.
-      nearest: how many at most.
-      synonym: cosine from which on two words count as one.
+      nearest: the most words that are returned for one.
+      synonym: cosine from which on two words are synonyms.
 
     Returns:
       word -> words; a word with none is left out.
@@ -51,20 +50,20 @@ def substitutes(
     members: dict[str, list[str]] = defaultdict(list)
     for word, kind in kinds.items():
         members[kind].append(word)
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for words in members.values():
         vectors = clip_jax.embed_texts(clip, [f"a photo of {word}" for word in words], progress=False)
-        vectors = np.asarray(normalise(vectors))
+        vectors = losses.unit_rows(vectors)
         for start in range(0, len(words), _ROWS):  # with spaCy a kind may have tens of thousands
             similarity = vectors[start : start + _ROWS] @ vectors.T
             similarity = np.where(similarity < synonym, similarity, -np.inf)
-            own = np.arange(len(similarity))
-            similarity[own, start + own] = -np.inf
+            place = np.arange(len(similarity))
+            similarity[place, start + place] = -np.inf  # a word is no substitute for itself
             order = np.argsort(-similarity, axis=1, kind="stable")[:, :nearest]
             for i, word in enumerate(words[start : start + _ROWS]):
                 if others := [words[j] for j in order[i] if similarity[i, j] > -np.inf]:
-                    found[word] = others
-    return found
+                    result[word] = others
+    return result
 
 
 def by_rules(
@@ -72,17 +71,17 @@ def by_rules(
 ) -> Triplets:
     """Triplets by the exchange of one keyword.
 
-    Words come from the captions themselves. A caption without a word that can be exchanged gives none.
+    Words come from the captions. A caption without a word that can be exchanged gives no triplet.
 
     Args:
       clip: see `substitutes`.
       texts: captions.
       matcher: finds keywords and says of what kind they are.
       seed: caption i's triplets are a function of (seed, i, the words of all captions).
-      per_caption: how many at most, of different targets.
+      per_caption: the most triplets of one caption; their targets differ.
 
     Raises:
-      ValueError: no triplet comes of the captions.
+      ValueError: the captions give no triplet.
     """
     texts = [text for text in texts if MARKER not in text]
     keywords = matcher.find(texts)
@@ -102,7 +101,7 @@ def by_rules(
                 rows.append(row)
                 targets.add(row[2])
     if not rows:
-        raise ValueError(f"no triplet came of {len(texts)} captions: no two keywords of a kind ({matcher.note})")
+        raise ValueError(f"{len(texts)} captions gave no triplet: no two keywords of a kind ({matcher.note})")
     logging.info("%d triplets of %d captions (keywords by %s)", len(rows), len(texts), matcher.note)
     return Triplets(*map(list, zip(*rows, strict=True)))
 
@@ -120,7 +119,7 @@ def _exchange(
 
 
 def _article(before: str, old: str, new: str) -> str:
-    """What stands before a word, with "a" or "an" right for the new word where it was for the old one."""
+    """The text before a word, its article "a" or "an" changed to suit the new word if it suited the old one."""
     for article, other in (("a", "an"), ("an", "a")):
         if f" {before.lower()}".endswith(f" {article} "):
             vowels = [word[0] in "aeiou" for word in (old, new)]
@@ -131,7 +130,7 @@ def _article(before: str, old: str, new: str) -> str:
 
 
 def by_llm(model: llm.Llm, texts: Sequence[str], *, workers: int = 8, progress: bool = True) -> Triplets:
-    """Triplets by a language model, one a caption; answers are kept in the model's log.
+    """Triplets by a language model, one per caption; answers are kept in the model's log.
 
     Raises:
       launch.llm.EndpointError, launch.llm.ReplyError: see `launch.llm.Llm.ask`.
@@ -144,7 +143,7 @@ def by_llm(model: llm.Llm, texts: Sequence[str], *, workers: int = 8, progress: 
     if len(kept) < len(rows):
         logging.warning("%d of %d answers left out: they repeat the caption", len(rows) - len(kept), len(rows))
     if not kept:
-        raise ValueError(f"no triplet came of {len(texts)} captions")
+        raise ValueError(f"{len(texts)} captions gave no triplet")
     return Triplets(*map(list, zip(*kept, strict=True)))
 
 
@@ -153,14 +152,14 @@ def _parse(reply: str) -> tuple[str, str]:
     answer = llm.strict_json(reply)
     if not isinstance(answer, dict) or set(answer) != {"modification", "target"}:
         raise ValueError('it is no JSON object of "modification" and "target"')
-    if found := fault("a caption", answer["modification"], answer["target"]):
-        raise ValueError(found)
+    if problem := fault("a caption", answer["modification"], answer["target"]):
+        raise ValueError(problem)
     return answer["modification"].strip().rstrip("."), answer["target"].strip()
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS.out.endswith(".jsonl"):
         raise app.UsageError("--out has to end in .jsonl")
     try:
@@ -170,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def generate() -> None:
-    """What the flags ask for."""
+    """Generate and write the triplets that the flags ask for."""
     f = flags.FLAGS
     texts, out = captions.read(f.captions, column=f.column)[: f.limit or None], Path(f.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +178,7 @@ def generate() -> None:
         made = by_llm(llm.Llm(endpoint, out.with_suffix(".log.jsonl")), texts)
     else:
         matcher = masking.create(f.matcher)
-        made = by_rules(sources.clip(f.clip), texts, matcher, seed=f.seed, per_caption=f.per_caption)
+        made = by_rules(clips.load(f.clip), texts, matcher, seed=f.seed, per_caption=f.per_caption)
     write(out, made)
     print(f"{len(made)} triplets in {out}")
 

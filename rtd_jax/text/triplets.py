@@ -1,4 +1,4 @@
-"""Text triplets: a reference caption, what is to change, and the target caption.
+"""Text triplets: a reference caption, a modification, and the target caption.
 
 Files hold the keys of the published sets, `reference_caption`, `conditioning_caption`, `target_caption`: JSON Lines, or
 JSON with a list of objects. `rtd_jax.text.generation` makes such files from captions.
@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -15,7 +16,7 @@ from absl import logging
 from launch.files import write_atomically
 
 KEYS = ("reference_caption", "conditioning_caption", "target_caption")
-MARKER = "$"  # stands for the pseudo token in prompts, so that no caption may hold it
+MARKER = "$"  # stands for the pseudo token in prompts, so no caption may contain it
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Triplets:
     """n triplets by column.
 
     Attributes:
-      references: n captions of what there is.
+      references: n captions of the images that queries start from.
       modifications: n texts that continue "a photo of … that".
-      targets: n captions of what is asked for.
+      targets: n captions of the images that queries ask for.
     """
 
     references: Sequence[str]
@@ -47,7 +48,7 @@ class Triplets:
 
 
 def fault(reference: object, modification: object, target: object) -> str:
-    """What is wrong with a triplet, "" if nothing is."""
+    """What is wrong with a triplet; "" if nothing is."""
     for key, text in zip(KEYS, (reference, modification, target), strict=True):
         if not isinstance(text, str):
             return f"{key} is {text!r}, no text"
@@ -55,19 +56,19 @@ def fault(reference: object, modification: object, target: object) -> str:
             return f"{key} is empty"
         if MARKER in text:
             return f"{key} {text!r} holds {MARKER!r}, the marker of the pseudo token"
-    if " ".join(reference.split()) == " ".join(target.split()):
+    if " ".join(str(reference).split()) == " ".join(str(target).split()):
         return f"the reference and the target are the same caption, {reference!r}"
     return ""
 
 
 def check(triplets: Triplets) -> None:
-    """Raises ValueError for the first triplet with a fault, by its number, or for none at all."""
+    """Raise ValueError for the first triplet with a fault, by its number, or for no triplets at all."""
     if not len(triplets):
         raise ValueError("there are no triplets")
     columns = zip(triplets.references, triplets.modifications, triplets.targets, strict=True)
     for row, columns_of_row in enumerate(columns):
-        if found := fault(*columns_of_row):
-            raise ValueError(f"triplet {row}: {found}")
+        if problem := fault(*columns_of_row):
+            raise ValueError(f"triplet {row}: {problem}")
 
 
 def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
@@ -75,12 +76,12 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
 
     Args:
       path: the file.
-      skip_faulty: leave out what cannot be used, and say in the log how many lines and which the first was.
+      skip_faulty: leave out lines that cannot be used; the log says how many, and which was the first.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another ending; without `skip_faulty` the first line that is no JSON, lacks a key or has a fault, by
-        its number; nothing left.
+      ValueError: another ending; without `skip_faulty` the first line that is not JSON, lacks a key or has a fault, by
+        its number; no triplet that can be used.
     """
     path = Path(path).expanduser()
     readers = {".jsonl": _lines, ".json": _list}
@@ -90,10 +91,11 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
         raise FileNotFoundError(f"no triplets file {path}; rtd_jax.text.generation makes one from captions")
     rows, faults = [], []
     for where, row in readers[path.suffix.lower()](path):
-        if isinstance(row, str) or (row_fault := _row_fault(row)):
-            faults.append(f"{path}, {where}: {row if isinstance(row, str) else row_fault}")
+        problem = row if isinstance(row, str) else _row_fault(row)
+        if problem:
+            faults.append(f"{path}, {where}: {problem}")
             if not skip_faulty:
-                raise ValueError(f"{faults[0]}. To use the others all the same: skip_faulty=True")
+                raise ValueError(f"{faults[0]}. To use the others, set skip_faulty=True")
         else:
             rows.append([row[key].strip() for key in KEYS])
     if faults:
@@ -104,7 +106,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
 
 
 def write(path: str | Path, triplets: Triplets) -> None:
-    """JSON Lines, whole or not at all; what `read` reads.
+    """Write JSON Lines that `read` reads, whole or not at all.
 
     Raises:
       ValueError: a triplet with a fault.
@@ -116,12 +118,12 @@ def write(path: str | Path, triplets: Triplets) -> None:
 
 
 def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, Triplets]:
-    """Those to train on and `held_back` others, drawn by the seed; what is held back shares no caption with the rest.
+    """Triplets to train on, and `held_back` others, drawn by the seed, that share no caption with them.
 
-    Triplets that share a caption go together, so some of the rest may be left out of both.
+    Triplets that share a caption with held-back ones are left out of both.
 
     Raises:
-      ValueError: there are not enough.
+      ValueError: too few triplets.
     """
     if not 0 < held_back < len(triplets):
         raise ValueError(f"{held_back} triplets cannot be held back of {len(triplets)}")
@@ -134,7 +136,7 @@ def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, T
     return triplets.select(sorted(train)), triplets.select(sorted(val))
 
 
-def _row_fault(row: object) -> str:
+def _row_fault(row: Any) -> str:
     if not isinstance(row, dict):
         return f"no JSON object but {type(row).__name__}"
     if missing := [key for key in KEYS if key not in row]:
@@ -142,7 +144,7 @@ def _row_fault(row: object) -> str:
     return fault(*(row[key] for key in KEYS))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, object]]:
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
@@ -155,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
             yield f"line {number}", row if not isinstance(row, str) else f"no JSON object but the text {row!r}"
 
 
-def _list(path: Path) -> Iterator[tuple[str, object]]:
+def _list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

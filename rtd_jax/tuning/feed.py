@@ -1,4 +1,4 @@
-"""What training on texts is fed: rows of precomputed embeddings beside token ids, in batches of like length.
+"""Batches for training on texts: rows of precomputed embeddings beside token ids, texts of like length together.
 
 Text towers cost what the longest text of a batch costs. Rows of several batches are therefore drawn together, sorted by
 length and dealt out; which rows a step sees stays a pure function of (seed, step).
@@ -6,8 +6,9 @@ length and dealt out; which rows a step sees stays a pure function of (seed, ste
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -20,13 +21,13 @@ _DEAL = 0xDEA1  # a stream of random numbers drawn from one seed
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
-    """n examples.
+class TextTable:
+    """n examples by column.
 
     Attributes:
       arrays: by name, (n, ...): embeddings, perhaps mapped from a file.
       ids: by name, int32 (n, t): token ids, cut batch by batch.
-      lengths: int32 (n,), of the longest of an example's texts.
+      lengths: int32 (n,), tokens of the longest of an example's texts; None for examples without texts.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -42,19 +43,25 @@ class Table:
         return len(next(iter({**self.arrays, **self.ids}.values())))
 
 
-def table(config: ClipConfig, arrays: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray]) -> Table:
-    """A table that knows how long its texts are, counted to the end token."""
+def table(config: ClipConfig, arrays: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray]) -> TextTable:
+    """A table with the lengths of its texts, counted to the end token."""
     ends = [model.end_positions(config, column) + 1 for column in ids.values()]
-    return Table(arrays, ids, np.max(ends, axis=0).astype(np.int32) if ends else None)
+    return TextTable(arrays, ids, np.max(ends, axis=0).astype(np.int32) if ends else None)
+
+
+class BatchRows(Protocol):
+    """The rows of the table, int32 (b,), that the global batch of a step consists of."""
+
+    def __call__(self, step: int, /) -> np.ndarray: ...
 
 
 def grouped_rows(
     n: int, *, seed: int, batch_size: int, lengths: np.ndarray | None = None, window: int = WINDOW
-) -> Callable[[int], np.ndarray]:
+) -> BatchRows:
     """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of like length.
 
-    No batch holds an example twice, which would be its own negative: what is left of an epoch when its last batch is
-    full is left out, other examples each time.
+    No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last
+    batch is full are left out, other ones each time.
 
     Args:
       n: examples.
@@ -68,7 +75,7 @@ def grouped_rows(
     """
     order.check_positive(n, batch_size)
     if n < batch_size:
-        raise ValueError(f"batch_size={batch_size} is more than the {n} examples that there are")
+        raise ValueError(f"batch_size={batch_size} is more than the {n} examples; take a smaller one")
     per_epoch = n // batch_size
 
     @functools.lru_cache(maxsize=1)
@@ -92,24 +99,24 @@ def _grouped(rows: np.ndarray, lengths: np.ndarray, dealt: np.random.Generator) 
 
 def batches(
     config: ClipConfig,
-    table: Table,
-    rows_at: Callable[[int], np.ndarray],
+    table: TextTable,
+    rows_at: BatchRows,
     *,
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches without end, from step `start` on: this process's share of each.
+    """This process's shares of endless batches, from step `start` on.
 
     Yields:
       The table's columns, ids cut to the shortest static length that holds the global batch, and `slot`, int32 (b,),
-      the places in the global batch, which random numbers go by.
+      the places in the global batch, from which random numbers follow.
     """
     for step in itertools.count(start):
         rows = rows_at(step)
         first, size = order.share(len(rows), process_index, process_count)
-        own = slice(first, first + size)
-        batch = {name: np.ascontiguousarray(column[rows[own]]) for name, column in table.arrays.items()}
+        share = slice(first, first + size)
+        batch = {name: np.ascontiguousarray(column[rows[share]]) for name, column in table.arrays.items()}
         # Cut by the global batch: every process has to give the same shapes.
-        batch |= {name: model.cut(config, column[rows])[own] for name, column in table.ids.items()}
+        batch |= {name: model.cut(config, column[rows])[share] for name, column in table.ids.items()}
         yield batch | {"slot": np.arange(first, first + size, dtype=np.int32)}

@@ -10,10 +10,10 @@ trained one ψ̃ and pseudo-token network φ:
 and `losses.target_anchored` of all of them. ψ's embeddings do not change, so they come with the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,15 @@ from flax import linen as nn
 
 from clip_jax import model
 from clip_jax.config import ClipConfig
-from launch.training import keys, loop, sharding
+from launch.stages import require, require_known, stackable
+from launch.training import keys, sharding
+from launch.training.program import LOSS, State
 from rtd_jax import losses
 from rtd_jax.text.compose import Prompt
 from rtd_jax.tuning import tower, training
-from rtd_jax.tuning.training import State
+from rtd_jax.tuning.training import Metrics, Update
+
+Rows = Mapping[str, jax.Array]
 
 NEGATIVES = ("per_device", "global")
 CONCATENATIONS = ("refined", "plain")
@@ -51,11 +55,11 @@ class Objective:
         (Gao et al. 2021, arXiv 2101.06983).
 
     Raises:
-      ValueError: an unknown name, or a number out of range.
+      SettingError: an unknown name, or a number out of range.
     """
 
-    temperature: float = 0.07
-    noise: float = 0.5
+    temperature: float = stackable(0.07)
+    noise: float = stackable(0.5)
     negatives: str = "per_device"
     concatenation: str = "refined"
     hard_negatives: bool = True
@@ -63,17 +67,28 @@ class Objective:
     accumulation: int = 1
 
     def __post_init__(self):
-        for name, known in (("negatives", NEGATIVES), ("concatenation", CONCATENATIONS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
-        if not self.temperature > 0 or not self.noise >= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0, noise={self.noise} at least 0")
-        if not isinstance(self.accumulation, int) or self.accumulation < 1:
-            raise ValueError(f"accumulation={self.accumulation} must be a whole number from 1 on")
+        require_known(self, "negatives", NEGATIVES)
+        require_known(self, "concatenation", CONCATENATIONS)
+        require(self.temperature > 0, self, "temperature", "must be above 0")
+        require(self.noise >= 0, self, "noise", "must be at least 0")
+        whole = isinstance(self.accumulation, int) and self.accumulation >= 1
+        require(whole, self, "accumulation", "must be a whole number, at least 1")
+
+
+class Encode(Protocol):
+    """Queries and targets, (b, r, d) each, of some rows."""
+
+    def __call__(self, params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Contrast(Protocol):
+    """Loss and metrics of queries and targets, (b, r, d) each."""
+
+    def __call__(self, queries: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]: ...
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
-    """What a batch of b examples has to hold.
+    """Names of what a batch of b examples has to hold.
 
     slot             int32 (b,), the place in the global batch, from which the noise follows
     ids              int32 (b, t), the composed texts, cut: of `rtd_jax.text.compose.tokenize`, or plain concatenations
@@ -92,7 +107,16 @@ def columns(objective: Objective) -> tuple[str, ...]:
         "reference_ids": trains_references,
         "target_ids": not objective.frozen_targets,
     }
-    return tuple(name for name, wanted in needed.items() if wanted)
+    return tuple(name for name, is_needed in needed.items() if is_needed)
+
+
+def batch_shapes(config: ClipConfig, objective: Objective, batch_size: int, length: int) -> dict[str, Any]:
+    """The shapes of `columns` where the longest texts have `length` tokens."""
+    ids = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+    embeddings = jax.ShapeDtypeStruct((batch_size, config.projection), np.float32)
+    slot = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    shape_of = lambda name: slot if name == "slot" else ids if name.endswith("ids") else embeddings
+    return {name: shape_of(name) for name in columns(objective)}
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> State:
@@ -102,8 +126,7 @@ def create_state(params: Any, optimizer: optax.GradientTransformation) -> State:
       params: of the text tower (a CLIP's tree "text").
       optimizer: of {"text": ...}.
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # towers larger than one accelerator's memory
-        return jax.tree.map(np.asarray, training.create_state({"text": params}, optimizer))
+    return training.host_state({"text": params}, optimizer)
 
 
 def make_step(
@@ -115,10 +138,11 @@ def make_step(
     prompt: Prompt,
     seed: int,
     shards: int = 1,
-) -> Callable:
-    """`step(state, batch, *, axis_name=None) -> (state, metrics)`: one update of the text tower.
+) -> Update:
+    """One update of the text tower, `(state, batch, *, axis_name=None) -> (state, metrics)`.
 
-    Parameters stay in their own precision, float32 as a rule; `config.dtype` is that of the computation.
+    Parameters stay in their own precision, float32 as a rule; `config.dtype` is that of the computation. Numbers of
+    the objective and of the optimiser may be traced.
 
     Args:
       config: of the CLIP.
@@ -126,7 +150,7 @@ def make_step(
       phi: the network's module, its parameters in `batch["resident"]["phi"]`; None under "plain".
       objective: what is trained.
       prompt: of `rtd_jax.text.compose.prompt`.
-      seed: of the noise.
+      seed: of the noise; may be traced.
       shards: over how many devices a batch is spread in mode "jit", the layout's `data_shards`.
 
     The batch holds `columns(objective)`. Metrics: "loss", "accuracy" (the share of composed queries whose target is the
@@ -135,14 +159,13 @@ def make_step(
     Raises:
       ValueError: no φ where one is needed.
     """
-    refined = objective.concatenation == "refined"
-    if refined and phi is None:
+    if objective.concatenation == "refined" and phi is None:
         raise ValueError("concatenation 'refined' needs a φ network")
     encode = partial(_encode, config, objective, prompt)
 
     def step(state: State, batch, *, axis_name: str | None = None):
         rows = {name: batch[name] for name in columns(objective)}
-        if refined:
+        if phi is not None and objective.concatenation == "refined":
             reference, key = rows["reference"], keys.stream(seed, "noise", state.step)
             noise = objective.noise * training.noise(key, rows.pop("slot"), reference.shape[1])
             rows["pseudo"] = phi.apply({"params": batch[sharding.RESIDENT]["phi"]}, reference + noise)
@@ -171,15 +194,15 @@ def _encode(config: ClipConfig, objective: Objective, prompt: Prompt, params, ro
         queries = tower.encode_queries(
             config, params["text"], rows["ids"], rows["pseudo"], prompt=prompt, plain=hard, groups=groups
         )
-        own = None
+        references = []
     else:
-        own = text(rows["reference_ids"]) if hard else None
-        queries = jnp.stack([text(rows["ids"]), *([own] if hard else [])], axis=1)
+        references = [text(rows["reference_ids"])] if hard else []
+        queries = jnp.stack([text(rows["ids"]), *references], axis=1)
     if objective.frozen_targets:
         targets = [rows["target"], *([rows["reference"]] if hard else [])]
     else:
-        own = text(rows["reference_ids"]) if hard and own is None else own
-        targets = [text(rows["target_ids"]), *([own] if hard else [])]
+        references = [text(rows["reference_ids"])] if hard and not references else references
+        targets = [text(rows["target_ids"]), *references]
     return queries, jnp.stack(targets, axis=1)
 
 
@@ -189,11 +212,11 @@ def _loss(objective: Objective, queries, targets, *, groups: int, axis_name: str
     grouped = lambda x: x.reshape(*sets, -1, x.shape[-1])
     loss = losses.target_anchored(grouped(queries), grouped(targets), objective.temperature, axis_name=axis_name)
     composed = losses.accuracy(grouped(queries[:, :1]), grouped(targets[:, :1]), axis_name=axis_name)
-    return loss, {loop.LOSS: loss, "accuracy": composed}
+    return loss, {LOSS: loss, "accuracy": composed}
 
 
-def _parts(rows: dict[str, jax.Array], groups: int, parts: int) -> dict[str, jax.Array]:
-    """(b, ...) -> (parts, b / parts, ...): every group's own rows are divided, so that none moves to another device."""
+def _parts(rows: Rows, groups: int, parts: int) -> Rows:
+    """(b, ...) -> (parts, b / parts, ...): the rows of every group are divided, so that none changes its device."""
     b = len(rows["ids"])
     if b % (groups * parts):
         raise ValueError(f"a batch of {b} does not divide over {groups} devices and {parts} parts (accumulation)")
@@ -205,8 +228,13 @@ def _parts(rows: dict[str, jax.Array], groups: int, parts: int) -> dict[str, jax
     return jax.tree.map(divide, rows)
 
 
-def _gradients(encode: Callable, loss_of: Callable, params, parts, negatives: str):
-    """Gradients of the mean loss, and the mean metrics, over the parts (leading axis) of a batch."""
+def _gradients(encode: Encode, loss_of: Contrast, params, parts: Rows, negatives: str):
+    """Gradients of the mean loss, and the mean metrics, over the parts (leading axis) of a batch.
+
+    With negatives "per_device" every part has a loss of its own, so its gradients are those of one pass. "global" ones
+    need the embeddings of all parts before there is a loss: they are computed first, without gradients; then the
+    gradients of the loss with respect to the embeddings go back through one part after the other.
+    """
     count = len(parts["ids"])
     if count == 1:
         rows = jax.tree.map(lambda x: x[0], parts)
@@ -220,7 +248,7 @@ def _gradients(encode: Callable, loss_of: Callable, params, parts, negatives: st
 
         total, logs = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / count, total), jax.tree.map(jnp.mean, logs)
-    embeddings = jax.lax.map(lambda rows: encode(params, rows), parts)
+    embeddings = jax.lax.map(lambda rows: encode(params, rows), parts)  # (parts, b / parts, r, d) each
     merge = lambda x: x.reshape(-1, *x.shape[2:])
     cotangents, logs = jax.grad(lambda e: loss_of(*jax.tree.map(merge, e)), has_aux=True)(embeddings)
 

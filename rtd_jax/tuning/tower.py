@@ -22,7 +22,7 @@ from clip_jax.config import ClipConfig
 from rtd_jax.text.compose import Prompt
 
 
-class _Block(model.ClipBlock):
+class _QueryBlock(model.ClipBlock):
     """A block over the tokens of g groups, x (g, p + m n, w): p shared ones, then n of each of m examples.
 
     Attributes:
@@ -38,9 +38,9 @@ class _Block(model.ClipBlock):
     def attend(self, qkv: jax.Array) -> jax.Array:
         """qkv (g, p + m n, 3, w) -> (g, p + m n, w)."""
         groups, _, _, width = qkv.shape
-        own = qkv[:, self.prefix :].reshape(groups, self.rows, -1, 3, self.tower.heads, width // self.tower.heads)
-        n = own.shape[2]
-        q, k, v = jnp.moveaxis(own, (3, 4), (0, 2))  # (g, h, m, n, d) each
+        rest = qkv[:, self.prefix :].reshape(groups, self.rows, -1, 3, self.tower.heads, width // self.tower.heads)
+        n = rest.shape[2]
+        q, k, v = jnp.moveaxis(rest, (3, 4), (0, 2))  # (g, h, m, n, d) each
         flat = lambda x: x.reshape(groups, self.tower.heads, self.rows * n, -1)
         deep = lambda x: x.reshape(groups, self.tower.heads, self.rows, n, -1)
         shared = qkv[:, : self.prefix].reshape(groups, self.prefix, 3, self.tower.heads, -1)
@@ -58,12 +58,12 @@ class _Block(model.ClipBlock):
 
 
 def _visible(n: int, plain: bool) -> jax.Array:
-    """Which of an example's own tokens each of them attends to: bool (n, n)."""
+    """Which of an example's tokens behind the prefix each of them attends to: bool (n, n)."""
     causal = jnp.tri(n, dtype=bool)
     if not plain:
         return causal
-    own = jnp.arange(n)
-    return causal.at[-1].set((own == 0) | (own == n - 1))
+    place = jnp.arange(n)
+    return causal.at[-1].set((place == 0) | (place == n - 1))  # the plain query's end: the pseudo token and itself
 
 
 def encode_queries(
@@ -84,7 +84,7 @@ def encode_queries(
       ids: int (b, t), of `rtd_jax.text.compose.tokenize`: each text begins with the prompt. Not checked here.
       pseudo_tokens: (b, w).
       prompt: what the texts begin with.
-      plain: whether the plain queries are wanted too.
+      plain: whether to encode the plain queries too.
       groups: parts of the batch that each compute the prefix for themselves. Give the number of devices over which
         the batch is spread, and nothing but the weights' gradients crosses them; the result does not depend on it.
 
@@ -101,13 +101,13 @@ def encode_queries(
             f"ids (b, {p + 2} to {tower.context_length}), pseudo tokens (b, {tower.width}) and a b that divides into "
             f"{groups} groups are needed, got {ids.shape} and {pseudo_tokens.shape}"
         )
-    rows, own = b // groups, ids[:, p:]
+    rows, rest = b // groups, ids[:, p:]  # the prefix is the same in all texts
     places = jnp.arange(p, t)
     if plain:
-        own = jnp.concatenate([own, jnp.full((b, 1), prompt.end_id, own.dtype)], axis=1)
+        rest = jnp.concatenate([rest, jnp.full((b, 1), prompt.end_id, rest.dtype)], axis=1)
         places = jnp.append(places, p + 1)
     tokens, position = params["tokens"], params["position"].astype(dtype)
-    x = jnp.concatenate([pseudo_tokens.astype(dtype)[:, None], tokens[own[:, 1:]].astype(dtype)], axis=1)
+    x = jnp.concatenate([pseudo_tokens.astype(dtype)[:, None], tokens[rest[:, 1:]].astype(dtype)], axis=1)
     x += position[places]
     shared = tokens[jnp.array(prompt.prefix)].astype(dtype) + position[:p]
     shared = jnp.broadcast_to(shared, (groups, *shared.shape))
@@ -116,13 +116,13 @@ def encode_queries(
     x = x[:, p:].reshape(b, -1, tower.width)
     ends = model.end_positions(config, ids)[:, None] - p
     if plain:
-        ends = jnp.concatenate([ends, jnp.full((b, 1), own.shape[1] - 1, ends.dtype)], axis=1)
+        ends = jnp.concatenate([ends, jnp.full((b, 1), rest.shape[1] - 1, ends.dtype)], axis=1)
     return _pool(config, params, x, ends)
 
 
 def _blocks(config: ClipConfig, prefix: int, rows: int, plain: bool) -> nn.Module:
-    """`_Block` looped over the tower's layers, as `clip_jax.model` loops its own."""
-    block = nn.remat(_Block, prevent_cse=config.unroll > 1) if config.remat else _Block
+    """`_QueryBlock` looped over the tower's layers, as `clip_jax.model` loops its blocks."""
+    block = nn.remat(_QueryBlock, prevent_cse=config.unroll > 1) if config.remat else _QueryBlock
     loop = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -142,4 +142,4 @@ def _pool(config: ClipConfig, params: dict[str, Any], x: jax.Array, ends: jax.Ar
     norm = nn.LayerNorm(epsilon=config.text.norm_eps, dtype=wide, use_fast_variance=False)
     pooled = norm.apply({"params": params["final_norm"]}, pooled)
     projection = nn.Dense(config.projection, use_bias=False, dtype=dtype)
-    return projection.apply({"params": params["projection"]}, pooled).astype(wide)
+    return jnp.asarray(projection.apply({"params": params["projection"]}, pooled)).astype(wide)

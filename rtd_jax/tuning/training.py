@@ -1,44 +1,60 @@
-"""What the trainings of φ share: the state, a step from a loss, noise, and the run of a stage."""
+"""What all trainings of this package share: a step from a loss, noise, dropout keys, parameters on this process."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from jax.experimental import multihost_utils
 
-from clip_jax.config import ClipConfig
-from launch.run import Run
-from launch.training import checkpoint, keys, loop, sharding
-from launch.training.state import State
-from rtd_jax.tuning import feed
+from launch.training import keys
+from launch.training.program import LOSS, Batch, Metrics, State
+
+
+class TextLoss(Protocol):
+    """`(loss, metrics)` of parameters, this device's mean; `axis_name` is the mesh axis that a batch is spread over."""
+
+    def __call__(
+        self, params: Any, batch: Batch, step: jax.Array, axis_name: str | None
+    ) -> tuple[jax.Array, Metrics]: ...
+
+
+class Update(Protocol):
+    """One update of a state, pure: a `launch.training.program.Step` whose numbers are fixed."""
+
+    def __call__(self, state: State, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]: ...
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def make_step(loss: Callable, optimizer: optax.GradientTransformation) -> Callable:
-    """`step(state, batch, *, axis_name=None) -> (state, metrics)` from `loss(params, batch, step, axis_name)`."""
+def host_state(params: Any, optimizer: optax.GradientTransformation) -> State:
+    """`create_state` on the host: a tower may exceed one accelerator's memory."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return jax.tree.map(np.asarray, create_state(params, optimizer))
 
-    def step(state: State, batch, *, axis_name: str | None = None):
+
+def make_step(loss: TextLoss, optimizer: optax.GradientTransformation) -> Update:
+    """The update that follows an optimiser down the gradient of a loss."""
+
+    def step(state: State, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
         objective = partial(loss, batch=batch, step=state.step, axis_name=axis_name)
         (value, logs), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         if axis_name is not None:
             gradients, value, logs = jax.lax.pmean((gradients, value, logs), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        logs = {loop.LOSS: value, **logs, "gradient_norm": optax.global_norm(gradients)}
+        logs = {LOSS: value, **logs, "gradient_norm": optax.global_norm(gradients)}
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), logs
 
     return step
 
 
 def noise(key: jax.Array, slots: jax.Array, width: int) -> jax.Array:
-    """u · n of every example, (b, width): u ~ U(0, 1) of its own, n ~ N(0, I); by its place in the global batch."""
+    """u · n of every example, (b, width), with u ~ U(0, 1) and n ~ N(0, I); drawn by its place in the global batch."""
 
     def draw(key):
         level, direction = jax.random.split(key)
@@ -47,15 +63,10 @@ def noise(key: jax.Array, slots: jax.Array, width: int) -> jax.Array:
     return jax.vmap(draw)(keys.per_example(key, slots))
 
 
-def dropout_key(seed: int, step: jax.Array, axis_name: str | None) -> jax.Array:
-    """A key of the step, of its own on every device where each has its own share."""
+def dropout_key(seed, step: jax.Array, axis_name: str | None) -> jax.Array:
+    """The key of a step, another one on every device of a mapped axis."""
     key = keys.stream(seed, "dropout", step)
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-
-
-def unit(x):
-    """x (..., d) on the unit sphere, of NumPy or JAX as it is."""
-    return x / (jnp if isinstance(x, jax.Array) else np).linalg.norm(x, axis=-1, keepdims=True)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -63,66 +74,8 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return optax.cosine_similarity(a, b, epsilon=1e-8)
 
 
-def fit(
-    run: Run,
-    stage,
-    *,
-    config: ClipConfig,
-    layout: sharding.Layout,
-    state: Any,
-    step: Callable,
-    table: feed.Table,
-    evaluate: Callable[[Any], Mapping[str, float]],
-    best: tuple[str, str],
-    steps: int,
-    to_steps: Callable[[str], int],
-    seed: int,
-    resident: Any = None,
-) -> tuple[Any, dict[str, float]]:
-    """Train one stage in its own run directory; the best state, on the devices, and its step and metrics.
-
-    Args:
-      run: of the stage.
-      stage: its config: batch_size, loop.
-      config: of the CLIP, for the lengths of texts.
-      layout, state, step, resident: as `launch.training.loop.fit` takes them.
-      table: of the examples.
-      evaluate: at every `loop.eval_every`.
-      best: the metric that picks the state, and "max" or "min".
-      steps, to_steps: of `launch.training.optim.of_run`.
-      seed: of the order.
-    """
-    layout.check_batch(stage.batch_size)
-    rows_at = feed.grouped_rows(len(table), seed=seed, batch_size=stage.batch_size, lengths=table.lengths)
-    with run.checkpoints(best=best) as checkpoints:
-        state = loop.fit(
-            run,
-            state=state,
-            step=step,
-            batches=lambda start: feed.batches(
-                config,
-                table,
-                rows_at,
-                start=start,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            steps=steps,
-            layout=layout,
-            checkpoints=checkpoints,
-            evaluate=evaluate,
-            resident=resident,
-            log_every=stage.loop.log_every,
-            eval_every=to_steps(stage.loop.eval_every),
-            checkpoint_every=to_steps(stage.loop.checkpoint_every),
-        )
-        found, at, metrics = checkpoints.restore_best(checkpoint.abstract(state))
-    logging.info("best at step %d of %d: %s", at, steps, metrics)
-    return found, {"best_step": float(at), **metrics}
-
-
 def local(params: Any) -> Any:
-    """Parameters as this process can compute with them by itself."""
+    """Parameters that this process alone can compute with; with several processes, all of them call it."""
     if jax.process_count() == 1:
         return params
 

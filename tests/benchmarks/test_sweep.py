@@ -20,7 +20,7 @@ def test_a_row():
 def test_its_grids_are_of_so_many_different_members(case):
     _, count, grid = sweep.CASES[case]
     keys = [term.split("=")[0] for term in grid.split("&")]
-    members = space.expand(space.parse(grid.format(k=count), {key: space.Field(float, 0.0) for key in keys}), 0)
+    members = space.expand(space.parse(grid.format(k=count), {key: space.ConfigField(float, 0.0) for key in keys}), 0)
     assert len(members) == count == len({tuple(member.values()) for member in members})
 
 

@@ -3,8 +3,11 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict, config_dict
+
+from launch.stages import Stage, free, settings
 
 
 def get_config():
@@ -26,14 +29,28 @@ def sweep():
     return [{"x": 0.5}, {"x": 2}]
 
 
-def run(config, run):
-    for step in range(1, 4):
-        run.log(step, {"train/loss": config.x / step, "train/steps_per_second": 1.0})
-        for _ in range(max(1, int(config.pause / 0.05))):
-            run.check_stop()
-            time.sleep(min(config.pause, 0.05))
-    if config.ending == "raise":
-        raise ArithmeticError(f"x = {config.x} was not to be")
-    if config.ending == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"parabola": (config.x - 3) ** 2, "cores": len(os.sched_getaffinity(0)), "nothing": float("nan")}
+@dataclass(frozen=True)
+class Parabola(Stage):
+    """The result of a member; of `seed` nothing depends, but that members with different seeds share nothing."""
+
+    seed: int
+    x: float
+    ending: str
+    pause: float = free(0.0)
+
+    def make(self, store):
+        with store.journal(self) as journal:
+            for step in range(1, 4):
+                journal.log(step, {"train/loss": self.x / step, "train/steps_per_second": 1.0})
+                for _ in range(max(1, int(self.pause / 0.05))):
+                    store.stop.check()
+                    time.sleep(min(self.pause, 0.05))
+        if self.ending == "raise":
+            raise ArithmeticError(f"x = {self.x} was not to be")
+        if self.ending == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"parabola": (self.x - 3) ** 2, "cores": len(os.sched_getaffinity(0)), "nothing": float("nan")}
+
+
+def plan(config) -> Parabola:
+    return settings(Parabola, config)

@@ -12,7 +12,7 @@ import pytest
 
 from launch.training import sharding
 from tests.commands import finish, start, train
-from tests.launch.test_train import TOY, logged, wait_for_step
+from tests.launch.test_train import TOY, logged, saved_steps, wait_for_step
 
 # -- starting up ------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ def test_sigterm_to_one_of_two_stops_both_where_both_can_go_on(pair, alone, tmp_
     second.send_signal(signal.SIGTERM)
     outputs = [finish(process, 0, timeout=200) for process in (first, second)]
     assert all("resume with the same command" in output for output in outputs)
-    saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    saved = max(saved_steps(tmp_path / "run"))
     assert saved < 20 and all(f"saved at step {saved} of 20" in output for output in outputs)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     output, _ = (finish(process, timeout=200) for process in pair(*command))

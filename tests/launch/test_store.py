@@ -20,8 +20,8 @@ import pytest
 
 from launch import files
 from launch import store as store_module
+from launch.processes.stop import Preempted, Stop
 from launch.stages import Stage, free
-from launch.stop import Preempted, Stop
 from launch.store import MARKER, Store
 from tests.commands import ROOT
 from tests.launch.store_toy import MOMENTS, Big, Source

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from launch import sweep, train
 from launch.sweeps import folder
 from launch.sweeps.members import command, config_of, load
-from tests.commands import finish, start
+from tests.commands import finish, stage_folder, start
 
 TOY = "tests/launch/sweep_toy.py"
 
@@ -65,7 +65,8 @@ def test_members_of_sweep_and_grid_are_trained(swept):
         assert result["parabola"] == (member.overrides["x"] - 3) ** 2 and result["cores"] in (cores, cores + 1)
         kept = json.loads((member.path / "config.json").read_text())
         assert kept == json.loads(config_of(member).to_json()) and kept["nested"]["radii"] == [1.0]
-        assert (member.path / "metrics.jsonl").exists()
+        assert (stage_folder(member.path, "Parabola") / "metrics.jsonl").exists()
+        assert stage_folder(member.path, "Parabola").resolve().parent == workdir / "store"
 
 
 def test_more_members_finished_ones_left_alone_failures_shown(swept):
@@ -105,7 +106,7 @@ def test_sigterm_then_the_same_command(tmp_path):
     args = ("--noconfig_sweep", "--grid=seed=0", f"--workdir={tmp_path}", "--config.pause=20")
 
     def send():
-        while not (tmp_path / "seed=0" / "metrics.jsonl").exists():
+        while not (stage_folder(tmp_path / "seed=0", "Parabola") / "metrics.jsonl").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -152,7 +153,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
         (["--grid=seed=1", "--config.y=3"], "unknown config key 'y'"),
         (["--noconfig_sweep"], "nothing is swept: give --grid"),
         (["--search=optuna", "--trials=3"], "one of --minimize=KEY, --maximize=KEY"),
-        (["--search=optuna", "--minimize=a"], "wants --trials=NUMBER"),
+        (["--search=optuna", "--minimize=a"], "needs --trials=NUMBER"),
         (["--search=optuna", "--trials=3", "--minimize=a", "--maximize=b"], "one of --minimize=KEY, --maximize=KEY"),
         (["--search=optuna", "--trials=3", "--minimize=a", "--executor=vmap"], "use local"),
         (["--trials=3"], "--trials: belongs to --search=optuna"),
@@ -221,6 +222,51 @@ def test_members_of_several_configs(two_configs, tmp_path):
         assert "own=2,seed=0" in refused and "x: 9.0 -> 8.0" in refused
 
 
+@pytest.fixture
+def nested(tmp_path):
+    """A config file whose sweep names a file with a sweep of its own, which names a third one."""
+    start = "from tests.launch.sweep_toy import get_config\n\n\ndef sweep():\n    return "
+    (tmp_path / "below" / "deep").mkdir(parents=True)
+    (tmp_path / "below" / "deep" / "plain.py").write_text("from tests.launch.sweep_toy import get_config\n")
+    own = "[{'x': 1.0}, {'x': 2.0, 'flag': True}, {'config': 'deep/plain.py', 'x': 3.0}]\n"
+    (tmp_path / "below" / "study.py").write_text(start + own)
+    (tmp_path / "all.py").write_text(start + "[{'config': 'below/study.py', 'pause': 0.5}, {'x': 4.0}]\n")
+    (tmp_path / "circle.py").write_text(start + "[{'config': 'below/../circle.py'}]\n")
+    (tmp_path / "some.py").write_text(start + "[{'config': 'below/study.py', 'x': 2, 'seed': 5}]\n")
+    (tmp_path / "none.py").write_text(start + "[{'config': 'below/study.py', 'x': 0.5}]\n")
+    return tmp_path
+
+
+def test_a_file_with_a_sweep_of_its_own_stands_for_its_members(nested, tmp_path):
+    args = (f"--workdir={tmp_path / 'folder'}", "--dry_run", "--grid=seed=0,1")
+    code, output = call(*args, config=str(nested / "all.py"))
+    study = "config=below.study"
+    names = [f"{study},x=1.0", f"{study},x=2.0,flag=true", "config=below.deep.plain,x=3.0"]
+    names = [f"{name},pause=0.5" for name in names] + ["x=4.0"]
+    assert code is None and output.splitlines() == [f"{name},seed={seed}" for name in names for seed in (0, 1)]
+    code, output = call(*args[:2], config=str(nested / "some.py"))
+    assert (code, output) == (None, f"{study},x=2.0,flag=true,seed=5\n")  # what both set selects
+    grid = "--grid=config=below/study.py,below/deep/plain.py;seed=0,1"
+    code, output = call("--noconfig_sweep", grid, *args[:2], config=str(nested / "all.py"))
+    assert code is None and len(output.splitlines()) == 4  # --noconfig_sweep is for all files
+    plain = str(nested / "below" / "deep" / "plain.py")
+    code, output = call("--grid=config=../study.py,plain.py;seed=0,1", *args[:2], config=plain)
+    assert code is None and len(output.splitlines()) == 2 * (3 + 1)
+    assert [line.split(",")[0] for line in output.splitlines()[-2:]] == ["config=plain"] * 2
+
+
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("circle.py", "circle.py: its sweep() leads back to itself"),
+        ("none.py", "below/study.py: no member of its sweep() has x=0.5; --noconfig_sweep"),
+    ],
+)
+def test_sweeps_of_sweeps_that_are_refused(nested, tmp_path, file, message):
+    code, _ = call(f"--workdir={tmp_path / 'folder'}", "--dry_run", config=str(nested / file))
+    assert message in code
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -257,6 +303,6 @@ def test_a_config_with_an_argument(tmp_path):
         argv = ["launch.sweep", f"--config={config}:abc", f"--workdir={tmp_path / 'folder'}"]
         patch.setattr(sys, "argv", argv)
         flags.FLAGS(argv)
-        planned, _ = sweep.plan()
+        planned, _ = sweep.from_flags()
     assert f"--config={config}:abc" in command(planned, planned.members[0])
     assert config_of(planned.members[0]).ending == "abc"

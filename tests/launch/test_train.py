@@ -4,18 +4,29 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from launch.reports import formats, tables
-from tests.commands import finish, train
+from tests.commands import finish, stage_folder, train
 
 TOY = "tests/launch/toy.py"
 
 
-def logged(workdir) -> list[dict]:
-    path = workdir / "metrics.jsonl"
+def training_of(workdir) -> Path:
+    """The folder of the training in a run's store."""
+    return stage_folder(workdir, "LeastSquares")
+
+
+def saved_steps(workdir) -> list[int]:
+    return [int(p.name) for p in (training_of(workdir) / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def logged(folder) -> list[dict]:
+    """The lines of a stage's metrics.jsonl, or of that of a toy run's training."""
+    path = (folder if (folder / "metrics.jsonl").exists() else training_of(folder)) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -38,7 +49,8 @@ def whole(tmp_path_factory):
 
 def same_numbers(workdir, whole):
     np.testing.assert_array_equal(np.load(workdir / "params.npy"), np.load(whole / "params.npy"))
-    values = lambda rows: [{k: v for k, v in r.items() if k not in ("time", "train/steps_per_second")} for r in rows]
+    timings = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    values = lambda rows: [{k: v for k, v in row.items() if k not in timings} for row in rows]
     assert [r["step"] for r in logged(workdir)] == sorted(r["step"] for r in logged(workdir))
     by_step = {(r["step"], *r): r for r in values(logged(whole))}
     for row in values(logged(workdir)):  # a window that a stop cut in two has another mean, but no other step
@@ -56,16 +68,17 @@ def test_run_directory(whole):
     assert [r["step"] for r in rows if "val/distance" in r] == list(range(4, 61, 4))
     losses = [r["train/loss"] for r in rows if "train/loss" in r]
     assert losses[-1] < losses[0]
-    assert list((workdir / "tensorboard").glob("events.*"))
+    assert list((training_of(workdir) / "tensorboard").glob("events.*"))
     result = json.loads((workdir / "result.json").read_text())
     assert formats.markdown(tables.of_finished_run(result, "tests.launch.toy")) in output
 
 
 def test_a_finished_run_gives_its_result_again(whole):
     workdir, _ = whole
-    before = (workdir / "metrics.jsonl").read_text()
+    log = training_of(workdir) / "metrics.jsonl"
+    before = log.read_text()
     output = finish(train(TOY, workdir, "--config.steps=60"))
-    assert "distance" in output and (workdir / "metrics.jsonl").read_text() == before
+    assert "distance" in output and log.read_text() == before
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
@@ -76,7 +89,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     output = finish(process, 0)
     assert "resume with the same command" in output and not (workdir / "result.json").exists()
-    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    saved = saved_steps(workdir)
     assert f"saved at step {max(saved)} of 60" in output
     output = finish(train(TOY, workdir, "--config.steps=60", "--config.pause=0.05"))
     assert f"continuing from step {max(saved)} of 60" in output
@@ -116,7 +129,7 @@ def test_a_checkpoint_cut_off_is_passed_over(whole, tmp_path):
     wait_for_step(process, workdir, 12)
     process.send_signal(signal.SIGTERM)
     finish(process)
-    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    newest = training_of(workdir) / "checkpoints" / str(max(saved_steps(workdir)))
     for path in newest.rglob("d"):
         shutil.rmtree(path)
     output = finish(train(*command))
@@ -128,7 +141,7 @@ def test_a_checkpoint_cut_off_is_passed_over(whole, tmp_path):
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     output = finish(train(TOY, tmp_path / "run", "--config.steps=60", "--config.nan_at=17"), None)
     assert "not finite at step 17: loss is nan" in output
-    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    saved = saved_steps(tmp_path / "run")
     assert max(saved) == 16 and not (tmp_path / "run" / "result.json").exists()
 
 
@@ -136,7 +149,7 @@ def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
     """The update of step 16 is NaN although its loss is not: the checkpoint due then must not be written."""
     output = finish(train(TOY, tmp_path / "run", "--config.steps=60", "--config.nan_gradient_at=16"), None)
     assert "not finite at step 16: gradient_norm is nan" in output
-    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    saved = saved_steps(tmp_path / "run")
     assert max(saved) == 15
 
 
@@ -162,10 +175,18 @@ def test_bad_input(tmp_path, overrides, expected):
         assert text in output
 
 
-def test_another_config_on_the_same_directory(whole):
-    workdir, _ = whole
-    output = finish(train(TOY, workdir, "--config.steps=60", "--config.nested.rate=0.2"), None)
-    assert "nested.rate: 0.1 -> 0.2" in output and "another --workdir" in output
+def test_another_config_on_the_same_directory(whole, tmp_path):
+    """The change is shown and its stages are made anew; the earlier result stays, and comes back in no time."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    before, first = json.loads((workdir / "result.json").read_text()), training_of(workdir)
+    output = finish(train(TOY, workdir, "--config.steps=60", "--config.nested.rate=0.2"))
+    assert "nested.rate: 0.1 -> 0.2" in output and json.loads((workdir / "result.json").read_text()) != before
+    assert json.loads((workdir / "history" / "1" / "result.json").read_text()) == before
+    assert training_of(workdir) != first and f"{training_of(workdir).name}: made in" in output
+    output = finish(train(TOY, workdir, "--config.steps=60"))
+    assert training_of(workdir) == first and json.loads((workdir / "result.json").read_text()) == before
+    assert "reused" in output and "made in" not in output and first.name in output
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -4,6 +4,7 @@ On any number of processes: each yields its contiguous share of the same global 
 """
 
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from launch.training import keys, loop, sharding
+from launch.stages import Stage, free, numbers, settings, stackable, with_numbers
+from launch.training import fit, keys, places, sharding
+from launch.training.means import masked_means
+from launch.training.program import as_arrays
 
 
 def get_config():
@@ -38,66 +42,95 @@ class State:
     opt_state: optax.OptState
 
 
-def run(config, run):
-    optimizer = optax.sgd(config.nested.rate, momentum=0.9)
-    params = jax.random.normal(keys.stream(config.seed, "init"), (5,))
-    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+@dataclass(frozen=True)
+class LeastSquares(Stage):
+    """The parameters (5,) that were best."""
 
-    def step(state, batch, *, axis_name=None):
-        noise = jax.random.normal(keys.stream(config.seed, "noise", state.step), (5,))
+    seed: int = stackable()
+    rate: float = stackable()
+    steps: int
+    batch_size: int
+    mode: str
+    nan_at: int
+    nan_gradient_at: int
+    pause: float = free(0.0)
+
+    def optimizer(self):
+        return optax.sgd(self.rate, momentum=0.9)
+
+    def step(self, numbers, state, batch, *, axis_name=None):
+        own = with_numbers(self, numbers)
+        noise = jax.random.normal(keys.stream(own.seed, "noise", state.step), (5,))
 
         def objective(params):
             loss = jnp.mean((batch["x"] @ (params + 0.1 * noise) - batch["y"]) ** 2)
-            return jnp.where(state.step == config.nan_at - 1, jnp.nan, loss)
+            return jnp.where(state.step == self.nan_at - 1, jnp.nan, loss)
 
         loss, gradients = jax.value_and_grad(objective)(state.params)
-        gradients = jnp.where(state.step == config.nan_gradient_at - 1, jnp.nan, gradients)
+        gradients = jnp.where(state.step == self.nan_gradient_at - 1, jnp.nan, gradients)
         if axis_name:
             loss, gradients = jax.lax.pmean((loss, gradients), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state)
+        updates, opt_state = own.optimizer().update(gradients, state.opt_state)
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
         }
 
-    def share(batch):  # this process's contiguous part of a global batch
-        size = config.batch_size // jax.process_count()
+    def share(self, batch):
+        """This process's contiguous part of a global batch."""
+        size = self.batch_size // jax.process_count()
         first = size * jax.process_index()
         return {k: v[first : first + size] for k, v in batch.items()}
 
-    def batches(start):
+    def batches(self, start):
         for at in range(start, 10**9):
-            rng = np.random.default_rng((config.seed, at))
-            time.sleep(config.pause)
-            x = rng.normal(size=(config.batch_size, 5)).astype(np.float32)
-            yield share({"x": x, "y": x.sum(1)})
+            rng = np.random.default_rng((self.seed, at))
+            time.sleep(self.pause)
+            x = rng.normal(size=(self.batch_size, 5)).astype(np.float32)
+            yield self.share({"x": x, "y": x.sum(1)})
 
-    layout = sharding.layout(config.mode)
-    layout.check_batch(config.batch_size)
-    held_out = np.random.default_rng(config.seed).normal(size=(config.batch_size, 5)).astype(np.float32)
-    mask = np.arange(config.batch_size) < config.batch_size - 1
+    def make(self, store):
+        layout = sharding.layout(self.mode)
+        layout.check_batch(self.batch_size)
+        held_out = np.random.default_rng(self.seed).normal(size=(self.batch_size, 5)).astype(np.float32)
+        mask = np.arange(self.batch_size) < self.batch_size - 1
 
-    def error(params, batch, repeat):
-        return {"val/error": jnp.abs(batch["x"] @ (params - 1)) + 0 * repeat}
+        def error(params, batch, repeat):
+            return {"val/error": jnp.abs(batch["x"] @ (params - 1)) + 0 * repeat}
 
-    def evaluate(state):
-        found = loop.masked_means(layout, error, state.params, [share({"x": held_out, "mask": mask})])
-        return {"val/distance": float(jnp.abs(state.params - 1).sum()), "val/error": found["val/error"]}
+        def evaluate(state):
+            means = masked_means(layout, error, state.params, [self.share({"x": held_out, "mask": mask})])
+            return {"val/distance": float(jnp.abs(state.params - 1).sum()), "val/error": means["val/error"]}
 
-    with run.checkpoints(best=("val/distance", "min")) as checkpoints:
-        state = loop.fit(
-            run,
-            state=state,
-            step=step,
-            batches=batches,
-            steps=config.steps,
-            layout=layout,
-            checkpoints=checkpoints,
-            evaluate=evaluate,
-            log_every=2,
-            eval_every=4,
-            checkpoint_every=3,
+        params = jax.random.normal(keys.stream(self.seed, "init"), (5,))
+        training = fit.Training(
+            places.One(layout),
+            self.step,
+            as_arrays(numbers(self)),
+            self.batches,
+            self.batch_size,
+            self.steps,
+            evaluate=fit.alone(evaluate),
+            cadence=fit.Cadence(log_every=2, eval_every=4, checkpoint_every=3),
+            best=("val/distance", "min"),
         )
-    if run.writes:
-        np.save(run.path / "params.npy", np.asarray(state.params))
-    return {"distance": float(jnp.abs(state.params - 1).sum())}
+        initial = State(jnp.zeros((), jnp.int32), params, self.optimizer().init(params))
+        return np.asarray(fit.train(store, self, initial, training).state.params)
+
+
+@dataclass(frozen=True)
+class FromOnes(Stage):
+    """The result: how far the parameters are from ones."""
+
+    training: LeastSquares
+
+    def make(self, store):
+        return {"distance": float(np.abs(store.get(self.training) - 1).sum())}
+
+
+def plan(config) -> FromOnes:
+    return FromOnes(settings(LeastSquares, config, rate=config.nested.rate))
+
+
+def leave(folder, root, store):
+    np.save(folder / "params.npy", store.get(root.training))

@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from robustgrad_jax import attacks, callables, models
-from robustgrad_jax.regularizers.alignment import draw_noise
+from robustgrad_jax.gradients import Ball, Draws
 
 torch = pytest.importorskip("torch")
 from benchmarks import torch_robustgrad as reference  # noqa: E402
@@ -102,12 +102,11 @@ def ascent(network, x, y, dissimilarity, start, steps=8):
 def test_manipulation_equals_a_pytorch_loop(case, variant):
     theirs, logits_fn, attribution_fn, x, y = case
     target = attacks.target_frame(x.shape[1:3], 2).astype(x.dtype)
-    gamma, start = 0.5, x
+    gamma, away = 0.5, jnp.zeros_like(x)
     if variant == "from_elsewhere":
-        gamma, start = 1.0, x + 0.1 * jnp.asarray(np.random.default_rng(1).uniform(-1, 1, x.shape))
-    ours = attacks.manipulate(
-        logits_fn, attribution_fn, x, y, target, radius=RADIUS, steps=STEPS, gamma=gamma, start=start
-    )
+        gamma, away = 1.0, 0.1 * jnp.asarray(np.random.default_rng(1).uniform(-1, 1, x.shape))
+    start, where = x + away, (Ball(RADIUS), Draws(start=away))
+    ours = attacks.manipulate(logits_fn, attribution_fn, x, y, target, *where, steps=STEPS, gamma=gamma)
     expected = aam(theirs, to_torch(x), to_torch(y), to_torch(target), gamma=gamma, start=to_torch(start))
     assert np.abs(ours - x).max() > RADIUS / 2
     np.testing.assert_allclose(ours, to_numpy(expected), rtol=0, atol=TOLERANCE)
@@ -121,14 +120,14 @@ def test_sign_gradient_attacks_equal_a_pytorch_loop(case, name):
     with torch.enable_grad():
         clean = saliency(theirs, xt.clone().requires_grad_(), yt)[0].detach()
     clean = clean / clean.sum((1, 2), keepdim=True)
-    options = {"radius": RADIUS, "steps": 8}
+    options = {"ball": Ball(RADIUS), "steps": 8}
     if name == "top_k":
         start, options["k"] = x, 10
         largest = clean.flatten(1).topk(10).indices
         dissimilarity = lambda maps: -maps.flatten(1).gather(1, largest).sum(1)
     else:
-        options |= {"key": jax.random.key(5), "slots": jnp.arange(len(x)) + 7}
-        start = x + draw_noise("uniform", options["key"], options["slots"], x.shape, RADIUS, x.dtype)
+        options["draws"] = Draws(jax.random.key(5), jnp.arange(len(x)) + 7)
+        start = x + options["draws"].noise("uniform", x, RADIUS)
     if name == "mass_center":
         grid = torch.stack(torch.meshgrid(*(torch.arange(side) for side in clean.shape[1:]), indexing="ij"))
         center = lambda maps: (maps[:, None] * grid).sum((2, 3))

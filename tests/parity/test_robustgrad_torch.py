@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from robustgrad_jax import models
-from robustgrad_jax.regularizers import alignment
+from robustgrad_jax.gradients import input_gradient
+from robustgrad_jax.regularizers import alignment, hessian
 
 torch = pytest.importorskip("torch")
 from benchmarks import torch_robustgrad as reference  # noqa: E402
@@ -102,7 +103,7 @@ def test_logits_and_input_gradients_in_evaluation_mode(case):
     theirs.train()
     model = models.create(name, num_classes=7)
     logits_fn = lambda variables, x: (model.apply(variables, x)[0], None)
-    gradient, logits, _ = alignment.input_gradient(logits_fn, ours, jnp.asarray(x), y)
+    gradient, logits, _ = input_gradient(logits_fn, ours, jnp.asarray(x), y)
     assert relative(logits, to_jax(logits_t)) < TOLERANCE
     assert relative(gradient, to_jax(gradient_t)) < TOLERANCE
 
@@ -155,7 +156,7 @@ def test_hessian_norm(case):
     logits_fn = training_logits(name, ours)
 
     def loss(params):
-        term = alignment.hessian_norm(logits_fn, params, jnp.asarray(x), y, jnp.asarray(direction))
+        term = hessian.hessian_norm(logits_fn, params, jnp.asarray(x), y, jnp.asarray(direction))
         logits, _ = logits_fn(params, jnp.asarray(x))
         return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y].mean() + 0.01 * term, term
 
@@ -209,8 +210,8 @@ def test_parameter_gradient_by_differentiating_one_jvp(case):
 
     def one_jvp(params):
         frozen = stop(params)
-        source = alignment.input_gradient(logits_fn, frozen, x, y)[0]
-        there = alignment.input_gradient(logits_fn, frozen, moved, y)[0]
+        source = input_gradient(logits_fn, frozen, x, y)[0]
+        there = input_gradient(logits_fn, frozen, moved, y)[0]
         weights = lambda g: sum(w * d for w, d in zip((0.3, 0.7), alignment.distances(source, g), strict=True))
         score = lambda x: jnp.take_along_axis(logits_fn(params, x)[0], jnp.asarray(y)[:, None], 1).sum()
         return jax.jvp(score, (moved,), (jax.grad(weights)(there),))[1]

@@ -109,9 +109,9 @@ def test_training(clip, phis):
     network, frozen = clip
     theirs, still = (published.Encoder(copy, toy.PROMPT.marker_id) for copy in (deepcopy(network), network))
     # eps as large as the gradients: Adam would blow up rounding where a gradient is zero by symmetry
-    adamw = {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.01, "eps": 1e-2}
+    adamw = optim.Optimizer("adamw", 1e-2, 0.01, eps=1e-2)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.01, eps=1e-2)
-    ours, _ = optim.create(adamw | {"schedule": {"name": "constant"}}, total_steps=STEPS, to_steps=lambda text: 0)
+    ours, _ = adamw.create(total_steps=STEPS, to_steps=lambda text: 0)
     train = step.make_step(CONFIG, ours, phis[1].module, step.Objective(), prompt=toy.PROMPT, seed=SEED)
     state, compiled = step.create_state(frozen, ours), jax.jit(train)
     for at in range(STEPS):

@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from robustgrad_jax import callables, models, sensitivity
+from robustgrad_jax.gradients import Ball, Draws
 
 torch = pytest.importorskip("torch")
 captum_metrics = pytest.importorskip("captum.metrics")
@@ -27,7 +28,7 @@ def case():
         variables = models.from_torch("lenet", {k: v.numpy() for k, v in theirs.state_dict().items()})
         variables = jax.tree.map(jnp.asarray, variables)
         logits_fn = callables.logits_of(models.create("lenet", num_classes=5), variables)
-        options = {"key": jax.random.key(1), "slots": jnp.arange(3), "samples": SAMPLES}
+        options = {"draws": Draws(jax.random.key(1), jnp.arange(3)), "samples": SAMPLES}
         yield theirs, logits_fn, jnp.asarray(x), jnp.asarray(y), options
 
 
@@ -42,7 +43,7 @@ def to_torch(a):
 
 def repeated(x, options, radius, noise):
     """All draws as captum lays them out: an example's draws one after the other, (3 · samples, c, h, w)."""
-    drawn = [sensitivity.perturbation(options["key"], j, options["slots"], x, radius, noise) for j in range(SAMPLES)]
+    drawn = [sensitivity.perturbation(options["draws"], j, x, Ball(radius), noise) for j in range(SAMPLES)]
     return to_torch(np.stack(drawn, axis=1).reshape(-1, *x.shape[1:]))
 
 
@@ -65,7 +66,7 @@ def test_max_sensitivity(case, radius):
         n_perturb_samples=SAMPLES,
         target=to_torch(y),
     )
-    ours = sensitivity.max_sensitivity(Partial(gradient, logits_fn), x, y, radius=radius, chunk=4, **options)
+    ours = sensitivity.max_sensitivity(Partial(gradient, logits_fn), x, y, Ball(radius), chunk=4, **options)
     assert np.all(np.asarray(ours) > 1e-3)
     np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=1e-7)
 
@@ -84,5 +85,5 @@ def test_infidelity(case, normalise):
         n_perturb_samples=SAMPLES,
         normalize=normalise,
     )
-    ours = sensitivity.infidelity(logits_fn, phi, x, y, radius=0.3, normalise=normalise, **options)
+    ours = sensitivity.infidelity(logits_fn, phi, x, y, Ball(0.3), normalise=normalise, **options)
     np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-7)

@@ -44,19 +44,22 @@ def test_tables(clip, reference):
         (tables.target, lists.target, own.target),
         (tables.spurious, lists.spurious, own.spurious),
     ):
-        listed = [word for found in group.values() for word in found]
+        listed = [word for found in group for word in found.words]
         expected = reference([prompt(template, word) for word in listed for template in prompts])
         np.testing.assert_allclose(table.reshape(expected.shape), expected.numpy(), atol=1e-4)
 
 
 def test_the_clip_filter(clip, reference):
     spoilt = words.with_junk(words.load("scenes"), 0.4, seed=2)
-    kept, report = filters.apply(clip, spoilt, templates.get("scenes"), classifier=False, progress=False)
+    embedded = filters.embed(clip, spoilt, templates.get("scenes"), progress=False)
+    kept, report = filters.apply(spoilt, embedded)
     marks = reference(["a photo of a curved shape", "a photo of an angular shape"])
     dropped = 0
-    for own, (name, listed) in enumerate(spoilt.target.items()):
+    for own, (name, listed) in enumerate(spoilt.listed("target").items()):
         embeddings = reference([prompt("a photo of a {}", word) for word in listed])
         nearest = torch.cosine_similarity(embeddings[:, None], marks[None], dim=-1).argmax(1)
-        assert kept.target[name] == tuple(word for word, seen in zip(listed, nearest, strict=True) if seen == own)
+        assert kept.listed("target")[name] == tuple(
+            word for word, seen in zip(listed, nearest, strict=True) if seen == own
+        )
         dropped += int((nearest != own).sum())
     assert dropped == sum(entry.part == "target" for entry in report.dropped) > 5

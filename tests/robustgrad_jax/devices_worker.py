@@ -5,7 +5,6 @@ float64. The gradients are read from SGD's momentum buffer, which after the firs
 
 import json
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from configs.robustgrad import base
 from launch.networks import cnn
-from launch.training import sharding
-from robustgrad_jax import experiment, models, regularizers
+from launch.training import keys, sharding
+from robustgrad_jax import models, regularizers, training
+from robustgrad_jax.gradients import Draws
 
 BATCH, SHAPE = 16, (8, 8, 3)
 
@@ -35,13 +34,18 @@ def as_double(tree):
 def build(name):
     model = network(name)
     optimizer = optax.chain(optax.trace(decay=0.9), optax.scale(-0.05))
-    state = as_double(experiment.create_state(model, optimizer, SHAPE, 0))
-    config = base.get_config().regularizer
-    config.update({"l2_weight": 0.5, "radius": 32.0})
-    penalty = partial(regularizers.create(config), std=(0.2, 0.2, 0.2))
-    prepare = lambda batch, step: (batch["x"] + 0 * step, batch["y"])
-    step = experiment.make_step(model, optimizer, penalty, prepare, seed=3)
+    state = as_double(training.create_state(model, optimizer, SHAPE, 0))
+    penalty, std = regularizers.create("l2_cosine", l2_weight=0.5, radius=32.0), (0.2, 0.2, 0.2)
+
+    def step(numbers, state, batch, *, axis_name=None):
+        draws = Draws(keys.stream(numbers["seed"], "regularizer", state.step), batch["slot"])
+        images = batch["x"], batch["y"]
+        return training.update(model, optimizer, penalty, state, *images, draws, std=std, axis_name=axis_name)
+
     return jax.tree.map(np.asarray, state), step
+
+
+NUMBERS = {"seed": np.int32(3)}
 
 
 def batch_at(step):
@@ -52,11 +56,11 @@ def batch_at(step):
 
 def train(state, step, layout, steps=3):
     """(state, metrics) after every step, on the host."""
-    compiled = layout.compile(step, state)
+    compiled = layout.jit(step, state)
     state = layout.place(state)
     history = []
     for at in range(steps):
-        state, metrics = compiled(state, layout.put(batch_at(at)))
+        state, metrics = compiled(NUMBERS, state, layout.put(batch_at(at)))
         history.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state's buffers are donated
     return history
 
@@ -73,7 +77,7 @@ def per_device_reference(state, step, shards=8, steps=3):
     history = []
     for at in range(steps):
         shares = [{k: v[i * size : (i + 1) * size] for k, v in batch_at(at).items()} for i in range(shards)]
-        state, metrics = jax.tree.map(mean, *[alone(state, share) for share in shares])
+        state, metrics = jax.tree.map(mean, *[alone(NUMBERS, state, share) for share in shares])
         history.append((state, metrics))
     return history
 

@@ -11,8 +11,10 @@ from jax.tree_util import Partial
 
 from launch.networks import activations
 from robustgrad_jax import attacks, callables, metrics, models
+from robustgrad_jax.gradients import Ball, Draws
 
 SHAPE = (6, 5, 2)
+BALL = Ball(0.3)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,16 +43,17 @@ def case(double_precision):
     return logits_fn, Partial(gradient_of, weights), x, logits_fn(x).argmax(-1)
 
 
-def of_kind(name, case, **options):
+def of_kind(name, case, ball=BALL, slots=None, **options):
     """The attack called `name`, everything but its images and options given."""
     logits_fn, attribution_fn, x, y = case
+    draws = Draws(jax.random.key(3), jnp.arange(len(x)) if slots is None else slots)
     extra = {
         "manipulate": {"target_map": attacks.target_frame(SHAPE[:2], 1)},
         "top_k": {"k": 4},
-        "mass_center": {"key": jax.random.key(3), "slots": jnp.arange(len(x))},
-        "pgd": {"key": jax.random.key(3), "slots": jnp.arange(len(x))},
+        "mass_center": {"draws": draws},
+        "pgd": {"draws": draws},
     }[name]
-    return getattr(attacks, name)(logits_fn, attribution_fn, x, y, **extra | {"radius": 0.3, "steps": 12} | options)
+    return getattr(attacks, name)(logits_fn, attribution_fn, x, y, ball=ball, **extra | {"steps": 12} | options)
 
 
 LOOPED = [name for name in attacks.NAMES if name != "random_sign"]
@@ -103,12 +106,13 @@ def test_a_result_depends_on_the_image_and_its_slot_alone(name, case):
 def test_stays_in_the_ball_and_in_the_value_range(name, case):
     logits_fn, attribution_fn, x, y = case
     std = jnp.array([0.2, 0.4])
-    free = of_kind(name, case, radius=0.06, std=std)  # 0.3 and 0.15 in x's units
+    free = of_kind(name, case, Ball(0.06, std))  # 0.3 and 0.15 in x's units
     assert np.all(np.abs(free - x) <= jnp.array([0.3, 0.15]) + 1e-12)
     assert np.abs(free - x)[..., 0].max() > 0.15
-    np.testing.assert_allclose(free, of_kind(name, case, radius=[0.3, 0.15]), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(free, of_kind(name, case, Ball([0.3, 0.15])), rtol=0, atol=1e-9)
     low, high = -0.5, jnp.array([0.4, 0.8])
-    held = of_kind(name, (logits_fn, attribution_fn, jnp.clip(x, low, high), y), value_range=(low, high))
+    clipped = (logits_fn, attribution_fn, jnp.clip(x, low, high), y)
+    held = of_kind(name, clipped, Ball(0.3, value_range=(low, high)))
     assert np.all(held >= low) and np.all(held <= high) and np.any(held == low)
 
 
@@ -137,9 +141,9 @@ def test_the_best_image_with_the_clean_prediction_is_returned(name, case):
 def test_the_clean_image_where_no_step_keeps_the_prediction(case):
     _, attribution_fn, x, y = case
     moody = lambda moved: jnp.stack([jnp.zeros(len(x)), jnp.abs(moved - x).sum((1, 2, 3))], 1)  # 0 at x only
-    failed = attacks.top_k(moody, attribution_fn, x, y, k=4, radius=0.3, steps=3)
+    failed = attacks.top_k(moody, attribution_fn, x, y, Ball(0.3), k=4, steps=3)
     np.testing.assert_array_equal(failed, x)
-    unasked = attacks.top_k(None, attribution_fn, x, y, k=4, radius=0.3, steps=3, keep_prediction=False)
+    unasked = attacks.top_k(None, attribution_fn, x, y, Ball(0.3), k=4, steps=3, keep_prediction=False)
     assert np.all(np.abs(unasked - x).max((1, 2, 3)) > 0.01)
 
 
@@ -151,7 +155,7 @@ def test_manipulation_nears_its_target_and_keeps_the_logits(case):
     both, careless = (of_kind("manipulate", case, gamma=g, steps=40) for g in (0.5, 1.0))
     assert np.all(distance(careless) < distance(x))
     assert change(both) < 0.1 * change(careless)
-    unused = attacks.manipulate(None, attribution_fn, x, y, target, radius=0.3, steps=40, gamma=1.0)
+    unused = attacks.manipulate(None, attribution_fn, x, y, target, Ball(0.3), steps=40, gamma=1.0)
     np.testing.assert_array_equal(unused, careless)
 
 
@@ -159,9 +163,12 @@ def test_manipulation_takes_its_start_and_a_target_for_every_image(case):
     x = case[2]
     target = attacks.target_frame(SHAPE[:2], 1)
     np.testing.assert_array_equal(
-        of_kind("manipulate", case), of_kind("manipulate", case, target_map=jnp.tile(target, (5, 1, 1)), start=x)
+        of_kind("manipulate", case),
+        of_kind("manipulate", case, target_map=jnp.tile(target, (5, 1, 1)), draws=Draws(start=jnp.zeros_like(x))),
     )
-    elsewhere = of_kind("manipulate", case, start=x + 0.2, steps=1)  # one step of 4 radii: to the border of the ball
+    elsewhere = of_kind(
+        "manipulate", case, draws=Draws(start=jnp.full_like(x, 0.2)), steps=1
+    )  # one step of 4 radii: to the border of the ball
     assert np.all(np.abs(elsewhere - x) <= 0.3 + 1e-12) and np.any(elsewhere != of_kind("manipulate", case, steps=1))
 
 
@@ -191,11 +198,11 @@ def test_spatial_attributions_are_attacked_too(case):
 
 def test_random_signs(case):
     x = case[2]
-    options = {"key": jax.random.key(0), "radius": 0.1, "std": [0.5, 0.25]}
-    moved = attacks.random_sign(x, slots=jnp.arange(5), **options)
+    ball, key = Ball(0.1, [0.5, 0.25]), jax.random.key(0)
+    moved = attacks.random_sign(x, ball, Draws(key, jnp.arange(5)))
     np.testing.assert_allclose(np.abs(moved - x), np.broadcast_to([0.2, 0.4], x.shape), atol=1e-12)
     assert 0.3 < np.mean(moved > x) < 0.7
-    np.testing.assert_array_equal(attacks.random_sign(x[3:], slots=jnp.arange(3, 5), **options), moved[3:])
+    np.testing.assert_array_equal(attacks.random_sign(x[3:], ball, Draws(key, jnp.arange(3, 5))), moved[3:])
 
 
 class TwoLayers(nn.Module):
@@ -236,11 +243,11 @@ def test_refusals_say_what_is_wrong(case):
     logits_fn, attribution_fn, x, y = case
     for options, message in (
         ({"gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0.0"),
-        ({"radius": 0.0}, "radius must be positive"),
-        ({"radius": [0.1, 0.2, 0.3]}, r"radius has shape \(3,\); it must be one number or 2, one per channel"),
+        ({"ball": Ball(0.0)}, "radius must be positive"),
+        ({"ball": Ball([0.1, 0.2, 0.3])}, r"radius has shape \(3,\); it must be one number or 2, one per channel"),
         ({"steps": 0}, "at least one step, got 0"),
         ({"target_map": jnp.ones((5, 6))}, r"target map has shape \(5, 6\), the heat maps have \(5, 6, 5\)"),
-        ({"start": x[:2]}, r"start has shape \(2, 6, 5, 2\), the images have \(5, 6, 5, 2\)"),
+        ({"draws": Draws(start=x[:2])}, r"start must have x's shape \(5, 6, 5, 2\), got \(2, 6, 5, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             of_kind("manipulate", case, **options)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from launch.data import Arrays, feed
-from launch.training import keys, loop, sharding
-from robustgrad_jax import attacks, callables, metrics, models
+from launch.training import keys, sharding
+from launch.training.means import masked_means
+from robustgrad_jax import attacks, callables, gradients, metrics, models
+from robustgrad_jax.gradients import Draws
 from robustgrad_jax.measures import evaluation, under_attack
 from robustgrad_jax.measures.evaluation import Compare, Subject
 from robustgrad_jax.measures.under_attack import Attack
-from robustgrad_jax.regularizers import alignment
 
 torch = pytest.importorskip("torch")
 ssim = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
@@ -56,7 +57,7 @@ def means(split, variables, fn, **options):
     layout = sharding.layout()
     batches = feed.eval_batches(split, batch_size=BATCH)
     resident = layout.replicate(feed.resident(split))
-    return loop.masked_means(layout, fn, variables, batches, resident=resident, **options)
+    return masked_means(layout, fn, variables, batches, resident=resident, **options)
 
 
 def model():
@@ -64,7 +65,7 @@ def model():
 
 
 def gradient_of(model, variables, x, y, slots=None):
-    return alignment.input_gradient(lambda v, x: (model.apply(v, x)[0], None), variables, x, y)[0]
+    return gradients.input_gradient(lambda v, x: (model.apply(v, x)[0], None), variables, x, y)[0]
 
 
 def subject(attribute=gradient_of):
@@ -75,7 +76,7 @@ def draws(kind, stream, shape, radius):
     """Every draw of every image: (draw, image, h, w, c)."""
     slots = jnp.arange(N)
     return [
-        np.asarray(alignment.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64))
+        np.asarray(gradients.draw_noise(kind, keys.stream(SEED, stream, d), slots, shape, radius, jnp.float64))
         for d in range(DRAWS)
     ]
 
@@ -198,8 +199,11 @@ def test_padding_has_no_influence(case):
 
 
 def attack(kind="aam", **options):
-    given = dict(kind=kind, radius=RADIUS, std=tuple(STD), steps=3, gamma=0.5, top_k=10, seed=SEED)
-    return Attack(**given | options)
+    return Attack(**dict(kind=kind, radius=RADIUS, steps=3, gamma=0.5, top_k=10) | options)
+
+
+def attacked(subject, through, attack):
+    return under_attack.attacked(subject, through, attack, std=STD, seed=SEED)
 
 
 @pytest.mark.parametrize("kind", ["aam", "mass_center"])
@@ -210,14 +214,15 @@ def test_under_attack(case, kind):
     names = ("cosine", "pcc", "mse", "top_k", "signed_cosine")
     compare = Compare(names, top_k=10)
     fn = under_attack.under_attack(case_, attacked_by, compare=compare, curve_steps=4)
-    once = under_attack.attacked(case_, case_, attacked_by)
+    once = attacked(case_, case_, attacked_by)
     found = means(split, variables, fn, once=once, compile_once=False)
 
     logits_fn, attribution_fn = case_.logits_fn(variables), lambda x, y: gradient_of(model(), variables, x, y)
     wanted = {key: [] for key in (*names, "accuracy", "logits_change", "area", "target_pcc")}
     for i, (image, y) in enumerate(zip(x, split.labels, strict=True)):
         slot, one, label = jnp.asarray([i]), jnp.asarray(image[None]), jnp.asarray([y])
-        moved = np.asarray(attacked_by(logits_fn, attribution_fn, one, label, slot))[0]
+        draws = Draws(keys.stream(SEED, kind), slot)
+        moved = np.asarray(attacked_by(logits_fn, attribution_fn, one, label, std=STD, draws=draws))[0]
         assert np.abs(moved - image).max() > 0 and (np.abs(moved - image) <= RADIUS / 255 / STD * (1 + 1e-9)).all()
         before, _, clean_logits = gradient(theirs, image, y)
         after, _, logits = gradient(theirs, moved, y)
@@ -249,7 +254,7 @@ def test_the_attack_is_one_program_inside_jit(case):
     """What accelerators run, against the loop over compiled steps that a CPU runs."""
     _, variables, split, _ = case
     case_ = subject()
-    run = under_attack.attacked(case_, case_, attack())
+    run = attacked(case_, case_, attack())
     batch = next(iter(feed.eval_batches(split, batch_size=BATCH))) | {
         sharding.RESIDENT: jax.tree.map(jnp.asarray, feed.resident(split))
     }
@@ -266,11 +271,16 @@ def test_relu_is_attacked_through_a_smooth_copy_and_measured_as_it_is(case):
     batch = next(iter(feed.eval_batches(split, batch_size=BATCH))) | {
         sharding.RESIDENT: jax.tree.map(jnp.asarray, feed.resident(split))
     }
-    found = under_attack.attacked(case_, through, attack())(variables, batch)
+    found = attacked(case_, through, attack())(variables, batch)
     x, y = prepare(batch)
     smooth = models.create("lenet", num_classes=CLASSES, activation="softplus", beta=20.0)
     moved = attack()(
-        callables.logits_of(smooth, variables), lambda x, y: gradient_of(smooth, variables, x, y), x, y, batch["slot"]
+        callables.logits_of(smooth, variables),
+        lambda x, y: gradient_of(smooth, variables, x, y),
+        x,
+        y,
+        std=STD,
+        draws=Draws(slots=batch["slot"]),
     )
     np.testing.assert_allclose(found["moved"], moved, rtol=0, atol=1e-9)
     np.testing.assert_allclose(found["after"]["attribution"], gradient_of(relu, variables, moved, y), atol=1e-9)
@@ -293,7 +303,7 @@ def test_curves_and_sensitivity(case):
     found = means(split, variables, fn)
     noise = np.stack(
         [
-            alignment.draw_noise(
+            gradients.draw_noise(
                 "uniform",
                 jax.random.fold_in(keys.stream(SEED, "sensitivity"), draw),
                 jnp.arange(N),
@@ -336,7 +346,7 @@ def test_attributions_that_are_not_finite_are_counted_and_never_averaged_away(ca
         ),
         "aam-48": (
             under_attack.under_attack(case_, attack(), compare=Compare(names, 10), curve_steps=4),
-            {"once": under_attack.attacked(case_, case_, attack()), "compile_once": False},
+            {"once": attacked(case_, case_, attack()), "compile_once": False},
             names,
         ),
         "insertion": (evaluation.curves(case_, names=("insertion",), steps=4), {}, ("area", "2")),

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +14,16 @@ from configs.robustgrad import base
 from launch import data
 from launch.data import sources
 from launch.networks import activations
-from launch.run import Run, flatten
-from launch.train import find
+from launch.run import flatten
+from launch.stages import settings
+from launch.store import MARKER
+from launch.train import called, module_of
 from launch.training import duration, optim, sharding
-from robustgrad_jax import attributions, comparison, experiment, lrp, models, regularizers, tables
+from robustgrad_jax import attributions, experiment, lrp, models, regularizers
+from robustgrad_jax.gradients import NOISE_KINDS
 from robustgrad_jax.measures import evaluation
-from robustgrad_jax.measures.suite import CURVES, PERTURBATIONS
-from robustgrad_jax.regularizers.alignment import NOISE_KINDS
-from tests.commands import ROOT, finish, train
+from robustgrad_jax.measures.settings import CURVES, PERTURBATIONS
+from tests.commands import ROOT, finish, start, train
 from tests.launch.test_train import logged
 
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "robustgrad").glob("[!_]*.py"))
@@ -58,7 +62,7 @@ def test_the_published_configs_are_there():
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_config_names_what_exists(path):
     config = load(path)
-    assert callable(find(config.experiment))
+    assert module_of(config.experiment) is experiment
     models.check(config.model.name)
     activations.get(config.model.activation, config.model.beta)
     assert config.data.name in data.NAMES
@@ -66,13 +70,13 @@ def test_a_config_names_what_exists(path):
     assert config.regularizer.noise in NOISE_KINDS
     for name in regularizers.NAMES:  # every method by --config.regularizer.name
         config.regularizer.name = name
-        regularizers.create(config.regularizer)
+        assert type(experiment._regularizer(config)) is regularizers.kind(name)[0]
 
     def to_steps(text):
         return duration.to_steps(text, examples=45_000, batch_size=config.batch_size)
 
     total = to_steps(config.duration)
-    optim.create(config.optimizer, total_steps=total, to_steps=to_steps)
+    settings(optim.Optimizer, config, "optimizer").create(total_steps=total, to_steps=to_steps)
     assert all(to_steps(m) < total for m in config.optimizer.schedule.milestones)
     assert to_steps(config.loop.eval_every) > 0 and to_steps(config.loop.checkpoint_every) > 0
 
@@ -88,15 +92,23 @@ def test_a_config_can_be_frozen_stored_and_overridden(path):
         assert isinstance(value, str | bool | int | float | tuple), key
         # a whole number would refuse "--config.…=0.5"
         assert not key.endswith(("radius", "weight", "rate", "beta", "decay")) or type(value) is float, key
-    more = {"comparison.regularizers", "comparison.seeds"} if path.stem.endswith("_comparison") else set()
-    assert flatten(config).keys() == flatten(base.get_config()).keys() | more
+    assert flatten(config).keys() == flatten(base.get_config()).keys()
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=str)
 def test_a_config_says_how_to_run_it(path):
     text = ast.get_docstring(ast.parse((ROOT / path).read_text()))
     workdir = f"runs/{path.stem.replace('scenes', 'robustgrad_scenes')}"
-    assert f"python -m launch.train --config={path} --workdir={workdir}" in text
+    command = "sweep" if path.stem.endswith("_comparison") else "train"
+    assert f"python -m launch.{command} --config={path} --workdir={workdir}" in text
+
+
+@pytest.mark.parametrize("name, seeds", [("scenes_comparison", ()), ("fashion_comparison", (0, 1, 2))])
+def test_a_comparison_is_a_sweep_over_regularisers_and_seeds(name, seeds):
+    config, members = load(Path(f"configs/robustgrad/{name}.py")), called(f"configs/robustgrad/{name}.py", "sweep")
+    assert {member["regularizer.name"] for member in members} == {"none", "l2_cosine"}
+    assert len(members) == 2 * max(1, len(seeds)) and {member.get("seed") for member in members} == set(seeds or [None])
+    assert all(member.keys() <= flatten(config).keys() for member in members)
 
 
 PUBLISHED = {
@@ -109,7 +121,7 @@ PUBLISHED = {
         "optimizer.schedule.milestones": ("100 epochs", "150 epochs"),
         "regularizer.l2_weight": 0.01,
         "regularizer.cosine_weight": 1.0,
-        "regularizer.hessian_weight": 1e-3,
+        "regularizer.hessian.weight": 1e-3,
         "data.crop_padding": 4,
         "data.flip": True,
     },
@@ -122,7 +134,7 @@ PUBLISHED = {
         "optimizer.schedule.milestones": ("100 epochs", "150 epochs"),
         "regularizer.l2_weight": 0.01,
         "regularizer.cosine_weight": 0.1,
-        "regularizer.hessian_weight": 1e-4,
+        "regularizer.hessian.weight": 1e-4,
         "data.crop_padding": 4,
         "data.flip": True,
     },
@@ -135,7 +147,7 @@ PUBLISHED = {
         "optimizer.schedule.milestones": ("40 epochs", "60 epochs", "80 epochs"),
         "regularizer.l2_weight": 1.0,
         "regularizer.cosine_weight": 0.01,
-        "regularizer.hessian_weight": 1e-3,
+        "regularizer.hessian.weight": 1e-3,
         "data.image_size": 224,
         "data.flip": True,
     },
@@ -186,12 +198,24 @@ def test_published_normalisation():
     "override, expected",
     [
         ({"regularizer.name": "l3"}, ["unknown regularizer 'l3'", *regularizers.NAMES]),
-        ({"model.name": "vgg"}, ["unknown model 'vgg'", *models.NAMES]),
+        ({"model.name": "vgg"}, ["model.name='vgg'", *models.NAMES]),
+        ({"regularizer.noise": "salt"}, ["regularizer.noise='salt'", *NOISE_KINDS]),
+        ({"regularizer.radius": -4.0}, ["regularizer.radius=-4.0", "at least 0"]),
+        ({"regularizer.name": "iga", "regularizer.radius": -4.0}, ["regularizer.radius=-4.0", "at least 0"]),
+        ({"regularizer.name": "iga", "regularizer.iga.steps": -1}, ["regularizer.iga.steps=-1", "at least 0"]),
+        ({"regularizer.iga_weight": 0.5}, ["regularizer.iga_weight=0.5", "it is regularizer.iga.weight now"]),
+        ({"regularizer.ig_norm_path_steps": 5}, ["it is regularizer.ig_norm.path_steps now"]),
+        ({"regularizer.weight": 5}, ["regularizer.weight=5", "no such setting"]),
+        ({"optimizer.decay_mask": (".*kernle",)}, [".*kernle", "matches no"]),
+        ({"optimizer.schedule.milestones": ("9 steps", "7 steps")}, ["optimizer.schedule.milestones", "increase"]),
+        ({"loop.best_metric": "val/loss"}, ["loop.best_metric='val/loss'", "val/accuracy", "val/cross_entropy"]),
+        ({"loop.best_mode": "most"}, ["loop.best_mode='most'", "max", "min"]),
+        ({"seed": 2**31}, ["seed=2147483648", "32 bits"]),
         ({"model.activation": "tanh"}, ["unknown activation 'tanh'", "gelu, relu, silu, softplus"]),
         ({"data.name": "mnist"}, ["data.name='mnist'", *data.NAMES]),
         ({"optimizer.name": "lion"}, ["optimizer.name='lion'", *optim.OPTIMIZERS]),
         ({"optimizer.schedule.name": "linear"}, ["schedule.name='linear'", *optim.SCHEDULES]),
-        ({"sharding.mode": "ddp"}, ["unknown sharding mode 'ddp'", *sharding.MODES]),
+        ({"sharding.mode": "ddp"}, ["sharding.mode='ddp'", *sharding.MODES]),
         ({"duration": "3 weeks"}, ["3 weeks", "epochs, steps, examples"]),
         ({"data.val_examples": 0}, ["data.val_examples=0", "best checkpoint"]),
         ({"batch_size": 0}, ["batch_size=0"]),
@@ -223,7 +247,7 @@ def test_what_cannot_be_run_is_refused_with_what_can(override, expected):
     config = load(next(p for p in FILES if p.stem == "digits_lenet"))
     config.update_from_flattened_dict(override)
     with pytest.raises(ValueError) as error:
-        experiment.run(FrozenConfigDict(config), None)
+        experiment.plan(FrozenConfigDict(config))
     for text in expected:
         assert text in str(error.value)
 
@@ -247,11 +271,11 @@ def digits(tmp_path_factory):
     budget = ("--config.duration=3 steps", "--config.optimizer.schedule.milestones=('2 steps',)")
     every = "--config.loop.eval_every=1 steps"
     command = ("configs/robustgrad/digits_lenet.py", workdir, *SMALL, *budget, every)
-    return workdir, finish(train(*command))
+    return workdir, finish(train(*command)), command
 
 
 def test_the_smallest_run(digits):
-    workdir, output = digits
+    workdir, output, _ = digits
     assert "handwritten digits" in output
     result = json.loads((workdir / "result.json").read_text())
     similar = ("cosine", "pcc", "ssim", "mse", "signed_cosine")
@@ -268,22 +292,31 @@ def test_the_smallest_run(digits):
     assert result["gradient/rps-8/examples"] == result["upper-bound/examples"] == 20
     assert all(value == 0 for key, value in result.items() if key.endswith("/nonfinite"))
     assert 0.5 < result["gradient/rps-8/cosine"] <= 1 and 0 <= result["test/accuracy"] <= 1
-    table = (workdir / "table.md").read_text()
-    assert table in output and table == tables.one_run(result)
+    assert "RPS ε=8" in output and f"{result['gradient/rps-8/pcc']:.3f}" in output
     assert {str(p.relative_to(workdir / "artifacts")) for p in (workdir / "artifacts").rglob("*.*")} == {
-        "evaluation/test.json",
-        "evaluation/gradient/rps.json",
-        "evaluation/gradient/aam-8.json",
-        "evaluation/gradient/aam-8.npz",
-        "evaluation/gradient/curves.json",
-        "evaluation/upper-bound.json",
         "figures/attributions.png",
         "figures/curves.png",
     }
+    assert {path.parent.name.split("-")[0] for path in (workdir / "store").glob(f"*/{MARKER}")} == {
+        "classifier",
+        "clean_accuracy",
+        "random_perturbations",
+        "under_attack",
+        "pixel_curves",
+        "upper_bound",
+        "robustness_result",
+    }
+    assert all(experiment.describe(key) for key in result)  # every number has a meaning
+
+
+def classifier(workdir) -> Path:
+    """The folder of the store in which the network was trained."""
+    (folder,) = (workdir / "store").glob("classifier-*")
+    return folder
 
 
 def test_the_loss_is_cross_entropy_and_the_weighted_terms(digits):
-    rows = [row for row in logged(digits[0]) if "train/loss" in row]
+    rows = [row for row in logged(classifier(digits[0])) if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         terms = 0.01 * row["train/l2"] + 1.0 * row["train/cosine"]
@@ -294,65 +327,70 @@ def test_the_loss_is_cross_entropy_and_the_weighted_terms(digits):
 def test_the_best_checkpoint_on_validation_is_measured(digits):
     workdir = digits[0]
     result = json.loads((workdir / "result.json").read_text())
-    accuracy = {row["step"]: row["val/accuracy"] for row in logged(workdir) if "val/accuracy" in row}
+    accuracy = {row["step"]: row["val/accuracy"] for row in logged(classifier(workdir)) if "val/accuracy" in row}
     assert set(accuracy) == {1, 2, 3}
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     assert result["best_step"] == best and result["val/accuracy"] == pytest.approx(accuracy[best])
 
 
+def times(folder) -> dict[Path, int]:
+    """When each file was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and ".lock" not in str(p)}
+
+
 def test_what_is_measured_is_measured_once(digits):
     """Without its result the run goes through its stages again and finds all of them done."""
-    workdir, _ = digits
-    before = json.loads((workdir / "result.json").read_text())
-    folder = workdir / "artifacts" / "evaluation"
-    artifacts = {p: p.stat().st_mtime_ns for p in folder.rglob("*.*")}
-    lines = (workdir / "metrics.jsonl").read_text()
-    run = Run.open(workdir, ConfigDict(json.loads((workdir / "config.json").read_text())))
-    try:
-        again = experiment.run(run.config, run)
-    finally:
-        run.close()
-    assert again == pytest.approx(before)
-    assert artifacts == {p: p.stat().st_mtime_ns for p in folder.rglob("*.*")}
-    assert lines == (workdir / "metrics.jsonl").read_text()
+    workdir, _, command = digits
+    before, result = times(workdir / "store"), json.loads((workdir / "result.json").read_text())
+    (workdir / "result.json").unlink()
+    output = finish(train(*command))
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert times(workdir / "store") == before
+    assert re.search(r"robustness_result-\w+: reused", output) and "made in" not in output
+
+
+def test_other_measurements_retrain_nothing(digits):
+    """Another radius of the attack makes that attack alone, and the earlier result stays."""
+    workdir, _, command = digits
+    before, result = times(workdir / "store"), json.loads((workdir / "result.json").read_text())
+    output = finish(train(*command, "--config.evaluation.attack_radii=(4.0,8.0)"))
+    assert before.items() <= times(workdir / "store").items()
+    made = re.findall(r"^ *(\w+)-\w+: made in", output, re.MULTILINE)
+    assert made == ["under_attack", "robustness_result"]
+    again = json.loads((workdir / "result.json").read_text())
+    assert again.items() > result.items()
+    assert {key.split("/")[1] for key in again.keys() - result.keys()} == {"aam-4", "aam-4-insertion"}
+    assert json.loads((workdir / "history" / "1" / "result.json").read_text()) == result
 
 
 def test_a_comparison(tmp_path):
-    """Both networks trained a little, a table of both, and nothing done twice."""
-    workdir = tmp_path / "run"
+    """Both networks trained a little, from one store; a table of both, and their figures side by side."""
+    store, study = tmp_path / "store", tmp_path / "study"
     budget = ("--config.duration=2 steps", "--config.optimizer.schedule.milestones=('1 steps',)")
-    args = (*SMALL, *budget, "--config.evaluation.upper_bound=False")
-    output = finish(train("configs/robustgrad/scenes_comparison.py", workdir, *args))
-    table = (workdir / "table.md").read_text()
-    assert table in output
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert header == ["", "none", "l2_cosine"]
-    keys = {"accuracy": "test/accuracy"}
-    for group, label in (("rps-8", "RPS ε=8"), ("aam-8", "AAM ε=8")):
-        names = {"cosine": "cosine", "pcc": "PCC", "ssim": "SSIM"}
-        names |= {"accuracy": "accuracy"} if group == "aam-8" else {}
-        keys |= {f"{label}, {title}": f"gradient/{group}/{name}" for name, title in names.items()}
-    keys["insertion, area"] = "gradient/insertion/area"
-    keys["insertion, order of AAM ε=8, area"] = "gradient/aam-8-insertion/area"
-    assert [row[0] for row in rows] == list(keys)
-    result = json.loads((workdir / "result.json").read_text())
-    for column, name in enumerate(header[1:], 1):
-        member = json.loads((workdir / f"{name}-seed0" / "result.json").read_text())
-        assert [row[column] for row in rows] == [f"{member[key]:.3f}" for key in keys.values()]
-        assert {key: result[f"{name}/{key}"] for key in member} == member
-    for name in ("attributions", "curves"):
-        assert (workdir / "artifacts" / "gradient" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    configs = [json.loads((workdir / f"{name}-seed0" / "config.json").read_text()) for name in header[1:]]
-    assert [c["regularizer"].pop("name") for c in configs] == ["none", "l2_cosine"]
+    args = (*SMALL, *budget, "--config.evaluation.upper_bound=False", f"--store={store}")
+    members = called("configs/robustgrad/scenes_comparison.py", "sweep")
+    names = [member["regularizer.name"] for member in members]
+    for name in names:
+        member = f"--config.regularizer.name={name}"
+        finish(train("configs/robustgrad/scenes_comparison.py", study / name, *args, member))
+    configs = [json.loads((study / name / "config.json").read_text()) for name in names]
+    assert [config["regularizer"].pop("name") for config in configs] == ["none", "l2_cosine"]
     assert configs[0] == configs[1]  # the same budget and the same seed
+    results = [json.loads((study / name / "result.json").read_text()) for name in names]
+    assert results[0].keys() == results[1].keys() and results[0] != results[1]
+    assert len(list(store.glob("classifier-*"))) == 2 and not (study / "none" / "store").exists()
 
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
-    (workdir / "result.json").unlink()
-    run = Run.open(workdir, ConfigDict(json.loads((workdir / "config.json").read_text())))
-    try:
-        assert comparison.run(run.config, run) == pytest.approx(result)
-    finally:
-        run.close()
-    changed = {p.name for p, time in before.items() if not p.exists() or p.stat().st_mtime_ns != time}
-    assert changed <= {"result.json", "table.md", "attributions.png", "curves.png"}
-    assert (workdir / "table.md").read_text() == table
+    table = finish(start("-m", "launch.report", study, "--tables"))
+    for title in ("none", "l2_cosine", "accuracy", "RPS ε=8", "AAM ε=8", "cosine", "PCC", "SSIM", "insertion", "area"):
+        assert title in table
+    keys = ["test/accuracy", "gradient/aam-8/accuracy", "gradient/insertion/area", "gradient/aam-8-insertion/area"]
+    keys += [f"gradient/{group}/{metric}" for group in ("rps-8", "aam-8") for metric in ("cosine", "pcc", "ssim")]
+    shown = [float(number) for number in re.findall(r"\d\.\d+", table)]
+    for result in results:
+        assert all(min(abs(result[key] - number) for number in shown) < 6e-4 for key in keys)
+
+    before = times(store)
+    experiment.compare(tmp_path / "artifacts", [(name, study / name) for name in names])
+    assert times(store) == before
+    for name in ("attributions", "curves"):
+        assert (tmp_path / "artifacts" / "gradient" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

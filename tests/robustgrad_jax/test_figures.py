@@ -1,6 +1,5 @@
 """Figures: whole PNG files of what they were given, without pyplot; and which of them a run has."""
 
-import json
 import subprocess
 import sys
 
@@ -78,30 +77,29 @@ def test_no_pyplot_and_no_matplotlib_until_something_is_drawn(tmp_path):
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
-@pytest.fixture
-def run(tmp_path):
-    """The artifacts of a run with two seeds' worth of curves and one attack."""
-
-    def make(name, shift):
-        folder = tmp_path / name / "artifacts" / "evaluation" / "gradient"
-        folder.mkdir(parents=True)
-        curve = {f"insertion/{i}": shift + i / 20 for i in range(12)}
-        (folder / "curves.json").write_text(json.dumps(curve | {"insertion/area": 0.3, "examples": 5}))
-        attacked = {"aam-8/pcc": 0.4, **{f"aam-8-insertion/{i}": None if i == 3 else 0.1 for i in range(12)}}
-        (folder / "aam-8.json").write_text(json.dumps(attacked))
-        maps = RNG.random((2, 2, 6, 6))
-        images = {"image": RNG.random((2, 6, 6, 1)), "attacked": RNG.random((2, 6, 6, 1))}
-        np.savez(folder / "aam-8.npz", **images, heatmap=maps[0], attacked_heatmap=maps[1], label=np.arange(2))
-        result = {"test/accuracy": 0.5, "gradient/aam-8/pcc": 0.4, "gradient/rps-16/pcc": 0.5 - shift}
-        result |= {"gradient/rps-4/pcc": 0.75 + shift, "gradient/rps-4/nonfinite": 0, "gradient/rps-16/nonfinite": 0}
-        return tmp_path / name, result
-
-    return make
+def measurements(shift):
+    """What the stages of one seed keep: random perturbations of two radii, one attack, curves."""
+    curve = {f"insertion/{i}": shift + i / 20 for i in range(12)}
+    attacked = {"aam-8/pcc": 0.4, **{f"aam-8-insertion/{i}": None if i == 3 else 0.1 for i in range(12)}}
+    maps = RNG.random((2, 2, 6, 6))
+    pictures = {"image": RNG.random((2, 6, 6, 1)), "attacked": RNG.random((2, 6, 6, 1))}
+    pictures |= {"heatmap": maps[0], "attacked_heatmap": maps[1], "label": np.arange(2)}
+    random = {"rps-16/pcc": 0.5 - shift, "rps-4/pcc": 0.75 + shift, "rps-4/nonfinite": 0, "rps-16/nonfinite": 0}
+    of = lambda attribution, values, pictures: dict(attribution=attribution, values=values, pictures=pictures)
+    return [
+        of("", {"accuracy": 0.5, "examples": 5}, {}),
+        of("gradient", random | {"examples": 5}, {}),
+        of("gradient", attacked | {"examples": 5}, {"aam-8": pictures}),
+        of("gradient", curve | {"insertion/area": 0.3, "examples": 5}, {}),
+    ]
 
 
-def test_what_a_gallery_shows(run, tmp_path):
-    members = [run("a", 0.0), run("b", 0.25)]
-    series = {"none": [gallery.Measured(*member, "gradient") for member in members]}
+def test_what_a_gallery_shows(tmp_path):
+    kept = [measurements(0.0), measurements(0.25)]
+    gathered = [gallery.gather(own) for own in kept]
+    assert [list(own) for own in gathered] == [["gradient"]] * 2
+    members = [own["gradient"] for own in gathered]
+    series = {"none": members}
     (panel,) = gallery.similarity_panels(series).items()  # one attack radius is no curve, a count no similarity
     assert panel[0] == "RPS, PCC"
     (line,) = panel[1]
@@ -117,12 +115,12 @@ def test_what_a_gallery_shows(run, tmp_path):
 
     rows = gallery.picture_rows(series)
     assert [row.title for row in rows] == ["input", "none\nheat map", "none\nAAM ε=8", "none\nheat map after"]
-    found = np.load(members[0][0] / "artifacts/evaluation/gradient/aam-8.npz")
-    np.testing.assert_array_equal(rows[3].pictures, found["attacked_heatmap"])
-    wanted = np.corrcoef(found["heatmap"][1].ravel(), found["attacked_heatmap"][1].ravel())[0, 1]
-    assert rows[3].captions[1] == f"PCC {wanted:.2f}"
+    pictures = kept[0][2]["pictures"]["aam-8"]
+    np.testing.assert_array_equal(rows[3].pictures, pictures["attacked_heatmap"])
+    expected = np.corrcoef(pictures["heatmap"][1].ravel(), pictures["attacked_heatmap"][1].ravel())[0, 1]
+    assert rows[3].captions[1] == f"PCC {expected:.2f}"
 
-    gallery.side_by_side(tmp_path / "figures", {"none": members, "l2": members[:1]})
+    gallery.draw(tmp_path / "figures" / "gradient", {"none": members, "l2": members[:1]})
     assert {p.name for p in (tmp_path / "figures" / "gradient").iterdir()} == {
         "attributions.png",
         "curves.png",
@@ -131,5 +129,6 @@ def test_what_a_gallery_shows(run, tmp_path):
 
 
 def test_a_run_without_attacks_curves_and_radii_has_no_figure(tmp_path):
-    gallery.of_run(tmp_path, {"test/accuracy": 0.5, "gradient/rps-4/pcc": 0.5})
+    kept = [{"attribution": "gradient", "values": {"rps-4/pcc": 0.5}, "pictures": {}}]
+    gallery.draw(tmp_path, {"gradient": [gallery.gather(kept)["gradient"]]})
     assert not list(tmp_path.rglob("*.png"))

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustgrad_jax.regularizers import neighbours
+from robustgrad_jax.gradients import Ball, Draws
+from robustgrad_jax.regularizers.atex import atex, orthogonal
+from robustgrad_jax.regularizers.base import cross_entropy
+from robustgrad_jax.regularizers.curvature import curvature
+from robustgrad_jax.regularizers.ig_norm import ig_norm, integrated_gradients
+from robustgrad_jax.regularizers.iga import input_gradient_spatial_alignment
 
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
@@ -129,17 +134,16 @@ def torch_case(name, params, x, y, unit):
 
 
 def jax_case(name, params, x, y, unit, fn=logits_fn):
-    start, ig = RADIUS * unit[0], {"steps": 2, "path_steps": 3, "attack_path_steps": 2, "step_size": 0.1}
-    iga = neighbours.input_gradient_spatial_alignment
+    ball, start = Ball(RADIUS), Draws(start=RADIUS * unit[0])
+    ig = {"steps": 2, "path_steps": 3, "attack_path_steps": 2, "step_size": 0.1}
+    iga = input_gradient_spatial_alignment
     return {
-        "iga_clean": lambda: iga(fn, params, x, y, radius=RADIUS, steps=0),
-        "iga": lambda: iga(fn, params, x, y, radius=RADIUS, steps=3, start=start),
-        "atex": lambda: neighbours.atex(fn, params, x, y, radius=RADIUS, draws=2, temperature=2.0, noise=RADIUS * unit),
-        "ig_norm": lambda: neighbours.ig_norm(fn, params, x, y, radius=RADIUS, start=start, **ig),
-        "ig_sum_norm": lambda: neighbours.ig_norm(
-            fn, params, x, y, radius=RADIUS, start=start, sum_norm=True, beta=0.3, **ig
-        ),
-        "curvature": lambda: neighbours.curvature(fn, params, x, y, h=0.7),
+        "iga_clean": lambda: iga(fn, params, x, y, ball, steps=0),
+        "iga": lambda: iga(fn, params, x, y, ball, start, steps=3),
+        "atex": lambda: atex(fn, params, x, y, ball, Draws(start=RADIUS * unit), samples=2, temperature=2.0),
+        "ig_norm": lambda: ig_norm(fn, params, x, y, ball, start, **ig),
+        "ig_sum_norm": lambda: ig_norm(fn, params, x, y, ball, start, beta=0.3, **ig),
+        "curvature": lambda: curvature(fn, params, x, y, h=0.7),
     }[name]()
 
 
@@ -173,12 +177,12 @@ def test_value_and_parameter_gradient_equal_pytorch(name):
 
 
 def random_call(name, params, x, y, key, slots):
-    common = {"key": key, "slots": slots, "radius": RADIUS.astype(x.dtype)}
+    ball, draws = Ball(RADIUS.astype(x.dtype)), Draws(key, slots)
     if name == "iga":
-        return neighbours.input_gradient_spatial_alignment(separate, params, x, y, steps=1, **common)
+        return input_gradient_spatial_alignment(separate, params, x, y, ball, draws, steps=1)
     if name == "atex":
-        return neighbours.atex(separate, params, x, y, draws=2, **common)
-    return neighbours.ig_norm(separate, params, x, y, steps=1, path_steps=2, **common)
+        return atex(separate, params, x, y, ball, draws, samples=2)
+    return ig_norm(separate, params, x, y, ball, draws, steps=1, path_steps=2)
 
 
 @pytest.mark.parametrize("name", ["iga", "atex", "ig_norm"])
@@ -196,12 +200,11 @@ def test_random_numbers_follow_the_slot_and_not_the_place_in_the_batch(name):
 def test_atex_draws_are_different():
     params, x, y, _ = problem()
 
-    def value(draws):
-        key = jax.random.key(0)
-        return neighbours.atex(separate, params, x, y, radius=0.1, draws=draws, key=key)[0]
+    def value(samples):
+        return atex(separate, params, x, y, Ball(0.1), Draws(jax.random.key(0)), samples=samples)[0]
 
     with jax.enable_x64(True):
-        one, two = (jit(value, static_argnums=0)(draws) for draws in (1, 2))
+        one, two = (jit(value, static_argnums=0)(samples) for samples in (1, 2))
         assert not np.isclose(one, two, rtol=1e-4)
 
 
@@ -215,10 +218,10 @@ def test_atex_moves_at_right_angles_to_the_gradient():
             seen.append(v)
             return separate(params, v)
 
-        neighbours.atex(recording, params, x, y, radius=RADIUS, draws=2, noise=RADIUS * unit)
+        atex(recording, params, x, y, Ball(RADIUS), Draws(start=RADIUS * unit), samples=2)
         gradient = jax.grad(lambda v: jnp.sum(separate(params, v)[0][np.arange(N), y]))(x)
         assert len(seen) == 3  # one clean pass, one for each draw
-        return jnp.stack(seen[1:]), gradient, neighbours.orthogonal(unit[0], jnp.zeros_like(x))
+        return jnp.stack(seen[1:]), gradient, orthogonal(unit[0], jnp.zeros_like(x))
 
     with jax.enable_x64(True):
         moved, gradient, without = jax.device_get(jit(run)())
@@ -272,7 +275,7 @@ def test_curvature_of_a_linear_model_is_that_of_the_softmax_alone():
         moved = (rows + 0.4 * z / np.sqrt(rows.shape[1])) @ w
         q = np.exp(moved) / np.exp(moved).sum(1, keepdims=True)
         expected = np.mean(np.sum(((q - p) @ w.T) ** 2, axis=1))
-        run = jit(lambda w: neighbours.curvature(linear, w, x, y, h=0.4)[0])
+        run = jit(lambda w: curvature(linear, w, x, y, h=0.4)[0])
         np.testing.assert_allclose(run(w), expected, rtol=1e-9)
         # logits that move together do not move the loss: no curvature at all
         flat = np.repeat(w[:, :1], CLASSES, axis=1)
@@ -283,9 +286,9 @@ def test_integrated_gradients_sum_to_the_difference_of_the_losses():
     params, x, y, unit = problem()
     moved = x + RADIUS * unit[0]
     with jax.enable_x64(True):
-        difference = neighbours.cross_entropy(separate(params, moved)[0], y)
-        difference = difference - neighbours.cross_entropy(separate(params, x)[0], y)
-        run = jit(neighbours.integrated_gradients, static_argnums=(0, 5))
+        difference = cross_entropy(separate(params, moved)[0], y)
+        difference = difference - cross_entropy(separate(params, x)[0], y)
+        run = jit(integrated_gradients, static_argnums=(0, 5))
         errors = []
         for points in (5, 10):
             attribution = run(separate, params, x, moved, y, points)
@@ -306,8 +309,8 @@ def test_inner_maximisation_ascends_and_stays_in_the_ball():
             seen.append(v)
             return separate(params, v)
 
-        options = {"radius": RADIUS, "start": start, "step_size": 0.2, "sum_norm": True}
-        value, _, _ = neighbours.ig_norm(recording, params, x, y, steps=steps, path_steps=1, **options)
+        where, options = (Ball(RADIUS), Draws(start=start)), {"path_steps": 1, "step_size": 0.2, "beta": 0.1}
+        value, _, _ = ig_norm(recording, params, x, y, *where, steps=steps, **options)
         return value, seen[-1]  # the penalty is the last thing computed: at x' itself
 
     with jax.enable_x64(True):
@@ -331,12 +334,14 @@ def test_finite_where_gradients_vanish(name):
 def test_refusals_say_what_is_missing():
     params, x, y, unit = problem()
     x, unit = jnp.asarray(x, jnp.float32), jnp.asarray(unit, jnp.float32)
-    iga = neighbours.input_gradient_spatial_alignment
-    with pytest.raises(ValueError, match="pass key, or start"):
-        iga(logits_fn, params, x, y, radius=0.1, steps=1)
-    with pytest.raises(ValueError, match="pass key, or noise"):
-        neighbours.atex(logits_fn, params, x, y, radius=0.1)
+    ball = Ball(0.1)
+    with pytest.raises(ValueError, match=r"pass Draws\(key=…\), or Draws\(start=…\)"):
+        input_gradient_spatial_alignment(logits_fn, params, x, y, ball, steps=1)
+    with pytest.raises(ValueError, match=r"pass Draws\(key=…\), or Draws\(start=…\)"):
+        atex(logits_fn, params, x, y, ball, Draws())
     with pytest.raises(ValueError, match=r"start must have x's shape \(4, 5, 5, 2\), got \(2, 4, 5, 5, 2\)"):
-        neighbours.ig_norm(logits_fn, params, x, y, radius=0.1, steps=1, path_steps=1, start=unit)
-    with pytest.raises(ValueError, match=r"shape \(1, 4, 5, 5, 2\) \(draws first\), got \(4, 5, 5, 2\)"):
-        neighbours.atex(logits_fn, params, x, y, radius=0.1, noise=unit[0])
+        ig_norm(logits_fn, params, x, y, ball, Draws(start=unit), steps=1, path_steps=1)
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 5, 5, 2\) \(samples first\), got \(4, 5, 5, 2\)"):
+        atex(logits_fn, params, x, y, ball, Draws(start=unit[0]))
+    with pytest.raises(ValueError, match="radius must be positive, got"):
+        ig_norm(logits_fn, params, x, y, Ball(0.0), Draws(start=unit[0]), steps=1, path_steps=1)

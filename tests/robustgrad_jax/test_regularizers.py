@@ -1,6 +1,6 @@
 """The table of regularisers: every name trains, weights can be mapped, unused terms cost nothing; the noise."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs.robustgrad import base
+from launch.stages import SettingError, numbers
 from robustgrad_jax import models, regularizers
+from robustgrad_jax.gradients import Draws
 
 STD = (0.2, 0.4, 0.3)
 N, SHAPE = 4, (8, 8, 3)
@@ -25,18 +26,17 @@ def problem():
     return logits_fn, params, x, jnp.asarray(rng.integers(0, 5, N))
 
 
-def config(name, **changes):
-    # a large radius: penalties well above rounding
-    values = {**base.get_config().regularizer.to_dict(), "name": name, "radius": 255.0, **changes}
-    return SimpleNamespace(**values)
+def create(name, **changes):
+    """A regulariser of a large radius: penalties well above rounding."""
+    fields = {field.name for field in dataclasses.fields(regularizers.kind(name)[0])}
+    return regularizers.create(name, **({"radius": 255.0} if "radius" in fields else {}), **changes)
 
 
 def objective(problem, name, **changes):
     """params -> the penalty under a fixed key."""
     logits_fn, params, x, y = problem
-    penalty = regularizers.create(config(name, **changes))
-    slots = jnp.arange(N)
-    return lambda params: penalty(logits_fn, params, x, y, jax.random.key(7), slots, std=STD)
+    penalty, draws = create(name, **changes), Draws(jax.random.key(7), jnp.arange(N))
+    return lambda params: penalty(logits_fn, params, x, y, draws, std=STD)
 
 
 @pytest.mark.parametrize("name", regularizers.NAMES)
@@ -61,8 +61,8 @@ def test_value_gradient_and_clean_pass(problem, name):
 
 @pytest.mark.parametrize(
     "name, weight",
-    [("l2", "l2_weight"), ("cosine", "cosine_weight"), ("hessian", "hessian_weight"), ("iga", "iga_weight"),
-     ("atex", "atex_weight"), ("ig_norm", "ig_norm_weight"), ("curvature", "curvature_weight")],
+    [("l2", "l2_weight"), ("cosine", "cosine_weight"), ("hessian", "weight"), ("iga", "weight"), ("atex", "weight"),
+     ("ig_norm", "weight"), ("curvature", "weight")],
 )  # fmt: skip
 def test_weights_scale_their_term_and_can_be_mapped(problem, name, weight):
     _, params, _, _ = problem
@@ -104,12 +104,24 @@ def test_terms_that_are_not_used_cost_nothing(problem):
 
 
 def test_unknown_names_list_the_alternatives(problem):
-    with pytest.raises(ValueError, match=r"unknown regularizer 'l3'.*none, l2, cosine, l2_cosine, hessian, iga"):
-        regularizers.create(config("l3"))
-    with pytest.raises(ValueError, match=r"unknown noise 'salt'.*uniform, gaussian, gradient, gradient_sign"):
-        objective(problem, "l2", noise="salt")(problem[1])
-    with pytest.raises(ValueError, match=r"unknown variant 'fd'.*difference, jvp"):
-        objective(problem, "l2", variant="fd")(problem[1])
+    with pytest.raises(ValueError, match=r"unknown regularizer 'l3'.*'none', 'l2', 'cosine', 'l2_cosine', 'hessian'"):
+        regularizers.create("l3")
+    with pytest.raises(ValueError, match=r"noise='salt'.*'uniform', 'gaussian', 'gradient', 'gradient_sign'"):
+        regularizers.create("l2", noise="salt")
+    with pytest.raises(ValueError, match=r"unknown noise 'salt'.*'uniform', 'gaussian', 'gradient', 'gradient_sign'"):
+        draw("salt", jnp.arange(64))
+    with pytest.raises(ValueError, match=r"variant='fd'.*'difference', 'jvp'"):
+        regularizers.create("l2", variant="fd")
+    with pytest.raises(ValueError, match=r"unknown variant 'fd'.*'difference', 'jvp'"):
+        regularizers.gradient_alignment(*problem, jnp.zeros((N, *SHAPE)), variant="fd")
+
+
+@pytest.mark.parametrize("name", regularizers.NAMES)
+def test_numbers_that_cannot_be_used_are_named(name):
+    for number in numbers(regularizers.create(name)):
+        if number not in regularizers.kind(name)[1]:
+            with pytest.raises(SettingError, match=rf"^{number}=-1\.0: must be a number, at least 0"):
+                regularizers.create(name, **{number: -1.0})
 
 
 def draw(kind, slots, shape=(64, 8, 8, 3), radius=(0.1, 0.2, 0.3)):

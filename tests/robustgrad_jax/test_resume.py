@@ -30,16 +30,15 @@ OPTIONS = (
 
 
 def rows(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [line for path in workdir.glob("store/*/metrics.jsonl") for line in path.read_text().splitlines(True)]
     kept = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{k: v for k, v in row.items() if k not in ("time", "train/steps_per_second")} for row in kept]
+    rows = [{k: v for k, v in row.items() if k != "time" and "second" not in k} for row in kept]
+    return [row for row in rows if row.keys() != {"step"}]
 
 
 def saved(workdir):
     """Steps whose checkpoints are whole: Orbax gives a directory its number last."""
-    folder = workdir / "checkpoints"
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    return [int(path.name) for path in workdir.glob("store/*/checkpoints/*") if path.name.isdigit()]
 
 
 def test_sigkill_and_resume_change_no_bit_of_any_step(tmp_path):

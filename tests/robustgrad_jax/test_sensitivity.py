@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from robustgrad_jax import sensitivity
+from robustgrad_jax.gradients import Ball, Draws
 
 SAMPLES = 7
 
@@ -43,13 +44,14 @@ def case():
     return weights, x, rng.integers(0, 5, 4)
 
 
-def options(**more):
-    return {"key": jax.random.key(2), "slots": jnp.arange(4) + 3, "radius": 0.2, "samples": SAMPLES} | more
+def options(slots=None, radius=0.2, **more):
+    draws = Draws(jax.random.key(2), jnp.arange(4) + 3 if slots is None else slots)
+    return {"ball": Ball(radius), "draws": draws, "samples": SAMPLES} | more
 
 
 def moves(x, noise, key, slots, radius):
     """x' − x of every draw: (samples, n, h, w, c)."""
-    draw = lambda j: sensitivity.perturbation(key, j, slots, jnp.asarray(x), radius, noise)
+    draw = lambda j: sensitivity.perturbation(Draws(key, slots), j, jnp.asarray(x), Ball(radius), noise)
     return np.stack([np.asarray(draw(j)) for j in range(SAMPLES)])
 
 
@@ -150,9 +152,11 @@ def test_infidelity_equals_the_definition(case, normalise):
 def test_refusals(case):
     weights, x, y = case
     attribution_fn, x = Partial(gradient_of, jnp.asarray(weights)), jnp.asarray(x)
-    with pytest.raises(ValueError, match="unknown measure 'mean' of stability; there are max_sensitivity, average"):
+    with pytest.raises(
+        ValueError, match="unknown measure 'mean' of stability; valid names: 'max_sensitivity', 'average"
+    ):
         sensitivity.stability(attribution_fn, x, y, measures=["mean"], **options())
-    with pytest.raises(ValueError, match="unknown noise 'gradient'; there are uniform, gaussian"):
+    with pytest.raises(ValueError, match="unknown noise 'gradient'; valid names: 'uniform', 'gaussian'"):
         sensitivity.max_sensitivity(attribution_fn, x, y, **options(noise="gradient"))
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         sensitivity.max_sensitivity(attribution_fn, x, y, **options(samples=0))
@@ -160,3 +164,5 @@ def test_refusals(case):
         sensitivity.max_sensitivity(attribution_fn, x, y, **options(slots=jnp.arange(3)))
     with pytest.raises(ValueError, match=r"an attribution of x's shape \(4, 3, 4, 2\), got \(4, 3, 4\)"):
         sensitivity.infidelity(Partial(logits_of, weights), x[..., 0], x, y, **options())
+    with pytest.raises(ValueError, match="a Ball without value_range"):
+        sensitivity.max_sensitivity(attribution_fn, x, y, **options() | {"ball": Ball(0.2, value_range=(-1, 1))})

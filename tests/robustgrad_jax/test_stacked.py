@@ -1,8 +1,7 @@
-"""A stack of robustgrad members against the same members run alone, in float64, and every number that stacks."""
+"""A stack of classifiers against the same ones made alone, in float64, and every number that stacks."""
 
 import contextlib
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,15 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs.robustgrad import digits_lenet
-from launch import train
 from launch.data import augment
-from launch.run import Preempted, Run, flatten
-from launch.training import checkpoint, duration, optim, sharding, stack
-from robustgrad_jax import experiment, regularizers, stacked
+from launch.files import load_tree
+from launch.journal import Journal
+from launch.processes.stop import Preempted, Stop
+from launch.stages import SettingError, numbers, stacked_numbers, with_numbers
+from launch.store import MARKER, Store
+from launch.training import checkpoint, fit, sharding
+from robustgrad_jax import experiment, regularizers, training
+from robustgrad_jax.stages import Classifier
 from tests.commands import finish, start
 
 SMALL = {
@@ -46,16 +49,16 @@ MEMBERS = (
 )
 
 
-def config_with(overrides) -> FrozenConfigDict:
+def plan(overrides):
     config = digits_lenet.get_config()
     config.update_from_flattened_dict(SMALL | overrides)
-    return FrozenConfigDict(config)
+    return experiment.plan(FrozenConfigDict(config))
 
 
 @contextlib.contextmanager
 def in_double():
     """float64 parameters and images, and with them all that follows; also in the threads of the loop."""
-    create = experiment.create_state
+    create = training.create_state
 
     def created(*args):
         to_double = lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a
@@ -68,7 +71,7 @@ def in_double():
 
     jax.config.update("jax_enable_x64", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "create_state", created)
+        patch.setattr(training, "create_state", created)
         patch.setattr(augment, "normalise", textured)
         yield
     jax.config.update("jax_enable_x64", False)
@@ -80,77 +83,76 @@ def double():
         yield
 
 
-def open_all(folder, configs):
-    return [Run.open(folder / str(i), config) for i, config in enumerate(configs)]
-
-
 @pytest.fixture(scope="module")
 def both(double, tmp_path_factory):
-    """(folder, results) of the members alone, and of a stack that was stopped midway and taken up again."""
-    folder, configs = tmp_path_factory.mktemp("stacked"), [config_with(overrides) for overrides in MEMBERS]
-    alone = [train.execute(config, str(folder / "alone" / str(i))) for i, config in enumerate(configs)]
-    runs = open_all(folder / "stack", configs)
-    asked, log = runs[0].stop_asked, runs[0].log
+    """(folder, plans, results alone, results of a stack that was stopped midway and made again)."""
+    folder, plans = tmp_path_factory.mktemp("stacked"), [plan(overrides) for overrides in MEMBERS]
+    store = Store(folder / "alone")
+    alone = [store.get(root) for root in plans]
+    stages = [root.weights for root in plans]
+    assert stages[0].stack_key == stages[1].stack_key and plans[0].stack_key == plans[1].stack_key
 
-    def stopping(step, values):
-        log(step, values)
+    stop, log = Stop(), Journal.log
+
+    def stopping(self, step, values):
+        log(self, step, values)
         if step == 3:
-            asked.set()
+            stop.asked.set()
 
-    runs[0].log = stopping
-    with pytest.raises(Preempted, match="2 members saved at step"):
-        dict(stacked.run(configs, runs))
-    for run in runs:
-        run.close()
-    runs = open_all(folder / "stack", configs)
-    found = dict(stacked.run(configs, runs))
-    for index, run in enumerate(runs):
-        run.finish(found[index])
-        run.close()
-    return folder, alone, found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "log", stopping)
+        with pytest.raises(Preempted, match="saved at step"):
+            Classifier.make_together(stages, Store(folder / "stack", stop))
+    assert not list((folder / "stack").glob(f"*/{MARKER}"))
+    assert len(list((folder / "stack").glob("*/checkpoints/[0-9]*"))) >= 2
+    store = Store(folder / "stack")
+    assert Classifier.make_together(stages, store) == {}
+    assert set(store.used) == {stage.key for stage in stages}
+    return folder, plans, alone, [store.get(root) for root in plans]
 
 
 def rows(path):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "train/steps_per_second")} for line in lines]
+    rows = [{k: v for k, v in line.items() if k != "time" and "second" not in k} for line in lines]
+    return [row for row in rows if row.keys() != {"step"}]
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_members_are_as_if_run_alone(both, index):
-    folder, alone, found = both
-    ours, theirs = rows(folder / "stack" / str(index)), rows(folder / "alone" / str(index))
+def test_members_are_as_if_made_alone(both, index):
+    folder, plans, alone, together = both
+    key = plans[index].weights.key
+    ours, theirs = rows(folder / "stack" / key), rows(folder / "alone" / key)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] and len(ours) == 9
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-8, abs=1e-12)
-    assert found[index] == pytest.approx(alone[index], rel=1e-8)
-    assert found[index].keys() == alone[index].keys() >= {"best_step", "val/accuracy", "test/cross_entropy"}
-    for name in ("config.json", "table.md"):
-        texts = [(folder / side / str(index) / name).read_text() for side in ("stack", "alone")]
-        assert texts[0] == texts[1]
+    assert together[index] == pytest.approx(alone[index], rel=1e-8)
+    assert together[index].keys() == alone[index].keys() >= {"best_step", "val/accuracy", "test/cross_entropy"}
+    descriptions = [json.loads((folder / side / key / MARKER).read_text()) for side in ("stack", "alone")]
+    assert [description.pop("seconds") > 0 for description in descriptions] == [True, True]
+    assert descriptions[0] == descriptions[1]
 
 
-def new_state(config) -> experiment.State:
-    plan = experiment.plan(config, sharding.layout())
-    to_steps = partial(duration.to_steps, examples=40, batch_size=8)
-    optimizer, _ = optim.create(config.optimizer, total_steps=6, to_steps=to_steps)
-    return experiment.create_state(plan.model, optimizer, plan.splits.image_shape, config.seed)
-
-
-def last_state(path, config, state) -> tuple[experiment.State, int]:
-    """What the last checkpoint of a run holds, and its step."""
-    with checkpoint.Checkpoints(path / "checkpoints", best=experiment.best_of(config)) as checkpoints:
+def last_state(folder, stage) -> tuple[training.NormState, int]:
+    """What the last checkpoint of a training holds, and its step."""
+    state = stage.initial_state(stage.images.data.spec())
+    best = (stage.loop.best_metric, stage.loop.best_mode)
+    with checkpoint.Checkpoints(folder / stage.key / fit.CHECKPOINTS, best=best) as checkpoints:
         return checkpoints.restore_latest(checkpoint.abstract(state))[:2]
 
 
-def test_checkpoints_are_as_if_run_alone(both):
-    folder, _, _ = both
-    config = config_with(MEMBERS[1])
-    state = new_state(config)
-    states = [last_state(folder / side / "1", config, state) for side in ("stack", "alone")]
+def test_checkpoints_are_as_if_made_alone(both):
+    folder, plans, _, _ = both
+    stage = plans[1].weights
+    states = [last_state(folder / side, stage) for side in ("stack", "alone")]
     assert states[0][1] == states[1][1] == 6
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), states[0][0], states[1][0])
+    state = stage.initial_state(stage.images.data.spec())
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), states[0][0].params, state.params)
     assert max(jax.tree.leaves(moved)) > 1e-3
+    values = [load_tree(folder / side / stage.key / "value") for side in ("stack", "alone")]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+    jax.tree.map(close, values[0]["variables"], values[1]["variables"])
+    assert values[0]["best_step"] == values[1]["best_step"]
 
 
 def test_a_stack_over_eight_devices_is_that_of_one():
@@ -161,9 +163,34 @@ def test_a_stack_over_eight_devices_is_that_of_one():
 
 
 def test_members_differ(both):
-    _, _, found = both
-    losses = [result["test/cross_entropy"] for result in found.values()]
+    _, _, _, together = both
+    losses = [result["test/cross_entropy"] for result in together]
     assert len(losses) == 2 and abs(losses[0] - losses[1]) > 1e-4
+
+
+STACKABLE = {
+    "seed",
+    "regularizer.radius",
+    "regularizer.l2_weight",
+    "regularizer.cosine_weight",
+    "regularizer.hessian.weight",
+    "regularizer.iga.weight",
+    "regularizer.atex.weight",
+    "regularizer.atex.temperature",
+    "regularizer.ig_norm.weight",
+    "regularizer.ig_norm.beta",
+    "regularizer.curvature.weight",
+    "regularizer.curvature.h",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.momentum",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.eps",
+    "optimizer.schedule.factor",
+    "optimizer.schedule.final",
+}
 
 
 @pytest.mark.parametrize("name", regularizers.NAMES)
@@ -171,37 +198,53 @@ def test_every_number_may_be_traced(name):
     """The program takes a member's numbers as arguments, whichever of them members differ in."""
     optimizer = {"none": "sgd", "l2": "adamw"}.get(name, "adam")
     overrides = {"regularizer.name": name, "optimizer.name": optimizer, "optimizer.momentum": 0.5}
-    overrides |= {"regularizer.ig_norm_sum": name == "ig_norm"}
-    config = config_with(overrides)
-    plan = experiment.plan(config, sharding.layout())
-    to_steps = partial(duration.to_steps, examples=40, batch_size=8)
-    create, step, _ = stacked.functions(config, plan, 6, to_steps)
-    values = stack.numbers([config], stacked.STACKABLE)
-    assert set(values) == set(stacked.STACKABLE) <= set(flatten(config))
-    numbers = {key: jax.ShapeDtypeStruct((), value.dtype) for key, value in values.items()}
-    resident, batches, _ = stacked.feeds(config, {0: plan.splits}, [0])
-    batch = stack.member(next(batches(0)), 0)
-    state = jax.eval_shape(create, numbers)
-    after, metrics = jax.eval_shape(step, numbers, state, batch, resident)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    overrides |= {"regularizer.ig_norm.sum": name == "ig_norm"}
+    stage = plan(overrides).weights
+    own = {field for field in numbers(stage) if field.startswith("regularizer.")}
+    section = lambda field: field.replace("regularizer.", f"regularizer.{name}.") if field not in STACKABLE else field
+    assert {section(field) for field in own} <= STACKABLE
+    shared = {field for field in STACKABLE if not field.startswith("regularizer.")}
+    other = plan(overrides | {field: 1 if field == "seed" else 0.25 for field in shared}).weights
+    values = stacked_numbers([stage, other])  # all of them, as two members differ in all
+    assert set(values) == own | shared
+    program, spec = stage.program(sharding.layout()), stage.images.data.spec()
+    shapes = {k: jax.ShapeDtypeStruct((), jnp.int32 if k == "seed" else jnp.float32) for k in values}
+    state = jax.eval_shape(lambda own: with_numbers(stage, own).initial_state(spec), shapes)
+    batch = {**program.batch, sharding.RESIDENT: program.resident}
+    after, metrics = jax.eval_shape(program.step, shapes, state, batch)
+    shape = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+    assert shape(after) == shape(state) == shape(program.state)
     assert all(value.shape == () for value in metrics.values()) and "loss" in metrics
 
 
-def test_a_member_whose_numbers_are_refused_does_not_stop_the_rest(tmp_path):
-    refused = ({"optimizer.learning_rate": -1.0}, {"optimizer.b1": 1.5})
-    short = {"duration": "1 steps", "optimizer.schedule.milestones": (), "optimizer.schedule.name": "constant"}
-    configs = [config_with(short | overrides) for overrides in (*refused, {})]
-    runs = open_all(tmp_path, configs)
-    found = dict(stacked.run(configs, runs))
-    for run in runs:
-        run.close()
-    for index, overrides in enumerate(refused):
-        [(key, value)] = overrides.items()
-        assert isinstance(found[index], ValueError)
-        assert key.split(".")[-1] in str(found[index]) and str(value) in str(found[index])
-    assert found[2]["best_step"] == 1
+def test_every_stackable_number_is_stackable_for_some_regulariser():
+    names = set()
+    for name in regularizers.NAMES:
+        stage = plan({"regularizer.name": name}).weights
+        for field in numbers(stage):
+            nested = field.replace("regularizer.", f"regularizer.{name}.")
+            names.add(nested if nested in STACKABLE else field)
+    assert {field for field in STACKABLE if field.startswith("regularizer.")} <= names
 
 
-def test_without_training_there_is_nothing_to_stack():
-    with pytest.raises(ValueError, match=r"config\.train=False.*--executor=local"):
-        next(stacked.run([config_with({"train": False})], [None]))
+@pytest.mark.parametrize("key, value", [("optimizer.learning_rate", -1.0), ("optimizer.b1", 1.5)])
+def test_numbers_that_cannot_be_used_are_refused_by_the_plan(key, value):
+    """So that the other members of a stack go on."""
+    with pytest.raises(SettingError, match=key) as error:
+        plan({key: value})
+    assert str(value) in str(error.value)
+
+
+def test_a_member_that_diverges_does_not_stop_the_rest(tmp_path):
+    short = {"duration": "4 steps", "optimizer.schedule.milestones": (), "optimizer.schedule.name": "constant"}
+    rates = ({"optimizer.learning_rate": 1e30}, {})
+    stages = [plan(short | rate).weights for rate in rates]
+    store = Store(tmp_path)
+    failures = Classifier.make_together(stages, store)
+    assert set(failures) == {0} and isinstance(failures[0], fit.NonFiniteLoss)
+    assert not store.has(stages[0]) and store.get(stages[1])["best_step"] in (2, 4)
+
+
+def test_without_training_nothing_stacks(tmp_path):
+    trained = plan({})
+    assert [stage.STACKS for stage in (trained.weights, trained, *trained.measurements)] == [True, False, False]

@@ -32,11 +32,13 @@ def train(layout, objective):
         shards=layout.data_shards,
     )
     state = step.create_state(toy.tower(), OPTIMIZER)
-    compiled = layout.compile(run, state)
+    compiled = layout.jit(
+        lambda numbers, state, batch, *, axis_name=None: run(state, batch, axis_name=axis_name), state
+    )
     state, resident = layout.place(state), layout.replicate({"phi": network.params})
     for at in range(STEPS):
         batch = {name: toy.batch(16, seed=at)[name] for name in step.columns(objective)}
-        state, logs = compiled(state, layout.put(batch) | {sharding.RESIDENT: resident})
+        state, logs = compiled({}, state, layout.put(batch) | {sharding.RESIDENT: resident})
     return state, jax.device_get((state.params, state.opt_state, logs))
 
 

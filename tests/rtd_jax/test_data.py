@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis, scenes, task
-from rtd_jax.retrieval import evaluation
+from rtd_jax.benchmarks import circo, cirr, evaluation, fashioniq, genecis, scenes, task
 
 
 def write(path, content):
@@ -100,7 +99,7 @@ def test_cirr_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="no 'caption' in"):
         cirr.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is no proper JSON"):
+    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is not valid JSON"):
         cirr.load(tmp_path)
 
 
@@ -183,7 +182,7 @@ def test_fashioniq_in_three_categories(tmp_path):
 
 
 def test_means_over_categories():
-    means = evaluation._means({"fashioniq/dress/phi/r": 10.0, "fashioniq/shirt/phi/r": 20.0, "cirr/phi/r": 7.0})
+    means = evaluation.means({"fashioniq/dress/phi/r": 10.0, "fashioniq/shirt/phi/r": 20.0, "cirr/phi/r": 7.0})
     assert means == {"fashioniq/phi/r": 15.0}
 
 
@@ -245,11 +244,11 @@ def test_scenes_task():
 )  # fmt: skip
 def test_tasks_without_sense(ids, reference, message):
     with pytest.raises(ValueError, match=message):
-        task.Task("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)
+        task.RetrievalTask("x", np.zeros((len(ids), 2, 2, 3), np.uint8), ids, np.array(reference), {"": []}, None)
 
 
 def test_texts_of_tasks():
-    own = lambda texts: task.Task(
+    own = lambda texts: task.RetrievalTask(
         "x", np.zeros((1, 2, 2, 3), np.uint8), ["a"], np.zeros(len(texts), int), {"": texts}, None
     )
     assert own([("costs $5",), ("", "is red")]).texts[""] == [("costs  dollar 5",), ("", "is red")]
@@ -259,5 +258,5 @@ def test_texts_of_tasks():
 
 def test_a_key_that_a_file_has_twice(tmp_path):
     (tmp_path / "split.json").write_text('{"a": "1.png", "b": "2.png", "a": "3.png"}')
-    with pytest.raises(ValueError, match=r"split\.json is no proper JSON: 'a' occurs 2 times"):
+    with pytest.raises(ValueError, match=r"split\.json is not valid JSON: 'a' occurs 2 times"):
         task.load_json(tmp_path / "split.json")

@@ -62,4 +62,4 @@ def test_shares_make_up_the_global_batch(clip):
 
 def test_columns_of_one_length():
     with pytest.raises(ValueError, match="columns of different lengths"):
-        feed.Table({"a": np.zeros(3), "b": np.zeros(4)})
+        feed.TextTable({"a": np.zeros(3), "b": np.zeros(4)})

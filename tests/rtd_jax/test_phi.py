@@ -117,7 +117,7 @@ def test_a_phi_of_other_widths_than_the_clips():
 
 
 def test_an_unknown_kind():
-    with pytest.raises(ValueError, match="unknown φ 'lincer'; there are phi, pic2word"):
+    with pytest.raises(ValueError, match="unknown φ 'lincer'; valid names: 'phi', 'pic2word'"):
         phi.init("lincer", IN, OUT, jax.random.key(0))
 
 

@@ -12,9 +12,9 @@ from scipy.special import logsumexp
 import clip_jax
 from launch.data import scenes
 from launch.training import keys, sharding
-from rtd_jax import phi, sources
+from rtd_jax import clips, experiment, phi
 from rtd_jax.phi import lincir, pic2word, searle
-from rtd_jax.phi import stage as phi_stage
+from rtd_jax.stages.phi import METHODS
 from rtd_jax.text import compose, masking
 from rtd_jax.tuning import feed, training
 from tests.rtd_jax import tiny
@@ -24,7 +24,7 @@ TEXTS = ["a red circle on the grass", "a small star", "nothing to see", "a photo
 
 @pytest.fixture(scope="module")
 def clip():
-    return sources.clip("embedded:scenes")
+    return clips.load("embedded:scenes")
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +139,10 @@ def test_searle_distils_tokens(clip, network, concepts):
     assert float(right) < float(wrong)
 
 
-@pytest.mark.parametrize("method", phi_stage.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns(clip, concepts, method):
     """Thirty steps on the same sixteen examples halve what can be halved of the loss."""
-    config = tiny.config(phi__method=method, phi__dropout=0.0)
-    network = phi_stage._fresh(config, clip)
+    network = experiment.plan(tiny.config(phi__method=method, phi__dropout=0.0)).phi.network(clip)
     apply_phi = lambda params, x, key: network.module.apply({"params": params}, x, train=True, rngs={"dropout": key})
     images = clip_jax.embed_images(clip, scenes.pairs(0, 16, held_out=False).images, progress=False)
     prompt, resident = compose.prompt(clip), {"clip": frozen(clip)}
@@ -152,7 +151,10 @@ def test_each_method_learns(clip, concepts, method):
         table = lincir.prepare(clip, texts, masking.create("auto", scenes.KEYWORDS))
         loss = lincir.make_loss(clip.config, apply_phi, marker_id=clip.marker_id, noise=0.0, seed=0)
     elif method == "pic2word":
-        table, loss = feed.Table({"image": images}), pic2word.make_loss(clip.config, apply_phi, prompt=prompt, seed=0)
+        table, loss = (
+            feed.TextTable({"image": images}),
+            pic2word.make_loss(clip.config, apply_phi, prompt=prompt, seed=0),
+        )
     else:
         tokens = 0.3 * np.random.default_rng(1).normal(size=(16, clip.config.text.width)).astype(np.float32)
         table = searle.prepare(images, tokens, concepts, nearest=2)

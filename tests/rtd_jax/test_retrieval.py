@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rtd_jax import retrieval
+from rtd_jax.retrieval import nearest
 from tests.commands import finish, start
 
 WIDTH = 8
@@ -93,7 +94,7 @@ def test_a_gallery_mapped_from_a_file(tmp_path):
 
 
 def test_more_queries_than_are_held_at_once(monkeypatch):
-    monkeypatch.setattr(retrieval, "_QUERIES", 4)
+    monkeypatch.setattr(nearest, "_QUERIES", 4)
     queries, gallery = whole_numbers(9), whole_numbers(200, seed=1)
     check(retrieval.top_k(queries, gallery, 6, chunk=64), by_argsort(queries, gallery, 6))
 
@@ -152,7 +153,7 @@ NAN = np.where(np.arange(5)[:, None] == 3, np.nan, G)
         (lambda: retrieval.top_k(Q, G[:0], 1), "the gallery is empty"),
         (lambda: retrieval.top_k(Q[:0], G, 1), "there are no queries"),
         (lambda: retrieval.top_k(Q, G[:, :3], 1), r"as wide as each other, got \(2, 8\) and \(5, 3\)"),
-        (lambda: retrieval.top_k(Q, G, 1, dtype="int8"), "unknown dtype 'int8'; there are float32, bfloat16"),
+        (lambda: retrieval.top_k(Q, G, 1, dtype="int8"), "unknown dtype 'int8'; valid names: 'float32', 'bfloat16'"),
         (lambda: retrieval.top_k(Q, G, 1, chunk=0), "chunk=0 must be"),
         (lambda: retrieval.top_k(Q, G, 1, recall_target=1.0), "recall_target=1.0 must lie between"),
         (lambda: retrieval.top_k(Q, NAN, 2), "score of gallery row 3 for query 0 is NaN"),

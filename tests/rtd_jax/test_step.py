@@ -157,11 +157,11 @@ def test_bfloat16_on_float32_parameters(batch):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"negatives": "all"}, "unknown negatives 'all'; there are per_device, global"),
-        ({"concatenation": "naive"}, "unknown concatenation 'naive'; there are refined, plain"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"noise": -1.0}, "noise=-1.0 at least 0"),
-        ({"accumulation": 0}, "accumulation=0 must be a whole number"),
+        ({"negatives": "all"}, "negatives='all'; valid names: 'per_device', 'global'"),
+        ({"concatenation": "naive"}, "concatenation='naive'; valid names: 'refined', 'plain'"),
+        ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+        ({"noise": -1.0}, "noise=-1.0: must be at least 0"),
+        ({"accumulation": 0}, "accumulation=0: must be a whole number"),
     ],
 )
 def test_objectives_that_there_are_not(fields, message):

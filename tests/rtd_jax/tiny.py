@@ -1,6 +1,7 @@
 """The Scenes config made small: a step or two of everything."""
 
 from configs.rtd import scenes
+from launch.store import Store
 
 
 def config(**fields):
@@ -27,3 +28,8 @@ def config(**fields):
     }
     config.update_from_flattened_dict({**small, **{key.replace("__", "."): value for key, value in fields.items()}})
     return config
+
+
+def made(store: Store) -> list[str]:
+    """The classes, in snake case, of the kept stages that were made in this store and not only read from it."""
+    return [use.key.rpartition("-")[0] for use in store.used.values() if use.seconds is not None]

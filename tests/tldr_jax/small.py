@@ -1,7 +1,8 @@
 """The Scenes config cut down to a run of seconds."""
 
+from ml_collections import ConfigDict, FrozenConfigDict
+
 from configs.tldr import scenes
-from tldr_jax import experiment
 
 SMALL = {
     "data.train_examples": 64,
@@ -31,4 +32,14 @@ SMALL = {
     "ablations": ("no_gap", "mlp_projector"),
     "evaluation.batch_size": 32,
 }
-CONFIG = experiment.changed(scenes.get_config(), SMALL)
+
+
+def changed(config, overrides):
+    """The config with some fields, by dotted name, set to other values."""
+    copy = ConfigDict(config.to_dict())  # of the config itself, a ConfigDict would share the nested parts
+    copy.lock()
+    copy.update_from_flattened_dict(dict(overrides))
+    return FrozenConfigDict(copy)
+
+
+CONFIG = changed(scenes.get_config(), SMALL)

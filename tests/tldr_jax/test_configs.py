@@ -3,15 +3,18 @@
 import ast
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from ml_collections import FrozenConfigDict
 
-from configs.tldr import base, scenes
+from configs.tldr import base, scenes, scenes_study
 from launch.run import flatten
+from launch.stages import walk
 from tests.commands import ROOT
-from tldr_jax import experiment, study
+from tests.tldr_jax.small import changed
+from tldr_jax import experiment
 
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs/tldr").glob("*.py") if p.stem not in ("__init__", "words"))
 RUNNABLE = [p for p in FILES if p.stem != "base"]
@@ -29,16 +32,16 @@ def test_a_config_can_be_frozen_stored_and_checked(path):
         assert isinstance(value, str | bool | int | float | tuple), key
         # a whole number would refuse "--config.…=0.5"
         assert not key.endswith(("ridge", "rate", "decay", "correlation", "junk")) or type(value) in (float, tuple), key
-    fields = {key for key in flatten(config) if not key.startswith("study.")}
-    assert fields == flatten(base.get_config()).keys()
-    experiment.check(FrozenConfigDict(config))
+    assert flatten(config).keys() == flatten(base.get_config()).keys()
+    experiment.plan(FrozenConfigDict(config))
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=str)
 def test_a_config_says_how_to_run_it(path):
     text = ast.get_docstring(ast.parse((ROOT / path).read_text()))
     workdir = f"runs/{path.stem.replace('scenes', 'tldr_scenes')}"
-    assert f"python -m launch.train --config={Path(path).as_posix()} --workdir={workdir}" in text
+    command = "sweep" if path.stem == "scenes_study" else "train"
+    assert f"python -m launch.{command} --config={Path(path).as_posix()} --workdir={workdir}" in text
 
 
 def test_the_published_text_stage():
@@ -51,18 +54,25 @@ def test_the_published_text_stage():
 
 def test_the_sweep_of_scenes_is_of_fields_that_it_has():
     config = FrozenConfigDict(scenes.get_config())
-    seeds = [experiment.changed(config, overrides).seed for overrides in scenes.sweep()]
+    seeds = [changed(config, overrides).seed for overrides in scenes.sweep()]
     assert seeds == [0, 1, 2, 3, 4]
 
 
-def test_a_study_is_checked_before_its_first_training():
-    config = load(Path("configs/tldr/scenes_study.py"))
-    study.check(FrozenConfigDict(config))
-    for overrides, message in (
-        ({"study.seeds": ()}, "at least one of seeds"),
-        ({"study.junk_draws": 0}, r"study\.junk_draws=0"),
-        ({"study.junk": (0.9,)}, "90% junk"),
-        ({"ablations": ("x",)}, "config.ablations has 'x'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            study.check(experiment.changed(config, overrides))
+def test_the_study_shares_what_its_members_have_in_common():
+    """Five classifiers, two CLIPs; every ridge and filter is planned before the first training."""
+    config = FrozenConfigDict(scenes_study.get_config())
+    clips = f"embedded:scenes,{ROOT / 'clip_jax/checkpoints/scenes'}"
+    members = list(scenes_study.sweep("embedded:scenes")), list(scenes_study.sweep(clips))
+    assert [len(own) for own in members] == [5 * 29, 2 * 5 * 29]
+    plans = [experiment.plan(changed(config, overrides)) for overrides in members[0]]
+    stages = {stage.key: type(stage).__name__ for plan in plans for stage in walk(plan)}
+    counts = Counter(stages.values())
+    assert counts["Erm"] == 5 and counts["Pretraining"] == counts["Gap"] == counts["FrozenClip"] == 1
+    assert counts["Features"] == 15 and counts["ClipImages"] == 15 and counts["ImageMoments"] == 5
+    assert counts["EmbeddedWords"] == 1 + 2 * 3  # without junk, and every draw of it
+    baselines = [overrides["baselines"] for overrides in members[1] if "baselines" in overrides]
+    assert baselines == [base.get_config().baselines, ("zero_shot",)] * 5  # once a seed, what no CLIP changes
+    assert {overrides.get("clip.source") for overrides in members[1]} == {None, clips.split(",")[1]}
+    assert scenes_study.get_config(clips).clip.source == "embedded:scenes"
+    with pytest.raises(ValueError, match="90% junk"):
+        experiment.plan(changed(config, {"words.junk": 0.9}))

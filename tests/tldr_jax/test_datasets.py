@@ -5,22 +5,18 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import FrozenConfigDict
 
 from launch.data import Arrays, Stream, tfds_sets
 from tests.tldr_jax.images import value_of, write
 from tldr_jax import datasets, words
-from tldr_jax.datasets import coco, spuco, wilds
-from tldr_jax.datasets.grouped import Grouped, Part
-from tldr_jax.projector import gap
+from tldr_jax.datasets import captions, coco, spuco, wilds
+from tldr_jax.datasets.grouped import Grouped, Groups, Part
+
+STREAMED = dict(image_size=32, flip=False, workers=0)
 
 
-def config(name, path="", **fields):
-    base = dict(
-        name=name, path=str(path), image_size=32, train_examples=0, val_examples=0, test_examples=0, seed=0,
-        correlation=0.95, flip=False, workers=0,
-    )  # fmt: skip
-    return FrozenConfigDict({**base, **fields})
+def load(name, path="", *, seed=0, correlation=0.95, **examples):
+    return datasets.load(name, str(path), examples=examples, seed=seed, correlation=correlation)
 
 
 # file, y, place, split
@@ -36,15 +32,15 @@ def waterbirds(folder, rows=ROWS, header="img_id,img_filename,y,split,place,plac
 
 
 def test_waterbirds(tmp_path):
-    found = datasets.load(config("waterbirds", waterbirds(tmp_path)))
+    found = load("waterbirds", waterbirds(tmp_path))
     assert {name: len(part) for name, part in found.parts.items()} == {"train": 2, "val": 1, "test": 2}
-    assert found.classes == ("landbird", "waterbird") and found.spurious == ("land", "water")
+    assert found.groups == datasets.groups("waterbirds") == Groups(("landbird", "waterbird"), ("land", "water"))
     train, test = found.parts["train"], found.parts["test"]
     assert train.classes.tolist() == [0, 1] and train.spurious.tolist() == [0, 0]
-    assert found.groups("test").tolist() == [1, 0] and found.counts("train").tolist() == [1, 0, 1, 0]
+    assert found.group_of("test").tolist() == [1, 0] and found.counts("train").tolist() == [1, 0, 1, 0]
     assert [value_of(image) for image in test.images] == [40, 50]
-    assert found.group_name(2) == "waterbird with land" and str(tmp_path) in found.note
-    split = datasets.split(train, config("waterbirds", flip=True, workers=2))
+    assert found.groups.name(2) == "waterbird with land" and str(tmp_path) in found.note
+    split = datasets.split(train, image_size=32, flip=True, workers=2)
     assert isinstance(split, Stream) and split.image_size == 32 and split.flip and split.workers == 2
 
 
@@ -54,10 +50,10 @@ def test_waterbirds(tmp_path):
         ([*ROWS, ("a/9.png", 0, 0, 0)], FileNotFoundError, r"metadata.csv, line 7: no image .*a/9\.png"),
         (ROWS[:-1], ValueError, r"b/5\.png has no row in"),
         ([*ROWS, ROWS[0]], ValueError, r"line 7: a/1\.png is on line 2 already"),
-        ([("a/1.png", 2, 0, 0), *ROWS[1:]], ValueError, "line 2: y='2' is none of 0, 1"),
-        ([*ROWS[:2], ("b/3.png", 1, 7, 1), *ROWS[3:]], ValueError, "line 4: place='7' is none of 0, 1"),
-        ([*ROWS[:4], ("b/5.png", 0, 0, 3)], ValueError, "line 6: split='3' is none of 0, 1, 2"),
-        ([*ROWS[:4], ("b/5.png", "", 0, 2)], ValueError, "line 6: nothing in y"),
+        ([("a/1.png", 2, 0, 0), *ROWS[1:]], ValueError, "line 2: y='2' is not one of 0, 1"),
+        ([*ROWS[:2], ("b/3.png", 1, 7, 1), *ROWS[3:]], ValueError, "line 4: place='7' is not one of 0, 1"),
+        ([*ROWS[:4], ("b/5.png", 0, 0, 3)], ValueError, "line 6: split='3' is not one of 0, 1, 2"),
+        ([*ROWS[:4], ("b/5.png", "", 0, 2)], ValueError, "line 6: no value in y"),
         ([("a/1.png", 0, 0, 1), ("a/2.png", 0, 0, 1), *ROWS[2:]], ValueError, r"no row has split 0 \(train\)"),
         ([], ValueError, "has no rows"),
     ],
@@ -69,7 +65,7 @@ def test_rows_and_images_that_do_not_fit(tmp_path, rows, error, message):
 
 def test_metadata_without_a_column_or_at_all(tmp_path):
     waterbirds(tmp_path, header="img_id,img_filename,label,split,place,place_filename")
-    with pytest.raises(ValueError, match="no column y; there are img_id, img_filename, label"):
+    with pytest.raises(ValueError, match="no column y; its columns: img_id, img_filename, label"):
         wilds.load("waterbirds", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no metadata\.csv in"):
         wilds.load("waterbirds", tmp_path / "a")
@@ -89,9 +85,9 @@ def celeba(folder):
 
 
 def test_celeba_in_its_own_two_files(tmp_path):
-    found = datasets.load(config("celeba", celeba(tmp_path)))
-    assert found.classes == ("not blond", "blond") and found.spurious == ("female", "male")
-    assert [found.groups(name).tolist() for name in ("train", "val", "test")] == [[2], [1], [3]]
+    found = load("celeba", celeba(tmp_path))
+    assert found.groups.classes == ("not blond", "blond") and found.groups.spurious == ("female", "male")
+    assert [found.group_of(name).tolist() for name in ("train", "val", "test")] == [[2], [1], [3]]
     (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n1.png,0\n3.png,2\n")
     with pytest.raises(ValueError, match=r"no row for 2\.png, which is on line 3"):
         wilds.load("celeba", tmp_path)
@@ -115,17 +111,18 @@ def animals(folder):
 
 
 def test_spuco_animals(tmp_path):
-    found = datasets.load(config("spuco_animals", animals(tmp_path)))
-    assert found.allowed.sum() == 8 and found.allowed[1, 0] and not found.allowed[0, 2] and found.allowed[3, 3]
+    found = load("spuco_animals", animals(tmp_path))
+    allowed = found.groups.allowed
+    assert allowed.sum() == 8 and allowed[1, 0] and not allowed[0, 2] and allowed[3, 3]
     test = found.parts["test"]
     assert test.classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and test.spurious.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
     assert [value_of(image) for image in test.images] == list(range(17, 25))
     (tmp_path / "spuco_birds/test/seabirds").mkdir()
-    with pytest.raises(ValueError, match=r"test has 'seabirds', which is none of landbirds, waterbirds"):
+    with pytest.raises(ValueError, match=r"test has the unknown folder 'seabirds'; valid names: landbirds, waterbirds"):
         spuco.load(tmp_path)
     (tmp_path / "spuco_birds/test/seabirds").rmdir()
     (tmp_path / "spuco_dogs/val/big_dogs/garden").mkdir()
-    with pytest.raises(ValueError, match=r"big_dogs has 'garden', which is none of indoor, outdoor"):
+    with pytest.raises(ValueError, match=r"big_dogs has the unknown folder 'garden'; valid names: indoor, outdoor"):
         spuco.load(tmp_path)
     (tmp_path / "spuco_birds/train/landbirds/water/x.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"no images in .*landbirds/water\. Expected"):
@@ -137,46 +134,46 @@ def test_the_packages_words_are_of_these_classes_and_values(tmp_path):
         ("waterbirds", wilds.load("waterbirds", waterbirds(tmp_path / "w"))),
         ("celeba", wilds.load("celeba", celeba(tmp_path / "c"))),
         ("spuco_animals", spuco.load(animals(tmp_path / "s"))),
-        ("scenes", datasets.load(config("scenes", train_examples=8, val_examples=8, test_examples=8))),
+        ("scenes", load("scenes", train=8, val=8, test=8)),
     ):
-        own = words.load(name)
-        assert own.classes == found.classes and own.values == found.spurious
-        np.testing.assert_array_equal(own.allowed, found.allowed)
+        own, groups = words.load(name), datasets.groups(name)
+        assert found.groups == groups and (own.classes, own.values) == groups.names
+        np.testing.assert_array_equal(own.allowed, groups.allowed)
 
 
 def test_scenes():
-    found = datasets.load(config("scenes", train_examples=40, val_examples=12, test_examples=8, correlation=0.9))
+    found = load("scenes", train=40, val=12, test=8, correlation=0.9)
     assert found.counts("train").tolist() == [18, 2, 2, 18]
     assert found.counts("val").tolist() == [3, 3, 3, 3] and found.counts("test").tolist() == [2, 2, 2, 2]
-    assert isinstance(datasets.split(found.parts["train"], config("scenes")), Arrays)
+    assert isinstance(datasets.split(found.parts["train"], **STREAMED), Arrays)
+    for name, part in found.parts.items():  # the splits are drawn apart
+        (alone,) = datasets.load("scenes", splits=[name], examples={name: len(part)}, correlation=0.9).parts.values()
+        np.testing.assert_array_equal(alone.images, part.images)
+        np.testing.assert_array_equal(alone.spurious, part.spurious)
     with pytest.raises(ValueError, match="val_examples=0"):
-        datasets.load(config("scenes"))
-    with pytest.raises(ValueError, match="images of 32 pixels"):
-        datasets.load(config("scenes", image_size=224, val_examples=4))
+        load("scenes")
 
 
 def test_subsets_are_seeded(tmp_path):
     waterbirds(tmp_path)
-    found = [datasets.load(config("waterbirds", tmp_path, test_examples=1, seed=s)) for s in (0, 0, 1, 2, 3)]
+    found = [load("waterbirds", tmp_path, test=1, seed=s) for s in (0, 0, 1, 2, 3)]
     files = [value_of(one.parts["test"].images[0]) for one in found]
     assert files[0] == files[1] and set(files) == {40, 50} and len(found[0].parts["test"]) == 1
     with pytest.raises(ValueError, match=r"data\.test_examples=3 of 2"):
-        datasets.load(config("waterbirds", tmp_path, test_examples=3))
-    with pytest.raises(ValueError, match="no native size"):
-        datasets.load(config("waterbirds", tmp_path, image_size=0))
-    with pytest.raises(ValueError, match="no data set 'birds'; there are: celeba, celeba_tfds"):
-        datasets.load(config("birds"))
+        load("waterbirds", tmp_path, test=3)
+    with pytest.raises(ValueError, match="unknown data set 'birds'; valid names: 'celeba', 'celeba_tfds'"):
+        load("birds")
 
 
 def test_a_label_out_of_range_or_a_pair_that_is_not_allowed_is_named():
     images = np.zeros((2, 4, 4, 3), np.uint8)
     part = lambda classes, spurious: {"val": Part(images, np.array(classes, np.int32), np.array(spurious, np.int32))}
-    rest = (("a", "b"), ("x", "y"), np.array([[True, False], [True, True]]), "")
+    rest = (Groups(("a", "b"), ("x", "y"), ((0, 0), (1, 0), (1, 1))), "")
     with pytest.raises(ValueError, match=r"val image 1: class 2 is outside 0 to 1 \(a, b\)"):
         Grouped(part([0, 2], [0, 0]), *rest)
     with pytest.raises(ValueError, match=r"val image 0: spurious value -1 is outside"):
         Grouped(part([0, 1], [-1, 0]), *rest)
-    with pytest.raises(ValueError, match="val image 1: a with y is no pair"):
+    with pytest.raises(ValueError, match="val image 1: a with y is not a pair"):
         Grouped(part([1, 0], [1, 1]), *rest)
     with pytest.raises(ValueError, match=r"classes must be int32 of shape \(2,\)"):
         part([0], [0, 0])
@@ -217,15 +214,15 @@ def test_celeba_through_tfds(tmp_path):
         "test": [row(60, False, True)],
     }
     prepare(tmp_path / "tfds", "celeb_a", tfds_sets.VERSIONS["celeb_a"], features, examples)
-    found = datasets.load(config("celeba_tfds", tmp_path / "tfds"))
+    found = load("celeba_tfds", tmp_path / "tfds")
     train = found.parts["train"]
     values = [value_of(train.images[i]) for i in range(len(train))]
     assert sorted(values) == list(range(7))  # TFDS shuffles what it prepares
     assert train.classes.tolist() == [int(v % 2 == 0) for v in values]
     assert train.spurious.tolist() == [int(v % 3 == 0) for v in values]
-    assert found.groups("val").tolist() == [2] and found.groups("test").tolist() == [1]
+    assert found.group_of("val").tolist() == [2] and found.group_of("test").tolist() == [1]
     with pytest.raises(FileNotFoundError, match=r"celeb_a 2\.1\.0 is not prepared in"):
-        datasets.load(config("celeba_tfds", tmp_path / "nowhere"))
+        load("celeba_tfds", tmp_path / "nowhere")
 
 
 def _png(folder, value):
@@ -251,7 +248,7 @@ def test_coco_through_tfds(tmp_path):
         assert value_of(image) == number and which <= number % 3
     again = coco.from_tfds(str(tmp_path / "tfds"), "val", n=6, seed=3)
     assert again.captions == found.captions
-    with pytest.raises(ValueError, match=r"gap\.pairs=10 of 9"):
+    with pytest.raises(ValueError, match=r"gap\.pairs=10, but there are 9 pairs"):
         coco.from_tfds(str(tmp_path / "tfds"), "val", n=10, seed=0)
 
 
@@ -264,18 +261,17 @@ def test_coco_from_its_annotations(tmp_path):
     }  # image 4 has no caption
     file = tmp_path / "captions.json"
     file.write_text(json.dumps(content))
-    asked = {"source": "coco", "path": str(file), "images": str(tmp_path / "val"), "pairs": 3, "seed": 1}
-    drawn = gap.pairs(FrozenConfigDict(asked))
+    drawn = captions.load("coco", path=str(file), images=str(tmp_path / "val"), pairs=3, seed=1)
     assert len(drawn.captions) == 3
     for image, caption in zip(drawn.images, drawn.captions, strict=True):
         assert caption in (f"{value_of(image)} 0", f"{value_of(image)} 1")
-    with pytest.raises(ValueError, match=r"gap\.pairs=5 of 4"):
+    with pytest.raises(ValueError, match=r"gap\.pairs=5, but there are 4 pairs"):
         coco.from_json(file, tmp_path / "val", n=5, seed=0)
     (tmp_path / "val" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"no image .*2\.png, which .*captions\.json describes"):
         coco.from_json(file, tmp_path / "val", n=4, seed=0)
     file.write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="is no COCO captions file: KeyError: 'annotations'"):
+    with pytest.raises(ValueError, match="is not a COCO captions file: KeyError: 'annotations'"):
         coco.from_json(file, tmp_path / "val", n=1, seed=0)
     with pytest.raises(FileNotFoundError, match="the annotations' JSON file"):
         coco.from_json("", "", n=1, seed=0)

@@ -8,12 +8,15 @@ import pytest
 
 import clip_jax
 from tldr_jax import words
-from tldr_jax.words import WordSet, filters, templates
+from tldr_jax.words import WordList, WordSet, filters, templates
 from tldr_jax.words.filters import EmptyWordListError
 from tldr_jax.words.templates import fill
 
 TEMPLATES = templates.get("scenes")
-quiet = {"progress": False}
+
+
+def apply(word_set, **switches):
+    return filters.apply(word_set, filters.embed(clip(), word_set, TEMPLATES, progress=False), **switches)
 
 
 @functools.cache
@@ -41,14 +44,14 @@ def head(embeddings):
 def loop(word_set, *, clip_target, clip_spurious, classifier):
     """One word at a time: the words that stay, in order, and (filter, word, taken for) of the others."""
     kept, dropped = {}, set()
-    for lists, anchors, template, by_clip in (
-        (word_set.target, word_set.target_anchors, TEMPLATES.target_anchor, clip_target),
-        (word_set.spurious, word_set.spurious_anchors, TEMPLATES.spurious_anchor, clip_spurious),
+    for lists, template, by_clip in (
+        (word_set.target, TEMPLATES.target_anchor, clip_target),
+        (word_set.spurious, TEMPLATES.spurious_anchor, clip_spurious),
     ):
-        marks = {name: embed_one(fill(template, anchors[name], articles=True)) for name in lists}
-        for i, (name, listed) in enumerate(lists.items()):
+        marks = {own.name: embed_one(fill(template, own.anchor, articles=True)) for own in lists}
+        for i, (name, own) in enumerate((own.name, own) for own in lists):
             kept[name] = []
-            for word in listed:
+            for word in own.words:
                 embedding, reasons = embed_one(fill(template, word, articles=True)), set()
                 if by_clip:
                     nearest = max(marks, key=lambda other: cosine(embedding, marks[other]))
@@ -72,18 +75,16 @@ def spoilt():
 @pytest.mark.parametrize("off", [None, "clip_target", "clip_spurious", "classifier"])
 def test_against_a_loop_over_words(spoilt, off):
     switches = {name: name != off for name in ("clip_target", "clip_spurious", "classifier")}
-    kept, report = filters.apply(clip(), spoilt, TEMPLATES, logits=head, **switches, **quiet)
     expected, dropped = loop(spoilt, **switches)
-    assert {**kept.target, **kept.spurious} == expected
+    kept, report = apply(spoilt, logits=head if switches.pop("classifier") else None, **switches)
+    assert kept.listed("target") | kept.listed("spurious") == expected
     assert {(entry.filter, entry.word, entry.taken_for) for entry in report.dropped} == dropped
     assert 10 < len(dropped) < 60  # otherwise there is nothing to compare
     np.testing.assert_array_equal(kept.allowed, spoilt.allowed)
 
 
 def test_no_filter_keeps_everything(spoilt):
-    kept, report = filters.apply(
-        clip(), spoilt, TEMPLATES, clip_target=False, clip_spurious=False, classifier=False, **quiet
-    )
+    kept, report = apply(spoilt, clip_target=False, clip_spurious=False)
     assert kept.target == spoilt.target and kept.spurious == spoilt.spurious
     assert not report.dropped and report.before == report.after
 
@@ -93,34 +94,38 @@ def test_the_clip_of_scenes_tells_its_words_apart():
     right = words.load("scenes")
     for share in (0.0, 0.4):
         spoilt = words.with_junk(right, share, seed=1)
-        kept, _ = filters.apply(clip(), spoilt, TEMPLATES, classifier=False, **quiet)
+        kept, _ = apply(spoilt)
         for part in words.PARTS:
-            for name, listed in getattr(right, part).items():
-                assert set(listed) <= set(getattr(kept, part)[name]) <= set(listed) | set(right.unrelated)
+            for name, listed in right.listed(part).items():
+                assert set(listed) <= set(kept.listed(part)[name]) <= set(listed) | set(right.unrelated)
 
 
 def test_values_of_different_pairs_do_not_compete():
     """A lake is nearer to water than to the lawns of dogs, whatever the anchors of the dogs' places are."""
     lists = words.load("scenes")
-    places = {"land": ("grass", "sand"), "water": ("lake", "sea"), "wet": ("river", "rain"), "dry": ("brick", "snow")}
-    pairs = np.array([[True, True, False, False], [False, False, True, True]])
-    anchors = {"land": "land", "water": "water", "wet": "water", "dry": "land"}
-    word_set = WordSet("x", lists.target, places, lists.target_anchors, anchors, pairs)
-    kept, report = filters.apply(clip(), word_set, TEMPLATES, clip_target=False, classifier=False, **quiet)
+    places = (
+        WordList("land", ("grass", "sand")),
+        WordList("water", ("lake", "sea")),
+        WordList("wet", ("river", "rain"), anchor="water"),
+        WordList("dry", ("brick", "snow"), anchor="land"),
+    )
+    pairs = (("curved", "land"), ("curved", "water"), ("angular", "wet"), ("angular", "dry"))
+    word_set = WordSet(lists.target, places, pairs)
+    assert word_set.allowed.tolist() == [[True, True, False, False], [False, False, True, True]]
+    kept, report = apply(word_set, clip_target=False)
     assert kept.spurious == places and not report.dropped
     # Were they all to compete, the values with equal anchors could not be told apart.
-    everything = WordSet("x", lists.target, places, lists.target_anchors, anchors, np.ones((2, 4), bool))
     with pytest.raises(EmptyWordListError, match="spurious 'wet'"):
-        filters.apply(clip(), everything, TEMPLATES, clip_target=False, classifier=False, **quiet)
+        apply(WordSet(lists.target, places), clip_target=False)
 
 
 def test_report(spoilt):
-    kept, report = filters.apply(clip(), spoilt, TEMPLATES, logits=head, **quiet)
+    kept, report = apply(spoilt, logits=head)
     for part in words.PARTS:
-        for name, listed in getattr(spoilt, part).items():
+        for name, listed in spoilt.listed(part).items():
             gone = {entry.word for entry in report.dropped if entry.name == name}
             assert report.before[part][name] == len(listed)
-            assert report.after[part][name] == len(getattr(kept, part)[name]) == len(set(listed) - gone)
+            assert report.after[part][name] == len(kept.listed(part)[name]) == len(set(listed) - gone)
     assert all(entry.margin > 0 and entry.taken_for != entry.name for entry in report.dropped)
     first = next(entry for entry in report.dropped if entry.filter == "clip" and entry.part == "target")
     own, other = (embed_one(fill("a photo of a {}", f"{name} shape", articles=True)) for name in ("curved", "angular"))
@@ -137,22 +142,19 @@ def test_an_empty_list_names_the_filter_that_emptied_it():
     lists = words.load("scenes")
     only_curved = lambda embeddings: np.tile([1.0, 0.0], (len(embeddings), 1))
     with pytest.raises(EmptyWordListError, match="target 'angular': of 12, the classifier filter 12 dropped") as error:
-        filters.apply(clip(), lists, TEMPLATES, logits=only_curved, **quiet)
-    assert "switch a filter off (classifier=False)" in str(error.value)
-    swapped = WordSet(
-        "x", lists.target, {"land": ("lake", "sea"), "water": ("lawn",)}, lists.target_anchors, lists.spurious_anchors,
-        lists.allowed,
-    )  # fmt: skip
-    with pytest.raises(EmptyWordListError, match=r"spurious 'land': of 2, the clip filter 2 .*\(clip_spurious=False\)"):
-        filters.apply(clip(), swapped, TEMPLATES, classifier=False, **quiet)
+        apply(lists, logits=only_curved)
+    assert "switch a filter off (words.classifier_filter=False)" in str(error.value)
+    assert error.value.report.after["target"] == {"curved": 12, "angular": 0}
+    swapped = lists.replaced("spurious", {"land": ("lake", "sea"), "water": ("lawn",)})
+    match = r"spurious 'land': of 2, the clip filter 2 .*\(words.clip_filter=False\)"
+    with pytest.raises(EmptyWordListError, match=match):
+        apply(swapped)
 
 
 def test_scores_that_cannot_be_used():
     lists = words.load("scenes")
-    with pytest.raises(ValueError, match="needs logits; give them, or switch it off"):
-        filters.apply(clip(), lists, TEMPLATES, **quiet)
     with pytest.raises(ValueError, match=r"24 words in 2 classes have the shape \(24, 3\)"):
-        filters.apply(clip(), lists, TEMPLATES, logits=lambda x: np.zeros((len(x), 3)), **quiet)
+        apply(lists, logits=lambda x: np.zeros((len(x), 3)))
 
     def broken(embeddings):
         scores = np.zeros((len(embeddings), 2))
@@ -160,7 +162,7 @@ def test_scores_that_cannot_be_used():
         return scores
 
     with pytest.raises(ValueError, match="the word 'ring' are not finite"):
-        filters.apply(clip(), lists, TEMPLATES, logits=broken, **quiet)
+        apply(lists, logits=broken)
 
 
 def test_judge_among_rivals():

@@ -6,17 +6,16 @@ import os
 import re
 import threading
 
-import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
+import launch.train
 from configs.tldr.words import get_config
 from launch.llm import Endpoint, EndpointError, Llm, ReplyError, from_config
-from launch.run import Run
 from tests.commands import finish, train
 from tests.launch.endpoint import serve
 from tldr_jax import words
-from tldr_jax.words import WordSet, generate
+from tldr_jax.words import WordList, WordSet, generate
 from tldr_jax.words.generate import parse_words
 
 DESCRIPTIONS = {
@@ -24,13 +23,9 @@ DESCRIPTIONS = {
     "spurious": {"in": "indoor places", "out": "outdoor places"},
 }
 OUTLINE = WordSet(
-    "pets",
-    {"cat": (), "dog": ()},
-    {"in": (), "out": ()},
-    {"cat": "cat", "dog": "dog"},
-    {"in": "indoors", "out": "outdoors"},
-    np.ones((2, 2), bool),
-    DESCRIPTIONS,
+    tuple(WordList(name, (), name, text) for name, text in DESCRIPTIONS["target"].items()),
+    tuple(WordList(name, (), f"{name}doors", text) for name, text in DESCRIPTIONS["spurious"].items()),
+    name="pets",
 )
 
 
@@ -69,13 +64,14 @@ def test_lists_are_asked_for_in_rounds(tmp_path):
     with serve(obedient) as served:
         found, report = generate.generate(model(served.url, tmp_path), OUTLINE, count=7, batch=3)
     for part in words.PARTS:
-        for name in getattr(OUTLINE, part):
-            assert getattr(found, part)[name] == tuple(f"{name} number {i}" for i in range(7))
+        for name in OUTLINE.listed(part):
+            assert found.listed(part)[name] == tuple(f"{name} number {i}" for i in range(7))
             assert report.got[part][name] == 7 and report.rounds[part][name] == 3
     dogs = [asked(body) for body in served.requests if asked(body)[0] == "dog"]
     assert [(count, len(known)) for _, count, known in dogs] == [(3, 0), (3, 3), (1, 6)]
     assert served.requests[0]["messages"][0]["content"] == generate.SYSTEM
-    assert found.target_anchors == OUTLINE.target_anchors and found.note == "Written by m."
+    assert [own.anchor for own in found.target] == [own.anchor for own in OUTLINE.target]
+    assert found.note == "Written by m."
     words.save(found, tmp_path / "pets.json")
     assert words.load(tmp_path / "pets.json").spurious == found.spurious
 
@@ -97,7 +93,7 @@ def test_repeated_words_are_dropped(tmp_path):
 
     with serve(forgetful) as served:
         found, report = generate.generate(model(served.url, tmp_path), OUTLINE, count=20, batch=10, rounds=9)
-    assert found.target["dog"] == tuple(f"dog {i}" for i in range(5))
+    assert found.listed("target")["dog"] == tuple(f"dog {i}" for i in range(5))
     assert report.got["target"]["dog"] == 5
     assert report.repeated["target"]["dog"] == ["The DOG-0", "dog 0."] * 5
     assert report.rounds["target"]["dog"] == 5  # the last two brought nothing new
@@ -108,7 +104,7 @@ def test_repeated_words_are_dropped(tmp_path):
 def test_more_words_than_asked_for_are_left(tmp_path):
     with serve(lambda body, n: reply([f"{asked(body)[0]} {i}" for i in range(9)])) as served:
         found, report = generate.generate(model(served.url, tmp_path), OUTLINE, count=4, batch=4)
-    assert found.target["cat"] == tuple(f"cat {i}" for i in range(4))
+    assert found.listed("target")["cat"] == tuple(f"cat {i}" for i in range(4))
     assert len(served.requests) == 4 and report.repeated["target"]["cat"] == []
 
 
@@ -121,19 +117,19 @@ def test_a_word_of_two_lists_is_dropped_from_both(tmp_path):
     }
     with serve(lambda body, n: reply(listed[asked(body)[0]])) as served:
         found, report = generate.generate(model(served.url, tmp_path), OUTLINE, count=3, batch=3, rounds=1)
-    assert found.target == {"cat": ("tabby",), "dog": ("pug",)}
-    assert found.spurious == {"in": ("kitchen",), "out": ("lawn",)}
+    assert found.listed("target") == {"cat": ("tabby",), "dog": ("pug",)}
+    assert found.listed("spurious") == {"in": ("kitchen",), "out": ("lawn",)}
     assert report.contested == {"persian": ["cat", "dog"], "sofa": ["cat", "in"], "porch": ["in", "out"]}
     assert "dropped from both: persian (cat, dog), sofa (cat, in), porch (in, out)" in str(report)
     assert report.to_json()["got"] == {"target": {"cat": 1, "dog": 1}, "spurious": {"in": 1, "out": 1}}
 
 
 def test_values_of_different_pairs_may_share_a_word(tmp_path):
-    apart = WordSet(**{**vars(OUTLINE), "allowed": np.eye(2, dtype=bool)})
+    apart = dataclasses.replace(OUTLINE, pairs=(("cat", "in"), ("dog", "out")))
     listed = {"cat": ["tabby"], "dog": ["pug"], "in": ["porch"], "out": ["porch"]}
     with serve(lambda body, n: reply(listed[asked(body)[0]])) as served:
         found, report = generate.generate(model(served.url, tmp_path), apart, count=1, rounds=1)
-    assert found.spurious == {"in": ("porch",), "out": ("porch",)} and report.contested == {}
+    assert found.listed("spurious") == {"in": ("porch",), "out": ("porch",)} and report.contested == {}
 
 
 def test_a_list_with_no_word_of_its_own(tmp_path):
@@ -161,7 +157,7 @@ def test_partial_work_is_kept_when_the_endpoint_goes_down(tmp_path):
     with serve(obedient) as served:
         found, _ = generate.generate(model(served.url, tmp_path), OUTLINE, count=6, batch=2)
     assert len(served.requests) == 4 * 3 - 5
-    assert found.target["dog"] == tuple(f"dog number {i}" for i in range(6))
+    assert found.listed("target")["dog"] == tuple(f"dog number {i}" for i in range(6))
 
 
 def test_a_reply_that_is_not_what_was_asked_for_is_asked_again(tmp_path):
@@ -170,13 +166,13 @@ def test_a_reply_that_is_not_what_was_asked_for_is_asked_again(tmp_path):
 
     with serve(chatty) as served:
         found, _ = generate.generate(model(served.url, tmp_path), OUTLINE, count=2, batch=2)
-        assert found.target["cat"] == ("cat number 0", "cat number 1")
+        assert found.listed("target")["cat"] == ("cat number 0", "cat number 1")
     with serve(lambda body, n: "no") as served, pytest.raises(ReplyError, match="m did not answer as asked in 2"):
         generate.generate(model(served.url, tmp_path / "new", attempts=2), OUTLINE, count=2)
 
 
 def test_what_it_needs_to_ask(tmp_path):
-    no_description = WordSet(**{**vars(OUTLINE), "descriptions": {"target": DESCRIPTIONS["target"]}})
+    no_description = dataclasses.replace(OUTLINE, spurious=(WordList("in", ()), WordList("out", ())))
     with pytest.raises(ValueError, match="spurious 'in' of pets needs a description"):
         generate.generate(model("", tmp_path), no_description)
     with pytest.raises(ValueError, match="count=0"):
@@ -190,8 +186,8 @@ def test_what_it_needs_to_ask(tmp_path):
         ('{"words": "a"}', "not a JSON object of the form"),
         ('{"words": ["a"], "note": "b"}', "not a JSON object of the form"),
         ('{"words": []}', "has no words"),
-        ('{"words": ["a", 3]}', "3 is no word"),
-        ('{"words": [" . "]}', "is no word"),
+        ('{"words": ["a", 3]}', "3 is not a word"),
+        ('{"words": [" . "]}', "is not a word"),
         ('{"words": ["' + "long " * 20 + '"]}', "longer than 60"),
         ("tabby, Persian", "not JSON alone"),
     ],
@@ -217,11 +213,7 @@ def execute(workdir, values):
     """`launch.train` within this process."""
     config = get_config()
     config.update_from_flattened_dict(values)
-    run = Run.open(workdir, config, revisable=generate.REVISABLE)
-    try:
-        return run.finish(generate.run(run.config, run))
-    finally:
-        run.close()
+    return launch.train.execute(config, str(workdir))
 
 
 def test_the_experiment_leaves_a_word_list(tmp_path):
@@ -239,8 +231,8 @@ def test_the_experiment_leaves_a_word_list(tmp_path):
     assert json.loads((run / "result.json").read_text()) == result
     assert json.loads((run / "report.json").read_text())["rounds"]["target"] == {"cat": 2, "dog": 2}
     found = words.load(run / "words.json")
-    assert found.target["cat"] == tuple(f"cat number {i}" for i in range(4))
-    assert execute(tmp_path / "again", options("", tmp_path, log=str(run / "replies.jsonl"))) == result
+    assert found.listed("target")["cat"] == tuple(f"cat number {i}" for i in range(4))
+    assert execute(tmp_path / "again", options("", tmp_path, log=str(run / "store" / "replies.jsonl"))) == result
     assert (tmp_path / "again" / "words.json").read_text() == (run / "words.json").read_text()
 
 

@@ -77,7 +77,7 @@ def test_groups_that_are_not_allowed_do_not_count():
     "change, message",
     [
         (dict(spurious=np.where(LABELS == 0, 0, SPURIOUS)), r"of class 0 \(landbird\) and of .* 1 \(water\)"),
-        (dict(labels=np.where(LABELS == 0, 0, 2)), "image 6 has label 2; there are 0 to 1"),
+        (dict(labels=np.where(LABELS == 0, 0, 2)), "image 6 has label 2; valid: 0 to 1"),
         (dict(spurious=SPURIOUS - 1), "image 0 has spurious value -1"),
         (dict(predictions=PREDICTED[1:]), "10 labels need as many predictions"),
         (dict(allowed=[[1, 1], [0, 1]]), r"3 images are of class 1 \(waterbird\) and of spurious value 0 \(land\)"),

@@ -81,7 +81,7 @@ def test_shards_and_hosts_add_up(data):
 def test_rows_are_converted_in_blocks(data, monkeypatch):
     x, y, gap = data
     whole = projector.fit(x, y, gap, ridge=1.0, relu=True)
-    monkeypatch.setattr(projector, "_ROWS", 16)
+    monkeypatch.setattr(projector.linear, "_ROWS", 16)
     np.testing.assert_allclose(projector.fit(x, y, gap, ridge=1.0, relu=True).weight, whole.weight, rtol=1e-10)
 
 

@@ -160,7 +160,7 @@ def test_a_grid_is_every_combination():
 
 def network(seed=0):
     """An untrained network as a projector."""
-    params = mlp_projector.Mlp(4, F).init(jax.random.key(seed), np.zeros((1, D)))["params"]
+    params = mlp_projector.ProjectorMlp(4, F).init(jax.random.key(seed), np.zeros((1, D)))["params"]
     rng = np.random.default_rng(seed)
     return mlp_projector.MlpProjector(
         params, np.eye(D)[:1], rng.normal(size=D), np.float32(2), rng.normal(size=F), np.float32(3), hidden=4, relu=True
@@ -249,7 +249,7 @@ def test_text_sets_without_words(change, message):
         (dict(target=np.zeros((7, 3, D + 1))), "differ in width"),
         (dict(target=np.zeros((7, 0, D))), "none of it 0"),
         (dict(target_class=np.zeros(6, int)), "7 words need as many numbers of their class"),
-        (dict(target_class=np.full(7, 2)), "word 0 is of class 2; there are 0 to 1"),
+        (dict(target_class=np.full(7, 2)), "word 0 is of class 2; valid: 0 to 1"),
     ],
 )
 def test_text_sets_that_do_not_fit_together(change, message):

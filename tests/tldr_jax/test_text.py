@@ -11,13 +11,15 @@ import pytest
 import clip_jax
 from clip_jax import model
 from launch.data import scenes
+from launch.stages import File
+from launch.store import Store
 from tests.clip_jax import towers
-from tldr_jax import words
+from tldr_jax import stages, words
 from tldr_jax.words import templates, text
 from tldr_jax.words.templates import Templates, fill
 
 TOLERANCE = 2e-5
-TWO = Templates("two", ("a {}", "this is a {}"), ("the {}", "a photo of the {}"), articles=True)
+TWO = Templates(("a {}", "this is a {}"), ("the {}", "a photo of the {}"), articles=True, name="two")
 
 
 @functools.cache
@@ -52,7 +54,7 @@ def test_template_sets(name):
 
 
 def test_unknown_templates_list_those_there_are():
-    with pytest.raises(ValueError, match="no templates 'clip'; there are: imagenet, photo, scenes"):
+    with pytest.raises(ValueError, match="unknown templates 'clip'; valid names: 'imagenet', 'photo', 'scenes'"):
         templates.get("clip")
 
 
@@ -65,7 +67,7 @@ def test_a_template_has_one_place_for_the_word(wrong):
 
 def test_as_many_templates_for_either_role():
     with pytest.raises(ValueError, match="there are 2 and 1"):
-        Templates("x", ("a {}", "the {}"), ("a {}",))
+        Templates(("a {}", "the {}"), ("a {}",), name="x")
 
 
 def test_fill():
@@ -78,12 +80,13 @@ def test_prompts_of_scenes_are_made_of_the_words_of_its_captions():
     found, lists = templates.get("scenes"), words.load("scenes")
     prompts = {
         fill(template, word, articles=True)
-        for own, anchor, group, anchors in (
-            (found.target, found.target_anchor, lists.target, lists.target_anchors),
-            (found.spurious, found.spurious_anchor, lists.spurious, lists.spurious_anchors),
+        for own, anchor, group in (
+            (found.target, found.target_anchor, lists.target),
+            (found.spurious, found.spurious_anchor, lists.spurious),
         )
         for template in (*own, anchor)
-        for word in (*(w for listed in group.values() for w in listed), *anchors.values())
+        for each in group
+        for word in (*each.words, each.anchor)
     }
     assert "this is an arrow" in prompts and "a photo of an angular shape" in prompts
     assert {word for prompt in prompts for word in prompt.split()} <= set(scenes.vocabulary())
@@ -101,8 +104,7 @@ def embedded():
 
 def test_tables(embedded):
     lists = words.load("scenes")
-    target = [word for listed in lists.target.values() for word in listed]
-    spurious = [word for listed in lists.spurious.values() for word in listed]
+    target, spurious = ([word for own in lists.lists(part) for word in own.words] for part in words.PARTS)
     assert embedded.target.shape == (24, 2, 64) and embedded.spurious.shape == (21, 2, 64)
     assert embedded.target.dtype == embedded.spurious.dtype == np.float32
     prompts = [fill(t, w, articles=True) for w in target for t in TWO.target]
@@ -140,13 +142,18 @@ def test_equal_prompts_are_embedded_once(monkeypatch):
     np.testing.assert_allclose(found, one_by_one(prompts), atol=TOLERANCE)
 
 
-def test_a_cache_is_used(tmp_path, monkeypatch):
-    lists = words.load("scenes")
-    first = text.embed(clip(), lists, TWO, cache=tmp_path, progress=False)
-    assert len(list(tmp_path.glob("*.npy"))) == 1
+def test_embeddings_are_kept_by_the_content_of_the_words(tmp_path, monkeypatch):
+    frozen, lists = stages.FrozenClip(File(str(clip_jax.embedded("scenes")))), words.load("scenes")
+    first = Store(tmp_path).get(stages.EmbeddedWords(frozen, lists, TWO))
     monkeypatch.setattr(clip_jax.embed, "_run", lambda *_: pytest.fail("computed again"))
-    again = text.embed(clip(), lists, TWO, cache=tmp_path, progress=False)
-    np.testing.assert_array_equal(first.spurious, again.spurious)
+    words.save(lists, tmp_path / "copy.json")
+    same = stages.EmbeddedWords(frozen, words.load(tmp_path / "copy.json"), TWO)
+    again = Store(tmp_path).get(same)
+    np.testing.assert_array_equal(first.texts.spurious, again.texts.spurious)
+    np.testing.assert_array_equal(first.anchored.anchors["target"], again.anchored.anchors["target"])
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        fewer = lists.replaced("target", lists.listed("target") | {"curved": ("ring",)})
+        Store(tmp_path).get(stages.EmbeddedWords(frozen, fewer, TWO))
 
 
 def test_a_prompt_that_would_lose_its_end():
@@ -167,8 +174,8 @@ def test_a_clip_without_tokenizer_says_so():
 def test_rows_of_the_kept_words(share):
     everything = words.with_junk(words.load("scenes"), share, seed=0)
     tables = text.embed(clip(), everything, TWO, progress=False)
-    pick = lambda lists: {name: np.arange(len(listed)) % 3 != 1 for name, listed in lists.items()}
-    kept = words.select(everything, pick(everything.target), pick(everything.spurious))
+    pick = lambda part: {name: np.arange(len(own)) % 3 != 1 for name, own in everything.listed(part).items()}
+    kept = words.select(everything, pick("target"), pick("spurious"))
     ours, alone = text.narrow(tables, everything, kept), text.embed(clip(), kept, TWO, progress=False)
     assert len(ours.target) < len(tables.target)
     for name in ("target", "spurious"):

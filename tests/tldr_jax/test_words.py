@@ -1,5 +1,6 @@
 """Word lists: those of the package, how they are read, and what is refused."""
 
+import dataclasses
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 
 from launch.data.scenes import vocabulary, world
 from tldr_jax import words
+from tldr_jax.words import WordList
 
 SMALL = {
     "note": "by hand",
@@ -36,10 +38,11 @@ def test_a_file_of_ones_own(tmp_path):
     found = words.load(write(tmp_path, SMALL))
     assert found.name == "pets" and found.note == "by hand" and found.unrelated == ("violin",)
     assert found.classes == ("cat", "dog") and found.values == ("in", "out", "sea")
-    assert found.target == {"cat": ("tabby", "Persian"), "dog": ("pug",)}
-    assert found.spurious == {"in": ("kitchen", "sofa"), "out": ("lawn", "street"), "sea": ("lawn",)}
-    assert found.target_anchors == {"cat": "cat", "dog": "hound"}
-    assert found.descriptions["spurious"] == {"in": "", "out": "places outdoors", "sea": ""}
+    assert found.target == (WordList("cat", ("tabby", "Persian"), "cat", ""), WordList("dog", ("pug",), "hound", ""))
+    assert found.listed("target") == {"cat": ("tabby", "Persian"), "dog": ("pug",)}
+    assert found.listed("spurious") == {"in": ("kitchen", "sofa"), "out": ("lawn", "street"), "sea": ("lawn",)}
+    assert {own.name: own.anchor for own in found.target} == {"cat": "cat", "dog": "hound"}
+    assert {own.name: own.description for own in found.spurious} == {"in": "", "out": "places outdoors", "sea": ""}
     assert found.allowed.tolist() == [[True, True, False], [False, False, True]]
     assert words.rival_values(found).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
@@ -56,13 +59,14 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
         words.save(before, tmp_path / "copy.json")
         after = words.load(tmp_path / "copy.json")
         assert words.to_json(after) == words.to_json(before)
+        assert (after.target, after.spurious) == (before.target, before.spurious)
         np.testing.assert_array_equal(after.allowed, before.allowed)
 
 
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"extra": 1}, "unknown key 'extra'; there are: .*pairs"),
+        ({"extra": 1}, "unknown key 'extra'; valid: .*pairs"),
         ({"target": {"cat": {"words": ["tabby"]}}}, "'target' has to be an object of at least 2"),
         ({"spurious": {}}, "'spurious' has to be an object of at least 1"),
         ({"target": {"cat": ["tabby"], "dog": {"words": ["pug"]}}}, "target 'cat' has to be a JSON object, not list"),
@@ -123,11 +127,11 @@ def test_a_file_that_is_no_json_object(tmp_path):
 
 def test_an_outline_may_lack_words(tmp_path):
     path = write(tmp_path, small(target={"cat": {"description": "breeds of cats"}, "dog": {}}))
-    assert words.load(path, outline=True).target == {"cat": (), "dog": ()}
+    assert words.load(path, outline=True).listed("target") == {"cat": (), "dog": ()}
 
 
 def test_unknown_names_list_the_sets(tmp_path):
-    with pytest.raises(ValueError, match="'waterbird'; there are: celeba, scenes, spuco_animals, waterbirds, or"):
+    with pytest.raises(ValueError, match="'waterbird'; valid: celeba, scenes, spuco_animals, waterbirds, or"):
         words.load("waterbird")
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         words.load(tmp_path / "none.json")
@@ -166,11 +170,12 @@ def test_every_set_of_the_package_is_tested():
 def test_sets_of_the_package(name):
     found = words.load(name)
     assert (found.classes, found.values) == SETS[name]  # in the order of the data set's labels
-    assert found.note and all(found.descriptions[part][key] for part in words.PARTS for key in getattr(found, part))
+    lists = [own for part in words.PARTS for own in found.lists(part)]
+    assert found.note and all(own.description for own in lists)
     if name != "scenes":
-        sizes = [len(listed) for part in words.PARTS for listed in getattr(found, part).values()]
+        sizes = [len(own.words) for own in lists]
         assert min(sizes) >= 150 and max(sizes) <= 200
-    listed = {words.key(word) for part in words.PARTS for own in getattr(found, part).values() for word in own}
+    listed = {words.key(word) for own in lists for word in own.words}
     assert not listed & {words.key(word) for word in found.unrelated}
 
 
@@ -178,13 +183,14 @@ def test_words_of_one_pair_of_spuco_animals_are_combined_inside_it():
     found = words.load("spuco_animals")
     assert found.allowed.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     birds = words.load("waterbirds")
-    assert found.target["landbird"] == birds.target["landbird"] and found.spurious["water"] == birds.spurious["water"]
+    assert found.listed("target")["landbird"] == birds.listed("target")["landbird"]
+    assert found.listed("spurious")["water"] == birds.listed("spurious")["water"]
 
 
 def test_scenes_has_the_words_of_its_captions():
     found = words.load("scenes")
     values = {"curved": world.CURVED, "angular": world.ANGULAR, "land": world.LAND, "water": world.WATER}
-    lists = {**found.target, **found.spurious}
+    lists = {**found.listed("target"), **found.listed("spurious")}
     assert lists == {name: tuple(w for v in own for w in world.SYNONYMS[v]) for name, own in values.items()}
     assert set(found.unrelated) < set(vocabulary())
 
@@ -192,11 +198,11 @@ def test_scenes_has_the_words_of_its_captions():
 def test_celeba_keeps_hair_and_gender_apart():
     found = words.load("celeba")
     says_gender = {"woman", "man", "girl", "boy", "female", "male", "lady", "gentleman", "actress", "mother", "father"}
-    for listed in found.target.values():
+    for listed in found.listed("target").values():
         assert not [word for word in listed if set(word.lower().split()) & says_gender]
-    for listed in found.spurious.values():
+    for listed in found.listed("spurious").values():
         assert not [word for word in listed if re.search(r"\bhair|blond|brunette|redhead", word)]
-    assert not [word for word in found.target["not blond"] if "blond" in word]
+    assert not [word for word in found.listed("target")["not blond"] if "blond" in word]
 
 
 # -- Selection and junk ------------------------------------------------------------------------
@@ -207,9 +213,9 @@ def test_select(tmp_path):
     masks = {"cat": np.array([False, True]), "dog": np.array([True])}
     spurious = {"in": np.array([True, True]), "out": np.array([True, False]), "sea": np.array([False])}
     kept = words.select(found, masks, spurious)
-    assert kept.target == {"cat": ("Persian",), "dog": ("pug",)}
-    assert kept.spurious == {"in": ("kitchen", "sofa"), "out": ("lawn",), "sea": ()}
-    assert kept.target_anchors == found.target_anchors
+    assert kept.listed("target") == {"cat": ("Persian",), "dog": ("pug",)}
+    assert kept.listed("spurious") == {"in": ("kitchen", "sofa"), "out": ("lawn",), "sea": ()}
+    assert [own.anchor for own in kept.target] == [own.anchor for own in found.target]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4])
@@ -221,9 +227,9 @@ def test_junk(share):
         **{"land": ["water"], "water": ["land"], "indoor": ["outdoor"], "outdoor": ["indoor"]},
     }
     for part in words.PARTS:
-        lists = getattr(found, part)
+        lists = found.listed(part)
         for name, own in lists.items():
-            after = getattr(spoilt, part)[name]
+            after = spoilt.listed(part)[name]
             junk = after[len(own) :]
             assert after[: len(own)] == own
             assert abs(len(junk) / len(after) - share) < 0.5 / len(own)
@@ -235,7 +241,7 @@ def test_junk(share):
 
 def test_junk_is_a_function_of_the_seed():
     found = words.load("scenes")
-    draws = [words.with_junk(found, 0.3, seed=seed).target["curved"] for seed in (0, 0, 1)]
+    draws = [words.with_junk(found, 0.3, seed=seed).listed("target")["curved"] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert words.with_junk(found, 0.0, seed=0).target == found.target
 
@@ -245,8 +251,7 @@ def test_junk_without_unrelated_words_comes_from_the_other_lists(tmp_path):
     found = words.load(write(tmp_path, values))
     with pytest.raises(ValueError, match=r"50% junk in spurious 's' takes 1 other words, and there are 0"):
         words.with_junk(found, 0.5, seed=0)
-    found.spurious["t"] = ("r",)
-    object.__setattr__(found, "allowed", np.ones((2, 2), bool))
-    assert set(words.with_junk(found, 0.5, seed=0).target["a"]) == {"x", "y", "z", "w"}
+    found = dataclasses.replace(found, spurious=(*found.spurious, WordList("t", ("r",))), pairs=())
+    assert set(words.with_junk(found, 0.5, seed=0).listed("target")["a"]) == {"x", "y", "z", "w"}
     with pytest.raises(ValueError, match="outside"):
         words.with_junk(found, 1.0, seed=0)

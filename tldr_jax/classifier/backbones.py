@@ -1,4 +1,4 @@
-"""The classifiers that are debiased, by name: networks whose `out["features"]` a linear head, `fc`, takes."""
+"""The classifiers that are debiased, by name: networks whose `out["features"]` feed a linear head, `fc`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from launch.data import augment
 from launch.networks import weights
 from launch.networks.cnn import ResNet
+from launch.stages import require, require_known
 from tldr_jax.classifier import vit
 from tldr_jax.classifier.cnn import SmallCnn
 
 HEAD = "fc"
 _DEPTHS = (3, 4, 6, 3)
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a network by its name.
+    """Facts about a network.
 
     Attributes:
       features: the length f of its features.
-      relu: whether they are what a ReLU gives, so that the projector ends in one too.
+      relu: whether they come out of a ReLU, so that the projector ends in one too.
       image_size: side of the images that its published weights take; 0 for any.
     """
 
@@ -41,31 +44,66 @@ KINDS = {
 }
 
 
-def kind(name: str) -> Kind:
-    """Of the network called `name`.
+@dataclass(frozen=True)
+class Backbone:
+    """A network and the images that it takes.
 
-    Raises:
-      ValueError: there is none; lists those there are.
+    Attributes:
+      name: one of `KINDS`.
+      image_size: side of its images, in pixels.
+      mean, std: per channel, in [0, 1] units, of the normalisation; () for ImageNet's.
     """
-    if name not in KINDS:
-        raise ValueError(f"unknown backbone {name!r}; there are {', '.join(KINDS)}")
-    return KINDS[name]
+
+    name: str
+    image_size: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        require_known(self, "name", KINDS)
+        size = self.kind.image_size
+        expected = f"{self.name} takes images of {size} pixels: set data.image_size={size}"
+        require(not size or self.image_size == size, self, "image_size", expected)
+        require(self.image_size >= 1, self, "image_size", "a side in pixels: set data.image_size=224, for example")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            ok = not values or (len(values) == 3 and (name == "mean" or min(values) > 0))
+            require(ok, self, name, "three values, those of std positive, or () for ImageNet's")
+
+    @property
+    def kind(self) -> Kind:
+        """Facts about the network."""
+        return KINDS[self.name]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of its images."""
+        return (self.image_size, self.image_size, 3)
+
+    def create(self, outputs: int) -> nn.Module:
+        """The network with a head of so many outputs, see `create`."""
+        return create(self.name, outputs)
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """uint8 images (n, h, w, c) -> float32, normalised."""
+        return augment.normalise(images, self.mean or _IMAGENET[0], self.std or _IMAGENET[1])
 
 
 def create(name: str, outputs: int) -> nn.Module:
     """The network, with a head of so many outputs: `apply(variables, x, train=False) -> (logits, out)`.
 
     Raises:
-      ValueError: unknown name; lists those there are.
+      ValueError: an unknown name; the message lists the valid ones.
     """
-    kind(name)
+    if name not in KINDS:
+        raise ValueError(f"unknown backbone {name!r}; valid names: {', '.join(map(repr, KINDS))}")
     if name == "resnet50":
         return ResNet(outputs, nn.relu, _DEPTHS, bottleneck=True, imagenet_stem=True)
     return vit.ViT(outputs) if name == "vit_b16" else SmallCnn(outputs)
 
 
 def template(module: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Its variables as shapes; {} for "batch_stats" where it has none."""
+    """The variables of a network as shapes; {} for "batch_stats" of one without batch norm."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     return {"batch_stats": {}} | dict(shapes)
 
@@ -83,30 +121,34 @@ def load(
       keep_head: take the file's head; its outputs must be as many.
 
     Raises:
-      FileNotFoundError, ValueError: no such file; tensors that are missing, extra or of another shape; it is named.
+      FileNotFoundError: no such file.
+      ValueError: tensors that are missing, extra or of another shape; they are named.
     """
     if name == "small_cnn":
-        raise ValueError(f"erm.init_from={str(path)!r}: there are no published weights of small_cnn; pretrain it")
+        raise ValueError(f"erm.init_from={str(path)!r}: no published weights of small_cnn exist; pretrain it")
     if Path(path).suffix != ".safetensors":
-        raise ValueError(f"erm.init_from={str(path)!r}: a .safetensors file with PyTorch's names is needed")
+        raise ValueError(f"erm.init_from={str(path)!r}: give a .safetensors file with PyTorch's names")
     tensors = {k: v for k, v in weights.read(path).items() if not k.endswith("num_batches_tracked")}
     heads = [tensors[k] for k in ("fc.weight", "head.weight", "heads.head.weight") if k in tensors]
     outputs = len(heads[0]) if heads and heads[0].ndim == 2 else 1000
     shapes = template(create(name, outputs), image_shape)
     try:
         if name == "resnet50":
-            found = weights.convert(name, tensors, shapes)
+            variables = weights.convert(name, tensors, shapes)
         else:
-            found = vit.convert(tensors, {"params": shapes["params"]})
+            variables = vit.convert(tensors, {"params": shapes["params"]})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    own = fresh["params"][HEAD]
-    if keep_head and outputs != own["bias"].shape[0]:
+    fresh_head = fresh["params"][HEAD]
+    if keep_head and outputs != fresh_head["bias"].shape[0]:
         raise ValueError(
-            f"{path}: its head has {outputs} outputs and the data set {own['bias'].shape[0]} classes; set "
+            f"{path}: its head has {outputs} outputs and the data set {fresh_head['bias'].shape[0]} classes; set "
             "erm.keep_head=False for a fresh one"
         )
-    found = jax.tree.map(lambda array: np.asarray(array, np.float32), {"batch_stats": {}} | found)
-    if not keep_head:
-        found = found | {"params": found["params"] | {HEAD: jax.tree.map(np.asarray, own)}}
-    return found
+    variables = jax.tree.map(lambda array: np.asarray(array, np.float32), {"batch_stats": {}} | variables)
+    return variables if keep_head else with_head(variables, fresh_head)
+
+
+def with_head(variables: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with another head."""
+    return dict(variables) | {"params": dict(variables["params"]) | {HEAD: jax.tree.map(np.asarray, dict(head))}}

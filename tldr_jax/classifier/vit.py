@@ -6,6 +6,7 @@ token after the last layer norm, which the linear head takes. Equal to timm's `v
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from flax import traverse_util
 _EPSILON = 1e-6
 
 
-class Block(nn.Module):
-    """Attention and a two-layer perceptron, each after a layer norm and beside a shortcut."""
+class VitBlock(nn.Module):
+    """Attention and a two-layer perceptron, each after a layer norm and beside a shortcut connection."""
 
     heads: int
 
@@ -34,7 +35,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Of square images; B/16 by default."""
+    """A vision transformer of square images; B/16 by default."""
 
     num_classes: int
     patch: int = 16
@@ -55,13 +56,13 @@ class ViT(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
         out = {}
         for i in range(self.depth):
-            x = out[f"block{i}"] = Block(self.heads, name=f"block{i}")(x)
+            x = out[f"block{i}"] = VitBlock(self.heads, name=f"block{i}")(x)
         x = out["features"] = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)[:, 0]
         x = out["logits"] = nn.Dense(self.num_classes, name="fc")(x)
         return x, out
 
 
-# Our module and leaf -> PyTorch's, after the block's own prefix.
+# Our module and leaf -> PyTorch's, below the prefix of the block.
 _TIMM = {
     "class_token": "cls_token",
     "positions": "pos_embed",
@@ -105,28 +106,28 @@ def convert(tensors: Mapping[str, np.ndarray], template: Mapping) -> dict:
     """
     names = _TORCHVISION if "class_token" in tensors else _TIMM
     tensors = {_modern(name): tensor for name, tensor in tensors.items()}
-    flat = traverse_util.flatten_dict(template)
-    wanted = {path: _torch_name(path, names) for path in flat}
+    flat: dict[Any, Any] = traverse_util.flatten_dict(template)
+    names_of = {path: _torch_name(path, names) for path in flat}
     problems = []
-    if missing := sorted(set(wanted.values()) - set(tensors)):
+    if missing := sorted(set(names_of.values()) - set(tensors)):
         problems.append(f"missing {', '.join(missing)}")
-    if extra := sorted(set(tensors) - set(wanted.values())):
+    if extra := sorted(set(tensors) - set(names_of.values())):
         problems.append(f"not in the model {', '.join(extra)}")
-    found = {}
+    converted = {}
     for path, leaf in flat.items():
-        if wanted[path] not in tensors:
+        if names_of[path] not in tensors:
             continue
-        array = _to_ours(np.asarray(tensors[wanted[path]]), path[-1])
+        array = _to_ours(np.asarray(tensors[names_of[path]]), path[-1])
         if array.shape != leaf.shape:
-            problems.append(f"{wanted[path]} gives shape {array.shape}, the model's is {leaf.shape}")
-        found[path] = array
+            problems.append(f"{names_of[path]} gives shape {array.shape}, the model's is {leaf.shape}")
+        converted[path] = array
     if problems:
         raise ValueError("these weights do not fit the ViT: " + "; ".join(problems))
-    return traverse_util.unflatten_dict(found)
+    return traverse_util.unflatten_dict(converted)
 
 
 def _modern(name: str) -> str:
-    """torchvision's first checkpoints call the perceptron's layers otherwise."""
+    """torchvision's current name of a tensor: its first checkpoints name the perceptron's layers differently."""
     return name.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
 
 

@@ -1,60 +1,91 @@
-"""Data sets with a spurious attribute, and image-caption pairs for the modality gap, by name."""
+"""Data sets with a spurious attribute, by name, and image-caption pairs for the modality gap."""
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from launch.data.splits import Rows
-from tldr_jax.datasets.grouped import Grouped, Part, split
+from tldr_jax.datasets import scenes, spuco, wilds
+from tldr_jax.datasets.grouped import SPLITS, Grouped, Groups, Part, split
 
-__all__ = ["NAMES", "Grouped", "Part", "load", "split"]
+__all__ = ["NAMES", "SPLITS", "TRAIN_EXAMPLES", "Grouped", "Groups", "Part", "groups", "load", "split"]
 
-NAMES = ("celeba", "celeba_tfds", "scenes", "spuco_animals", "waterbirds")
+_GROUPS = {
+    "celeba": wilds.CELEBA,
+    "celeba_tfds": wilds.CELEBA,
+    "scenes": scenes.GROUPS,
+    "spuco_animals": spuco.GROUPS,
+    "waterbirds": wilds.WATERBIRDS,
+}
+NAMES = tuple(_GROUPS)
+# Published sizes of the training splits, for programs that are compiled without the data; Scenes' is its default.
+TRAIN_EXAMPLES = {
+    "celeba": 162_770,
+    "celeba_tfds": 162_770,
+    "scenes": 3000,
+    "spuco_animals": 42_000,
+    "waterbirds": 4795,
+}
 _SUBSET = 0x7D5  # keeps the draw of subsets apart from others of the same seed
 
 
-def load(config) -> Grouped:
-    """Reads a data set.
-
-    Args:
-      config: `data` of a config: name (one of `NAMES`), path, image_size, flip, workers; seed (of Scenes, and of
-        subsets) and train_examples, val_examples, test_examples (a seeded subset; 0 for all); for Scenes correlation.
+def groups(name: str) -> Groups:
+    """Classes and spurious values of a data set; nothing is read.
 
     Raises:
-      FileNotFoundError: data that are not there; the layout expected is named.
+      ValueError: an unknown name; the message lists the valid ones.
+    """
+    if name not in _GROUPS:
+        raise ValueError(f"unknown data set {name!r}; valid names: {', '.join(map(repr, NAMES))}")
+    return _GROUPS[name]
+
+
+def load(
+    name: str,
+    path: str = "",
+    *,
+    splits: Sequence[str] = SPLITS,
+    examples: Mapping[str, int] | None = None,
+    seed: int = 0,
+    correlation: float = 0.95,
+) -> Grouped:
+    """Read a data set.
+
+    Args:
+      name: one of `NAMES`.
+      path: its folder; for celeba_tfds TFDS' ("" is the usual place), not read for scenes.
+      splits: which of train, val and test.
+      examples: size of a seeded subset by split; 0 or absent for all images, which Scenes has as many of as one asks
+        for: by default 3,000 and 2,000, validation images have to be given.
+      seed: of the subsets, and of Scenes.
+      correlation: scenes: the share of training images whose background gives the class away.
+
+    Raises:
+      FileNotFoundError: the data are missing; the message describes the layout.
       ValueError: an unknown name, or rows and images that do not fit together; the row or the file is named.
     """
-    if config.name not in NAMES:
-        raise ValueError(f"no data set {config.name!r}; there are: {', '.join(NAMES)}")
-    if config.name == "scenes":
-        from tldr_jax.datasets import scenes
+    groups(name)
+    sizes = {split: (examples or {}).get(split, 0) for split in splits}
+    if name == "scenes":
+        return scenes.load(sizes, seed=seed, correlation=correlation)
+    if name == "celeba_tfds":
+        from tldr_jax.datasets import celeba_tfds  # TFDS takes seconds to import
 
-        return scenes.load(config)
-    if config.image_size < 1:
-        raise ValueError(f"data.image_size={config.image_size}: {config.name} has no native size, take 224 for example")
-    if config.name == "celeba_tfds":
-        from tldr_jax.datasets import celeba_tfds
-
-        found = celeba_tfds.load(config.path)
-    elif config.name == "spuco_animals":
-        from tldr_jax.datasets import spuco
-
-        found = spuco.load(config.path)
+        data = celeba_tfds.load(path, splits)
     else:
-        from tldr_jax.datasets import wilds
-
-        found = wilds.load(config.name, config.path)
-    wanted = {name: config[f"{name}_examples"] for name in found.parts}
-    parts = {name: _subset(name, part, wanted[name], config.seed) for name, part in found.parts.items()}
-    sizes = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-    return dataclasses.replace(found, parts=parts, note=f"{found.note}: {sizes}")
+        data = spuco.load(path) if name == "spuco_animals" else wilds.load(name, path)
+    parts = {split: _subset(split, data.parts[split], size, seed) for split, size in sizes.items()}
+    counts = ", ".join(f"{len(part)} {split}" for split, part in parts.items())
+    return Grouped(parts, data.groups, f"{data.note}: {counts}")
 
 
-def _subset(name: str, part: Part, examples: int, seed: int) -> Part:
+def _subset(split: str, part: Part, examples: int, seed: int) -> Part:
     if examples == 0:
         return part
     if not 0 < examples <= len(part):
-        raise ValueError(f"data.{name}_examples={examples} of {len(part)}: take 1 to {len(part)}, or 0 for all of them")
+        raise ValueError(
+            f"data.{split}_examples={examples} of {len(part)}: take 1 to {len(part)}, or 0 for all of them"
+        )
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _SUBSET))))
     rows = np.sort(generator.permutation(len(part))[:examples])
     return Part(Rows(part.images, rows), part.classes[rows], part.spurious[rows])

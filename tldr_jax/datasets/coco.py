@@ -8,10 +8,10 @@ import numpy as np
 from launch.data import tfds_sets
 from launch.data.folder import Files
 from launch.data.splits import Rows
-from tldr_jax.projector.gap import Pairs, draw
+from tldr_jax.datasets.captions import CaptionedImages, draw
 
 
-def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Pairs:
+def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> CaptionedImages:
     """A random n of the images of an annotations file, each with one of its captions.
 
     Args:
@@ -21,8 +21,8 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Pai
       seed: of the draw.
 
     Raises:
-      FileNotFoundError: no such file or folder, or an image of the draw that is not there.
-      ValueError: not COCO's JSON, fewer images with captions than n.
+      FileNotFoundError: no such file or folder, or a drawn image is missing.
+      ValueError: not COCO's JSON, or fewer images with captions than n.
     """
     path, folder = Path(path).expanduser(), Path(folder).expanduser()
     if not path.is_file() or not folder.is_dir():
@@ -40,16 +40,16 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Pai
         described = sorted(captions)
         files = [names[image] for image in described]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no COCO captions file: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is not a COCO captions file: {type(error).__name__}: {error}") from error
     rows = draw(len(files), n, seed)
     chosen = [files[row] for row in rows]
     for name in chosen:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no image {folder / name}, which {path} describes")
-    return Pairs(Files(folder, chosen), _one_each([captions[described[row]] for row in rows], seed))
+    return CaptionedImages(Files(folder, chosen), _one_each([captions[described[row]] for row in rows], seed))
 
 
-def from_tfds(path: str, split: str, *, n: int, seed: int) -> Pairs:
+def from_tfds(path: str, split: str, *, n: int, seed: int) -> CaptionedImages:
     """A random n of the images of a split of `coco_captions/2014`, each with one of its captions.
 
     Args:
@@ -59,17 +59,17 @@ def from_tfds(path: str, split: str, *, n: int, seed: int) -> Pairs:
       seed: of the draw.
 
     Raises:
-      FileNotFoundError: not prepared there, in the version and format wanted.
-      ValueError: no such split, a record that cannot be read, fewer images than n.
+      FileNotFoundError: not prepared there in the required version and format.
+      ValueError: an unknown split, an unreadable record, or fewer images than n.
     """
     records = tfds_sets.Records(tfds_sets.prepared("coco_captions/2014", path), split)
     rows = draw(len(records), n, seed)
-    own = Rows(records, rows)
-    texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows)
-    return Pairs(own, _one_each(texts, seed))
+    images = Rows(records, rows)
+    texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows.tolist())
+    return CaptionedImages(images, _one_each(texts, seed))
 
 
 def _one_each(captions: list[list[str]], seed: int) -> list[str]:
-    """One of each image's captions."""
+    """One caption per image, drawn at random."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 0xC0C0))))
     return [texts[int(k * len(texts))] for texts, k in zip(captions, generator.random(len(captions)), strict=True)]

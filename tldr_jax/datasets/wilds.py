@@ -14,39 +14,28 @@ from pathlib import Path
 import numpy as np
 
 from launch.data.folder import EXTENSIONS, Files
-from tldr_jax.datasets.grouped import Grouped, Part
+from tldr_jax.datasets.grouped import SPLITS, Grouped, Groups, Part
 
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class _Kind:
-    classes: tuple[str, str]
-    spurious: tuple[str, str]
-    images: str  # their folder in ROOT
-
-
-_KINDS = {
-    "waterbirds": _Kind(("landbird", "waterbird"), ("land", "water"), ""),
-    "celeba": _Kind(("not blond", "blond"), ("female", "male"), "img_align_celeba"),
-}
+WATERBIRDS = Groups(("landbird", "waterbird"), ("land", "water"))
+CELEBA = Groups(("not blond", "blond"), ("female", "male"))
+_KINDS = {"waterbirds": (WATERBIRDS, ""), "celeba": (CELEBA, "img_align_celeba")}  # groups, folder of images in ROOT
 
 
 def load(name: str, path: str | Path) -> Grouped:
-    """Reads the metadata and sees to it that rows and image files fit together; images are decoded when asked for.
+    """Read the metadata and check rows against image files; images are decoded when they are indexed.
 
     Args:
       name: waterbirds or celeba.
       path: ROOT.
 
     Raises:
-      FileNotFoundError: no such folder, no metadata, an image that a row names, an image folder.
-      ValueError: a column, a label, a place or a split that is missing or wrong (with its line), an image named
-        twice or by no row.
+      FileNotFoundError: the folder, the metadata, the image folder or an image that a row names is missing.
+      ValueError: a column, label, place or split is missing or wrong (with its line), or an image is named twice or
+        by no row.
     """
-    kind = _KINDS[name]
+    groups, folder = _KINDS[name]
     if not path:
-        raise FileNotFoundError(f"{name} has no default place: set data.path to the folder that metadata.csv is in")
+        raise FileNotFoundError(f"{name} has no default folder: set data.path to the one that holds metadata.csv")
     root = Path(path).expanduser()
     metadata, attributes = root / "metadata.csv", root / "list_attr_celeba.csv"
     if metadata.is_file():
@@ -55,7 +44,7 @@ def load(name: str, path: str | Path) -> Grouped:
         rows, file = _attributes(attributes, root / "list_eval_partition.csv"), attributes
     else:
         raise FileNotFoundError(f"no metadata.csv in {root}: data.path is the folder of {name} in WILDS' layout")
-    images = root / kind.images
+    images = root / folder
     _check_files(images, [row.file for row in rows], [row.line for row in rows], file)
     parts = {}
     for number, split in enumerate(SPLITS):
@@ -64,7 +53,7 @@ def load(name: str, path: str | Path) -> Grouped:
             raise ValueError(f"{file}: no row has split {number} ({split})")
         labels = [np.array(values, np.int32) for values in zip(*((row.label, row.place) for row in own), strict=True)]
         parts[split] = Part(Files(images, [row.file for row in own]), *labels)
-    return Grouped(parts, kind.classes, kind.spurious, np.ones((2, 2), bool), f"{name} from {root}")
+    return Grouped(parts, groups, f"{name} from {root}")
 
 
 @dataclass(frozen=True)
@@ -77,42 +66,42 @@ class _Row:
 
 
 def _metadata(path: Path) -> list[_Row]:
-    found = []
+    rows = []
     for line, row in _read(path, ("img_filename", "y", "place", "split")):
         label, place = (_one_of(row, key, {"0": 0, "1": 1}, path, line) for key in ("y", "place"))
         split = _one_of(row, "split", {"0": 0, "1": 1, "2": 2}, path, line)
-        found.append(_Row(line, os.path.normpath(row["img_filename"]), label, place, split))
-    return found
+        rows.append(_Row(line, os.path.normpath(row["img_filename"]), label, place, split))
+    return rows
 
 
 def _attributes(path: Path, partition: Path) -> list[_Row]:
-    """CelebA's own two files: attributes are 1 and -1 (or 0), images are joined by their name."""
+    """Rows of CelebA's own two files: attributes are 1 and -1 (or 0), images are joined by their name."""
     if not partition.is_file():
-        raise FileNotFoundError(f"{path.parent} has {path.name} but no {partition.name}, which says the splits")
+        raise FileNotFoundError(f"{path.parent} has {path.name} but no {partition.name}, with the splits")
     splits = {
         row["image_id"]: _one_of(row, "partition", {"0": 0, "1": 1, "2": 2}, partition, line)
         for line, row in _read(partition, ("image_id", "partition"))
     }
-    found, signs = [], {"1": 1, "-1": 0, "0": 0}
+    rows, signs = [], {"1": 1, "-1": 0, "0": 0}
     for line, row in _read(path, ("image_id", "Blond_Hair", "Male")):
         if row["image_id"] not in splits:
             raise ValueError(f"{partition}: no row for {row['image_id']}, which is on line {line} of {path.name}")
         blond, male = (_one_of(row, key, signs, path, line) for key in ("Blond_Hair", "Male"))
-        found.append(_Row(line, row["image_id"], blond, male, splits[row["image_id"]]))
-    return found
+        rows.append(_Row(line, row["image_id"], blond, male, splits[row["image_id"]]))
+    return rows
 
 
-def _read(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def _read(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Rows by column, with their lines."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = reader.fieldnames or []
-        if missing := [name for name in wanted if name not in columns]:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; there are {', '.join(columns) or 'none'}")
+        if missing := [name for name in required if name not in columns]:
+            raise ValueError(f"{path}: no column {', '.join(missing)}; its columns: {', '.join(columns) or 'none'}")
         rows = [(reader.line_num, row) for row in reader]
     for line, row in rows:
-        if short := [name for name in wanted if not row[name]]:
-            raise ValueError(f"{path}, line {line}: nothing in {', '.join(short)}")
+        if short := [name for name in required if not row[name]]:
+            raise ValueError(f"{path}, line {line}: no value in {', '.join(short)}")
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
@@ -120,12 +109,12 @@ def _read(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]
 
 def _one_of(row: dict[str, str], key: str, known: dict[str, int], path: Path, line: int) -> int:
     if row[key].strip() not in known:
-        raise ValueError(f"{path}, line {line}: {key}={row[key]!r} is none of {', '.join(known)}")
+        raise ValueError(f"{path}, line {line}: {key}={row[key]!r} is not one of {', '.join(known)}")
     return known[row[key].strip()]
 
 
 def _check_files(folder: Path, named: Sequence[str], lines: Sequence[int], metadata: Path) -> None:
-    """Every row has its image and every image its row."""
+    """Refuse rows without an image and images without a row."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}, where the images of {metadata} should be")
     first: dict[str, int] = {}

@@ -7,7 +7,7 @@ its settings), `zero_shot` no training image. Each returns `Head`s, on raw featu
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,7 @@ def _averaged(features, labels, strata, score, scale_on, penalties, draws, tunin
         raise ValueError(f"features must be (n, f), a row for each of {len(labels)} labels, got {np.shape(features)}")
     features, rng = np.asarray(features, np.float64), np.random.default_rng(seed)
     scaler = StandardScaler().fit(features if scale_on is None else np.asarray(scale_on, np.float64))
-    scaled = scaler.transform(features)
+    scaled = np.asarray(scaler.transform(features))
     scores = dict.fromkeys(map(float, penalties), 0.0)
     for _ in range(tuning_draws if len(scores) > 1 else 0):
         fitted_on, held_out = _halves(rng, strata)
@@ -189,12 +189,12 @@ def _averaged(features, labels, strata, score, scale_on, penalties, draws, tunin
         for penalty in scores:
             model = _logistic(scaled[rows], labels[rows], penalty, seed)
             scores[penalty] += float(score(model.predict(scaled[held_out]), held_out)) / tuning_draws
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda penalty: scores[penalty])
     subsets = [_balanced(rng, strata) for _ in range(draws)]
     fits = [_as_head(_logistic(scaled[rows], labels[rows], best, seed)) for rows in subsets]
     kernel, bias = (np.mean(arrays, axis=0) for arrays in zip(*fits, strict=True))
-    kernel = kernel / scaler.scale_[:, None]
-    head = Head(kernel.astype(np.float32), (bias - scaler.mean_ @ kernel).astype(np.float32))
+    kernel = kernel / np.asarray(scaler.scale_)[:, None]
+    head = Head(kernel.astype(np.float32), (bias - np.asarray(scaler.mean_) @ kernel).astype(np.float32))
     return Fitted(head, best, scores)
 
 
@@ -214,7 +214,7 @@ def _halves(rng: np.random.Generator, strata: np.ndarray) -> tuple[np.ndarray, n
 
 def _logistic(x: np.ndarray, y: np.ndarray, penalty: float, seed: int) -> LogisticRegression:
     """ℓ1 logistic regression: liblinear for two classes, as published; for more, which it has no loss for, saga."""
-    lasso = {"l1_ratio": 1.0} if _version() >= (1, 8) else {"penalty": "l1"}
+    lasso: dict[str, Any] = {"l1_ratio": 1.0} if _version() >= (1, 8) else {"penalty": "l1"}
     solver = "liblinear" if len(np.unique(y)) == 2 else "saga"
     return LogisticRegression(C=penalty, solver=solver, max_iter=1000, random_state=seed, **lasso).fit(x, y)
 
@@ -225,7 +225,7 @@ def _version() -> tuple[int, ...]:
 
 def _as_head(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
     """Kernel (f, C) and bias (C,); scikit-learn keeps one row of coefficients for two classes."""
-    kernel, bias = model.coef_.T, model.intercept_
+    kernel, bias = np.asarray(model.coef_).T, np.asarray(model.intercept_)
     if kernel.shape[1] == 1:
         return np.concatenate([np.zeros_like(kernel), kernel], 1), np.concatenate([np.zeros(1), bias])
     return kernel, bias

@@ -1,4 +1,4 @@
-"""Which words and templates a step of text training takes: arithmetic on (seed, step), for group-balanced epochs.
+"""The words and templates of each step of text training: arithmetic on (seed, step), in group-balanced epochs.
 
 The pairs of a group, a class and a spurious value, are the grid of its target words × its spurious words. An epoch
 visits, in every group, as many different pairs as the smallest group has: the others are subsampled, anew in each
@@ -16,14 +16,16 @@ import numpy as np
 from launch.training import keys
 from tldr_jax.words.text import TextSet
 
+Array = np.ndarray | jax.Array
+
 ROUNDS = 8  # of the Feistel network
 # multipliers of the 32-bit finaliser of MurmurHash3, every bit of whose result depends on every bit of its argument
 _MURMUR = (0x85EBCA6B, 0xC2B2AE35)
 _GOLDEN = 0x9E3779B9  # spreads consecutive integers
 
 
-class Words(NamedTuple):
-    """The words of one side by what they stand for.
+class WordsByGroup(NamedTuple):
+    """The words of one side, sorted by their class or spurious value.
 
     Attributes:
       order: int32 (W,), word numbers, those of one class (or value) together.
@@ -35,18 +37,18 @@ class Words(NamedTuple):
     count: np.ndarray
 
 
-class Plan(NamedTuple):
-    """What `draw` needs to know of a text set; a pytree of arrays.
+class PairPlan(NamedTuple):
+    """The structure of a text set that `draw` needs; a pytree of arrays.
 
     Attributes:
       target, spurious: words by class and by spurious value.
-      groups: int32 (G, 2), (class, spurious value) of the groups there are.
-      pairs: int32, how many pairs of each group an epoch visits: those of the smallest group.
+      groups: int32 (G, 2), (class, spurious value) of the allowed groups.
+      pairs: int32 (), how many pairs of each group an epoch visits: those of the smallest group.
       templates: int32 (2,), templates of the target and of the spurious words.
     """
 
-    target: Words
-    spurious: Words
+    target: WordsByGroup
+    spurious: WordsByGroup
     groups: np.ndarray
     pairs: np.ndarray
     templates: np.ndarray
@@ -68,12 +70,12 @@ class Draw(NamedTuple):
     group: jax.Array
 
 
-def plan(text_set: TextSet) -> Plan:
-    """How the pairs of a text set are visited.
+def plan(text_set: TextSet) -> PairPlan:
+    """The plan by which the pairs of a text set are visited.
 
     Raises:
-      ValueError: shapes that do not belong together, a class or value out of range, no allowed pair, or a class or
-        value in an allowed pair without a word (it is named).
+      ValueError: shapes that do not fit together, a class or value out of range, no allowed pair, or a class or value
+        of an allowed pair that has no word (it is named).
     """
     allowed = np.asarray(text_set.allowed, bool)
     tables = {"target": np.shape(text_set.target), "spurious": np.shape(text_set.spurious)}
@@ -84,27 +86,27 @@ def plan(text_set: TextSet) -> Plan:
         raise ValueError(f"target and spurious embeddings differ in width: shapes {tables}")
     if allowed.ndim != 2 or not allowed.any():
         raise ValueError(f"allowed must be (classes, spurious values) and allow a pair, got {allowed}")
-    target = _words("class", text_set.target_class, tables["target"][0], allowed.any(1))
-    spurious = _words("spurious value", text_set.spurious_value, tables["spurious"][0], allowed.any(0))
+    target = _words("class", text_set.target_class, tables["target"][0], np.any(allowed, 1))
+    spurious = _words("spurious value", text_set.spurious_value, tables["spurious"][0], np.any(allowed, 0))
     groups = np.argwhere(allowed).astype(np.int32)
     sizes = target.count[groups[:, 0]].astype(np.int64) * spurious.count[groups[:, 1]]
     if sizes.min() * len(groups) >= 2**31:
         raise ValueError(f"an epoch of {sizes.min()} pairs in each of {len(groups)} groups is beyond 32-bit counting")
     templates = np.array([tables["target"][1], tables["spurious"][1]], np.int32)
-    return Plan(target, spurious, groups, np.int32(sizes.min()), templates)
+    return PairPlan(target, spurious, groups, np.asarray(sizes.min(), np.int32), templates)
 
 
-def _words(what: str, belongs: np.ndarray, words: int, used: np.ndarray) -> Words:
+def _words(what: str, belongs: Array, words: int, used: Array) -> WordsByGroup:
     belongs = np.asarray(belongs)
     if belongs.shape != (words,):
         raise ValueError(f"{words} words need as many numbers of their {what}, got shape {belongs.shape}")
     if len(bad := np.flatnonzero((belongs < 0) | (belongs >= len(used)))):
-        raise ValueError(f"word {bad[0]} is of {what} {belongs[bad[0]]}; there are 0 to {len(used) - 1}")
+        raise ValueError(f"word {bad[0]} is of {what} {belongs[bad[0]]}; valid: 0 to {len(used) - 1}")
     count = np.bincount(belongs, minlength=len(used)).astype(np.int32)
     if len(empty := np.flatnonzero((count == 0) & used)):
-        raise ValueError(f"{what} {empty[0]} has no word: none was given, or a filter has dropped all")
+        raise ValueError(f"{what} {empty[0]} has no word: none was given, or a filter dropped all")
     order = np.argsort(belongs, kind="stable").astype(np.int32)
-    return Words(order, (np.cumsum(count) - count).astype(np.int32), count)
+    return WordsByGroup(order, (np.cumsum(count) - count).astype(np.int32), count)
 
 
 def secrets(seed) -> jax.Array:
@@ -112,7 +114,7 @@ def secrets(seed) -> jax.Array:
     return jax.random.bits(keys.stream(seed, "text draws"), (ROUNDS + 4,), jnp.uint32)
 
 
-def draw(plan: Plan, secrets: jax.Array, step, batch_size: int) -> Draw:
+def draw(plan: PairPlan, secrets: jax.Array, step, batch_size: int) -> Draw:
     """The batch of a step: every group equally often (within one), no pair twice in an epoch, templates uniform.
 
     Args:

@@ -1,11 +1,12 @@
-"""Linear heads on cached features: one, or a stack of them that a sweep has trained."""
+"""Linear heads on cached features: one, or the stack that a sweep trains."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+
+Array = np.ndarray | jax.Array
 
 
 class Head(NamedTuple):
@@ -16,8 +17,8 @@ class Head(NamedTuple):
       bias: (…, C).
     """
 
-    kernel: ArrayLike
-    bias: ArrayLike
+    kernel: Array
+    bias: Array
 
 
 def init(key: jax.Array, features: int, classes: int) -> Head:
@@ -35,10 +36,10 @@ def logits(head: Head, features: jax.Array) -> jax.Array:
     return jnp.matmul(features, head.kernel, precision="highest") + head.bias
 
 
-def predictions(heads: Head, features: ArrayLike, *, chunk: int = 4096) -> np.ndarray:
+def predictions(heads: Head, features: Array, *, chunk: int = 4096) -> np.ndarray:
     """The classes that heads predict: int32 (…, n), the leading axes those of the stack.
 
-    A head whose logits are not finite, one that has diverged, predicts -1, which is no class.
+    A head whose logits are not finite, because it diverged, predicts -1, which is no class.
 
     Args:
       heads: one head or a stack.
@@ -56,11 +57,11 @@ def predictions(heads: Head, features: ArrayLike, *, chunk: int = 4096) -> np.nd
     stack, n = kernel.shape[:-2], len(features)
     chunk = max(1, min(chunk, n))
     flat = jax.device_put(Head(kernel.reshape(-1, *kernel.shape[-2:]), bias.reshape(-1, bias.shape[-1])))
-    found = np.empty((len(flat.kernel), n), np.int32)
+    predicted = np.empty((len(flat.kernel), n), np.int32)
     for start in range(0, n, chunk):
         start = min(start, n - chunk)  # the last chunk reaches back, so that one program serves all
-        found[:, start : start + chunk] = _predict(flat, np.asarray(features[start : start + chunk]))
-    return found.reshape(*stack, n)
+        predicted[:, start : start + chunk] = _predict(flat, np.asarray(features[start : start + chunk]))
+    return predicted.reshape(*stack, n)
 
 
 @jax.jit

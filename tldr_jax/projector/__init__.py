@@ -1,6 +1,7 @@
 """From CLIP's embedding space to the classifier's features."""
 
 from tldr_jax.projector.linear import (
+    FeatureMap,
     Moments,
     Projector,
     apply,
@@ -13,6 +14,7 @@ from tldr_jax.projector.linear import (
 )
 
 __all__ = [
+    "FeatureMap",
     "Moments",
     "Projector",
     "apply",

@@ -12,17 +12,25 @@ fit in memory and a set of ridges and gaps is solved after one pass.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from flax import struct
-from jax.typing import ArrayLike
 
 from tldr_jax import heads
 
 _ROWS = 8192  # rows of an array that are converted to float64 at a time
+
+Array = np.ndarray | jax.Array
+
+
+class FeatureMap(Protocol):
+    """A projector of any kind, a pytree: from CLIP's embeddings (…, d) to the classifier's features (…, f)."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array: ...
 
 
 @struct.dataclass
@@ -35,8 +43,8 @@ class Projector:
       relu: whether ReLU follows.
     """
 
-    weight: ArrayLike
-    bias: ArrayLike
+    weight: Array
+    bias: Array
     relu: bool = struct.field(pytree_node=False)
 
     def affine(self, x: jax.Array) -> jax.Array:
@@ -53,7 +61,7 @@ class Projector:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over images, float64: all that the closed form needs of them.
+    """Sums over images, float64: all that the closed form needs.
 
     Attributes:
       count: n.
@@ -78,8 +86,8 @@ def moments_of(shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> Moments:
     """Sums over shards of (embeddings (n_i, d), features (n_i, f)), of any float type, one shard in memory at a time.
 
     Raises:
-      ValueError: no image at all; rows that do not pair up, widths that change, or a value that is not finite, each
-        with the shard's number.
+      ValueError: no image; rows that do not pair up, widths that change, or a value that is not finite, each with the
+        shard's number.
     """
     total = None
     for index, (x, y) in enumerate(shards):
@@ -99,7 +107,7 @@ def moments_of(shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> Moments:
             except ValueError as error:
                 raise ValueError(f"shard {index}: {error}") from error
     if total is None:
-        raise ValueError("there are no images to fit a projector on")
+        raise ValueError("no images to fit a projector on")
     return total
 
 
@@ -153,14 +161,14 @@ def fit(
     return solve(moments_of([(image_embeddings, features)]), gap, ridge=ridge, relu=relu)
 
 
-def stack(projectors: Sequence) -> Projector:
+def stack(projectors: Sequence[Any]) -> Any:
     """Projectors of one kind and shape, with a leading axis in every array, as `retrain.sweep` takes them.
 
     Raises:
-      ValueError: there are none, or they differ in kind, in shape or in the ReLU.
+      ValueError: no projector, or projectors that differ in kind, in shape or in the ReLU.
     """
     if not projectors:
-        raise ValueError("there is no projector to stack")
+        raise ValueError("no projector to stack: give at least one")
     kinds = [(jax.tree.structure(p), [np.shape(leaf) for leaf in jax.tree.leaves(p)]) for p in projectors]
     for index, kind in enumerate(kinds):
         if kind != kinds[0]:
@@ -168,7 +176,7 @@ def stack(projectors: Sequence) -> Projector:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *projectors)
 
 
-def apply(projector, x: ArrayLike) -> jax.Array:
+def apply(projector: FeatureMap, x: Array) -> jax.Array:
     """Features (…, f) of embeddings x (…, d), of images or of texts, in x's precision.
 
     Raises:
@@ -180,7 +188,7 @@ def apply(projector, x: ArrayLike) -> jax.Array:
 
 
 def diagnostics(
-    projector,
+    projector: FeatureMap,
     gap: np.ndarray | None,
     *,
     image_embeddings: np.ndarray,
@@ -188,7 +196,7 @@ def diagnostics(
     labels: np.ndarray,
     head: heads.Head,
 ) -> Mapping[str, float]:
-    """How good a projector is on images that it was not fitted on.
+    """Quality of a projector on images that it was not fitted on.
 
     Args:
       projector: from `fit`.
@@ -204,12 +212,12 @@ def diagnostics(
     """
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     projected = np.asarray(apply(projector, np.asarray(image_embeddings, np.float32)))
-    found = {}
+    of_gap = {}
     if gap is not None and isinstance(projector, Projector):
         weight = np.asarray(projector.weight, np.float64)
         norm = np.linalg.norm(np.atleast_2d(gap) @ weight)
         scale = np.linalg.norm(gap) * np.linalg.norm(weight)
-        found |= {"gap_norm": float(norm), "gap_norm_relative": float(norm / scale) if scale else 0.0}
+        of_gap = {"gap_norm": float(norm), "gap_norm_relative": float(norm / scale) if scale else 0.0}
     spread = np.sum((features - features.mean(0)) ** 2)
     if not spread > 0:
         raise ValueError("the validation features are all the same: their explained variance is not defined")
@@ -218,7 +226,7 @@ def diagnostics(
     )
     if not own > 0:
         raise ValueError("the head classifies no validation image correctly: head, features and labels do not match")
-    return found | {
+    return of_gap | {
         "nmse": float(np.sum((features - projected) ** 2) / spread),
         "accuracy": own,
         "accuracy_projected": new,
@@ -245,7 +253,7 @@ def gap_basis(gap: np.ndarray | None, width: int) -> np.ndarray:
         raise ValueError("the gap is zero: pass None for no constraint")
     if rank == width:
         raise ValueError(
-            f"the {len(gap)} gap rows span all {width} dimensions, so that nothing is left to project; "
+            f"the {len(gap)} gap rows span all {width} dimensions, so nothing is left to project; "
             "average them (one row is published) or keep fewer than the embedding has dimensions"
         )
     return rows[:rank]
@@ -255,8 +263,9 @@ def _cholesky(gram: np.ndarray, count: int, ridge: float) -> tuple[np.ndarray, b
     """The factor of XᵀX + λI, for `scipy.linalg.cho_solve`."""
     try:
         factor, lower = scipy.linalg.cho_factor(gram, lower=True)
-        # Rounding can let a singular matrix through: the estimated condition number tells.
-        inverse_condition, _ = scipy.linalg.lapack.dpocon(factor, np.linalg.norm(gram, 1), uplo="L")
+        (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
+        # Rounding can let a singular matrix through: the estimated condition number shows it.
+        inverse_condition, _ = pocon(factor, np.linalg.norm(gram, 1), uplo="L")
     except np.linalg.LinAlgError:
         inverse_condition = 0.0
     if not inverse_condition > len(gram) * np.finfo(np.float64).eps:

@@ -1,10 +1,10 @@
-"""The ablation's projector: a network with one hidden layer instead of the closed form, blind to the gap all the same.
+"""The projector of an ablation: a network with one hidden layer in place of the closed form, blind to the gap as well.
 
-It has no closed form: it is trained by AdamW on the squared error of standardised features. That it must not see the
-gap is kept exactly: its input is the embedding with the gap's row space projected out, x − QᵀQx, so that x and x + Gᵀa
-have the same features for every a.
+It is trained by AdamW on the squared error of standardised features. The gap constraint holds exactly: the input is the
+embedding with the gap's row space projected out, x − QᵀQx, so that x and x + Gᵀa have the same features for every a.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.typing import ArrayLike
 
-from launch.training import keys, optim
+from launch.training import keys
+from launch.training.optim import Optimizer, Schedule
 from tldr_jax.projector import gap_basis
 
+Array = np.ndarray | jax.Array
 
-class Mlp(nn.Module):
+
+class ProjectorMlp(nn.Module):
     """(…, d) -> (…, f): dense, ReLU, dense."""
 
     hidden: int
@@ -32,10 +34,10 @@ class Mlp(nn.Module):
 
 @struct.dataclass
 class MlpProjector:
-    """A trained network with what it takes off its input and how it scales; a pytree.
+    """A trained network with the subspace that its input is freed of, and its scales; a pytree.
 
     Attributes:
-      params: of `Mlp`.
+      params: of `ProjectorMlp`.
       basis: (r, d), orthonormal rows that the input is freed of; r may be 0.
       center, scale: (d,) and (), of the inputs.
       mean, spread: (f,) and (), of the features.
@@ -44,18 +46,19 @@ class MlpProjector:
     """
 
     params: dict
-    basis: ArrayLike
-    center: ArrayLike
-    scale: ArrayLike
-    mean: ArrayLike
-    spread: ArrayLike
+    basis: Array
+    center: Array
+    scale: Array
+    mean: Array
+    spread: Array
     hidden: int = struct.field(pytree_node=False)
     relu: bool = struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Embeddings (…, d) -> features (…, f)."""
         x = (_without(self.basis, x) - self.center) / self.scale
-        y = Mlp(self.hidden, self.mean.shape[-1]).apply({"params": self.params}, x) * self.spread + self.mean
+        network = ProjectorMlp(self.hidden, self.mean.shape[-1])
+        y = jnp.asarray(network.apply({"params": self.params}, x)) * self.spread + self.mean
         return jax.nn.relu(y) if self.relu else y
 
 
@@ -72,7 +75,7 @@ def fit(
     steps: int = 3000,
     seed: int = 0,
 ) -> MlpProjector:
-    """Trains the network on image_embeddings (n, d) and features (n, f); the arguments of `projector.fit`, and AdamW's.
+    """Train the network on image_embeddings (n, d) and features (n, f); arguments as of `projector.fit`, and AdamW's.
 
     Raises:
       ValueError: rows that do not pair up, and for the gap what `projector.gap_basis` raises.
@@ -89,24 +92,24 @@ def fit(
     y = jnp.asarray(features, jnp.float32)
     # one scale for all directions: whitening would blow up those that carry nothing
     (center, scale), (mean, spread) = ((a.mean(0), jnp.maximum(jnp.std(a - a.mean(0)), 1e-12)) for a in (x, y))
-    config = dict(name="adamw", learning_rate=learning_rate, weight_decay=weight_decay, schedule=dict(name="cosine"))
-    optimizer, _ = optim.create(config, total_steps=steps, to_steps=lambda _: 0)
-    train = functools.partial(_train, optimizer, Mlp(hidden, y.shape[1]), min(batch_size, len(x)), steps)
+    adamw = Optimizer("adamw", learning_rate, weight_decay, schedule=Schedule("cosine"))
+    optimizer, _ = adamw.create(total_steps=steps, to_steps=lambda _: 0)
+    train = functools.partial(_train, optimizer, ProjectorMlp(hidden, y.shape[1]), min(batch_size, len(x)), steps)
     empty = MlpProjector({}, basis, center, scale, mean, spread, hidden, relu)
-    return empty.replace(params=jax.jit(train)(empty, x, y, seed))
+    return dataclasses.replace(empty, params=jax.jit(train)(empty, x, y, seed))
 
 
-def _train(optimizer, network: Mlp, batch_size: int, steps: int, scaling: MlpProjector, x, y, seed):
+def _train(optimizer, network: ProjectorMlp, batch_size: int, steps: int, scaling: MlpProjector, x, y, seed):
     params = network.init(keys.stream(seed, "mlp projector"), x[:1])["params"]
     targets = (y - scaling.mean) / scaling.spread
     inputs = (x - scaling.center) / scaling.scale
 
     def loss(params, rows):
-        found = network.apply({"params": params}, inputs[rows])
+        outputs = jnp.asarray(network.apply({"params": params}, inputs[rows]))
         # trained through the ReLU that follows: a negative feature counts as zero
         if scaling.relu:
-            found = jnp.maximum(found, -scaling.mean / scaling.spread)
-        return jnp.mean((found - targets[rows]) ** 2)
+            outputs = jnp.maximum(outputs, -scaling.mean / scaling.spread)
+        return jnp.mean((outputs - targets[rows]) ** 2)
 
     def step(carry, number):
         params, state = carry
@@ -117,6 +120,6 @@ def _train(optimizer, network: Mlp, batch_size: int, steps: int, scaling: MlpPro
     return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
 
 
-def _without(basis: jax.Array, x: jax.Array) -> jax.Array:
+def _without(basis: Array, x: jax.Array) -> jax.Array:
     along = jnp.matmul(x, jnp.swapaxes(basis, -1, -2), precision="highest")
     return x - jnp.matmul(along, basis, precision="highest")

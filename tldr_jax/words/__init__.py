@@ -2,6 +2,7 @@
 
 from tldr_jax.words.lists import (
     PARTS,
+    WordList,
     WordSet,
     available,
     check,
@@ -17,6 +18,7 @@ from tldr_jax.words.lists import (
 
 __all__ = [
     "PARTS",
+    "WordList",
     "WordSet",
     "available",
     "check",

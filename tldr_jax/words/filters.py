@@ -1,19 +1,19 @@
-"""Filters of word lists: which words the models understand as what they are meant to be.
+"""Filters of word lists: keep the words that the models understand as what they are meant to be.
 
 (a) The CLIP filter: "a photo of a {word}." has to be nearer to the anchor of its own list than to the others'.
 (b) The classifier filter, for target words: the classifier whose last layer is repaired has to take the projected text
     embedding for the word's class.
 
-All words go through the filters at once. A word is dropped if either filter drops it, and the report has both reasons.
+Both filters see all words. A word is dropped if either filter drops it, and the report has both reasons.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from clip_jax import Clip
 from tldr_jax import words
@@ -24,8 +24,35 @@ from tldr_jax.words.text import embed_prompts
 CLIP, CLASSIFIER = "clip", "classifier"  # the filters, in reports
 
 
+class LogitsOfTexts(Protocol):
+    """Projector and classifier head together: text embeddings (n, d), not normalised -> logits (n, C)."""
+
+    def __call__(self, embeddings: np.ndarray, /) -> ArrayLike: ...
+
+
 class EmptyWordListError(ValueError):
-    """The filters left a class or a spurious value without words; the message says which filter dropped how many."""
+    """The filters left a class or a spurious value without words; the message says which filter dropped how many.
+
+    Attributes:
+      report: of what the filters did.
+    """
+
+    def __init__(self, message: str, report: "FilterReport"):
+        super().__init__(message)
+        self.report = report
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchoredWords:
+    """Embeddings of words under the one template of the filters, not normalised.
+
+    Attributes:
+      words: "target" and "spurious" -> float32 (n, d), all words of the part in order.
+      anchors: "target" and "spurious" -> float32 (k, d), the anchor of each list.
+    """
+
+    words: Mapping[str, np.ndarray]
+    anchors: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +62,7 @@ class Dropped:
     Attributes:
       word: the word.
       part: "target" or "spurious".
-      name: the class or value that it was listed under.
+      name: the class or value of its list.
       filter: "clip" or "classifier".
       taken_for: the class or value that the filter saw in it.
       margin: by how much that one won: cosine similarities in the CLIP filter, logits in the classifier filter.
@@ -72,7 +99,7 @@ class FilterReport:
         }
 
     def __str__(self) -> str:
-        """One line a list: how many words stayed, and which went for which reason."""
+        """One line per list: how many words stayed, and which went for which reason."""
         lines = []
         for part, counts in self.before.items():
             for name, count in counts.items():
@@ -87,50 +114,63 @@ class FilterReport:
         return [entry for entry in self.dropped if (entry.part, entry.name, entry.filter) == (part, name, filter_)]
 
 
-def apply(
-    clip: Clip,
-    word_set: WordSet,
-    templates: Templates,
-    *,
-    logits: Callable[[np.ndarray], Any] | None = None,
-    clip_target: bool = True,
-    clip_spurious: bool = True,
-    classifier: bool = True,
-    batch_size: int = 256,
-    cache: str | Path | None = None,
-    progress: bool = True,
-) -> tuple[WordSet, FilterReport]:
-    """The words that the filters keep, and what they dropped. Each filter is a switch.
+def embed(
+    clip: Clip, word_set: WordSet, templates: Templates, *, batch_size: int = 256, progress: bool = True
+) -> AnchoredWords:
+    """Words and anchors under the anchor templates, embedded once for every choice of filters.
 
     Args:
       clip: the CLIP.
       word_set: C classes and S values.
       templates: their anchor prompts are used, for words and anchors alike.
-      logits: text embeddings (n, d), not normalised -> logits (n, C): projector and classifier head together. For the
-        classifier filter.
+      batch_size: prompts a step.
+      progress: show a progress bar.
+    """
+    anchors = {"target": templates.target_anchor, "spurious": templates.spurious_anchor}
+    texts = [
+        [fill(template, word, articles=templates.articles) for word in group]
+        for part, template in anchors.items()
+        for group in (
+            [word for own in word_set.lists(part) for word in own.words],
+            [own.anchor for own in word_set.lists(part)],
+        )
+    ]
+    together = [text for group in texts for text in group]
+    embeddings = embed_prompts(clip, together, batch_size=batch_size, progress=progress)
+    groups = np.split(embeddings, np.cumsum([len(group) for group in texts])[:-1])
+    return AnchoredWords(dict(zip(anchors, groups[::2], strict=True)), dict(zip(anchors, groups[1::2], strict=True)))
+
+
+def apply(
+    word_set: WordSet,
+    embedded: AnchoredWords,
+    *,
+    logits: LogitsOfTexts | None = None,
+    clip_target: bool = True,
+    clip_spurious: bool = True,
+) -> tuple[WordSet, FilterReport]:
+    """The words that the filters keep, and what they dropped.
+
+    Args:
+      word_set: C classes and S values.
+      embedded: its words and anchors, see `embed`.
+      logits: of the classifier filter; None switches it off.
       clip_target: filter target words by CLIP, against the anchors of all classes.
       clip_spurious: filter spurious words by CLIP, against the anchors of the values that occur with the same classes.
-      classifier: filter target words by `logits`.
-      batch_size: prompts a step.
-      cache: a folder that keeps the embeddings.
-      progress: show a progress bar.
 
     Raises:
       EmptyWordListError: a list has no word left.
-      ValueError: `classifier` without `logits`; logits of another shape, or that are not finite.
+      ValueError: logits of another shape, or that are not finite.
     """
-    if classifier and logits is None:
-        raise ValueError("the classifier filter needs logits; give them, or switch it off with classifier=False")
-    before = {part: {name: len(found) for name, found in getattr(word_set, part).items()} for part in words.PARTS}
-    embedded = _embed(clip, word_set, templates, batch_size=batch_size, cache=cache, progress=progress)
+    before = _counts(word_set)
     verdicts = []
     rivals = {"target": np.ones((len(word_set.classes),) * 2, bool), "spurious": words.rival_values(word_set)}
-    for part, wanted in (("target", clip_target), ("spurious", clip_spurious)):
-        if wanted:
-            scores = anchor_similarity(*embedded[part])
+    for part, filtered in (("target", clip_target), ("spurious", clip_spurious)):
+        if filtered:
+            scores = anchor_similarity(embedded.words[part], embedded.anchors[part])
             verdicts.append((part, CLIP, judge(scores, _own(before[part]), rivals[part]), scores))
-    if classifier:
-        scores = _checked(logits(embedded["target"][0]), word_set)
+    if logits is not None:
+        scores = _checked(logits(embedded.words["target"]), word_set)
         verdicts.append(("target", CLASSIFIER, judge(scores, _own(before["target"]), rivals["target"]), scores))
     masks = {part: np.ones(sum(before[part].values()), bool) for part in words.PARTS}
     dropped = []
@@ -139,8 +179,7 @@ def apply(
         masks[part] &= taken == own
         dropped += _dropped(word_set, part, filter_, own, taken, scores)
     kept = words.select(word_set, *(_by_list(masks[part], before[part]) for part in words.PARTS))
-    after = {part: {name: len(found) for name, found in getattr(kept, part).items()} for part in words.PARTS}
-    report = FilterReport(before, after, tuple(dropped))
+    report = FilterReport(before, _counts(kept), tuple(dropped))
     _check_empty(report)
     return kept, report
 
@@ -153,7 +192,7 @@ def anchor_similarity(embeddings: np.ndarray, anchors: np.ndarray) -> np.ndarray
 
 
 def judge(scores: np.ndarray, own: np.ndarray, rivals: np.ndarray) -> np.ndarray:
-    """What each word is taken for: the best of the lists that it has to be told apart from, and its own.
+    """What each word is taken for: the best among its own list and the lists that it must be told apart from.
 
     Args:
       scores: (n, k).
@@ -166,26 +205,12 @@ def judge(scores: np.ndarray, own: np.ndarray, rivals: np.ndarray) -> np.ndarray
     return np.where(rivals[own], scores, -np.inf).argmax(1)
 
 
-def _embed(
-    clip: Clip, word_set: WordSet, templates: Templates, **options: Any
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Part -> the embeddings of its words (n, d) and of its anchors (k, d)."""
-    sources = {
-        "target": (word_set.target, word_set.target_anchors, templates.target_anchor),
-        "spurious": (word_set.spurious, word_set.spurious_anchors, templates.spurious_anchor),
-    }
-    texts = [
-        [fill(template, word, articles=templates.articles) for word in group]
-        for lists, anchors, template in sources.values()
-        for group in ([word for found in lists.values() for word in found], [anchors[name] for name in lists])
-    ]
-    found = embed_prompts(clip, [text for group in texts for text in group], **options)
-    groups = np.split(found, np.cumsum([len(group) for group in texts])[:-1])
-    return {part: (groups[2 * p], groups[2 * p + 1]) for p, part in enumerate(sources)}
+def _counts(word_set: WordSet) -> dict[str, dict[str, int]]:
+    return {part: {name: len(own) for name, own in word_set.listed(part).items()} for part in words.PARTS}
 
 
 def _checked(scores: Any, word_set: WordSet) -> np.ndarray:
-    scores, listed = np.asarray(scores), [word for found in word_set.target.values() for word in found]
+    scores, listed = np.asarray(scores), [word for own in word_set.target for word in own.words]
     if scores.shape != (len(listed), len(word_set.classes)):
         raise ValueError(
             f"the logits of {len(listed)} words in {len(word_set.classes)} classes have the shape {scores.shape}"
@@ -206,8 +231,8 @@ def _by_list(mask: np.ndarray, counts: Mapping[str, int]) -> dict[str, np.ndarra
 def _dropped(
     word_set: WordSet, part: str, filter_: str, own: np.ndarray, taken: np.ndarray, scores: np.ndarray
 ) -> list[Dropped]:
-    lists: Mapping[str, Sequence[str]] = getattr(word_set, part)
-    names, listed = list(lists), [word for found in lists.values() for word in found]
+    lists = word_set.lists(part)
+    names, listed = [each.name for each in lists], [word for each in lists for word in each.words]
     (rows,) = np.nonzero(taken != own)
     margins = scores[rows, taken[rows]] - scores[rows, own[rows]]
     return [
@@ -223,8 +248,9 @@ def _check_empty(report: FilterReport) -> None:
                 continue
             gone = Counter(entry.filter for entry in report.dropped if (entry.part, entry.name) == (part, name))
             blamed = " and ".join(f"the {filter_} filter {n}" for filter_, n in gone.items())
-            switches = {CLIP: f"clip_{part}=False", CLASSIFIER: "classifier=False"}
+            off = ", ".join(f"words.{filter_}_filter=False" for filter_ in gone)
             raise EmptyWordListError(
                 f"no words are left of {part} {name!r}: of {report.before[part][name]}, {blamed} dropped. Give other "
-                f"words or another anchor, or switch a filter off ({', '.join(switches[filter_] for filter_ in gone)})"
+                f"words or another anchor, or switch a filter off ({off})",
+                report,
             )

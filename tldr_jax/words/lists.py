@@ -1,18 +1,18 @@
-"""Word lists: what they hold, where they are kept, and what can be wrong with them.
+"""Word lists: their form, their files, and what is refused.
 
-A set is a JSON file, one of this package (`available`) or one's own:
+A set is a JSON file, one of this package (`available`) or your own:
 
     {
       "note": "how the lists were made",
       "target": {"landbird": {"words": ["sparrow", …]}, …},        the classes, in order
       "spurious": {"land": {"words": ["forest", …]}, …},           the spurious values, in order
-      "pairs": [["landbird", "land"], …],                          optional; all pairs without it
+      "pairs": [["landbird", "land"], …],                          optional; by default all pairs
       "unrelated": ["teapot", …]                                   optional; see `with_junk`
     }
 
-A list may also have an `anchor`, what stands for it in the CLIP filter, by default its name; and a `description`, what
-a language model is asked for. In place of `words`, `words_of: "waterbirds/landbird"` takes the words of a list of a set
-of this package.
+A list may also have an `anchor`, the phrase that stands for it in the CLIP filter, by default its name; and a
+`description`, the question for a language model. `words_of: "waterbirds/landbird"` in place of `words` takes the words
+of a list of another set of this package.
 """
 
 import dataclasses
@@ -28,51 +28,90 @@ from typing import Any
 import numpy as np
 
 from launch.files import write_atomically
+from launch.stages import free
 
 _KEYS = {"note", "target", "spurious", "pairs", "unrelated"}
 _LIST_KEYS = {"anchor", "description", "words", "words_of"}
 PARTS = ("target", "spurious")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
+class WordList:
+    """The words of one class or one spurious value.
+
+    Attributes:
+      name: of the class or value.
+      words: its words or phrases.
+      anchor: the word or phrase that stands for it in the CLIP filter; "" is replaced by the name.
+      description: what a language model is asked for; may be "".
+    """
+
+    name: str
+    words: tuple[str, ...]
+    anchor: str = ""
+    description: str = ""
+
+    def __post_init__(self):
+        if not self.anchor:
+            object.__setattr__(self, "anchor", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
 class WordSet:
     """Words for every class and every spurious value.
 
     Attributes:
-      name: of the set, for messages.
-      target: class name -> its words, in the order of the classes 0..C-1.
-      spurious: value name -> its words, in the order of the values 0..S-1.
-      target_anchors: class name -> the word or phrase that stands for the class in the CLIP filter.
-      spurious_anchors: value name -> the same.
-      allowed: bool, (C, S): the pairs of class and value that are combined.
-      descriptions: "target" and "spurious" -> name -> what a language model is asked for; "" where there is none.
+      target: a list per class 0..C-1, in order.
+      spurious: a list per spurious value 0..S-1, in order.
+      pairs: names (class, value) that are combined, in the order of the lists; () is replaced by all.
       unrelated: words that belong to no list, for tests with junk; may be empty.
+      name: of the set, for messages.
       note: how the lists were made.
     """
 
-    name: str
-    target: dict[str, tuple[str, ...]]
-    spurious: dict[str, tuple[str, ...]]
-    target_anchors: dict[str, str]
-    spurious_anchors: dict[str, str]
-    allowed: np.ndarray
-    descriptions: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    target: tuple[WordList, ...]
+    spurious: tuple[WordList, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
     unrelated: tuple[str, ...] = ()
-    note: str = ""
+    name: str = free("")
+    note: str = free("")
+
+    def __post_init__(self):
+        every = [(c, v) for c in self.classes for v in self.values]
+        chosen = set(self.pairs) or set(every)
+        object.__setattr__(self, "pairs", tuple(pair for pair in every if pair in chosen))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes 0..C-1."""
-        return tuple(self.target)
+        return tuple(own.name for own in self.target)
 
     @property
     def values(self) -> tuple[str, ...]:
         """Names of the spurious values 0..S-1."""
-        return tuple(self.spurious)
+        return tuple(own.name for own in self.spurious)
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """Which classes and values are combined: bool (C, S)."""
+        return np.array([[(c, v) in self.pairs for v in self.values] for c in self.classes])
+
+    def lists(self, part: str) -> tuple[WordList, ...]:
+        """The lists of a part, "target" or "spurious"."""
+        return {"target": self.target, "spurious": self.spurious}[part]
+
+    def listed(self, part: str) -> dict[str, tuple[str, ...]]:
+        """Name -> words of the lists of a part."""
+        return {own.name: own.words for own in self.lists(part)}
+
+    def replaced(self, part: str, words: Mapping[str, Sequence[str]]) -> "WordSet":
+        """The set with other words in the lists of a part, by name."""
+        lists = tuple(dataclasses.replace(own, words=tuple(words[own.name])) for own in self.lists(part))
+        return dataclasses.replace(self, **{part: lists})
 
 
 def available() -> tuple[str, ...]:
-    """Names of the sets that come with this package."""
+    """Names of the sets in this package."""
     return tuple(sorted(path.stem for path in _folder().glob("*.json")))
 
 
@@ -81,18 +120,18 @@ def load(source: str | Path, *, outline: bool = False) -> WordSet:
 
     Args:
       source: the name, or a path that ends in .json.
-      outline: lists may be without words, as `generate` takes them.
+      outline: accept lists without words, as `generate` takes them.
 
     Raises:
-      ValueError: no such name; a file that is not what this module describes, an empty list, a word that is twice in
-        a list or in two lists that exclude each other. The file, the list and the word are named.
+      ValueError: an unknown name; a file that differs from the form above, an empty list, a word twice in one list or
+        in two lists that exclude each other. The file, the list and the word are named.
       FileNotFoundError: no such file.
     """
     path = Path(source)
     if path.suffix != ".json":
         if str(source) not in available():
             names = ", ".join(available())
-            raise ValueError(f"no word set {str(source)!r}; there are: {names}, or give a path to a .json file")
+            raise ValueError(f"unknown word set {str(source)!r}; valid: {names}, or a path to a .json file")
         path = _folder() / f"{source}.json"
     if not path.is_file():
         raise FileNotFoundError(f"no word list file {path}")
@@ -109,11 +148,13 @@ def save(word_set: WordSet, path: str | Path) -> None:
 
 def to_json(word_set: WordSet) -> dict[str, Any]:
     """The set as JSON values."""
-    lists = {part: {} for part in PARTS}
-    for part, anchors in zip(PARTS, (word_set.target_anchors, word_set.spurious_anchors), strict=True):
-        for name, found in getattr(word_set, part).items():
-            description = word_set.descriptions.get(part, {}).get(name, "")
-            lists[part][name] = {"anchor": anchors[name], "description": description, "words": list(found)}
+    lists = {
+        part: {
+            own.name: {"anchor": own.anchor, "description": own.description, "words": list(own.words)}
+            for own in word_set.lists(part)
+        }
+        for part in PARTS
+    }
     pairs = [[word_set.classes[c], word_set.values[s]] for c, s in np.argwhere(word_set.allowed)]
     return {"note": word_set.note, **lists, "pairs": pairs, "unrelated": list(word_set.unrelated)}
 
@@ -123,14 +164,11 @@ def from_json(values: Any, *, name: str, outline: bool = False) -> WordSet:
     values = _object(values, "the file", _KEYS)
     target, spurious = _lists(values, "target", at_least=2), _lists(values, "spurious", at_least=1)
     word_set = WordSet(
-        name=name,
-        target=target["words"],
-        spurious=spurious["words"],
-        target_anchors=target["anchor"],
-        spurious_anchors=spurious["anchor"],
-        allowed=_allowed(values.get("pairs"), tuple(target["words"]), tuple(spurious["words"])),
-        descriptions={"target": target["description"], "spurious": spurious["description"]},
+        target=target,
+        spurious=spurious,
+        pairs=_pairs(values.get("pairs"), [own.name for own in target], [own.name for own in spurious]),
         unrelated=_words(values.get("unrelated", []), "unrelated"),
+        name=name,
         note=str(values.get("note", "")),
     )
     if not outline:
@@ -139,40 +177,38 @@ def from_json(values: Any, *, name: str, outline: bool = False) -> WordSet:
 
 
 def check(word_set: WordSet) -> None:
-    """Whether every list has words and no word stands for two things.
+    """Refuse lists without words and words that stand for two things.
 
     Two classes exclude each other, and so do two spurious values that occur with one class. Values that never do may
     share words: a lawn is land behind a bird and outdoors behind a dog.
 
     Raises:
       ValueError: an empty list, a word twice in a list, in two lists that exclude each other, or in a target and a
-        spurious list. Words are compared as `key` has them.
+        spurious list. Words are compared by `key`.
     """
     keys = {
-        (part, name): _keys(words, f"{part} {name!r}")
-        for part in PARTS
-        for name, words in getattr(word_set, part).items()
+        (part, own.name): _keys(own.words, f"{part} {own.name!r}") for part in PARTS for own in word_set.lists(part)
     }
     rivals = rival_values(word_set)
-    for (one, found), (other, others) in combinations(keys.items(), 2):
+    for (one, first), (other, second) in combinations(keys.items(), 2):
         if one[0] == other[0] == "spurious":
             i, j = (word_set.values.index(name) for _, name in (one, other))
             if not rivals[i, j]:
                 continue
-        if common := sorted(found & others):
+        if common := sorted(first & second):
             raise ValueError(
                 f"{common[0]!r} is a word of {one[0]} {one[1]!r} and of {other[0]} {other[1]!r}: leave it out of one"
             )
 
 
 def rival_values(word_set: WordSet) -> np.ndarray:
-    """bool (S, S): whether two spurious values occur with one class, so that a word has to be told apart by them."""
+    """Whether two spurious values occur with one class, so that their words must differ: bool (S, S)."""
     allowed = word_set.allowed.astype(int)
     return (allowed.T @ allowed) > 0
 
 
 def key(word: str) -> str:
-    """What two spellings of a word have in common: "The Great-horned  Owl" -> "great horned owl"."""
+    """The common form of all spellings of a word: "The Great-horned  Owl" -> "great horned owl"."""
     text = unicodedata.normalize("NFKC", word).casefold().replace("’", "'")
     text = re.sub(r"[\s_-]+", " ", text).strip(" .,;:!?\"'")
     return re.sub(r"^(a|an|the) (?=.)", "", text)
@@ -182,48 +218,47 @@ def select(word_set: WordSet, target: Mapping[str, np.ndarray], spurious: Mappin
     """The words that masks keep.
 
     Args:
-      word_set: of the words.
-      target: class name -> bool, one a word.
+      word_set: all words.
+      target: class name -> bool, one per word.
       spurious: value name -> the same.
     """
-
-    def kept(lists, masks):
-        return {
-            name: tuple(word for word, keep in zip(found, masks[name], strict=True) if keep)
-            for name, found in lists.items()
+    for part, masks in zip(PARTS, (target, spurious), strict=True):
+        kept = {
+            name: [word for word, keep in zip(words, masks[name], strict=True) if keep]
+            for name, words in word_set.listed(part).items()
         }
-
-    return dataclasses.replace(
-        word_set, target=kept(word_set.target, target), spurious=kept(word_set.spurious, spurious)
-    )
+        word_set = word_set.replaced(part, kept)
+    return word_set
 
 
 def with_junk(word_set: WordSet, share: float, *, seed: int) -> WordSet:
     """The set with wrong words in every list, to see what the filters make of them.
 
-    Half of the junk of a list (rounded up) are words of the lists that exclude it, half are `unrelated` words; without
+    Half of the junk of a list (rounded up) are words of lists that exclude it, half are `unrelated` words; without
     unrelated words, all are words of other lists.
 
     Args:
-      word_set: of the right words.
+      word_set: the right words.
       share: of each longer list that is junk, in [0, 1).
       seed: of the draw; every list has a draw of its own.
 
     Raises:
-      ValueError: a share out of bounds, or that needs more junk words than there are.
+      ValueError: a share out of bounds, or more junk words than the lists offer.
     """
     if not 0 <= share < 1:
         raise ValueError(f"a junk share of {share} is outside [0, 1)")
     rivals = {"target": ~np.eye(len(word_set.target), dtype=bool), "spurious": rival_values(word_set)}
-    changed = {}
+    spoilt = dataclasses.replace(word_set, name=f"{word_set.name} with {share:.0%} junk")
     for p, part in enumerate(PARTS):
-        lists = getattr(word_set, part)
-        changed[part] = {}
-        for i, (name, own) in enumerate(lists.items()):
-            wrong = [word for j, words in enumerate(lists.values()) if j != i and rivals[part][i, j] for word in words]
+        lists = word_set.lists(part)
+        longer = {}
+        for i, own in enumerate(lists):
+            wrong = [word for j, other in enumerate(lists) if j != i and rivals[part][i, j] for word in other.words]
             generator = np.random.default_rng((seed, p, i))
-            changed[part][name] = own + _junk(generator, own, wrong, word_set.unrelated, share, f"{part} {name!r}")
-    return dataclasses.replace(word_set, name=f"{word_set.name} with {share:.0%} junk", **changed)
+            where = f"{part} {own.name!r}"
+            longer[own.name] = own.words + _junk(generator, own.words, wrong, word_set.unrelated, share, where)
+        spoilt = spoilt.replaced(part, longer)
+    return spoilt
 
 
 def _junk(
@@ -243,7 +278,7 @@ def _junk(
                 f"{share:.0%} junk in {where} takes {count} {'other' if words is wrong else 'unrelated'} words, and "
                 f"there are {len(words)}: ask for less"
             )
-    return tuple(words[i] for words, count in counts for i in generator.permutation(len(words))[:count])
+    return tuple(str(words[i]) for words, count in counts for i in generator.permutation(len(words))[:count])
 
 
 def _folder() -> Path:
@@ -254,29 +289,28 @@ def _object(values: Any, where: str, known: set[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{where} has to be a JSON object, not {type(values).__name__}")
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{where} has an unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}")
+        raise ValueError(f"{where} has an unknown key {unknown[0]!r}; valid: {', '.join(sorted(known))}")
     return values
 
 
-def _lists(values: Mapping[str, Any], part: str, *, at_least: int) -> dict[str, dict[str, Any]]:
-    """ "words", "anchor" and "description" of a part, each by the list's name."""
+def _lists(values: Mapping[str, Any], part: str, *, at_least: int) -> tuple[WordList, ...]:
+    """The lists of a part of the file."""
     entries = values.get(part)
     if not isinstance(entries, dict) or len(entries) < at_least:
         raise ValueError(f"{part!r} has to be an object of at least {at_least} named lists")
-    found = {"words": {}, "anchor": {}, "description": {}}
-    for name, entry in entries.items():
-        where = f"{part} {name!r}"
-        entry = _object(entry, where, _LIST_KEYS)
-        if "words" in entry and "words_of" in entry:
-            raise ValueError(f"{where} has both 'words' and 'words_of': leave out one")
-        listed = _words_of(entry["words_of"], where) if "words_of" in entry else entry.get("words", [])
-        found["words"][name] = _words(listed, where)
-        for kind, default in (("anchor", name), ("description", "")):
-            text = entry.get(kind, default)
-            if not isinstance(text, str) or (kind == "anchor" and not text.strip()):
-                raise ValueError(f"the {kind} of {where} has to be a text, not {text!r}")
-            found[kind][name] = text
-    return found
+    return tuple(_list(name, entry, f"{part} {name!r}") for name, entry in entries.items())
+
+
+def _list(name: str, entry: Any, where: str) -> WordList:
+    entry = _object(entry, where, _LIST_KEYS)
+    if "words" in entry and "words_of" in entry:
+        raise ValueError(f"{where} has both 'words' and 'words_of': leave out one")
+    words = _words(_words_of(entry["words_of"], where) if "words_of" in entry else entry.get("words", []), where)
+    texts = {"anchor": entry.get("anchor", name), "description": entry.get("description", "")}
+    for kind, text in texts.items():
+        if not isinstance(text, str) or (kind == "anchor" and not text.strip()):
+            raise ValueError(f"the {kind} of {where} has to be a text, not {text!r}")
+    return WordList(name, words, **texts)
 
 
 def _words_of(reference: Any, where: str) -> Sequence[str]:
@@ -311,10 +345,9 @@ def _keys(words: Sequence[str], where: str) -> set[str]:
     return set(seen)
 
 
-def _allowed(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> np.ndarray:
+def _pairs(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if pairs is None:
-        return np.ones((len(classes), len(values)), bool)
-    allowed = np.zeros((len(classes), len(values)), bool)
+        return ()
     if not isinstance(pairs, list):
         raise ValueError(f"'pairs' has to be a list of [class, value], not {type(pairs).__name__}")
     for pair in pairs:
@@ -322,9 +355,7 @@ def _allowed(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> np.nd
             raise ValueError(
                 f"pair {pair!r} has to be [class, value]; classes are {', '.join(classes)}; values {', '.join(values)}"
             )
-        allowed[classes.index(pair[0]), values.index(pair[1])] = True
-    alone = [name for names, used in ((classes, allowed.any(1)), (values, allowed.any(0)))
-             for name, any_pair in zip(names, used, strict=True) if not any_pair]  # fmt: skip
-    if alone:
+    used = [{pair[side] for pair in pairs} for side in (0, 1)]
+    if alone := [n for names, own in zip((classes, values), used, strict=True) for n in names if n not in own]:
         raise ValueError(f"{alone[0]!r} is in none of the pairs")
-    return allowed
+    return tuple((pair[0], pair[1]) for pair in pairs)

@@ -1,7 +1,9 @@
-"""Prompt templates as data: what a word is put into before CLIP sees it."""
+"""Prompt templates as data: the texts that a word is put into before CLIP sees it."""
 
 import dataclasses
 import re
+
+from launch.stages import free
 
 # The 80 templates of CLIP's published notebook "Prompt engineering for ImageNet", in its order and its spelling.
 IMAGENET = (
@@ -91,28 +93,28 @@ _SCENES_OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "this is
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
-    """What words are put into, by their role. Every template has one place for the word, "{}".
+    """Templates by the role of the word. Every template has one place for it, "{}".
 
     Attributes:
-      name: for messages.
       target: for target words.
-      spurious: for spurious words, as many.
+      spurious: for spurious words, the same number.
       target_anchor: for target words and class anchors in the filters.
       spurious_anchor: for spurious words and their anchors in the filters.
       articles: write "an" for "a" before a vowel. CLIP's own templates do not.
+      name: for messages.
     """
 
-    name: str
     target: tuple[str, ...]
     spurious: tuple[str, ...]
     target_anchor: str = "a photo of a {}."
     spurious_anchor: str = "a photo of a {}."
     articles: bool = False
+    name: str = free("")
 
     def __post_init__(self):
         if not self.target or len(self.target) != len(self.spurious):
             raise ValueError(
-                f"templates {self.name!r}: as many for target words as for spurious words are needed, at least one; "
+                f"templates {self.name!r}: target and spurious words need equally many, at least one; "
                 f"there are {len(self.target)} and {len(self.spurious)}"
             )
         for template in (*self.target, *self.spurious, self.target_anchor, self.spurious_anchor):
@@ -121,17 +123,17 @@ class Templates:
 
 
 SETS = {
-    "imagenet": Templates("imagenet", IMAGENET, IMAGENET),
+    "imagenet": Templates(IMAGENET, IMAGENET, name="imagenet"),
     # The one prompt of the filters, for a quick look and for comparisons.
-    "photo": Templates("photo", ("a photo of a {}.",), ("a photo of a {}.",)),
-    # What captions of Scenes are made of. Its CLIP has seen no full stop, and neither graffiti nor video games.
+    "photo": Templates(("a photo of a {}.",), ("a photo of a {}.",), name="photo"),
+    # The phrases of Scenes' captions. Its CLIP has seen no full stop, and neither graffiti nor video games.
     "scenes": Templates(
-        "scenes",
         tuple(f"{opening}a {{}}" for opening in _SCENES_OPENINGS),
         tuple(f"{opening}the {{}}" for opening in _SCENES_OPENINGS),
         target_anchor="a photo of a {}",
         spurious_anchor="a photo of the {}",
         articles=True,
+        name="scenes",
     ),
 }
 
@@ -140,10 +142,10 @@ def get(name: str) -> Templates:
     """The templates of that name.
 
     Raises:
-      ValueError: there are none; lists those there are.
+      ValueError: an unknown name; the message lists the valid ones.
     """
     if name not in SETS:
-        raise ValueError(f"no templates {name!r}; there are: {', '.join(SETS)}")
+        raise ValueError(f"unknown templates {name!r}; valid names: {', '.join(map(repr, SETS))}")
     return SETS[name]
 
 

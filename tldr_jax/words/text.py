@@ -5,16 +5,17 @@ of the two. Every (word, template) is embedded once, and the pairs are index ari
 written out, neither as strings nor as embeddings.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import struct
-from jax.typing import ArrayLike
 
 from clip_jax import Clip, embed_texts
-from tldr_jax.words import WordSet
+from tldr_jax.words import WordList, WordSet
 from tldr_jax.words.templates import Templates, fill
+
+Array = np.ndarray | jax.Array
 
 
 @struct.dataclass
@@ -29,21 +30,15 @@ class TextSet:
       allowed: bool, (C, S): the pairs of class and value that are combined.
     """
 
-    target: ArrayLike
-    target_class: ArrayLike
-    spurious: ArrayLike
-    spurious_value: ArrayLike
-    allowed: ArrayLike
+    target: Array
+    target_class: Array
+    spurious: Array
+    spurious_value: Array
+    allowed: Array
 
 
 def embed(
-    clip: Clip,
-    word_set: WordSet,
-    templates: Templates,
-    *,
-    batch_size: int = 256,
-    cache: str | Path | None = None,
-    progress: bool = True,
+    clip: Clip, word_set: WordSet, templates: Templates, *, batch_size: int = 256, progress: bool = True
 ) -> TextSet:
     """Every word under every template, embedded once.
 
@@ -52,19 +47,18 @@ def embed(
       word_set: C classes and S spurious values; their words in order, class after class.
       templates: T for target words and T for spurious words.
       batch_size: prompts a step, over all local devices.
-      cache: a folder that keeps the embeddings; see `clip_jax.embed_texts`.
       progress: show a progress bar.
 
     Raises:
       ValueError: a prompt that is longer than the CLIP's context.
     """
     tables = [
-        [fill(template, word, articles=templates.articles) for word in _listed(lists) for template in own]
-        for lists, own in ((word_set.target, templates.target), (word_set.spurious, templates.spurious))
+        [fill(template, word, articles=templates.articles) for own in lists for word in own.words for template in forms]
+        for lists, forms in ((word_set.target, templates.target), (word_set.spurious, templates.spurious))
     ]
-    found = embed_prompts(clip, tables[0] + tables[1], batch_size=batch_size, cache=cache, progress=progress)
-    target, spurious = np.split(found, [len(tables[0])])
-    shape = (-1, len(templates.target), found.shape[1])
+    embeddings = embed_prompts(clip, tables[0] + tables[1], batch_size=batch_size, progress=progress)
+    target, spurious = np.split(embeddings, [len(tables[0])])
+    shape = (-1, len(templates.target), embeddings.shape[1])
     return TextSet(
         target=target.reshape(shape),
         target_class=_positions(word_set.target),
@@ -85,7 +79,7 @@ def narrow(tables: TextSet, word_set: WordSet, kept: WordSet) -> TextSet:
     Raises:
       ValueError: a word that was not embedded in its list.
     """
-    target, spurious = (_rows(getattr(word_set, part), getattr(kept, part)) for part in ("target", "spurious"))
+    target, spurious = _rows(word_set.target, kept.target), _rows(word_set.spurious, kept.spurious)
     return TextSet(
         target=np.asarray(tables.target)[target],
         target_class=_positions(kept.target),
@@ -95,14 +89,7 @@ def narrow(tables: TextSet, word_set: WordSet, kept: WordSet) -> TextSet:
     )
 
 
-def embed_prompts(
-    clip: Clip,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = 256,
-    cache: str | Path | None = None,
-    progress: bool = True,
-) -> np.ndarray:
+def embed_prompts(clip: Clip, prompts: Sequence[str], *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
     """Embeddings of prompts, not normalised, float32 (n, d). Equal prompts are embedded once.
 
     Raises:
@@ -110,28 +97,24 @@ def embed_prompts(
     """
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     _check_length(clip, list(distinct))
-    found = embed_texts(clip, list(distinct), batch_size=batch_size, cache=cache, progress=progress)
+    embeddings = embed_texts(clip, list(distinct), batch_size=batch_size, progress=progress)
     if len(distinct) == len(prompts):
-        return found
-    return found[[distinct[prompt] for prompt in prompts]]
+        return embeddings
+    return embeddings[[distinct[prompt] for prompt in prompts]]
 
 
-def _listed(lists: Mapping[str, Sequence[str]]) -> list[str]:
-    return [word for words in lists.values() for word in words]
-
-
-def _positions(lists: Mapping[str, Sequence[str]]) -> np.ndarray:
+def _positions(lists: Sequence[WordList]) -> np.ndarray:
     """The position of each word's list, int32."""
-    return np.repeat(np.arange(len(lists), dtype=np.int32), [len(words) for words in lists.values()])
+    return np.repeat(np.arange(len(lists), dtype=np.int32), [len(own.words) for own in lists])
 
 
-def _rows(lists: Mapping[str, Sequence[str]], kept: Mapping[str, Sequence[str]]) -> list[int]:
+def _rows(lists: Sequence[WordList], kept: Sequence[WordList]) -> list[int]:
     """Where the kept words are among all."""
-    place = {(name, word): i for i, (name, word) in enumerate((name, w) for name, ws in lists.items() for w in ws)}
-    wanted = [(name, word) for name, listed in kept.items() for word in listed]
-    if missing := [entry for entry in wanted if entry not in place]:
+    place = {entry: row for row, entry in enumerate((own.name, word) for own in lists for word in own.words)}
+    entries = [(own.name, word) for own in kept for word in own.words]
+    if missing := [entry for entry in entries if entry not in place]:
         raise ValueError(f"{missing[0][1]!r} of {missing[0][0]!r} is not among the embedded words")
-    return [place[entry] for entry in wanted]
+    return [place[entry] for entry in entries]
 
 
 def _check_length(clip: Clip, prompts: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from configs.clip import base
 from launch.data.scenes import world
 from launch.training import optim, sharding
 from tests.clip_jax.towers import TINY, parameters, texts
+from tests.sections import read
 
 CONFIG = replace(TINY, dtype="float64")
 SPEC = Preprocessing(size=16, crop=16)
@@ -25,7 +26,9 @@ ATTRIBUTES = np.random.default_rng(2).integers(0, world.COUNTS, (20, 5)).astype(
 
 
 def build():
-    optimizer, _ = optim.create(base.get_config().optimizer, total_steps=10, to_steps=lambda text: 0)
+    optimizer, _ = read(optim.Optimizer, base.get_config().optimizer, "optimizer").create(
+        total_steps=10, to_steps=lambda text: 0
+    )
     params = attributes.add_head(parameters(CONFIG), jax.random.key(0), world.COUNTS)
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     state = steps.create_state(params, optimizer, TRAINABLE)

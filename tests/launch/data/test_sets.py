@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from launch import data
 from launch.data import DataSet, idx, splits
 from launch.stages import SettingError, describe, settings
+from tests.sections import read
 
 
 def config(name, **fields):
@@ -42,7 +43,7 @@ def folder(tmp_path):
 
 def test_idx_files_plain_and_gzipped(folder):
     path, images = folder
-    found = data.load(config("idx", path=str(path)), seed=0)
+    found = read(data.DataSet, config("idx", path=str(path)), "data").load(0)
     np.testing.assert_array_equal(found.train.images[..., 0], images["train"])
     np.testing.assert_array_equal(found.test.images[..., 0], images["t10k"])
     np.testing.assert_array_equal(found.train.labels, np.arange(20) % 4)
@@ -50,7 +51,7 @@ def test_idx_files_plain_and_gzipped(folder):
     assert found.mean == (round(float(images["train"].mean() / 255), 4),)
     assert found.std == (round(float((images["train"] / 255).std()), 4),)
     assert str(path) in found.note and "20 train of 20" in found.note
-    given = data.load(config("idx", path=str(path), mean=(0.5,), std=(0.25,)), seed=0)
+    given = read(data.DataSet, config("idx", path=str(path), mean=(0.5,), std=(0.25,)), "data").load(0)
     assert (given.mean, given.std) == ((0.5,), (0.25,))
     assert idx.available(path) and not idx.available(path / "nothing")
 
@@ -58,7 +59,7 @@ def test_idx_files_plain_and_gzipped(folder):
 def test_fashion_mnist_of_the_debian_package():
     if not idx.available():
         pytest.skip(f"no Fashion-MNIST in {idx.DEFAULT_FOLDER}: apt-get install dataset-fashion-mnist")
-    found = data.load(config("idx", val_examples=5000), seed=0)
+    found = read(data.DataSet, config("idx", val_examples=5000), "data").load(0)
     assert [len(part) for part in (found.train, found.val, found.test)] == [55000, 5000, 10000]
     assert found.classes[9] == "Ankle boot" and found.train.image_shape == (28, 28, 1)
     assert np.bincount(found.test.labels).tolist() == [1000] * 10
@@ -97,15 +98,15 @@ def test_idx_files_that_are_missing_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.*apt-get install dataset-fashion-mnist"):
         idx.load(path)
     with pytest.raises(FileNotFoundError, match=r"no folder .*/nothing with IDX files.*apt-get install"):
-        data.load(config("idx", path=str(tmp_path / "nothing")), seed=0)
+        read(data.DataSet, config("idx", path=str(tmp_path / "nothing")), "data").load(0)
 
 
 def test_digits_are_cut_the_same_way_every_time():
-    found = data.load(config("digits", val_examples=137), seed=0)
+    found = read(data.DataSet, config("digits", val_examples=137), "data").load(0)
     assert [len(part) for part in (found.train, found.val, found.test)] == [1300, 137, 360]
     assert found.image_shape == (16, 16, 1) and len(found.classes) == 10
     assert found.train.images.min() == 0 and found.train.images.max() == 255
-    again, other = (data.load(config("digits", val_examples=137), seed=seed) for seed in (0, 1))
+    again, other = (read(data.DataSet, config("digits", val_examples=137), "data").load(seed) for seed in (0, 1))
     np.testing.assert_array_equal(found.val.images, again.val.images)
     np.testing.assert_array_equal(found.test.images, other.test.images)
     assert not np.array_equal(found.val.images, other.val.images)
@@ -118,7 +119,7 @@ def test_digits_are_the_eight_by_eight_images():
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    found = data.load(config("digits", image_size=8), seed=0)
+    found = read(data.DataSet, config("digits", image_size=8), "data").load(0)
     scaled = {
         np.rint(image * 255 / 16).astype(np.uint8).tobytes(): k
         for image, k in zip(source.images, source.target, strict=True)
@@ -139,16 +140,18 @@ def test_hold_out_is_disjoint_and_nested():
 def test_sizes_that_do_not_fit_are_refused(folder):
     path = str(folder[0])
     with pytest.raises(ValueError, match=r"data\.val_examples=20 leaves nothing of the 20 training examples"):
-        data.load(config("idx", path=path, val_examples=20), seed=0)
+        read(data.DataSet, config("idx", path=path, val_examples=20), "data").load(0)
     with pytest.raises(ValueError, match=r"data\.train_examples=16 of 20 .* at most 15"):
-        data.load(config("idx", path=path, val_examples=5, train_examples=16), seed=0)
+        read(data.DataSet, config("idx", path=path, val_examples=5, train_examples=16), "data").load(0)
     with pytest.raises(ValueError, match=r"data\.test_examples=7 of 6 examples"):
-        data.load(config("idx", path=path, test_examples=7), seed=0)
+        read(data.DataSet, config("idx", path=path, test_examples=7), "data").load(0)
     with pytest.raises(ValueError, match=r"data\.mean=\(0.1, 0.2\): the images have 1 channels"):
-        data.load(config("idx", path=path, mean=(0.1, 0.2)), seed=0)
+        read(data.DataSet, config("idx", path=path, mean=(0.1, 0.2)), "data").load(0)
     with pytest.raises(ValueError, match=r"data\.std=\(0.0,\): must be positive"):
-        data.load(config("idx", path=path, std=(0.0,)), seed=0)
-    few = data.load(config("idx", path=path, val_examples=5, train_examples=8, test_examples=3), seed=0)
+        read(data.DataSet, config("idx", path=path, std=(0.0,)), "data").load(0)
+    few = settings(
+        data.DataSet, {"data": config("idx", path=path, val_examples=5, train_examples=8, test_examples=3)}, "data"
+    ).load(0)
     assert [len(part) for part in (few.train, few.val, few.test)] == [8, 5, 3]
 
 
@@ -156,7 +159,7 @@ def test_a_data_set_has_settings_that_fit_it():
     with pytest.raises(
         SettingError, match=r"data\.name='cifar'; valid names: 'cifar10', 'digits', 'fashion_mnist', 'idx'"
     ):
-        data.load(ConfigDict(dict(name="cifar")), seed=0)
+        read(data.DataSet, ConfigDict(dict(name="cifar")), "data").load(0)
     for given, problem in [
         (
             dict(name="imagenet100", crop_padding=4),

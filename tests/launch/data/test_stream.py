@@ -13,6 +13,7 @@ from launch.data import feed, images
 from launch.data.folder import Files, class_list
 from launch.data.splits import Stream
 from launch.stages import SettingError
+from tests.sections import read
 
 
 class Flat:
@@ -200,7 +201,7 @@ def config(path, **fields):
 
 
 def test_image_folder_in_every_colour_mode(folder):
-    found = data.load(config(folder), seed=0)
+    found = read(data.DataSet, config(folder), "data").load(0)
     assert found.classes == ("cat", "dog") and found.image_shape == (8, 8, 3) and found.val is None
     assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and len(found.test) == 2
     assert found.mean == (0.485, 0.456, 0.406)
@@ -216,52 +217,52 @@ def test_image_folder_with_val_and_test(folder):
     (folder / "test/cat").mkdir()
     for name in ("dog/i.png", "dog/j.png", "cat/k.png"):
         red("RGB").save(folder / "test" / name)
-    found = data.load(config(folder), seed=0)
+    found = read(data.DataSet, config(folder), "data").load(0)
     assert [len(part) for part in (found.train, found.val, found.test)] == [6, 2, 3]
     with pytest.raises(ValueError, match=r"data\.val_examples=2: image_folder has a validation split with 2 examples"):
-        data.load(config(folder, val_examples=2), seed=0)
+        read(data.DataSet, config(folder, val_examples=2), "data").load(0)
 
 
 def test_image_folder_of_listed_classes(folder):
     listed = folder / "classes.txt"
     listed.write_text("dog\n")
-    found = data.load(config(folder, classes=str(listed), val_examples=1), seed=0)
+    found = read(data.DataSet, config(folder, classes=str(listed), val_examples=1), "data").load(0)
     assert found.classes == ("dog",) and found.train.labels.tolist() == [0, 0] and len(found.val) == 1
     listed.write_text("dog\ncat\n")
-    found = data.load(config(folder, classes=str(listed)), seed=0)
+    found = read(data.DataSet, config(folder, classes=str(listed)), "data").load(0)
     assert found.classes == ("dog", "cat") and found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(FileNotFoundError, match=r"train lacks 100 of 100 class folders: n01440764, .* and 95 more"):
-        data.load(config(folder, classes="imagenet100"), seed=0)
+        read(data.DataSet, config(folder, classes="imagenet100"), "data").load(0)
     with pytest.raises(SettingError, match=r"data\.classes='imagenet1000': take 'imagenet100' or a text file"):
-        data.load(config(folder, classes="imagenet1000"), seed=0)
+        read(data.DataSet, config(folder, classes="imagenet1000"), "data").load(0)
     listed.write_text("dog\ndog\n")
     with pytest.raises(ValueError, match="each of them once"):
-        data.load(config(folder, classes=str(listed)), seed=0)
+        read(data.DataSet, config(folder, classes=str(listed)), "data").load(0)
 
 
 def test_image_folders_that_are_incomplete_are_refused(folder, tmp_path_factory):
     with pytest.raises(FileNotFoundError, match=r"no such folder.*Expected layout: ROOT/train/CLASS"):
-        data.load(config(folder / "nothing"), seed=0)
+        read(data.DataSet, config(folder / "nothing"), "data").load(0)
     with pytest.raises(SettingError, match=r"data\.path='': .*set it to a folder\. Expected layout"):
-        data.load(config(""), seed=0)
+        read(data.DataSet, config(""), "data").load(0)
     with pytest.raises(FileNotFoundError, match=r"none of these folders.*Expected layout"):
-        data.load(config(tmp_path_factory.mktemp("empty")), seed=0)
+        read(data.DataSet, config(tmp_path_factory.mktemp("empty")), "data").load(0)
     (folder / "train/emu").mkdir()
     with pytest.raises(FileNotFoundError, match="val lacks 1 of 3 class folders: emu"):
-        data.load(config(folder), seed=0)
+        read(data.DataSet, config(folder), "data").load(0)
     (folder / "val/emu").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no images in .*train/emu"):
-        data.load(config(folder), seed=0)
+        read(data.DataSet, config(folder), "data").load(0)
     (folder / "train/emu").rmdir()
     with pytest.raises(FileNotFoundError, match=r"val has class folders that the training images lack: emu"):
-        data.load(config(folder), seed=0)
+        read(data.DataSet, config(folder), "data").load(0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_is_named(folder, workers):
     path = folder / "train/cat/a.jpg"
     path.write_bytes(path.read_bytes()[:200])
-    found = data.load(config(folder), seed=0)
+    found = read(data.DataSet, config(folder), "data").load(0)
     with pytest.raises(ValueError, match=rf"cannot decode image {path}"):
         next(feed.train_batches(dataclasses.replace(found.train, workers=workers), seed=0, batch_size=6))
     path.write_text("not an image")

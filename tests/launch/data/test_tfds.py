@@ -12,6 +12,8 @@ from PIL import Image
 from launch import data
 from launch.data import DataSet, Spec, feed, tfds_sets
 from launch.data.folder import class_list
+from launch.stages import settings
+from tests.sections import read
 
 WNIDS = class_list("imagenet100")
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -75,7 +77,7 @@ def as_set(images, labels):
 def test_small_sets_are_decoded_into_memory(tmp_path, name, version, shape, mean):
     examples = small_images({"train": 300, "test": 11}, shape, 10)
     prepare(tmp_path, name, version, examples, CIFAR_NAMES, shape)
-    found = data.load(config(name, tmp_path), seed=0)
+    found = read(data.DataSet, config(name, tmp_path), "data").load(0)
     assert found.classes == CIFAR_NAMES and found.mean == mean and found.image_shape == shape
     for split, part in (("train", found.train), ("test", found.test)):
         assert isinstance(part, data.Arrays) and len(part) == len(examples[split])
@@ -97,7 +99,7 @@ def test_the_default_place_is_the_one_of_tfds(tmp_path, monkeypatch):
         (32, 32, 3),
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    found = data.load(config("cifar10", "", val_examples=1), seed=0)
+    found = read(data.DataSet, config("cifar10", "", val_examples=1), "data").load(0)
     assert [len(part) for part in (found.train, found.val, found.test)] == [3, 1, 2]
 
 
@@ -122,22 +124,28 @@ def imagenet(tmp_path, monkeypatch):
 
 
 def test_imagenet100_is_restricted_and_relabelled(imagenet):
-    found = data.load(config("imagenet100", imagenet, image_size=16), seed=0)
+    found = read(data.DataSet, config("imagenet100", imagenet, image_size=16), "data").load(0)
     assert found.classes == WNIDS and found.image_shape == (16, 16, 3) and found.val is None
     assert sorted(found.train.labels) == [0, 1, 2, 50, 98, 99, 99] and sorted(found.test.labels) == [0, 3, 99]
     batch = next(feed.eval_batches(found.train, batch_size=7))
     np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
-    held = data.load(config("imagenet100", imagenet, image_size=16, val_examples=2, test_examples=1), seed=0)
+    held = settings(
+        data.DataSet, {"data": config("imagenet100", imagenet, image_size=16, val_examples=2, test_examples=1)}, "data"
+    ).load(0)
     assert [len(part) for part in (held.train, held.val, held.test)] == [5, 2, 1]
     spec = DataSet("imagenet100", path=str(imagenet), image_size=16, val_examples=2, test_examples=1).spec()
     assert spec == Spec((16, 16, 3), WNIDS, examples=5, val_examples=2, test_examples=1, in_memory=False)
     batch = next(feed.train_batches(held.train, seed=0, batch_size=5))
     np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
-    assert data.load(config("imagenet100", imagenet), seed=0).image_shape == (224, 224, 3)
+    assert read(data.DataSet, config("imagenet100", imagenet), "data").load(0).image_shape == (
+        224,
+        224,
+        3,
+    )
 
 
 def test_imagenet100_in_worker_processes(imagenet):
-    found = data.load(config("imagenet100", imagenet, image_size=16, workers=1), seed=0)
+    found = read(data.DataSet, config("imagenet100", imagenet, image_size=16, workers=1), "data").load(0)
     batch = next(feed.eval_batches(found.train, batch_size=7))
     np.testing.assert_allclose(batch["image"].mean((1, 2, 3)), 2 * batch["label"], atol=1)
 
@@ -166,7 +174,7 @@ def test_a_corrupt_record_is_named(tmp_path, monkeypatch):
     cut = io.BytesIO(jpeg(9).getvalue()[:300])
     examples = {"train": [(cut, 0)], "validation": [(jpeg(1), 0)]}
     place = prepare(tmp_path, "imagenet2012", "5.1.0", examples, WNIDS, (None, None, 3), "jpeg")
-    found = data.load(config("imagenet100", tmp_path), seed=0)
+    found = read(data.DataSet, config("imagenet100", tmp_path), "data").load(0)
     message = rf"cannot decode image record 0 \(image_0.JPEG\) of split 'train' in {place}"
     with pytest.raises(ValueError, match=message):
         next(feed.train_batches(found.train, seed=0, batch_size=1))
@@ -178,22 +186,24 @@ def test_a_truncated_record_file_is_named(tmp_path):
     (file,) = place.glob("*train.array_record*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"cannot read .*train.* in {place}.*[Cc]opy or prepare it again"):
-        data.load(config("cifar10", tmp_path), seed=0)
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
 
 
 def test_data_that_are_not_prepared(tmp_path):
     how = r"Prepare it once on a machine with TensorFlow.*cifar10:3\.0\.2.*array_record"
     with pytest.raises(FileNotFoundError, match=rf"cifar10 3\.0\.2 is not prepared in {tmp_path}/cifar10 .*{how}"):
-        data.load(config("cifar10", tmp_path), seed=0)
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
     with pytest.raises(FileNotFoundError, match=r"imagenet2012 5\.1\.0 is not prepared .*downloads/manual"):
-        data.load(config("imagenet100", tmp_path), seed=0)
+        read(data.DataSet, config("imagenet100", tmp_path), "data").load(0)
     examples = small_images({"train": 2, "test": 2}, (32, 32, 3), 10)
     prepare(tmp_path, "cifar10", "2.9.0", examples, CIFAR_NAMES, (32, 32, 3))
     with pytest.raises(FileNotFoundError, match=r"versions found: 2\.9\.0"):
-        data.load(config("cifar10", tmp_path), seed=0)
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
     place = prepare(tmp_path, "cifar10", "3.0.0", examples, CIFAR_NAMES, (32, 32, 3))
-    assert len(data.load(config("cifar10", tmp_path), seed=0).train) == 2  # same major version: same examples
+    assert (
+        len(read(data.DataSet, config("cifar10", tmp_path), "data").load(0).train) == 2
+    )  # same major version: same examples
     for file in place.glob("*.array_record*"):
         file.rename(str(file).replace("array_record", "tfrecord"))
     with pytest.raises(FileNotFoundError, match=rf"{place} has no array_record files.*{how}"):
-        data.load(config("cifar10", tmp_path), seed=0)
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)

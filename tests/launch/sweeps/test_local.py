@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from launch.run import Preempted
+from launch.processes.stop import Preempted
 from launch.sweeps import local
 from launch.sweeps.members import Options, SweepError, define, status
 from tests.launch import sweep_toy

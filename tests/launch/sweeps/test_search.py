@@ -121,7 +121,7 @@ def test_errors(tmp_path, monkeypatch):
     found = begun(tmp_path / "a", "x=~uniform(0,10)", trials=2, objective="accuracy")
     with pytest.raises(SweepError, match="has no 'accuracy'; it has loss"):
         train(found, next(iter(found)))
-    with pytest.raises(SweepError, match="x,seed: in a search, draws cannot be zipped"):
+    with pytest.raises(SweepError, match="x,seed: in a search, random values cannot be zipped"):
         begun(tmp_path / "b", "x=~uniform(0,10) & seed=1,2", trials=2)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SweepError, match=r"pip install -e '.\[search\]'"):

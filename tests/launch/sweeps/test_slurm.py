@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.run import Preempted
+from launch.processes import hosts
+from launch.processes.stop import Preempted
 from launch.sweeps import slurm, slurm_task
 from launch.sweeps.members import Options, SweepError, define, load, status
-from launch.training import hosts
 from tests.commands import REQUIRED, ROOT, environment, finish, start, train
 from tests.launch import sweep_toy, toy
 from tests.launch.sweeps import slurm_cluster
@@ -177,12 +177,12 @@ def test_settings():
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({"node": "2"}, "no 'node'; there are partition, .*tasks_per_node"),
-        ({"nodes": "two"}, "nodes=two: wants a number from 1"),
-        ({"nodes": "0"}, "nodes=0: wants a number from 1"),
-        ({"partition": ""}, "partition=: wants a value"),
-        ({"gpus_per_node": "8", "tasks_per_node": "3"}, "gpus_per_node=8 does not divide over tasks_per_node=3"),
-        ({"time": "2"}, "grace=120 s is all of time=2 min"),
+        ({"node": "2"}, "no 'node'; valid names: partition, .*tasks_per_node"),
+        ({"nodes": "two"}, "nodes=two: needs a number from 1"),
+        ({"nodes": "0"}, "nodes=0: needs a number from 1"),
+        ({"partition": ""}, "partition=: needs a value"),
+        ({"gpus_per_node": "8", "tasks_per_node": "3"}, "gpus_per_node=8 is not a multiple of tasks_per_node=3"),
+        ({"time": "2"}, "grace=120 s is not less than time=2 min"),
     ],
 )
 def test_settings_that_cannot_be(given, expected):
@@ -213,7 +213,7 @@ def test_a_job_that_ends_before_its_member_begins(tmp_path, monkeypatch):
 
 def test_a_loss_that_many_processes_see_counts_once(tmp_path, monkeypatch):
     [member] = sweep_of(tmp_path / "sweep", sweep_toy, {"seed": 0}).members
-    task = slurm_task.Task(member, (), 0, 1, 2, tmp_path / "losses")
+    task = slurm_task.SlurmTask(member, (), 0, 1, 2, tmp_path / "losses")
     allowed = []
     for restart in range(3):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))

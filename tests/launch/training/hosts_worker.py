@@ -3,7 +3,8 @@
 import sys
 import time
 
-from launch.training import hosts, sharding
+from launch.processes import hosts
+from launch.training import sharding
 
 
 def main():

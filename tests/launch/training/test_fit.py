@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import struct
 
+from launch.processes.stop import Preempted
 from launch.stages import Stage, free, numbers, stackable, stacked_numbers, with_numbers
-from launch.stop import Preempted
 from launch.store import Store
 from launch.training import fit, pace, places, sharding
 from launch.training.checkpoint import Checkpoints

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from launch.training import hosts
-from launch.training.hosts import Sign
+from launch.processes import hosts
+from launch.processes.hosts import Sign
 from tests.commands import finish, start
 
 LIMITS = {"stuck_after": 100.0, "lost_after": 20.0}

@@ -11,6 +11,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from launch.training import duration, optim
+from tests.sections import read
 
 torch = pytest.importorskip("torch")
 
@@ -93,7 +94,7 @@ def _loss(p, x, y):
 
 def _train(config, params, xs, ys):
     """Parameters after every step of a nonlinear regression, and the learning rates used."""
-    tx, schedule = optim.create(config, total_steps=TOTAL, to_steps=to_steps)
+    tx, schedule = read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
 
     @jax.jit
     def step(p, state, x, y):
@@ -175,7 +176,7 @@ def test_traced_numbers_train_as_concrete_ones():
         return c
 
     def train(member):
-        tx, _ = optim.create(config(*member), total_steps=TOTAL, to_steps=to_steps)
+        tx, _ = read(optim.Optimizer, config(*member), "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
         p = jax.tree.map(jnp.asarray, params)
         state = tx.init(p)
         for x, y in zip(xs, ys, strict=True):
@@ -206,7 +207,7 @@ def test_match():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_decay_mask_without_a_match_fails_at_init(weight_decay):
     config = _config(weight_decay=weight_decay, decay_mask=(".*", "batch_norm/.*"))
-    tx, _ = optim.create(config, total_steps=TOTAL, to_steps=to_steps)
+    tx, _ = read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
     with pytest.raises(ValueError, match=r"batch_norm/\.\*"):
         tx.init({"kernel": jnp.zeros(2)})
 
@@ -237,21 +238,21 @@ def test_decay_mask_without_a_match_fails_at_init(weight_decay):
 )
 def test_errors(config, message):
     with pytest.raises(ValueError, match=message):
-        optim.create(config, total_steps=TOTAL, to_steps=to_steps)
+        read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
 
 
 def test_milestone_beyond_the_end_warns(monkeypatch):
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     config = _config(schedule=dict(name="step", milestones=("1 epoch", "40 epochs")))
-    _, schedule = optim.create(config, total_steps=TOTAL, to_steps=to_steps)
+    _, schedule = read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
     assert warnings == ["milestone '40 epochs' (step 80) is not reached: training has 8 steps"]
     np.testing.assert_allclose(float(schedule(TOTAL)), 0.005, rtol=1e-6)
 
 
 def test_config_may_be_frozen_and_updates_need_params():
     config = config_dict.FrozenConfigDict(_config(weight_decay=0.1))
-    tx, _ = optim.create(config, total_steps=TOTAL, to_steps=to_steps)
+    tx, _ = read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
     params = {"kernel": jnp.ones(2, jnp.bfloat16)}
     state = tx.init(params)
     updates, _ = tx.update(params, state, params)

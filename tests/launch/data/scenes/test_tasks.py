@@ -13,6 +13,7 @@ from launch import data
 from launch.data import scenes
 from launch.data.scenes import world
 from tests.commands import ROOT
+from tests.sections import read
 
 
 def equal(a, b):
@@ -180,18 +181,18 @@ def config(**fields):
 
 
 def test_scenes_by_name_as_any_other_data_set():
-    found = data.load(config(val_examples=300), seed=0)
+    found = read(data.DataSet, config(val_examples=300), "data").load(0)
     assert [len(part) for part in (found.train, found.val, found.test)] == [2700, 300, 2000]
     assert found.classes == ("curved", "angular") and found.image_shape == (32, 32, 3)
     whole = np.concatenate([found.train.images, found.val.images])
     np.testing.assert_allclose(found.mean, whole.mean((0, 1, 2)) / 255, atol=1e-4)
     assert "Scenes" in found.note and "2700 train of 3000" in found.note
-    other = data.load(config(val_examples=300), seed=1)
+    other = read(data.DataSet, config(val_examples=300), "data").load(1)
     np.testing.assert_array_equal(found.test.images, other.test.images)
     assert not np.array_equal(found.val.images, other.val.images)
-    small = data.load(config(image_size=16, train_examples=100, test_examples=50), seed=0)
+    small = read(data.DataSet, config(image_size=16, train_examples=100, test_examples=50), "data").load(0)
     assert small.train.images.shape == (100, 16, 16, 3) and len(small.test) == 50
-    assert set(data.load(config(train_examples=200), seed=0).train.labels) == {0, 1}
+    assert set(read(data.DataSet, config(train_examples=200), "data").load(0).train.labels) == {0, 1}
 
 
 def test_the_correlation_can_be_chosen_by_config():
@@ -199,7 +200,7 @@ def test_the_correlation_can_be_chosen_by_config():
     from sklearn.linear_model import RidgeClassifier
 
     for correlation, low, high in ((0.5, 0.4, 0.62), (1.0, 0.8, 1.0)):
-        train = data.load(config(correlation=correlation), seed=0).train
+        train = read(data.DataSet, config(correlation=correlation), "data").load(0).train
         edges = train.images[:, [0, 1, -2, -1]].mean((1, 2)) / 255.0
         accuracy = RidgeClassifier().fit(edges[:2000], train.labels[:2000]).score(edges[2000:], train.labels[2000:])
         assert low < accuracy <= high

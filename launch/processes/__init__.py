@@ -1,0 +1,1 @@
+"""Several processes of one run: they stop together, and notice when one is lost."""

@@ -1,0 +1,104 @@
+"""Means over a data set of what is measured of every example, summed on the devices."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch.training import sharding
+from launch.training.prefetch import prefetch
+
+
+@functools.partial(jax.jit, static_argnames="fn")
+def _draw(fn: Callable, variables, batch, repeat) -> dict[str, jax.Array]:
+    # Module-level, with `fn` static: the evaluations of one training run share one compiled program.
+    values = fn(variables, batch, repeat)
+    for name, value in values.items():
+        if value.shape != batch["mask"].shape:
+            raise ValueError(f"{name} has shape {value.shape}, the batch's mask {batch['mask'].shape}")
+    return values
+
+
+@functools.partial(jax.jit, static_argnames="fn")
+def _once(fn: Callable, variables, batch):
+    return fn(variables, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("finish", "repeats", "sharding"))
+def _fold(values: dict[str, jax.Array], mask: jax.Array, *, finish: Callable, repeats: int, sharding):
+    """Sums over a batch of what `finish` makes of each example's mean over the repeats."""
+    values = finish({k: v / repeats for k, v in values.items()})
+    # where, not a product: whatever the padding's value is, it must not reach the sum
+    values = {k: jnp.where(mask, v, 0) for k, v in values.items()} | {"examples": mask}
+    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values.values()), jnp.float32)
+    totals = jnp.stack([v.astype(dtype) for v in values.values()]).sum(1)  # one sum over devices for all
+    totals = jax.lax.with_sharding_constraint(totals, sharding)
+    return dict(zip(values, totals, strict=True))
+
+
+@jax.jit
+def add(a, b):
+    """The sum of two pytrees, on the devices."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def masked_means(
+    layout: sharding.Layout,
+    fn: Callable[..., dict[str, jax.Array]],
+    variables: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    resident: Any = None,
+    repeats: int = 1,
+    once: Callable[[Any, Mapping[str, jax.Array]], Any] | None = None,
+    compile_once: bool = True,
+    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = dict,
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Means over a data set of what `fn` gives for every example: summed under the mask on the devices, divided once.
+
+    Args:
+      fn: `(variables, batch, repeat) -> {name: (n,) array}`, pure; compiled once for as long as it is the same object.
+      variables: handed to `fn`, on the devices.
+      batches: padded evaluation batches with a "mask".
+      resident: handed to `fn` as `batch["resident"]`, on the devices.
+      repeats: how often each batch is gone through, with repeat = 0, 1, …: the draws of a random perturbation, say. A
+        loop on the host, one compiled program a draw: XLA on CPU runs second-order convolutions inside its own loops
+        several times slower.
+      once: `(variables, batch) -> pytree`, what a batch's repeats have in common, for `fn` in `batch["once"]`.
+      compile_once: whether `once` is compiled as one program. False calls it as it is, on device arrays, for what is
+        a loop of compiled calls on the host.
+      finish: applied to each example's mean over the repeats: a root, say.
+      check_stop: called between batches; may raise.
+
+    Returns:
+      {name: mean over examples} and "examples", their number.
+
+    Raises:
+      ValueError: there are no examples, or `fn` gives an array of another shape than the mask.
+    """
+    extra = {} if resident is None else {sharding.RESIDENT: resident}
+    numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
+    # The devices of a CPU share few threads: with several programs under way, the sums over devices of one can take
+    # them all, and wait for ever for the part of a device that has none left.
+    shared = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    one_at_a_time = jax.block_until_ready if shared else lambda values: values
+    sums = None
+    for batch in prefetch(batches, layout.put):
+        check_stop()
+        values, batch = None, batch | extra
+        if once is not None:
+            common = _once(once, variables, batch) if compile_once else once(variables, batch)
+            batch |= {"once": common}
+        for number in numbers:
+            new = one_at_a_time(_draw(fn, variables, batch, number))
+            values = new if values is None else add(values, new)
+        totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
+        sums = totals if sums is None else add(sums, totals)
+    if sums is None or not sums["examples"]:
+        raise ValueError("there is no example to evaluate")
+    sums = {k: float(v) for k, v in jax.device_get(sums).items()}
+    return {k: v / sums["examples"] for k, v in sums.items() if k != "examples"} | {"examples": sums["examples"]}

@@ -1,0 +1,101 @@
+"""What the numbers of a result mean; see `launch.reports.metrics`."""
+
+import re
+
+from launch.reports.metrics import Metric, declare
+
+_TITLES = {"pcc": "PCC", "ssim": "SSIM", "mse": "MSE", "ssim_published": "SSIM (published)", "top_k": "top-k"}
+_KINDS = {"rps": "RPS", "aam": "AAM", "top_k": "top-k attack", "pgd": "PGD"}
+_TERMS = ("l2", "cosine", "hessian", "iga", "atex", "ig_norm", "curvature")
+_CONDITION = re.compile(r"(?P<kind>.+?)-(?P<radius>[\d.e+-]*\d)(?P<curve>-insertion)?")
+
+
+def metric_title(name: str) -> str:
+    """How a metric is printed: "target_pcc" -> "target PCC"."""
+    before, target, metric = name.rpartition("target_")
+    return target.replace("_", " ") + _TITLES.get(metric, metric.replace("_", " "))
+
+
+def condition_title(group: str) -> str:
+    """What something was measured under, as it is printed: "aam-8" -> "AAM ε=8"; "aam-8-insertion" for its curve."""
+    match = _CONDITION.fullmatch(group)
+    if not match:
+        return group.replace("_", " ")
+    kind = _KINDS.get(match["kind"], match["kind"].replace("_", " "))
+    curve = "insertion, order of " if match["curve"] else ""
+    return f"{curve}{kind} ε={match['radius']}"
+
+
+def _of_attributions() -> dict[str, Metric]:
+    """The metrics "ATTRIBUTION/CONDITION/METRIC"."""
+    key, place = "{attribution}/{condition}/", dict(table="{attribution}", condition="{condition}")
+    metrics = {
+        f"{key}cosine": ("up", "main", "cosine similarity of the heat maps before and after"),
+        f"{key}pcc": ("up", "main", "Pearson correlation of the heat maps before and after"),
+        f"{key}ssim": ("up", "main", "structural similarity of the heat maps before and after"),
+        f"{key}ssim_published": ("up", "normal", "structural similarity as the code of Joo et al. 2023 computes it"),
+        f"{key}spearman": ("up", "normal", "rank correlation of the heat maps before and after"),
+        f"{key}top_k": ("up", "normal", "share of the most important pixels that stay among them"),
+        f"{key}mse": ("down", "normal", "mean squared difference of the heat maps before and after"),
+        f"{key}signed_cosine": ("up", "normal", "cosine similarity of the attributions themselves"),
+        f"{key}accuracy": ("up", "normal", "share of the perturbed images that are classified correctly"),
+        f"{key}area": ("up", "main", "mean probability of the true class as the most important pixels are inserted"),
+        f"{key}max_sensitivity": ("down", "main", "largest relative change of the attribution (Yeh et al. 2019)"),
+        f"{key}average_sensitivity": ("down", "normal", "mean relative change of the attribution (Yeh et al. 2019)"),
+        f"{key}local_lipschitz": ("down", "normal", "largest change of the attribution over that of the image"),
+        f"{key}relative_input_stability": ("down", "normal", "largest relative change over that of the image"),
+        f"{key}infidelity": (
+            "down",
+            "normal",
+            "squared error of the change of the logit that the attribution predicts",
+        ),
+        f"{key}logits_change": ("down", "normal", "mean squared change of the logits"),
+        f"{key}nonfinite": ("down", "detail", "images whose attribution is not finite"),
+        f"{key}examples": ("neither", "detail", "images measured"),
+    }
+    deletion = {"{attribution}/{condition:deletion}/area": ("down", "main", "as insertion, with the pixels removed")}
+    declared = {
+        pattern: Metric(metric_title(pattern.rpartition("/")[2]), direction, help=text, level=level, **place)
+        for pattern, (direction, level, text) in (deletion | metrics).items()
+    }
+    target = Metric("target {metric}", "down", help="similarity to what the attack aims at", level="detail", **place)
+    mse = Metric("target MSE", "up", help="distance from what the attack aims at", level="detail", **place)
+    return declared | {f"{key}target_mse": mse, f"{key}target_{{metric}}": target}
+
+
+def _of_the_network() -> dict[str, Metric]:
+    bound = dict(table="Upper bound", level="detail")
+    return {
+        "test/accuracy": Metric("accuracy", "up", level="main", help="of the clean test images"),
+        "test/cross_entropy": Metric("cross-entropy", "down", help="of the clean test images"),
+        "val/accuracy": Metric("validation accuracy", "up", help="of the best checkpoint"),
+        "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the best checkpoint"),
+        "best_step": Metric("best step", level="detail", digits=0),
+        "test/examples": Metric("test images", level="detail", digits=0),
+        "upper-bound/l2": Metric("‖∇g(x) − ∇g(x')‖²", "down", **bound),
+        "upper-bound/cosine_distance": Metric("cosine distance", "down", **bound),
+        "upper-bound/gradient_norm": Metric("‖∇g(x')‖", **bound),
+        "upper-bound/hessian_product_norm": Metric("‖Hz‖", "down", **bound),
+        "upper-bound/bound": Metric("‖Hz‖ / ‖∇g(x')‖", "down", **bound),
+        "upper-bound/hessian_frobenius": Metric("‖H‖ (Frobenius)", "down", **bound),
+        "upper-bound/examples": Metric("images", **bound),
+    }
+
+
+def _of_training() -> dict[str, Metric]:
+    """What the curves of a training show."""
+    return {
+        "{stage:classifier}/val/accuracy": Metric("validation accuracy", "up"),
+        "{stage:classifier}/val/cross_entropy": Metric("validation cross-entropy", "down"),
+        "{stage:classifier}/train/accuracy": Metric("training accuracy", "up"),
+        "{stage:classifier}/train/cross_entropy": Metric("training cross-entropy", "down"),
+        f"{{stage:classifier}}/train/{{term:{'|'.join(_TERMS)}}}": Metric(
+            "{term}", "down", help="a term of the regulariser, without its weight"
+        ),
+    }
+
+
+describe = declare(
+    {**_of_the_network(), **_of_training(), **_of_attributions()},
+    names={"condition": condition_title, "metric": metric_title},
+)

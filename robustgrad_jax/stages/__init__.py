@@ -1,0 +1,48 @@
+"""The method on one page: data, a network that is trained or was trained before, and what it is worth.
+
+    ImageSplits, Architecture           -> Classifier        (or a TrainedRun, a TorchFile)
+    Classifier                          -> CleanAccuracy, UpperBound
+    Classifier, Explanation             -> RandomPerturbations, UnderAttack, PixelCurves, LocalStability
+    all of them                         -> RobustnessResult, the result of a run
+
+The mathematics is in the folders and files beside this one and knows no stage. `robustgrad_jax.experiment.plan` builds
+the stages from a config.
+"""
+
+from robustgrad_jax.stages.classifier import Classifier, TrainingLoop
+from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained, TorchFile, TrainedRun, pretrained
+from robustgrad_jax.stages.measurements import (
+    AttributionMeasurement,
+    CleanAccuracy,
+    Explanation,
+    LocalStability,
+    Measurement,
+    PixelCurves,
+    RandomPerturbations,
+    RobustnessResult,
+    UnderAttack,
+    UpperBound,
+    Weights,
+)
+
+__all__ = [
+    "Architecture",
+    "AttributionMeasurement",
+    "Classifier",
+    "CleanAccuracy",
+    "Explanation",
+    "ImageSplits",
+    "LocalStability",
+    "Measurement",
+    "PixelCurves",
+    "Pretrained",
+    "RandomPerturbations",
+    "RobustnessResult",
+    "TorchFile",
+    "TrainedRun",
+    "TrainingLoop",
+    "UnderAttack",
+    "UpperBound",
+    "Weights",
+    "pretrained",
+]

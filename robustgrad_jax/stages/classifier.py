@@ -1,0 +1,286 @@
+"""The training of a classifier."""
+
+import functools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from launch.data import Spec, Splits, feed
+from launch.stages import (
+    SettingError,
+    Stage,
+    free,
+    numbers,
+    require,
+    require_known,
+    section,
+    stackable,
+    stacked_numbers,
+    with_numbers,
+)
+from launch.store import Store
+from launch.training import duration, fit, keys, sharding
+from launch.training.optim import Optimizer
+from launch.training.pace import NonFiniteLoss
+from launch.training.places import One, Place, stack
+from launch.training.program import Batch, Metrics, NormState, Numbers, Program, Step, as_arrays
+from robustgrad_jax import training
+from robustgrad_jax.gradients import Draws
+from robustgrad_jax.measures import evaluation, means
+from robustgrad_jax.regularizers import Penalty
+from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained, Variables
+
+VALIDATION = ("val/accuracy", "val/cross_entropy")  # by which the best state may be chosen
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """How often a training logs, validates and saves, and which state is its result: the section `loop` of a config.
+
+    Attributes:
+      log_every: steps.
+      eval_every, checkpoint_every: durations such as "1 epoch".
+      best_metric: of `VALIDATION`.
+      best_mode: "max" or "min".
+    """
+
+    log_every: int = free(50)
+    eval_every: str = "1 epoch"
+    checkpoint_every: str = free("1 epoch")
+    best_metric: str = "val/accuracy"
+    best_mode: str = "max"
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "checkpoint_every"):
+            duration.check(self, name, getattr(self, name))
+        require_known(self, "best_metric", VALIDATION)
+        require_known(self, "best_mode", ("max", "min"))
+
+
+@dataclass(frozen=True)
+class Classifier(Stage):
+    """A network that is trained; its best state on validation.
+
+    Attributes:
+      images: that it is trained and validated on.
+      architecture: of the network.
+      regularizer: what is added to the cross-entropy.
+      optimizer: of all parameters.
+      initial: the network to begin with; None for random weights.
+      batch_size: over all devices.
+      duration: of the training.
+      mode: "jit" or "pmap", see `launch.training.sharding`; in the latter, batch norm is per device.
+      loop: what is logged, validated and saved.
+      val_batch_size: images at a time in validation.
+      seed: of initial weights, order, augmentation and noise.
+    """
+
+    STACKS: ClassVar[bool] = True
+
+    images: ImageSplits
+    architecture: Architecture
+    regularizer: Penalty
+    optimizer: Optimizer
+    initial: Pretrained | None = None
+    batch_size: int = 128
+    duration: str = "300 epochs"
+    mode: str = "jit"
+    loop: TrainingLoop = field(default_factory=TrainingLoop)
+    val_batch_size: int = free(128)
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
+        duration.check(self, "duration", self.duration)
+        if self.mode not in sharding.MODES:
+            raise SettingError("sharding.mode", f"={self.mode!r}; valid names: {', '.join(map(repr, sharding.MODES))}")
+
+    def check(self) -> None:
+        """Validate what depends on the data and the network.
+
+        Raises:
+          SettingError: there are no validation images, or milestones that do not increase.
+          ValueError: an expression of optimizer.decay_mask matches no parameter, or the seed has more than 32 bits.
+        """
+        as_arrays(numbers(self))
+        spec = self.images.data.spec()
+        if not spec.val_examples:
+            problem = "=0: hold out some, the best checkpoint is chosen by validation"
+            raise SettingError("data.val_examples", problem)
+        with section("optimizer.schedule"):
+            jax.eval_shape(partial(self.initial_state, spec))
+
+    def make(self, store: Store) -> dict[str, Any]:
+        """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""
+        layout = sharding.layout(self.mode)
+        layout.check_batch(self.batch_size)
+        splits, spec = store.get(self.images), self.images.data.spec()
+        over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **share)
+        whole = self._training(
+            One(layout),
+            numbers=as_arrays(numbers(self)),
+            batches=lambda start: batches(start=start),
+            evaluate=fit.alone(lambda state: _validation(over_val(accuracy, state.variables))),
+            resident=feed.resident(splits.train),
+        )
+        return _result(fit.train(store, self, self.initial_state(spec, self._initial(store)), whole))
+
+    @classmethod
+    def make_together(cls, stages: Sequence["Classifier"], store: Store) -> dict[int, Exception]:
+        """Train several as one program; see `Stage.make_together`."""
+        begin, first = time.perf_counter(), stages[0]
+        spec, initial = first.images.data.spec(), first._initial(store)
+        values = as_arrays(stacked_numbers(stages))
+        create = jax.vmap(lambda own: with_numbers(first, own).initial_state(spec, initial), axis_size=len(stages))
+        accuracy = first._accuracy(store.get(first.images))
+
+        @functools.cache
+        def training_of(*indices: int) -> fit.Training:
+            place = stack(len(indices))
+            resident, batches, val_batches = _stacked_feeds([stages[i] for i in indices], store)
+            over_val = means.of_stack(place, accuracy)
+
+            def evaluate(numbers: Any, states: Any, resident: Any) -> fit.Values:
+                return [_validation(values) for values in over_val(states, resident, val_batches())]
+
+            own = {name: value[list(indices)] for name, value in values.items()}
+            return first._training(place, numbers=own, batches=batches, evaluate=evaluate, resident=resident)
+
+        states, whole = jax.device_get(jax.jit(create)(values)), training_of(*range(len(stages)))
+        outcomes = fit.train_together(store, stages, states, lambda indices: training_of(*indices), whole)
+        failures: dict[int, Exception] = {}
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, NonFiniteLoss):
+                failures[index] = outcome
+            else:
+                store.put(stages[index], _result(outcome), time.perf_counter() - begin)
+        return failures
+
+    def program(self, layout: sharding.Layout) -> Program:
+        """What it compiles, for a global batch over the devices of `layout`."""
+        layout.check_batch(self.batch_size)
+        spec = self.images.data.spec()
+        shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+        batch: dict[str, Any] = {"slot": shape(jnp.int32, self.batch_size)}
+        resident: dict[str, Any] = {}
+        if spec.in_memory:
+            batch["row"] = shape(jnp.int32, self.batch_size)
+            resident["images"] = shape(jnp.uint8, spec.examples, *spec.image_shape)
+            resident["labels"] = shape(jnp.int32, spec.examples)
+        else:
+            batch["image"] = shape(jnp.uint8, self.batch_size, *spec.image_shape)
+            batch["label"] = shape(jnp.int32, self.batch_size)
+        state = jax.eval_shape(partial(self.initial_state, spec))
+        return Program(self._step(), as_arrays(numbers(self)), state, batch, resident)
+
+    def initial_state(self, spec: Spec, initial: Variables | None = None) -> NormState:
+        """The state before the first step, from given variables or random ones; its numbers may be traced."""
+        return training.create_state(
+            self.architecture.module(spec), self._optimizer(spec), spec.image_shape, self.seed, initial
+        )
+
+    def _step(self) -> Step:
+        data = self.images.data
+        spec, (mean, std) = data.spec(), data.statistics()
+        module, prepare = self.architecture.module(spec), training.Normalised(mean, std)
+
+        def step(
+            numbers: Numbers, state: NormState, batch: Batch, *, axis_name: str | None = None
+        ) -> tuple[NormState, Metrics]:
+            stage = with_numbers(self, numbers)
+            stream = partial(keys.stream, stage.seed, step=state.step)
+            if spec.in_memory:
+                x, y = prepare.augmented(batch, stream("augment"), padding=data.crop_padding, flip=data.flip)
+            else:
+                x, y = prepare(batch)  # streamed images were cropped and flipped on the host
+            draws = Draws(stream("regularizer"), batch["slot"])
+            optimizer = stage._optimizer(spec)
+            return training.update(
+                module, optimizer, stage.regularizer, state, x, y, draws, std=std, axis_name=axis_name
+            )
+
+        return step
+
+    def _optimizer(self, spec: Spec) -> optax.GradientTransformation:
+        steps, to_steps = self._steps(spec)
+        return self.optimizer.create(total_steps=steps, to_steps=to_steps)[0]
+
+    def _steps(self, spec: Spec) -> tuple[int, Any]:
+        """How many steps there are, and what turns a duration into steps."""
+        to_steps = partial(duration.to_steps, examples=spec.examples, batch_size=self.batch_size)
+        return to_steps(self.duration), to_steps
+
+    def _training(self, place: Place, **parts: Any) -> fit.Training:
+        """The training of this stage, or of a stack of its kind; `parts` are the fields that differ."""
+        steps, to_steps = self._steps(self.images.data.spec())
+        return fit.Training(
+            place=place,
+            step=self._step(),
+            batch_size=self.batch_size,
+            steps=steps,
+            cadence=fit.Cadence(
+                log_every=self.loop.log_every,
+                eval_every=to_steps(self.loop.eval_every),
+                checkpoint_every=to_steps(self.loop.checkpoint_every),
+            ),
+            best=(self.loop.best_metric, self.loop.best_mode),
+            **parts,
+        )
+
+    def _accuracy(self, splits: Splits) -> evaluation.Measure:
+        module = self.architecture.module(self.images.data.spec())
+        return evaluation.accuracy(module, training.Normalised(splits.mean, splits.std))
+
+    def _initial(self, store: Store) -> Variables | None:
+        return None if self.initial is None else store.get(self.initial)["variables"]
+
+
+def _result(outcome: fit.Outcome) -> dict[str, Any]:
+    variables = jax.device_get(outcome.state.variables)
+    return {"variables": variables, "best_step": outcome.step, "metrics": dict(outcome.metrics)}
+
+
+def _validation(values: Mapping[str, float]) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in values.items() if name != "examples"}
+
+
+def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str, np.ndarray], Any, Any]:
+    """What a stack reads: images that all members share, and batches (k, b, …).
+
+    Seeds cut a data set differently: their splits are pooled, so that every image is on a device once.
+
+    Returns:
+      The resident images; `batches(start)` of training, and `val_batches()`.
+    """
+    first = stages[0]
+    members = [(stage.images.key, stage.seed) for stage in stages]
+    different = dict(zip(members, stages, strict=True))
+    splits = {member: store.get(stage.images) for member, stage in different.items()}
+    resident, rows = feed.pooled([own.train for own in splits.values()] + [own.val for own in splits.values()])
+    train_rows = dict(zip(splits, rows[: len(splits)], strict=True))
+    val_rows = dict(zip(splits, rows[len(splits) :], strict=True))
+
+    def stacked(feeds: Mapping[Any, Iterable[feed.Batch]], rows: Mapping[Any, Any]) -> Iterator[dict[str, np.ndarray]]:
+        for parts in zip(*feeds.values(), strict=True):
+            own = {member: feed.moved(part, rows[member]) for member, part in zip(feeds, parts, strict=True)}
+            yield {name: np.stack([own[member][name] for member in members]) for name in own[members[0]]}
+
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        make = partial(feed.train_batches, batch_size=first.batch_size, start=start)
+        return stacked({member: make(splits[member].train, seed=member[1]) for member in splits}, train_rows)
+
+    def val_batches() -> Iterator[dict[str, np.ndarray]]:
+        vals = {member: own.val for member, own in splits.items()}
+        size = min(first.val_batch_size, *map(len, vals.values()))
+        return stacked({member: feed.eval_batches(val, batch_size=size) for member, val in vals.items()}, val_rows)
+
+    return resident, batches, val_batches

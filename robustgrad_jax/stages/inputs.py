@@ -1,0 +1,195 @@
+"""What a run begins with: its data, the architecture, and networks that were trained before."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import linen as nn
+
+from launch.data import DataSet, Spec, Splits
+from launch.files import load_tree
+from launch.networks import activations
+from launch.run import PLAN
+from launch.stages import File, SettingError, Stage, require_known, stackable
+from launch.store import Store
+from robustgrad_jax import models
+
+Variables = dict[str, Any]  # {"params": …, "batch_stats": …}
+EXPERIMENT = "robustgrad_jax.experiment"
+TRAINED = "Classifier"  # the stage whose network `TrainedRun` takes
+
+
+@dataclass(frozen=True)
+class ImageSplits(Stage):
+    """A data set, cut into training, validation and test images by the seed."""
+
+    KEPT: ClassVar[bool] = False
+
+    data: DataSet
+    seed: int = stackable(0)
+
+    def make(self, store: Store) -> Splits:
+        splits = self.data.load(self.seed)
+        logging.info("%s", splits.note)
+        return splits
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network without its weights: the section `model` of a config.
+
+    Attributes:
+      name: of `robustgrad_jax.models.NAMES`.
+      activation: "relu", "softplus", "gelu" or "silu"; ReLU has no second derivative.
+      beta: sharpness of softplus.
+    """
+
+    name: str = "lenet"
+    activation: str = "softplus"
+    beta: float = 3.0
+
+    def __post_init__(self) -> None:
+        require_known(self, "name", models.NAMES)
+        try:
+            activations.get(self.activation, self.beta)
+        except ValueError as error:
+            raise SettingError("activation", f"={self.activation!r}, beta={self.beta!r}: {error}") from error
+
+    def module(self, spec: Spec) -> nn.Module:
+        """The linen module for a data set: (variables, x) -> (logits, out)."""
+        classes = len(spec.classes)
+        return models.create(self.name, num_classes=classes, activation=self.activation, beta=self.beta)
+
+    def shapes(self, spec: Spec) -> Variables:
+        """Its variables as `jax.ShapeDtypeStruct`."""
+        module = self.module(spec)
+        template = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *spec.image_shape))))
+        return {"batch_stats": {}} | dict(template)
+
+
+@dataclass(frozen=True)
+class Pretrained(Stage):
+    """A network that was trained before; its result has "variables", as that of a `Classifier`.
+
+    Attributes:
+      images: what it is measured on, or trained further.
+      architecture: that its weights must have.
+      source: where the weights are.
+    """
+
+    KEPT: ClassVar[bool] = False
+
+    images: ImageSplits
+    architecture: Architecture
+    source: File
+
+    def read(self) -> Mapping[str, Any]:
+        """The variables in the source, whatever they are."""
+        raise NotImplementedError(f"{type(self).__name__} has no read()")
+
+    def variables(self) -> Variables:
+        """The variables, on the host.
+
+        Raises:
+          SettingError: the network is for other images or classes; the message lists what differs.
+        """
+        shapes = self.architecture.shapes(self.images.data.spec())
+        stored = {"batch_stats": {}} | dict(self.read())
+        here, there = _leaves(shapes), _leaves(stored)
+        wrong = [
+            f"{path} has shape {_shape(there.get(path))}, not {_shape(here.get(path))}"
+            for path in sorted(here.keys() | there.keys())
+            if _shape(there.get(path)) != _shape(here.get(path))
+        ]
+        if wrong:
+            what = f"{self.source.path!r}: a {self.architecture.name} for other images or classes"
+            raise SettingError("init_from", f"={what}: {'; '.join(wrong)}")
+        return jax.tree.map(lambda leaf, array: np.asarray(array, leaf.dtype), shapes, stored)
+
+    def make(self, store: Store) -> dict[str, Any]:
+        return {"variables": self.variables()}
+
+
+@dataclass(frozen=True)
+class TorchFile(Pretrained):
+    """Weights from PyTorch: a safetensors file with the names that `robustgrad_jax.models.load` knows."""
+
+    def read(self) -> Mapping[str, Any]:
+        return models.load(self.architecture.name, self.source.path)
+
+
+@dataclass(frozen=True)
+class TrainedRun(Pretrained):
+    """The network of another run, as the store of that run keeps it."""
+
+    def read(self) -> Mapping[str, Any]:
+        return load_tree(self.source.path)["variables"]
+
+
+def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(dict(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    return None if leaf is None else tuple(leaf.shape)
+
+
+def pretrained(source: str, images: ImageSplits, architecture: Architecture) -> Pretrained:
+    """The stage of a network that was trained before, after checking that it is the right one.
+
+    Args:
+      source: the directory of a run of this experiment whose training is finished, or a .safetensors file with the
+        names of PyTorch.
+      images: what it is measured on.
+      architecture: at hand; a run must have trained the same.
+
+    Raises:
+      SettingError: there is nothing, it is neither of the two, or another network; the message names what differs.
+      ValueError: the file is damaged, or has other tensors than the network.
+    """
+    path = Path(source)
+    if path.is_file():
+        _require_source(path.suffix == ".safetensors", source, "a file must be .safetensors, with PyTorch's names")
+        stage: Pretrained = TorchFile(images, architecture, File(source))
+    else:
+        stage = TrainedRun(images, architecture, File(str(_network_of_run(path, source, architecture))))
+    stage.variables()  # reading them is quick, and shows whether they fit before any work is done
+    return stage
+
+
+def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path:
+    """The folder in which a run's store keeps the network that it trained."""
+    _require_source(path.exists(), source, "no such run directory or file")
+    _require_source((path / "config.json").is_file(), source, f"not a run directory: no config.json{_runs_in(path)}")
+    config = json.loads((path / "config.json").read_text())
+    other = f"a run of {config.get('experiment')!r}, not of {EXPERIMENT!r}{_runs_in(path)}"
+    _require_source(config.get("experiment") == EXPERIMENT, source, other)
+    # The activation is not in the weights: another one would silently change every number.
+    here, there = vars(architecture), config["model"]
+    names = [name for name in sorted(here) if there.get(name) != here[name]]
+    shown = "; ".join(f"model.{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
+    flags = " ".join(f"--config.model.{name}={there.get(name)}" for name in names)
+    _require_source(not names, source, f"{shown}; its network is {flags}")
+    _require_source((path / PLAN).is_file(), source, f"the run has not begun: no {PLAN}")
+    plan = json.loads((path / PLAN).read_text())
+    folders = [path / plan["store"] / key / "value" for key, kind in plan["stages"].items() if kind == TRAINED]
+    _require_source(folders, source, "that run trained no network; take what it was started from")
+    _require_source(folders[0].is_dir(), source, "its training is not finished; run its command again")
+    return folders[0].resolve()
+
+
+def _require_source(ok: Any, source: str, problem: str) -> None:
+    if not ok:
+        raise SettingError("init_from", f"={source!r}: {problem}")
+
+
+def _runs_in(path: Path) -> str:
+    runs = sorted(str(config.parent) for config in path.glob("*/config.json"))
+    return f"; runs inside it: {', '.join(runs)}" if runs else ""

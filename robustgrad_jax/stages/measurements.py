@@ -1,0 +1,324 @@
+"""What a network is worth: each measurement is a stage of its own, so that others are added without repeating any."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from launch.data import Split, Splits
+from launch.data import splits as data_splits
+from launch.stages import Stage, free, stackable
+from launch.store import Store
+from launch.training import sharding
+from robustgrad_jax import attacks, training
+from robustgrad_jax.attributions import explainers
+from robustgrad_jax.measures import evaluation, means, under_attack
+from robustgrad_jax.measures.evaluation import NONFINITE, Compare, Measure, Subject
+from robustgrad_jax.measures.under_attack import Attack, RunAttack
+from robustgrad_jax.stages.classifier import Classifier
+from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained
+
+Weights = Classifier | Pretrained  # results have "variables"
+
+
+@dataclass(frozen=True)
+class Explanation(Stage):
+    """An attribution of an architecture; gives a `Subject`.
+
+    Attributes:
+      images: whose mean and std normalise, and whose training images expected_gradients refers to.
+      architecture: of the network.
+      name: of the attribution, see `robustgrad_jax.attributions.explainers.create`.
+      options: of the attribution.
+      seed: of random draws.
+    """
+
+    KEPT: ClassVar[bool] = False
+
+    images: ImageSplits
+    architecture: Architecture
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = stackable(0)
+
+    def make(self, store: Store) -> Subject:
+        splits, module = store.get(self.images), self.architecture.module(self.images.data.spec())
+        prepare = training.Normalised(splits.mean, splits.std)
+        options = dict(model=module, splits=splits, prepare=prepare, seed=self.seed)
+        return Subject(module, prepare, explainers.create(self.name, self.options, **options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Stage):
+    """Means of a measure over test images; gives {"values": name -> mean or None, "pictures": name -> array}.
+
+    Attributes:
+      weights: of the network that is measured.
+      examples: test images, a seeded subset; 0 for all.
+      seed: of the subset and of random draws.
+    """
+
+    GROUP: ClassVar[str] = ""  # what keys of the result begin with where they are of no attribution
+
+    weights: Weights
+    examples: int = 0
+    seed: int = stackable(0)
+
+    def values(self, store: Store) -> dict[str, Any]:
+        """{"values": …, "pictures": …}, with NaN for a mean over images of which one is not finite."""
+        raise NotImplementedError(f"{type(self).__name__} has no values()")
+
+    def make(self, store: Store) -> dict[str, Any]:
+        logging.info("%s: %s", type(self).__name__, self.title)
+        return {"pictures": {}} | self.values(store)
+
+    def encode(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """As plain JSON, which has no NaN, and arrays."""
+        finite = {name: v if math.isfinite(v) else None for name, v in value["values"].items()}
+        return {"attribution": self.attribution, "values": finite, "pictures": value["pictures"]}
+
+    def decode(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(tree) | {"values": {name: math.nan if v is None else v for name, v in tree["values"].items()}}
+
+    @property
+    def attribution(self) -> str:
+        """What is measured, as keys of the result begin: "gradient"; "" for the network itself."""
+        return ""
+
+    @property
+    def title(self) -> str:
+        """For the log."""
+        return self.attribution or self.GROUP
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The values under their keys in the result."""
+        return {f"{self.GROUP}/{name}": value for name, value in values.items()}
+
+    def means(self, store: Store, measure: Measure, *, batch_size: int, **options: Any) -> dict[str, float]:
+        """Means of `measure` over the test images."""
+        layout = sharding.layout()
+        over_split = means.over_split(layout, self.split(store), batch_size, store.stop.check)
+        return over_split(measure, layout.place(store.get(self.weights)["variables"]), **options)
+
+    def split(self, store: Store) -> Split:
+        """The test images."""
+        test = store.get(self.weights.images).test
+        return data_splits.subset(test, seed=self.seed, examples=self.examples, name="examples")
+
+    def subject(self, store: Store) -> tuple[Any, training.Normalised, Splits]:
+        """The network's module, what prepares a batch for it, and its data."""
+        splits = store.get(self.weights.images)
+        module = self.weights.architecture.module(self.weights.images.data.spec())
+        return module, training.Normalised(splits.mean, splits.std), splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanAccuracy(Measurement):
+    """Accuracy and cross-entropy of the clean images."""
+
+    GROUP: ClassVar[str] = "test"
+
+    batch_size: int = free(128)
+
+    def values(self, store: Store) -> dict[str, Any]:
+        module, prepare, _ = self.subject(store)
+        return {"values": self.means(store, evaluation.accuracy(module, prepare), batch_size=self.batch_size)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpperBound(Measurement):
+    """The quantities of the paper's upper-bound study."""
+
+    GROUP: ClassVar[str] = "upper-bound"
+
+    radius: float
+    draws: int
+    batch_size: int = free(128)
+
+    def values(self, store: Store) -> dict[str, Any]:
+        module, prepare, splits = self.subject(store)
+        measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
+        options = dict(batch_size=self.batch_size, repeats=self.draws, finish=evaluation.hutchinson)
+        return {"values": self.means(store, measure, **options)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionMeasurement(Measurement):
+    """A measurement of one attribution.
+
+    Attributes:
+      explanation: the attribution.
+    """
+
+    explanation: Explanation
+
+    @property
+    def attribution(self) -> str:
+        return self.explanation.name
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """ "gradient/rps-4/pcc" -> value: counts as counts, the points of curves left out."""
+        examples = values["examples"]
+        result = {}
+        for key, value in values.items():
+            if key == "examples":
+                continue
+            group, name = key.split("/")
+            if name.isdigit():
+                continue
+            result[f"{self.attribution}/{key}"] = round(value * examples) if name == NONFINITE else value
+            result[f"{self.attribution}/{group}/examples"] = examples
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPerturbations(AttributionMeasurement):
+    """Similarity of attributions under random perturbations, RPS.
+
+    Attributes:
+      radii: ε, in units of 1/255 of the pixel range.
+      draws: per image.
+      compare: the attributions before and after.
+      batch_size: perturbed images are clipped to the range of their batch.
+    """
+
+    radii: tuple[float, ...]
+    draws: int
+    compare: Compare
+    batch_size: int = 128
+
+    def values(self, store: Store) -> dict[str, Any]:
+        subject, std = store.get(self.explanation), store.get(self.weights.images).std
+        measure = evaluation.random_perturbation_similarity(
+            subject, std=std, radii=self.radii, compare=self.compare, seed=self.seed
+        )
+        options = dict(repeats=self.draws, once=evaluation.clean(subject), finish=evaluation.count_nonfinite)
+        return {"values": self.means(store, measure, batch_size=self.batch_size, **options)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderAttack(AttributionMeasurement):
+    """Similarity of attributions before and after an attack, adversarial insertion, and pictures.
+
+    Attributes:
+      attack: that the images are under.
+      beta: of the softplus that ReLU networks are attacked through.
+      compare: the attributions before and after.
+      curve_steps: levels of the adversarial insertion curve; 0 for none.
+      pictures: how many attacked images are kept.
+      batch_size: of `ssim_published`, the range of values is that of a batch.
+    """
+
+    attack: Attack
+    beta: float
+    compare: Compare
+    curve_steps: int = 0
+    pictures: int = 0
+    batch_size: int = 128
+
+    @property
+    def title(self) -> str:
+        return f"{self.attribution}, {self.attack.name}"
+
+    def values(self, store: Store) -> dict[str, Any]:
+        subject, splits = store.get(self.explanation), store.get(self.weights.images)
+        through = Subject(attacks.smoothed(subject.model, self.beta), subject.prepare, subject.attribute)
+        attacked = under_attack.attacked(subject, through, self.attack, std=tuple(splits.std), seed=self.seed)
+        measure = under_attack.under_attack(subject, self.attack, compare=self.compare, curve_steps=self.curve_steps)
+        pictures: dict[str, np.ndarray] = {}
+        options = dict(once=self._keeping(attacked, splits, pictures), compile_once=False)
+        values = self.means(store, measure, batch_size=self.batch_size, **options)
+        return {"values": values, "pictures": {self.attack.name: pictures} if pictures else {}}
+
+    def _keeping(self, attacked: RunAttack, splits: Splits, pictures: dict[str, np.ndarray]) -> RunAttack:
+        """The attack, which also puts the first images of the first batch into `pictures`."""
+        # On CPU the attack is a loop over a compiled step: in a loop of its own XLA is many times slower there.
+        run = attacked if jax.default_backend() == "cpu" else jax.jit(attacked)
+        count = min(self.pictures, self.examples or len(splits.test))
+        mean, std = (np.asarray(value, np.float32) for value in (splits.mean, splits.std))
+
+        @partial(jax.jit, out_shardings=sharding.layout().replicated)
+        def first(result: Mapping[str, Any]) -> dict[str, jax.Array]:
+            images = {"image": result["x"], "attacked": result["moved"]}
+            images = {k: jnp.clip(v * std + mean, 0, 1) for k, v in images.items()}
+            maps = {"heatmap": result["before"]["heatmap"], "attacked_heatmap": result["after"]["heatmap"]}
+            return {k: v[:count] for k, v in (images | maps | {"label": result["y"]}).items()}
+
+        def once(variables: Any, batch: evaluation.Batch) -> dict[str, Any]:
+            result = run(variables, batch)
+            if count and not pictures:
+                pictures.update(jax.device_get(first(result)))
+            return result
+
+        return once
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCurves(AttributionMeasurement):
+    """Insertion and deletion curves: those of `names`, with so many levels."""
+
+    names: tuple[str, ...]
+    steps: int
+    batch_size: int = free(128)
+
+    def values(self, store: Store) -> dict[str, Any]:
+        measure = evaluation.curves(store.get(self.explanation), names=self.names, steps=self.steps)
+        return {"values": self.means(store, measure, batch_size=self.batch_size)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalStability(AttributionMeasurement):
+    """Sensitivities of an attribution: those of `names`, over `draws` perturbations of size `radius` per image."""
+
+    names: tuple[str, ...]
+    radius: float
+    draws: int
+    batch_size: int = free(128)
+
+    def values(self, store: Store) -> dict[str, Any]:
+        measure = evaluation.sensitivities(
+            store.get(self.explanation),
+            std=store.get(self.weights.images).std,
+            radius=self.radius,
+            names=self.names,
+            samples=self.draws,
+            seed=self.seed,
+        )
+        return {"values": self.means(store, measure, batch_size=self.batch_size)}
+
+
+@dataclass(frozen=True)
+class RobustnessResult(Stage):
+    """The result of a run: how the training went, and all measurements.
+
+    Its keys are "best_step", "val/accuracy", "test/accuracy", "gradient/rps-4/pcc", "gradient/rps-4/examples",
+    "gradient/rps-4/nonfinite", "upper-bound/bound", …: means over the test images, except for the counts "examples" and
+    "nonfinite". A mean over images of which one has an attribution that is not finite is NaN.
+    """
+
+    weights: Weights
+    measurements: tuple[Measurement, ...]
+
+    def make(self, store: Store) -> dict[str, float]:
+        result: dict[str, float] = {}
+        if isinstance(self.weights, Classifier):
+            trained = store.get(self.weights)
+            result |= {"best_step": trained["best_step"], **trained["metrics"]}
+        for measurement in self.measurements:
+            result |= measurement.named(store.get(measurement)["values"])
+        for key, count in result.items():
+            if key.endswith(f"/{NONFINITE}") and count:
+                logging.warning("%s: %d images have an attribution that is not finite; their means are NaN", key, count)
+        return result
+
+    def encode(self, value: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: v if math.isfinite(v) else None for name, v in value.items()}
+
+    def decode(self, tree: Mapping[str, float | None]) -> dict[str, float]:
+        return {name: math.nan if v is None else v for name, v in tree.items()}

@@ -1,0 +1,112 @@
+"""One step of training a classifier: cross-entropy plus a regulariser, as pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+
+from launch.data import augment, feed
+from launch.training import keys, sharding
+from launch.training.program import LOSS, Batch, Metrics, NormState
+from robustgrad_jax.gradients import Draws
+from robustgrad_jax.regularizers import Penalty
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: Any,
+    initial: Any = None,
+) -> NormState:
+    """The initial state.
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      optimizer: of the parameters.
+      image_shape: (h, w, c).
+      seed: of random variables; may be traced.
+      initial: variables to begin with, {"params": …, "batch_stats": …}; None for random ones.
+    """
+    variables = initial
+    if variables is None:
+        variables = jax.jit(model.init)(keys.stream(seed, "init"), jnp.zeros((1, *image_shape)))
+    params = variables["params"]
+    return NormState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """From a batch to (x normalised, y), without augmentation; a `Prepare`.
+
+    Attributes:
+      mean, std: per channel, in [0, 1] units.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, batch: Batch, /) -> tuple[Array, Array]:
+        batch = feed.materialise(dict(batch), batch.get(sharding.RESIDENT, {}))
+        return augment.normalise(batch["image"], self.mean, self.std), batch["label"]
+
+    def augmented(self, batch: Batch, key: Array, *, padding: int, flip: bool) -> tuple[Array, Array]:
+        """The same after a random crop and flip; see `launch.data.augment.crop_flip`."""
+        batch = feed.materialise(dict(batch), batch.get(sharding.RESIDENT, {}))
+        image = augment.crop_flip(key, batch["image"], batch["slot"], padding=padding, flip=flip)
+        return augment.normalise(image, self.mean, self.std), batch["label"]
+
+
+def update(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    penalty: Penalty,
+    state: NormState,
+    x: Array,
+    y: Array,
+    draws: Draws,
+    *,
+    std: Sequence[float],
+    axis_name: str | None = None,
+) -> tuple[NormState, Metrics]:
+    """One update by cross-entropy plus penalty.
+
+    Args:
+      model: linen module, (variables, x) -> (logits, out).
+      optimizer: whose state is in `state`.
+      penalty: see `robustgrad_jax.regularizers`.
+      state: before the update.
+      x: (n, h, w, c), normalised. y: int (n,).
+      draws: of the penalty.
+      std: per channel, what the images were divided by.
+      axis_name: the mesh axis to average over, as in `launch.training.program.Step`.
+
+    Returns:
+      The next state; loss, cross_entropy, accuracy, the penalty's terms and the gradient's norm.
+    """
+
+    def logits_fn(params: Any, x: Array, /) -> tuple[Array, Any]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        (logits, _), updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return logits, updates.get("batch_stats", {})
+
+    def objective(params: Any) -> tuple[Array, Any]:
+        value, logits, batch_stats, parts = penalty(logits_fn, params, x, y, draws, std=std)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        accuracy = (logits.argmax(-1) == y).mean(dtype=logits.dtype)
+        logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **parts}
+        return cross_entropy + value, (batch_stats, logs)
+
+    (loss, (batch_stats, logs)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    logs = {LOSS: loss, **logs}
+    if axis_name is not None:
+        gradients, batch_stats, logs = jax.lax.pmean((gradients, batch_stats, logs), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    logs["gradient_norm"] = optax.global_norm(gradients)
+    return NormState(state.step + 1, params, batch_stats, opt_state), logs

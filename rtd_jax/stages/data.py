@@ -1,0 +1,289 @@
+"""Data as stages: the CLIP, captions, images and triplets to train on, the tasks of the benchmarks.
+
+None of it is written to the store: it is read or drawn again. A text file counts by its content, a folder of images and
+a benchmark's release by their paths. Captions, images and triplets come in two parts: to train on, and to validate on.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import clip_jax
+from clip_jax.embed import list_images
+from launch.data import scenes
+from launch.data.scenes import world
+from launch.stages import File, SettingError, Stage, require, require_known, stackable
+from launch.store import Store
+from rtd_jax import clips
+from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis
+from rtd_jax.benchmarks import scenes as scene_benchmark
+from rtd_jax.benchmarks.task import RetrievalTask
+from rtd_jax.text import captions, masking, triplets
+
+Images = Sequence[Path] | np.ndarray
+
+
+def require_whole(owner: Any, *names: str, least: int = 1) -> None:
+    """Refuse fields that are not whole numbers of at least `least`."""
+    for name in names:
+        value = getattr(owner, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        require(whole, owner, name, f"must be a whole number, at least {least}")
+
+
+def file_setting(path: str) -> File:
+    """The file that a setting names."""
+    return File(os.path.expanduser(path))
+
+
+def _require_file(owner: Any, endings: Sequence[str], otherwise: str) -> None:
+    path = owner.path.path
+    if not path.lower().endswith(tuple(endings)) or not Path(path).is_file():
+        raise SettingError("path", f"={path!r}: give an existing file that ends in {', '.join(endings)}{otherwise}")
+
+
+def _require_folder(owner: Any, name: str) -> None:
+    path = getattr(owner, name)
+    require(path and Path(path).expanduser().is_dir(), owner, name, "no such folder; set it to an existing one")
+
+
+def _held_back(count: int, val: int, seed: tuple[int, int], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, and `val` others."""
+    if val >= count:
+        raise SettingError(f"{what}.val_examples", f"={val} of {count} {what} leave none to train on")
+    order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(count)
+    return order[val:], order[:val]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStage(Stage):
+    """Data that stands on no other stage, so that `make` needs no store."""
+
+    KEPT = False
+
+    def make(self, store: Store | None = None) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource(DataStage):
+    """A published CLIP, parameters on the host.
+
+    Attributes:
+      checkpoint: its folder, which counts by content, or its name on the hub.
+    """
+
+    checkpoint: File | str
+
+    @classmethod
+    def named(cls, name: str) -> "ClipSource":
+        """The CLIP of a folder, a hub name, or "embedded:scenes"; raises SettingError for any other name."""
+        try:
+            folder = clips.locate(name)
+        except ValueError as error:
+            raise SettingError("clip", f": {error}") from error
+        return cls(checkpoint=name if folder is None else File(str(folder)))
+
+    def make(self, store: Store | None = None) -> clip_jax.Clip:
+        return clips.load(self._name)
+
+    def shapes(self) -> clip_jax.Clip:
+        """The CLIP with the shapes of its parameters in place of arrays."""
+        return clips.load(self._name, put=lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+
+    @property
+    def _name(self) -> str:
+        return self.checkpoint.path if isinstance(self.checkpoint, File) else self.checkpoint
+
+
+# -- examples to train on -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesOfScenes(DataStage):
+    """Examples drawn from Scenes."""
+
+    train_examples: int
+    val_examples: int
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        require_whole(self, "train_examples", "val_examples")
+
+    def _draws(self, name: str) -> list[tuple[int, int]]:
+        """(seed, examples) of both parts."""
+        seed = world.derive(self.seed, name)
+        return [(seed, self.train_examples), (seed + 1, self.val_examples)]
+
+
+class CaptionsOfScenes(ExamplesOfScenes):
+    """Captions, and what finds their keywords."""
+
+    def make(self, store: Store | None = None) -> tuple[list[str], list[str], masking.Matcher]:
+        (seed, count), (val_seed, val_count) = self._draws("rtd.captions")
+        train = [text for (text,) in scenes.pairs(seed, count, held_out=False).captions]
+        val = [text for (text,) in scenes.pairs(val_seed, val_count, held_out=False, full=True).captions]
+        return train, val, masking.create("lexicon", scenes.KEYWORDS)
+
+
+class ImagesOfScenes(ExamplesOfScenes):
+    """Images."""
+
+    def make(self, store: Store | None = None) -> tuple[Images, Images]:
+        draw = lambda seed, n: scenes.pairs(seed, n, held_out=False, captions_per_image=0).images
+        train, val = (draw(*part) for part in self._draws("rtd.images"))
+        return train, val
+
+    def words(self) -> list[str]:
+        """The concepts that SEARLE may find in the images."""
+        return sorted(scenes.KEYWORDS)
+
+
+class TripletsOfScenes(ExamplesOfScenes):
+    """Text triplets."""
+
+    def make(self, store: Store | None = None) -> tuple[triplets.Triplets, triplets.Triplets]:
+        parts = [scenes.triplets(*draw) for draw in self._draws("rtd.triplets")]
+        train, val = (triplets.Triplets(part.references, part.modifications, part.targets) for part in parts)
+        train = train.select([i for i in range(len(train)) if train.references[i] != train.targets[i]])
+        triplets.check(train)
+        return train, val
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsOfFile(DataStage):
+    """Captions of a file, split by the seed, and what finds their keywords.
+
+    Attributes:
+      path, column: see `rtd_jax.text.captions.read`.
+      matcher: of keywords; see `rtd_jax.text.masking.create`.
+    """
+
+    path: File
+    column: str = "caption"
+    matcher: str = "auto"
+    val_examples: int = 500
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        _require_file(self, captions.ENDINGS, ", or take source 'scenes'")
+        require_whole(self, "val_examples")
+        require_known(self, "matcher", masking.MATCHERS)
+        try:  # "auto" counts as what it means on this machine
+            object.__setattr__(self, "matcher", masking.resolve(self.matcher))
+        except ImportError as error:
+            raise SettingError("matcher", f": {error}") from error
+
+    def make(self, store: Store | None = None) -> tuple[list[str], list[str], masking.Matcher]:
+        texts = captions.read(self.path.path, column=self.column)
+        parts = _held_back(len(texts), self.val_examples, (self.seed, 0xCA), "captions")
+        train, val = ([texts[row] for row in rows] for rows in parts)
+        return train, val, masking.create(self.matcher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOfFolder(DataStage):
+    """Images of a folder and its subfolders, split by the seed."""
+
+    path: str
+    val_examples: int = 500
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        _require_folder(self, "path")
+        require_whole(self, "val_examples")
+
+    def make(self, store: Store | None = None) -> tuple[Images, Images]:
+        files = list_images(Path(self.path).expanduser())
+        parts = _held_back(len(files), self.val_examples, (self.seed, 0x1A), "images")
+        train, val = ([files[row] for row in rows] for rows in parts)
+        return train, val
+
+    def words(self) -> list[str]:
+        """The concepts that SEARLE may find in the images: the nouns of the built-in lexicon."""
+        return sorted(word for word, kind in masking.lexicon().items() if kind.startswith("noun"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletsOfFile(DataStage):
+    """Text triplets of a file, split by the seed; for path and skip_faulty see `rtd_jax.text.triplets.read`."""
+
+    path: File
+    skip_faulty: bool = False
+    val_examples: int = 1000
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        _require_file(self, (".jsonl", ".json"), "; rtd_jax.text.generation makes one from captions")
+        require_whole(self, "val_examples")
+
+    def make(self, store: Store | None = None) -> tuple[triplets.Triplets, triplets.Triplets]:
+        rows = triplets.read(self.path.path, skip_faulty=self.skip_faulty)
+        return triplets.split(rows, self.val_examples, seed=self.seed)
+
+
+CAPTIONS = {"file": CaptionsOfFile, "scenes": CaptionsOfScenes}
+IMAGES = {"folder": ImagesOfFolder, "scenes": ImagesOfScenes}
+TRIPLETS = {"file": TripletsOfFile, "scenes": TripletsOfScenes}
+
+
+# -- benchmarks -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneTask(DataStage):
+    """Composed retrieval in a gallery of Scenes."""
+
+    gallery: int
+    queries: int
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        require_whole(self, "gallery", "queries")
+
+    def make(self, store: Store | None = None) -> RetrievalTask:
+        seed = world.derive(self.seed, "rtd.retrieval")
+        return scene_benchmark.load(seed, gallery=self.gallery, queries=self.queries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedTask(DataStage):
+    """One task of a benchmark in the folders of its release.
+
+    Attributes:
+      benchmark: a name in `RELEASES`.
+      root: its folder.
+      split: a name in `SPLITS`; others than "val" have a test server.
+      part: of a benchmark of several tasks, one in `PARTS`.
+      images: the folder of GeneCIS' images, those that the part is about.
+    """
+
+    benchmark: str
+    root: str
+    split: str = "val"
+    part: str = ""
+    images: str = ""
+
+    def __post_init__(self) -> None:
+        _require_folder(self, "root")
+        if self.benchmark == "genecis":
+            _require_folder(self, "images")
+        require_known(self, "split", SPLITS.get(self.benchmark, ("val",)))
+
+    def make(self, store: Store | None = None) -> RetrievalTask:
+        return RELEASES[self.benchmark](self)
+
+
+RELEASES = {
+    "cirr": lambda task: cirr.load(task.root, task.split),
+    "circo": lambda task: circo.load(task.root, task.split),
+    "fashioniq": lambda task: fashioniq.load_category(task.root, task.part),
+    "genecis": lambda task: genecis.load_task(task.root, task.part, task.images),
+}
+SPLITS = {"cirr": cirr.SPLITS, "circo": circo.SPLITS}
+PARTS = {"fashioniq": fashioniq.CATEGORIES, "genecis": genecis.TASKS}

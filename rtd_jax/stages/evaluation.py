@@ -1,0 +1,116 @@
+"""The evaluation as stages: galleries, one table per benchmark task, and the result of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from launch.stages import Stage, free
+from launch.store import Store
+from rtd_jax.benchmarks import evaluation
+from rtd_jax.stages.data import ClipSource, DataStage
+from rtd_jax.stages.phi import PhiFile, PhiTraining
+from rtd_jax.stages.tuning import TunedClip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryEmbeddings(Stage):
+    """The images of one benchmark task, embedded once for all ways of making queries."""
+
+    clip: ClipSource
+    task: DataStage
+    target_pad: bool = True
+    batch_size: int = free(256)
+
+    def make(self, store: Store) -> evaluation.TaskImages:
+        clip, task = store.get(self.clip), store.get(self.task)
+        return evaluation.embed(clip, task, target_pad=self.target_pad, batch_size=self.batch_size)
+
+    def encode(self, value: evaluation.TaskImages) -> Any:
+        return vars(value)
+
+    def decode(self, tree: Any) -> evaluation.TaskImages:
+        return evaluation.TaskImages(**tree)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedTask:
+    """What one task says of some ways of making queries.
+
+    Attributes:
+      metrics: "TASK/ROW/METRIC", in percent.
+      rankings: int (n, k), gallery rows that φ's first n queries find, for pictures.
+      submission: JSON content by file name, for a test server; {} where there is ground truth.
+    """
+
+    metrics: Mapping[str, float]
+    rankings: np.ndarray
+    submission: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluation(Stage):
+    """One task, with queries by the published text encoder or by RTD's.
+
+    Attributes:
+      gallery: the task's images.
+      phi: makes pseudo tokens.
+      encoder: the CLIP with RTD's text encoder: row "rtd" alone; None for all rows of the published one.
+    """
+
+    gallery: GalleryEmbeddings
+    phi: PhiTraining | PhiFile
+    encoder: TunedClip | None = None
+
+    def make(self, store: Store) -> EvaluatedTask:
+        task, images = store.get(self.gallery.task), store.get(self.gallery)
+        clip = store.get(self.encoder or self.gallery.clip)
+        inputs = evaluation.QueryInputs(task, images, clip, store.get(self.phi).network)
+        metrics = evaluation.measure(inputs, evaluation.TUNED if self.encoder else evaluation.FROZEN)
+        return EvaluatedTask(metrics, evaluation.first_rankings(inputs), evaluation.submit(inputs))
+
+    def encode(self, value: EvaluatedTask) -> Any:
+        return vars(value)
+
+    def decode(self, tree: Any) -> EvaluatedTask:
+        return EvaluatedTask(**tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedRetrieval(Stage):
+    """The result of a run: how φ and RTD did on validation, and all metrics of all tasks.
+
+    Attributes:
+      phi: trained, or from a file.
+      tuned: the CLIP with RTD's text encoder; None where only φ is measured.
+      evaluations: of the published text encoder, by task.
+      tuned_evaluations: of RTD's text encoder, by task.
+    """
+
+    KEPT = False  # put together from results that are kept
+
+    phi: PhiTraining | PhiFile
+    tuned: TunedClip | None
+    evaluations: tuple[TaskEvaluation, ...]
+    tuned_evaluations: tuple[TaskEvaluation, ...] = ()
+
+    def make(self, store: Store) -> dict[str, float]:
+        # What is read from files comes first: a benchmark or a triplet with a fault ends the run before it trains.
+        for task in self.evaluations:
+            store.get(task.gallery)
+        if self.tuned is not None:
+            store.get(self.tuned.tuning.embeddings)
+        trained = {f"phi/{name}": value for name, value in store.get(self.phi).metrics.items()}
+        if self.tuned is not None:
+            trained |= {f"rtd/{name}": value for name, value in store.get(self.tuned.tuning).metrics.items()}
+        measured: dict[str, float] = {}
+        for task in (*self.evaluations, *self.tuned_evaluations):
+            measured |= store.get(task).metrics
+        bound_last = sorted(measured, key=lambda key: "/oracle/" in key)  # the order of a table's rows
+        return {key: measured[key] for key in bound_last} | evaluation.means(measured) | trained
+
+    @property
+    def final(self) -> tuple[TaskEvaluation, ...]:
+        """The evaluations of the encoder that the run leaves."""
+        return self.tuned_evaluations or self.evaluations

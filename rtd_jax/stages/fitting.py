@@ -1,0 +1,179 @@
+"""What trained stages share: settings, the program, the run of the loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import jax
+import optax
+
+from clip_jax import sharding as partition
+from clip_jax.config import DTYPES, ClipConfig
+from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.store import Store
+from launch.training import duration
+from launch.training import sharding as mesh
+from launch.training.fit import Cadence, Outcome, Training, alone, train
+from launch.training.optim import Optimizer, Rate, ToSteps
+from launch.training.places import One
+from launch.training.program import Program, State, Step, as_arrays
+from rtd_jax.phi.validation import RECALL
+from rtd_jax.stages.data import require_whole
+from rtd_jax.tuning import feed, training
+
+
+@dataclass(frozen=True)
+class TextLoop:
+    """Cadence of a training; that of evaluations counts, as the best of the evaluated states is kept."""
+
+    log_every: int = free(50)
+    eval_every: str = "100 steps"
+    checkpoint_every: str = free("500 steps")
+
+    def __post_init__(self) -> None:
+        require_whole(self, "log_every", least=0)
+        duration.check(self, "eval_every", self.eval_every)
+        duration.check(self, "checkpoint_every", self.checkpoint_every)
+
+
+@dataclass(frozen=True)
+class DeviceMesh:
+    """How a training is spread over the devices; see `launch.training.sharding`.
+
+    Attributes:
+      mode: "jit" or "pmap".
+      model: devices that share one copy of the text tower while RTD trains it, in mode "jit".
+    """
+
+    mode: str = "jit"
+    model: int = free(1)
+
+    def __post_init__(self) -> None:
+        require_known(self, "mode", mesh.MODES)
+        require_whole(self, "model")
+        require(self.model == 1 or self.mode == "jit", self, "model", "mode 'pmap' keeps whole parameters; take 1")
+
+    def layout(self, config: ClipConfig | None = None) -> mesh.Layout:
+        """All devices; with the config of a CLIP, its text tower is split over `model` of them."""
+        if config is None or self.model == 1:
+            return mesh.layout(self.mode)
+        rules = partition.partition_rules(config, self.model, towers=("text",))
+        return mesh.layout(self.mode, model=self.model, rules=rules)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How RTD's step computes; see `clip_jax.config.ClipConfig`."""
+
+    dtype: str = "float32"
+    remat: bool = free(False)
+    unroll: bool = free(False)
+
+    def __post_init__(self) -> None:
+        require_known(self, "dtype", DTYPES)
+
+    def applied(self, config: ClipConfig) -> ClipConfig:
+        """The config of a CLIP that computes like this."""
+        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
+
+
+class MakeUpdate(Protocol):
+    """The update of a stage whose numbers may be traced."""
+
+    def __call__(self, stage: Any, /) -> training.Update: ...
+
+
+class Validate(Protocol):
+    """Metrics of a training state, "val/recall" among them."""
+
+    def __call__(self, state: State, /) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(Stage):
+    """A training on a table of examples; the state with the best "val/recall" is its result.
+
+    Attributes:
+      batch_size: examples per step, over all devices.
+      seed: of the initial parameters, the order, and the random numbers of the steps.
+    """
+
+    SECTION: ClassVar[str]  # of the config, for messages
+
+    batch_size: int
+    duration: str
+    optimizer: Optimizer
+    loop: TextLoop = field(default_factory=TextLoop)
+    sharding: DeviceMesh = field(default_factory=DeviceMesh)
+    seed: int = stackable(0)
+
+    def __post_init__(self) -> None:
+        require_whole(self, "batch_size")
+        duration.check(self, "duration", self.duration)
+
+    def to_steps(self, examples: int) -> ToSteps:
+        """What turns durations into steps."""
+        return partial(duration.to_steps, examples=examples, batch_size=self.batch_size)
+
+    def create_optimizer(self, examples: int) -> tuple[optax.GradientTransformation, Rate]:
+        """The optimiser, and its learning rate as a function of the step."""
+        to_steps = self.to_steps(examples)
+        return self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
+
+    def step_of(self, make_update: MakeUpdate) -> Step:
+        """The step of this stage, with the numbers of a program in place of its own."""
+
+        def step(numbers, state, batch, *, axis_name: str | None = None):
+            return make_update(with_numbers(self, numbers))(state, batch, axis_name=axis_name)
+
+        return step
+
+    def program_of(
+        self, make_update: MakeUpdate, params: Any, examples: int, batch: Mapping[str, Any], resident: Any
+    ) -> Program:
+        """The program of a step, from the shapes of parameters, batch and resident arrays."""
+        optimizer, _ = self.create_optimizer(examples)
+        state = jax.eval_shape(partial(training.create_state, optimizer=optimizer), params)
+        return Program(self.step_of(make_update), as_arrays(numbers(self)), state, batch, resident)
+
+    def fit(
+        self,
+        store: Store,
+        make_update: MakeUpdate,
+        params: Any,
+        *,
+        layout: mesh.Layout,
+        config: ClipConfig,
+        table: feed.TextTable,
+        evaluate: Validate,
+        resident: Mapping[str, Any],
+    ) -> Outcome:
+        """Train from initial parameters on a table; `config` is that of the CLIP, for the lengths of texts.
+
+        Raises:
+          ValueError: a batch that does not divide over the devices, or is larger than the table.
+        """
+        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        to_steps = self.to_steps(len(table))
+        rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        whole = Training(
+            place=One(layout),
+            step=self.step_of(make_update),
+            numbers=as_arrays(numbers(self)),
+            batches=lambda start: feed.batches(config, table, rows_at, start=start, **share),
+            batch_size=self.batch_size,
+            steps=to_steps(self.duration),
+            evaluate=alone(evaluate),
+            resident=resident,
+            cadence=Cadence(self.loop.log_every, to_steps(self.loop.eval_every), to_steps(self.loop.checkpoint_every)),
+            best=(RECALL, "max"),
+        )
+        optimizer, _ = self.create_optimizer(len(table))
+        return train(store, self, training.host_state(params, optimizer), whole)
+
+
+def metrics_of(outcome: Outcome) -> dict[str, float]:
+    """The step of a training's best state, and the metrics that it was saved with."""
+    return {"best_step": float(outcome.step), **outcome.metrics}

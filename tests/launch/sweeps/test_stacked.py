@@ -1,0 +1,194 @@
+"""`--executor=vmap`: members of a stack against themselves alone, what cannot be stacked, failures, stops, devices."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from launch import train
+from launch.run import Run
+from launch.stages import numbers, stacked_numbers, with_numbers
+from launch.sweeps.members import config_of, load, status
+from launch.training import checkpoint
+from launch.training.program import as_arrays
+from tests.commands import finish, stage_folder, start
+from tests.launch.sweeps import stack_toy
+from tests.launch.test_sweep import call as sweep_call
+
+TOY = "tests/launch/sweeps/stack_toy.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double():
+    """float64, also in the threads of the loop."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def call(*args, config=TOY):
+    return sweep_call("--executor=vmap", *map(str, args), config=config)
+
+
+def squares(member):
+    """The folder of the stage that a member, or the run in a folder, trains."""
+    return stage_folder(getattr(member, "path", member), "Squares")
+
+
+def rows(path):
+    lines = [json.loads(line) for line in (squares(path) / "metrics.jsonl").read_text().splitlines()]
+    timings = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+def assert_as_if_alone(member, alone):
+    """Metrics, checkpoints and result of a member, against a run of its config alone."""
+    train.execute(config_of(member), str(alone))
+    assert squares(member).name == squares(alone).name and squares(member) != squares(alone)
+    ours, theirs = rows(member.path), rows(alone)
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs] and len(ours) > 5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-8, abs=1e-12)
+    read = lambda path: json.loads((path / "result.json").read_text())
+    assert read(member.path) == pytest.approx(read(alone), rel=1e-8)
+    assert (member.path / "config.json").read_text() == (alone / "config.json").read_text()
+    state = stack_toy.plan(config_of(member)).squares.create()
+    template = checkpoint.abstract(jax.tree.map(np.asarray, state))
+    found = []
+    for path in (squares(member), squares(alone)):
+        with checkpoint.Checkpoints(path / "checkpoints", best=stack_toy.BEST) as checkpoints:
+            found.append((checkpoints.restore_latest(template), checkpoints.restore_best(template)))
+    (ours, best), (theirs, their_best) = found
+    assert (ours[1], best[1]) == (theirs[1], their_best[1])
+    for a, b in ((ours[0], theirs[0]), (best[0], their_best[0])):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-12), a, b)
+
+
+def test_members_are_as_if_run_alone(tmp_path):
+    args = ("--grid=rate=0.02,0.1;seed=0,1", f"--workdir={tmp_path / 'sweep'}")
+    code, output = call(*args)
+    assert code == 0 and output.rstrip().endswith("4 done") and "stacks" not in output
+    members = load(tmp_path / "sweep").members
+    results = {json.loads((m.path / "result.json").read_text())["distance"] for m in members}
+    assert len(results) == 4  # otherwise equality would say nothing
+    for member in (members[0], members[3]):
+        assert_as_if_alone(member, tmp_path / member.name)
+    folders = [*(m.path for m in members), *(squares(m) for m in members)]
+    before = {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*") if p.is_file()}
+    code, _ = call(*args)
+    assert code == 0 and all(p.stat().st_mtime_ns == then for p, then in before.items())
+
+
+def test_one_that_diverges_and_one_that_fails_do_not_stop_the_rest(tmp_path):
+    code, output = call("--grid=rate=0.1,1e200;ending=0,3", f"--workdir={tmp_path / 'sweep'}")
+    assert code == 1 and "1 done, 3 failed" in output
+    found = {m.name: m for m in load(tmp_path / "sweep").members}
+    lost = found["rate=1e+200,ending=0"]
+    assert "NonFiniteLoss: not finite at step 2: loss is" in (lost.path / "log.txt").read_text()
+    assert status(lost).state == "failed" and not list((squares(lost) / "checkpoints").glob("[0-9]*"))
+    assert "ArithmeticError: 3 was not to be" in (found["rate=0.1,ending=3"].path / "log.txt").read_text()
+    assert_as_if_alone(found["rate=0.1,ending=0"], tmp_path / "alone")
+
+
+def test_a_stop_then_the_same_command_and_a_run_by_itself(tmp_path):
+    workdir = tmp_path / "sweep"
+    args = ("--grid=seed=0:3", f"--workdir={workdir}", "--config.steps=18")
+
+    def send():
+        while len(list(workdir.glob("store/squares-*/metrics.jsonl"))) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    code, output = call(*args, "--config.pause=0.03")
+    thread.join()
+    assert "asked to stop" in code and "the same command" in code and "3 waiting" in output
+    members = load(workdir).members
+    assert all(status(m).state == "started" for m in members)
+    last = max((squares(members[2]) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(last)  # as if a kill had come between two members' saves
+    first = members[0]
+    run = train.execute(config_of(first), str(first.path))  # one goes on alone, from what the stack has saved
+    code, output = call(*args, "--config.pause=0.03")
+    assert code == 0 and output.rstrip().endswith("3 done")
+    for member in members[::2]:
+        assert_as_if_alone(member, tmp_path / member.name)
+    assert run == json.loads((first.path / "result.json").read_text())
+
+
+def test_what_cannot_be_stacked_is_explained(tmp_path):
+    grid = "--grid=kind=square,absolute;weight=0,0.1;seed=0,1"
+    code, output = call(grid, f"--workdir={tmp_path}", "--config.steps=2")
+    assert code == 0 and output.rstrip().endswith("8 done")
+    assert "4 stacks: Squares.weight=0 needs another program; Squares.kind cannot be stacked\n" in output
+    fields = "Squares.seed, Squares.rate, Squares.weight, Distance.ending\n"
+    assert f"members of a stack may differ in {fields}" in output
+    assert "  2 members  Squares.weight=0.0,Squares.kind=square\n" in output
+    assert "  2 members  Squares.kind=absolute\n" in output
+    code, _ = call("--grid=kind=square,absolute", f"--workdir={tmp_path / 'b'}")
+    assert "no two members make one program: Squares.kind cannot be stacked;" in code and "--executor=local" in code
+    code, _ = call("--grid=seed=0,1", "--noconfig_sweep", f"--workdir={tmp_path / 'c'}", config="tests/launch/toy.py")
+    assert "tests.launch.toy cannot train several configs as one program; take --executor=local" in code
+
+
+def test_members_of_several_config_files(tmp_path):
+    """Of one experiment: a field that no stage reads keeps no members apart, one that a stage reads does."""
+    text = "from tests.launch.sweeps import stack_toy\n\n\n"
+    text += "def get_config():\n    config = stack_toy.get_config()\n    {}\n"
+    (tmp_path / "a.py").write_text(text.format("return config"))
+    (tmp_path / "b.py").write_text(text.format("config.more = 1") + "    return config\n")
+    (tmp_path / "c.py").write_text(text.format("config.unread = 1") + "    return config\n")
+    grid = "--grid=config=a.py,b.py,c.py;seed=0,1"
+    code, output = call(grid, f"--workdir={tmp_path / 's'}", "--config.steps=2", config=str(tmp_path / "a.py"))
+    assert code == 0 and "2 stacks: Squares.more cannot be stacked\n" in output
+    assert "  4 members  Squares.more=0\n  2 members  Squares.more=1\n" in output
+    assert output.rstrip().endswith("6 done") and len(list((tmp_path / "s" / "store").glob("squares-*"))) == 4
+
+
+def test_the_most_members_of_a_stack_and_a_folder_in_use(tmp_path):
+    args = ("--grid=seed=0:3", "--config.steps=2", f"--workdir={tmp_path}", "--processes=2")
+    config = stack_toy.get_config()
+    config.steps = 2
+    other = Run.open(tmp_path / "seed=0", config)
+    try:
+        code, output = call(*args)
+    finally:
+        other.close()
+    assert code == 1 and "another process is running in" in output and "2 done, 1 failed" in output
+    code, _ = call(*args)
+    logs = [(m.path / "log.txt").read_text() for m in load(tmp_path).members]
+    assert code == 0 and [log.count("a stack of 2") for log in logs] == [1, 1, 0]
+
+
+def test_stacks_over_eight_devices_are_those_of_one():
+    found = json.loads(finish(start("-m", "tests.launch.sweeps.stack_worker", devices=8)).splitlines()[-1])
+    assert found["devices"] == 8
+    assert found["3"]["shape"] == [3, 1, 2] and found["3"]["on"] == 3
+    assert found["10"]["shape"] == [5, 2, 2] and found["10"]["on"] == 5
+    for count in ("3", "10"):
+        assert found[count]["apart"] < 1e-8 < 1e-4 < found[count]["differ"]
+
+
+@pytest.mark.parametrize("value, message", [("x", "x='x' is not a number"), (True, "x=True is not a number"),
+                                            (2**31, "x=2147483648: integers of a program have 32 bits")])  # fmt: skip
+def test_what_is_no_number_of_a_stack(value, message):
+    with pytest.raises(ValueError, match=message):
+        as_arrays({"x": [1, value]})
+
+
+def test_numbers_of_stages():
+    """An argument of every program, and where members differ; as substituted in a stage, by plain or traced values."""
+    stages = [stack_toy.Squares(seed=seed, rate=rate, weight=0.1) for seed, rate in ((1, 0.5), (3, 2))]
+    found = as_arrays(stacked_numbers(stages))
+    assert list(found) == list(numbers(stages[0])) == ["seed", "rate", "weight"]
+    assert found["rate"].tolist() == [0.5, 2.0] and found["seed"].dtype == np.int32
+    changed = with_numbers(stages[0], {"rate": 7.0})
+    assert (changed.rate, changed.seed, stages[0].rate) == (7.0, 1, 0.5) and changed.key != stages[0].key
+    assert changed.stack_key == stages[0].stack_key == stages[1].stack_key

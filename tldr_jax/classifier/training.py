@@ -1,0 +1,219 @@
+"""A stage that trains a network by gradient: what pretraining and ERM have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from launch.data import Split, feed
+from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.store import Store
+from launch.training import duration
+from launch.training.fit import Cadence, Training, alone, train
+from launch.training.optim import Optimizer
+from launch.training.places import One
+from launch.training.program import Batch, Numbers, Program, Step, as_arrays
+from launch.training.program import NormState as State
+from launch.training.sharding import MODES, Layout, layout
+from tldr_jax.classifier import backbones, erm
+from tldr_jax.classifier.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Logging:
+    """How often a training logs, evaluates and saves; it decides nothing of the result.
+
+    Attributes:
+      log_every: steps.
+      eval_every, checkpoint_every: durations; "0 steps" for the end alone.
+    """
+
+    log_every: int = 50
+    eval_every: str = "0 steps"
+    checkpoint_every: str = "0 steps"
+
+    def __post_init__(self):
+        for name in ("eval_every", "checkpoint_every"):
+            duration.check(self, name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The checkpoint that is kept, instead of the last one.
+
+    Attributes:
+      metric: of the validation images, "accuracy" or "wga"; the highest is best.
+      every: how often it is measured, a duration.
+    """
+
+    metric: str
+    every: str
+
+    def __post_init__(self):
+        require_known(self, "metric", ("accuracy", "wga"))
+        duration.check(self, "every", self.every)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Shapes of training data.
+
+    Attributes:
+      count: images.
+      label: shape of one label, () or (5,).
+      in_memory: the images live on the devices; otherwise each batch brings its own.
+    """
+
+    count: int
+    label: tuple[int, ...] = ()
+    in_memory: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Stage):
+    """A network trained by the mean of a loss over labelled images; its result are the variables, on the host.
+
+    Attributes:
+      backbone: the network.
+      optimizer: of all parameters.
+      duration: of the training.
+      batch_size: over all devices.
+      seed: of fresh parameters, order and augmentation.
+      sharding: "jit" (batch norm over the global batch) or "pmap" (per device).
+      logging: cadence of logs, evaluations and checkpoints.
+    """
+
+    SECTION: ClassVar[str]  # of the config, for messages
+
+    backbone: Backbone
+    optimizer: Optimizer
+    duration: str
+    batch_size: int
+    seed: int = stackable(0)
+    sharding: str = "jit"
+    logging: Logging = free(Logging())
+
+    def __post_init__(self) -> None:
+        duration.check(self, "duration", self.duration)
+        require(self.batch_size >= 1, self, "batch_size", "at least 1")
+        require_known(self, "sharding", MODES)
+
+    @property
+    def outputs(self) -> int:
+        """Width of the logits."""
+        raise NotImplementedError
+
+    @property
+    def loss(self) -> erm.Loss:
+        """Loss of each example."""
+        raise NotImplementedError
+
+    def training_data(self) -> Examples:
+        """Shapes of the training data, without reading them."""
+        raise NotImplementedError
+
+    def prepare(self, seed: Any, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
+        """A training batch with `image`, uint8, augmented, and `label`."""
+        raise NotImplementedError
+
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.backbone.create(self.outputs)
+
+    def step(self, examples: int) -> Step:
+        """The training step for so many training images, which epochs are counted by."""
+
+        def prepare(values: Numbers, batch: Batch, step: jax.Array):
+            full = self.prepare(with_numbers(self, values).seed, batch, step)
+            return self.backbone.normalise(full["image"]), full["label"]
+
+        return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples))
+
+    def program(self, layout: Layout) -> Program:
+        """Step and shapes, without data; see `launch.training.program`."""
+        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        data, shape = self.training_data(), jax.ShapeDtypeStruct
+        values = as_arrays(numbers(self))
+        variables = backbones.template(self.model(), self.backbone.image_shape)
+        state = jax.eval_shape(partial(self._state, data.count), values, variables)
+        own = lambda size, name, inner: {name: shape((size, *inner), jnp.uint8 if inner[2:] else jnp.int32)}
+        images = lambda size: own(size, "image", self.backbone.image_shape) | own(size, "label", data.label)
+        batch = {"slot": shape((self.batch_size,), jnp.int32)}
+        if not data.in_memory:
+            return Program(self.step(data.count), values, state, batch | images(self.batch_size))
+        resident = {f"{name}s": leaf for name, leaf in images(data.count).items()}
+        batch |= {"row": shape((self.batch_size,), jnp.int32)}
+        return Program(self.step(data.count), values, state, batch, resident)
+
+    def train(
+        self,
+        store: Store,
+        variables: Mapping[str, Any],
+        split: Split,
+        resident: Mapping[str, np.ndarray],
+        *,
+        evaluate=None,
+        best: BestCheckpoint | None = None,
+    ) -> dict[str, Any]:
+        """Train from `variables`, or go on with that.
+
+        Args:
+          store: keeps metrics and checkpoints.
+          variables: the initial ones, on the host.
+          split: training images.
+          resident: arrays that the devices keep.
+          evaluate: see `erm.validation`; None for no evaluation.
+          best: which checkpoint is returned; None for the last state.
+
+        Returns:
+          Variables on the host.
+        """
+        devices = layout(self.sharding)
+        devices.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        to_steps, steps = self._steps(len(split))
+        values = as_arrays(numbers(self))
+        if not steps:
+            return jax.tree.map(np.asarray, dict(variables))
+        state = jax.jit(partial(self._state, len(split)))(values, dict(variables))
+        training = Training(
+            place=One(devices),
+            step=self.step(len(split)),
+            numbers=values,
+            batches=lambda start: feed.train_batches(
+                split,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                start=start,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            batch_size=self.batch_size,
+            steps=steps,
+            evaluate=alone(evaluate) if evaluate is not None else None,
+            resident=resident,
+            cadence=Cadence(
+                self.logging.log_every,
+                to_steps(best.every if best else self.logging.eval_every),
+                to_steps(self.logging.checkpoint_every),
+            ),
+            best=(f"val/{best.metric}", "max") if best else None,
+        )
+        return jax.tree.map(np.asarray, train(store, self, state, training).state.variables)
+
+    def _steps(self, examples: int):
+        to_steps = partial(duration.to_steps, examples=examples, batch_size=self.batch_size)
+        return to_steps, to_steps(self.duration)
+
+    def _optimizer(self, examples: int, values: Numbers):
+        to_steps, steps = self._steps(examples)
+        return with_numbers(self, values).optimizer.create(total_steps=steps, to_steps=to_steps)[0]
+
+    def _state(self, examples: int, values: Numbers, variables: Mapping[str, Any]) -> State:
+        # from the same numbers as the step, which may be traced: what is off at 0 is in the state all the same
+        optimizer = self._optimizer(examples, values)
+        return State(jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"]))

@@ -1,0 +1,96 @@
+"""Word lists from a language model, as an experiment (`configs/tldr/words.py`) that leaves words.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from launch import llm
+from launch.files import write_atomically
+from launch.llm import Endpoint, Llm
+from launch.reports.metrics import Metric, declare
+from launch.stages import SettingError, Stage, free, require
+from launch.store import Store
+from tldr_jax import words
+from tldr_jax.words import WordSet
+from tldr_jax.words.generate import generate
+
+REPLIES = "replies.jsonl"  # in the store: whatever setting changes, what was answered is not asked again
+
+describe = declare({"{list}": Metric("words of {list}", table="Words", digits=0)})
+
+
+@dataclass(frozen=True)
+class WrittenWords(Stage):
+    """Word lists that a language model writes, and a report of how they came about, as JSON values.
+
+    Attributes:
+      outline: names, anchors, pairs and descriptions of the lists.
+      endpoint: what is asked, and how.
+      count: words of each list.
+      batch: words to ask for at a time.
+      rounds: requests per list at most; 0 for twice as many as it takes without repetitions.
+      workers: lists at a time.
+      log: of replies; "" for one in the store.
+    """
+
+    outline: WordSet
+    endpoint: Endpoint
+    count: int = 200
+    batch: int = 50
+    rounds: int = 0
+    workers: int = free(8)
+    log: str = free("")
+
+    def __post_init__(self):
+        for name in ("count", "batch", "workers"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.rounds >= 0, self, "rounds", "at least 0")
+
+    def make(self, store: Store) -> dict[str, Any]:
+        if jax.process_count() > 1:
+            raise ValueError("a language model is asked by one process: run this without others")
+        model = Llm(self.endpoint, self.log or store.path / REPLIES)
+        options = dict(count=self.count, batch=self.batch, workers=self.workers)
+        word_set, report = generate(model, self.outline, rounds=self.rounds or None, **options)
+        logging.info("%s", report)
+        return {"words": words.to_json(word_set), "report": report.to_json()}
+
+
+@dataclass(frozen=True)
+class WordCounts(Stage):
+    """The root: "target NAME" or "spurious NAME" -> number of words."""
+
+    written: WrittenWords
+
+    def make(self, store: Store) -> dict[str, float]:
+        counts = store.get(self.written)["report"]["got"]
+        return {f"{part} {name}": float(count) for part, own in counts.items() for name, count in own.items()}
+
+
+def plan(config) -> WordCounts:
+    """The stages of a config.
+
+    Raises:
+      ValueError, FileNotFoundError: see `words.load`; a setting that cannot be used.
+    """
+    outline = words.load(config.outline, outline=True)
+    for part in words.PARTS:
+        outline = outline.replaced(part, {name: () for name in outline.listed(part)})
+    try:
+        endpoint = llm.from_config(config.llm)
+    except ValueError as error:
+        raise SettingError("llm", f": {error}") from error
+    options = {name: config[name] for name in ("count", "batch", "rounds", "workers", "log")}
+    return WordCounts(WrittenWords(outline, endpoint, **options))
+
+
+def leave(folder: Path, root: WordCounts, store: Store) -> None:
+    """Write words.json, which `words.load` reads, and report.json into the run directory."""
+    written = store.get(root.written)
+    word_set = words.from_json(written["words"], name=root.written.outline.name)
+    words.save(word_set, folder / "words.json")
+    write_atomically(folder / "report.json", json.dumps(written["report"], ensure_ascii=False, indent=2) + "\n")

@@ -1,0 +1,282 @@
+"""Images, the classifier that is debiased, and the two views of every image."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+
+import clip_jax
+from launch.data import Arrays, feed, scenes
+from launch.data.scenes import world
+from launch.data.splits import select
+from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
+from launch.store import Store
+from launch.training import sharding
+from tldr_jax import datasets
+from tldr_jax.classifier import backbones, erm, features
+from tldr_jax.classifier.training import BestCheckpoint, Examples, Supervised
+from tldr_jax.heads import Head
+
+
+@dataclass(frozen=True)
+class ImageSplit(Stage):
+    """One split of a data set, by its declared name and selection; see `tldr_jax.datasets.load`."""
+
+    KEPT: ClassVar[bool] = False
+
+    name: str
+    split: str
+    path: str = ""
+    examples: int = 0
+    seed: int = stackable(0)
+    correlation: float = 0.95
+
+    def __post_init__(self):
+        require_known(self, "name", datasets.NAMES)
+        require(0 <= self.correlation <= 1, self, "correlation", "a share, from 0 to 1")
+        lowest = 1 if (self.name, self.split) == ("scenes", "val") else 0
+        if self.examples < lowest:
+            problem = f"={self.examples}: at least 1 for scenes" if lowest else f"={self.examples}: at least 0, for all"
+            raise SettingError(f"{self.split}_examples", problem)
+
+    @property
+    def groups(self) -> datasets.Groups:
+        """Classes and spurious values; nothing is read."""
+        return datasets.groups(self.name)
+
+    def make(self, store: Store) -> datasets.Part:
+        data = datasets.load(
+            self.name,
+            self.path,
+            splits=[self.split],
+            examples={self.split: self.examples},
+            seed=self.seed,
+            correlation=self.correlation,
+        )
+        logging.info("%s", data.note)
+        if self.split != "train":
+            empty = self.groups.allowed.ravel() & (data.counts(self.split) == 0)
+            for group in np.flatnonzero(empty):
+                name = self.groups.name(int(group))
+                raise ValueError(f"there is no {self.split} image of {name}: its accuracy is not defined")
+        return data.parts[self.split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Supervised):
+    """A network that tells the attributes of Scenes' images, without held-out compositions: in place of ImageNet."""
+
+    SECTION: ClassVar[str] = "pretrain"
+
+    examples: int = 24_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.examples >= 1, self, "examples", "at least 1")
+
+    @property
+    def outputs(self) -> int:
+        return sum(world.COUNTS)
+
+    @property
+    def loss(self) -> erm.Loss:
+        return erm.attribute_loss
+
+    def training_data(self) -> Examples:
+        return Examples(self.examples, (len(world.COUNTS),))
+
+    def prepare(self, seed, batch, step):
+        del seed, step  # not augmented: colour and place are what is asked for
+        return erm.images_and_labels(batch)
+
+    def make(self, store: Store) -> dict[str, Any]:
+        pairs = scenes.pairs(self.seed, self.examples, held_out=False, captions_per_image=0)
+        split = Arrays(pairs.images, np.zeros(len(pairs.images), np.int32))
+        variables = erm.init(self.model(), split.image_shape, self.seed)
+        return self.train(store, variables, split, {"images": pairs.images, "labels": pairs.attributes})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary: flips, and random crops of images in memory; streamed ones are cropped anyway.
+
+    Attributes:
+      flip: at random.
+      crop_padding: pixels of zeros on each side before a crop; 0 for none.
+      workers: Grain processes of streamed images; 0 for threads.
+    """
+
+    flip: bool = True
+    crop_padding: int = 0
+    workers: int = free(0)
+
+    def __post_init__(self):
+        for name in ("crop_padding", "workers"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erm(Supervised):
+    """The classifier that is debiased, trained as usual; its result are the variables.
+
+    Attributes:
+      images: what it is trained on.
+      val: images that are measured along the way.
+      start: a pretrained network, or a file of published weights; None for fresh ones.
+      keep_head: take the file's head too: with no training, a classifier that is trained already.
+      held_out: a share of the images that it does not see, for AFR.
+      augmentation: of the images.
+      best: which checkpoint is the result; None for the last.
+      eval_batch_size: images a step of the validation.
+    """
+
+    SECTION: ClassVar[str] = "erm"
+
+    images: ImageSplit
+    val: ImageSplit = free()
+    start: Pretraining | File | None = None
+    keep_head: bool = False
+    held_out: float = 0.0
+    augmentation: Augmentation = Augmentation()
+    best: BestCheckpoint | None = None
+    eval_batch_size: int = free(256)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.held_out < 1, self, "held_out", "a share of the training images, from 0 to below 1")
+        if isinstance(self.start, File):
+            require(Path(self.start.path).is_file(), self, "start", "no such file of weights: set erm.init_from")
+
+    @property
+    def outputs(self) -> int:
+        return len(self.images.groups.classes)
+
+    @property
+    def loss(self) -> erm.Loss:
+        return optax.softmax_cross_entropy_with_integer_labels
+
+    def training_data(self) -> Examples:
+        total = self.images.examples or datasets.TRAIN_EXAMPLES[self.images.name]
+        return Examples(len(self.rows(total)[0]), in_memory=self.images.name == "scenes")
+
+    def prepare(self, seed, batch, step):
+        return erm.augmented(batch, seed, step, padding=self.augmentation.crop_padding, flip=self.augmentation.flip)
+
+    def rows(self, examples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training images that it sees and those that are held out, see `erm.held_out`."""
+        return erm.held_out(examples, self.held_out, seed=self.seed)
+
+    def make(self, store: Store) -> dict[str, Any]:
+        images, val = store.get(self.images), store.get(self.val)
+        own = self.augmentation
+        options: dict[str, Any] = dict(image_size=self.backbone.image_size, flip=own.flip, workers=own.workers)
+        split = select(datasets.split(images, **options), self.rows(len(images))[0])
+        variables = erm.init(self.model(), split.image_shape, self.seed)
+        if isinstance(self.start, File):
+            variables = backbones.load(
+                self.backbone.name, self.start.path, split.image_shape, variables, keep_head=self.keep_head
+            )
+        elif self.start is not None:
+            variables = backbones.with_head(store.get(self.start), variables["params"][backbones.HEAD])
+        evaluate = erm.validation(
+            sharding.layout(self.sharding),
+            self.backbone,
+            self.model(),
+            datasets.split(val, **options),
+            val.classes * len(self.images.groups.spurious) + val.spurious,
+            batch_size=self.eval_batch_size,
+        )
+        return self.train(store, variables, split, feed.resident(split), evaluate=evaluate, best=self.best)
+
+    def head(self, store: Store) -> Head:
+        """The classifier's own head."""
+        own = store.get(self)["params"][backbones.HEAD]
+        return Head(own["kernel"], own["bias"])
+
+
+@dataclass(frozen=True)
+class FrozenClip(Stage):
+    """A CLIP: a folder, which counts by its content, or a hub name."""
+
+    KEPT: ClassVar[bool] = False
+
+    source: File | str
+
+    def make(self, store: Store) -> clip_jax.Clip:
+        return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)
+
+
+@dataclass(frozen=True)
+class ClipImages(Stage):
+    """CLIP's embeddings of a split's images: float32 (n, d), mapped from disk, not normalised."""
+
+    clip: FrozenClip
+    images: ImageSplit
+    batch_size: int = free(256)
+    decoded: int = free(256)
+
+    def encoder(self, store: Store) -> features.Encoder:
+        return features.of_clip(store.get(self.clip), self.batch_size)
+
+    def make(self, store: Store) -> np.ndarray | None:
+        return _tables([self], store, self.decoded)[0]
+
+
+@dataclass(frozen=True)
+class Features(Stage):
+    """The classifier's features of a split's images with their labels: `features.LabelledRows`, mapped from disk.
+
+    Attributes:
+      erm: the classifier.
+      images: the split.
+      batch_size: images a step, and that are decoded at a time.
+      beside: made in the same pass over the images, unless it is there already: they are decoded once for both.
+    """
+
+    erm: Erm
+    images: ImageSplit
+    batch_size: int = free(256)
+    beside: ClipImages | None = free(None)
+
+    def encoder(self, store: Store) -> features.Encoder:
+        variables = store.get(self.erm)
+        return features.of_classifier(
+            self.erm.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size
+        )
+
+    def make(self, store: Store) -> features.LabelledRows:
+        part = store.get(self.images)
+        with contextlib.ExitStack() as held:
+            stages: list[Any] = [self]
+            if self.beside is not None and not store.has(self.beside):
+                held.enter_context(store.locked([self.beside]))
+                if not store.has(self.beside):  # another process may have made it while this one waited
+                    stages.append(self.beside)
+            rows, *others = _tables(stages, store, self.batch_size)
+            if others:
+                store.put(stages[1], others[0])
+        return features.LabelledRows(rows, part.classes, part.spurious)
+
+    def encode(self, value: features.LabelledRows) -> Any:
+        return value._asdict()
+
+    def decode(self, tree: Any) -> features.LabelledRows:
+        return features.LabelledRows(**tree)
+
+
+def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:
+    """Tables of rows of stages with the same `images`, in one pass, by process 0 on its devices; None on the others."""
+    part = store.get(stages[0].images)
+    encoders = {stage.key: stage.encoder(store) for stage in stages}
+    folders = {stage.key: store.scratch(stage) for stage in stages}
+    if not store.writes:
+        return [None] * len(stages)
+    check_stop = store.stop.check if jax.process_count() == 1 else lambda: None
+    tables = features.write(part, encoders, folders, batch_size=batch_size, check_stop=check_stop)
+    return [tables[stage.key] for stage in stages]
