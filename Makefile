@@ -42,6 +42,8 @@ system:
 
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 bench: $(VENV)/.test

@@ -1,12 +1,20 @@
-"""The quality of embeddings: zero-shot accuracy, retrieval, the gap between the modalities. Pure, on NumPy arrays.
+"""The quality of embeddings: zero-shot accuracy, retrieval, the gap between the modalities; and of a CLIP by them.
 
-Embeddings need not be normalised; similarity is the cosine. Ties count against the model, so that a model that gives
-everything the same embedding scores zero.
+The measures are pure, on NumPy arrays. Embeddings need not be normalised; similarity is the cosine. Ties count against
+the model, so that a model that gives everything the same embedding scores zero.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
+
+from clip_jax.embed import Embedder
+from clip_jax.training.pairs import CaptionedImages, ZeroShot
+
+VALIDATION = tuple(f"val/{name}" for name in ("recall", "image_to_text_recall_at_1", "text_to_image_recall_at_1"))
 
 _CHUNK = 2**24  # similarities held at a time
 
@@ -88,3 +96,40 @@ def modality_gap(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> di
         "paired_cosine": float((images[owner] * texts).sum(1).mean()),
         "modality_accuracy": float(classifier.score(both[odd], is_text[odd])),
     }
+
+
+def validate(embedder: Embedder, pairs: CaptionedImages) -> dict[str, float]:
+    """`VALIDATION`: recall at 1 in both directions, and their mean."""
+    images, texts = embedder.images(pairs.images), embedder.texts(pairs.texts)
+    values = recall(images, texts, pairs.owner, ks=(1,))
+    values["recall"] = float(np.mean(list(values.values())))
+    return {f"val/{name}": value for name, value in values.items()}
+
+
+def measure(embedder: Embedder, pairs: CaptionedImages, tasks: ZeroShot) -> dict[str, float]:
+    """Retrieval, modality gap and zero-shot accuracies.
+
+    Args:
+      embedder: of the CLIP.
+      pairs: the test set.
+      tasks: classes of its images, by name of the task.
+    """
+    images, texts = embedder.images(pairs.images), embedder.texts(pairs.texts)
+    result = recall(images, texts, pairs.owner, ks=(1, 5))
+    result |= modality_gap(images, texts, pairs.owner)
+    for name, (prompts, labels) in tasks.items():
+        embeddings = embedder.texts([text for texts in prompts for text in texts])
+        classes = np.split(embeddings, np.cumsum([len(texts) for texts in prompts])[:-1])
+        result[f"zero_shot/{name}"] = zero_shot(images, classes, labels)
+    return {f"test/{name}": value for name, value in result.items()} | {"test/images": float(len(images))}
+
+
+def local(params: Any) -> Any:
+    """Parameters in a form with which this process can compute alone."""
+    if jax.process_count() == 1:
+        return params
+
+    def whole(leaf: jax.Array) -> Any:
+        return np.asarray(leaf) if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, params)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
 from clip_jax.sharding import partition_rules
-from clip_jax.training import composition, evaluation
+from clip_jax.training import composition, measures
 from launch.data import scenes
 from launch.stages import SettingError, free, require, require_known
 from launch.training import duration, sharding
@@ -126,5 +126,5 @@ class ClipLoop:
     def __post_init__(self) -> None:
         for name in ("eval_every", "checkpoint_every"):
             duration.check(self, name, getattr(self, name))
-        require_known(self, "best_metric", evaluation.VALIDATION)
+        require_known(self, "best_metric", measures.VALIDATION)
         require_known(self, "best_mode", ("max",))

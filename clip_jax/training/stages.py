@@ -13,7 +13,7 @@ from optax import GradientTransformation
 import clip_jax
 from clip_jax.config import DTYPES
 from clip_jax.embed import Embedder
-from clip_jax.training import attributes, evaluation, pairs, sources
+from clip_jax.training import attributes, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
 from clip_jax.training.composition import RowsAt
@@ -246,8 +246,8 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            current = replace(clip, params=evaluation.local(state.params))
-            return evaluation.validate(Embedder(current, self.evaluation_batch_size), val)
+            current = replace(clip, params=measures.local(state.params))
+            return measures.validate(Embedder(current, self.evaluation_batch_size), val)
 
         every = [to_steps(text) for text in (self.loop.eval_every, self.loop.checkpoint_every)]
         training = Training(
@@ -273,7 +273,7 @@ class ClipTraining(Stage):
         )
         state = steps.create_state(self._with_head(clip.params), optimizer, self.trainable)
         best = train(store, self, state, training)
-        params = attributes.without_head(evaluation.local(best.state.params))
+        params = attributes.without_head(measures.local(best.state.params))
         return {"params": jax.device_get(params), "best_step": best.step, "metrics": best.metrics}
 
     def trained(self, store: Store) -> clip_jax.Clip:
@@ -354,5 +354,5 @@ class ClipEvaluation(Stage):
         logging.info("best at step %d; %d images to test", training["best_step"], len(test))
         zero_shot = {} if test.attributes is None else sources.scenes_zero_shot(test.attributes)
         embedder = Embedder(self.training.trained(store), self.batch_size)
-        measured = evaluation.measure(embedder, test, zero_shot)
+        measured = measures.measure(embedder, test, zero_shot)
         return {"best_step": training["best_step"], **training["metrics"], **measured}

@@ -346,6 +346,29 @@ def test_fingerprints():
     assert store.fingerprint(half) != store.fingerprint({"a": jax.numpy.ones(3)})
 
 
+# -- Embedder ------------------------------------------------------------------------------
+
+
+def test_an_embedder_embeds_as_the_functions_do(clip, tmp_path, computed):
+    embedder = embed.Embedder(clip, 4, workers=2, target_pad=True, cache=tmp_path)
+    images, pseudo = pictures(), np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    marked = ["a $", "a red $"]
+    for _ in range(2):
+        close(embedder.images(images), one_by_one(clip, images, target_pad=True))
+        close(embedder.texts(TEXTS), texts_one_by_one(clip, TEXTS))
+        close(embedder.texts(marked, pseudo_tokens=pseudo), texts_one_by_one(clip, marked, pseudo))
+    assert len(computed) == 3
+    embed.embed_images(clip, images, target_pad=True, cache=tmp_path, **quiet)
+    assert len(computed) == 3  # one cache for both ways
+    np.testing.assert_array_equal(embed.Embedder(clip).texts(TEXTS), embed.embed_texts(clip, TEXTS, **quiet))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}])
+def test_an_embedder_with_numbers_below_one(clip, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=0 must be at least 1"):
+        embed.Embedder(clip, **options)
+
+
 # -- Devices -------------------------------------------------------------------------------
 
 

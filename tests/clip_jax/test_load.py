@@ -44,6 +44,17 @@ def test_round_trip(clip, folder):
         assert (again_folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_an_outline_is_the_clip_without_its_weights(clip, folder):
+    whole = clip_jax.load(folder)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    outline = clip_jax.outline(folder)
+    assert outline.config == whole.config and outline.preprocessing == whole.preprocessing
+    assert outline.source == whole.source
+    np.testing.assert_array_equal(outline.tokenize(["a red circle"]), whole.tokenize(["a red circle"]))
+    described = lambda params: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
+    assert described(outline.params) == described(whole.params)
+
+
 def test_use(clip):
     """What the methods add to `model` and `tokenizer`: this checkpoint's config, cut texts, its marker."""
     pixels, _ = checkpoints.inputs(clip.config)

@@ -209,7 +209,7 @@ def test_two_processes_train_as_one(pair, alone, tmp_path):
     processes = pair(tmp_path / "run", "--config.steps=20", "--config.mode=pmap")
     first, second = (finish(process, timeout=200) for process in processes)
     assert "process 0 of 2, 4 devices" in first and "process 1 of 2, 4 devices" in second
-    assert "distance  " in first and "distance  " not in second
+    assert "| distance |" in first and "| distance |" not in second
     rows = logged(tmp_path / "run")
     assert len({(row["step"], "train/loss" in row) for row in rows}) == len(rows)  # no line twice
     same_training(tmp_path / "run", alone)

@@ -16,11 +16,12 @@ from PIL import Image
 import clip_jax
 from clip_jax import losses
 from clip_jax.embed import Embedder
-from clip_jax.training import attributes, evaluation, experiment, sources, step
+from clip_jax.training import attributes, experiment, measures, sources, step
 from clip_jax.training.stages import ScenesPairs
 from configs.clip import base
 from launch.data import scenes
 from launch.processes.stop import Preempted, Stop
+from launch.reports.metrics import LOOP
 from launch.run import flatten
 from launch.stages import SettingError
 from launch.store import Store
@@ -54,7 +55,7 @@ def test_a_config_names_what_exists(path):
     assert callable(importlib.import_module(config.experiment).plan)
     assert config.data.name in experiment.NAMES
     assert {name for kind in config.data.alike for name in kind} <= set(scenes.ATTRIBUTES)
-    assert config.loop.best_metric in evaluation.VALIDATION
+    assert config.loop.best_metric in measures.VALIDATION
 
     def to_steps(text):
         return duration.to_steps(text, examples=20_000, batch_size=config.batch_size)
@@ -112,7 +113,7 @@ def test_a_config_says_how_to_run_it(path):
         ({"sharding.mode": "ddp"}, ["sharding.mode='ddp'", "jit", "pmap"]),
         ({"sharding.model": 3}, ["sharding.model", "divisible"]),
         ({"sharding.model": 2, "sharding.mode": "pmap"}, ["sharding.model=2", "'jit'"]),
-        ({"loop.best_metric": "val/loss"}, ["val/loss", *evaluation.VALIDATION]),
+        ({"loop.best_metric": "val/loss"}, ["val/loss", *measures.VALIDATION]),
         ({"loop.best_mode": "min"}, ["loop.best_mode='min'", "max"]),
         ({"loop.eval_every": "2 times"}, ["loop.eval_every", "2 times"]),
         ({"model.image.heads": 5}, ["width 16", "5 heads"]),
@@ -249,9 +250,12 @@ def test_the_smallest_run(whole):
     wanted = {f"test/{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
     wanted |= {f"test/zero_shot/{name}" for name in (*scenes.ATTRIBUTES, "family", "ground")}
     wanted |= {"test/gap_norm", "test/paired_cosine", "test/modality_accuracy", "test/images", "best_step"}
-    assert result.keys() == wanted | set(evaluation.VALIDATION)
+    assert result.keys() == wanted | set(measures.VALIDATION)
     assert all(np.isfinite(value) for value in result.values())
     assert result["test/images"] == 30
+    logs = {key for row in logged(workdir) for key in row} - {"step", "time"}
+    assert all(experiment.describe(key) for key in result.keys() | logs - LOOP.keys())
+    assert experiment.describe("test/image_to_text_recall_at_5").title == "R@5, image to text"
     rows = [row for row in logged(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["train/loss"] == pytest.approx(row["train/contrastive"] + row["train/attributes"]) for row in rows)
@@ -269,7 +273,7 @@ def test_the_folder_is_the_measured_clip(whole):
     clip = clip_jax.load(experiment.checkpoint_folder(workdir))
     root = experiment.plan(ConfigDict(json.loads((workdir / "config.json").read_text())))
     test = root.test.make(Store(workdir / "store"))
-    found = evaluation.measure(Embedder(clip, 16), test, sources.scenes_zero_shot(test.attributes))
+    found = measures.measure(Embedder(clip, 16), test, sources.scenes_zero_shot(test.attributes))
     result = json.loads((workdir / "result.json").read_text())
     for name, value in found.items():
         tolerance = 1e-3 if name in ("test/gap_norm", "test/paired_cosine") else 2 / 30 + 1e-9  # float16; a rank or two
