@@ -28,7 +28,7 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
 Level = Literal["main", "normal", "detail"]
@@ -114,11 +114,6 @@ LOOP = {
 }
 
 
-def neutral(key: str) -> Metric:
-    """The meaning of a key that nobody declared: itself, and no better direction."""
-    return LOOP.get(key) or Metric(key)
-
-
 def declare(
     metrics: Mapping[str, Metric],
     *,
@@ -167,18 +162,20 @@ def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | 
       name: as a config has it, perhaps one that came with somebody else's runs.
       untrusted: the folder of the runs, from which nothing is imported.
     """
+    describe, problem = None, f"{name} has no describe(key)"
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
-    try:
-        if untrusted and _lies_in(name.partition(".")[0], untrusted):
-            return None, f"{name} lies among the runs and is not imported: its metrics are shown under their keys"
-        module: Any = importlib.import_module(name)
-    except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
-        problem = f"{type(error).__name__}: {error}"
-        return None, f"{name} cannot be imported ({problem}): its metrics are shown under their keys"
-    if not callable(getattr(module, "describe", None)):
-        return None, f"{name} has no describe(key): its metrics are shown under their keys"
-    return module.describe, ""
+        problem = f"experiment {name!r} is not the name of a module"
+    else:
+        try:
+            if untrusted and _lies_in(name.partition(".")[0], untrusted):
+                problem = f"{name} lies among the runs and is not imported"
+            else:
+                describe = getattr(importlib.import_module(name), "describe", None)
+        except (
+            Exception
+        ) as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
+            problem = f"{name} cannot be imported ({type(error).__name__}: {error})"
+    return (describe, "") if callable(describe) else (None, f"{problem}: its metrics are shown under their keys")
 
 
 def _lies_in(package: str, folder: Path) -> bool:
@@ -189,7 +186,7 @@ def _lies_in(package: str, folder: Path) -> bool:
 
 
 def meaning(describe: Describe | None) -> Meaning:
-    """What any key means, by a declaration where it knows the key and `neutral` otherwise.
+    """What any key means, by a declaration where it knows the key else itself without a direction.
 
     What the loop logs is known of every stage: the curve "train/loss" of a stage φ is shown as "phi/train/loss".
     """
@@ -199,7 +196,7 @@ def meaning(describe: Describe | None) -> Meaning:
         known = describe(key) if describe else None
         if known is None and own in LOOP:
             return dataclasses.replace(LOOP[own], title=f"{stage}: {LOOP[own].title}")
-        return known or neutral(key)
+        return known or LOOP.get(key) or Metric(key)
 
     return of
 

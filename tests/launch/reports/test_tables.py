@@ -7,8 +7,7 @@ import pytest
 
 from launch.reports import formats, listings, metrics, numbers, runs, settings, tables
 from launch.reports.metrics import Metric, declare
-from launch.reports.records import FINISHED, UNFINISHED, RunRecord
-from launch.reports.runs import Study
+from launch.reports.runs import FINISHED, UNFINISHED, RunRecord, Study
 from launch.reports.settings import Setting
 from tests.launch.reports import described
 from tests.launch.reports.run_tree import config, write_earlier, write_run
@@ -182,12 +181,12 @@ def test_overview_of_settings(tmp_path):
     write_run(tmp_path / "2.0-1", config(regularizer__cosine_weight=2.0, seed=1))
     (study,) = runs.read(tmp_path)
     results = settings.group(study, settings.MetricChoice(higher=("acc",)))
-    table = tables.overview(results.settings, results.swept, ["acc"], results.meaning)
+    table = tables.overview(results, ["acc"])
     assert titles(table) == ["cosine_weight", "seeds", "acc ↑"]
     assert texts(table) == [["1", "2", "0.600 ± 0.141"], ["2", "1 of 2", "0.900"]]
     assert [row[2].style for row in table.rows] == ["", "best"]
     assert results.settings[1].members[1].status == UNFINISHED
-    both = listings.all_metrics(results)
+    both = tables.all_metrics(results)
     assert titles(both) == ["metric", "cosine_weight=1", "cosine_weight=2"]
     members = listings.of_members(study.members, results.swept)
     assert titles(members)[2:4] == ["cosine_weight", "seed"]
