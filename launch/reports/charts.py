@@ -24,17 +24,12 @@ _DECADES = 30.0  # how far apart the ends of positive values are that a logarith
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A line of a panel: x and y (n,) each, broken where y is NaN.
+    """A line of a panel."""
 
-    Attributes:
-      label: shown where the pointer rests on it.
-      style: CSS classes: "c0", "c0 seed", "rest".
-    """
-
-    label: str
-    style: str
-    x: np.ndarray
-    y: np.ndarray
+    label: str  # shown where the pointer rests on it
+    style: str  # CSS classes: "line c0", "line c0 seed", "line rest"
+    x: Sequence[float] | np.ndarray  # (n,)
+    y: Sequence[float] | np.ndarray  # (n,), NaN breaks the line
 
 
 @dataclass(frozen=True)
@@ -48,20 +43,14 @@ class ChartScale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
 
 def scale(values: Sequence[float], start: float, end: float, *, may_log: bool, margin: float = 0.04) -> ChartScale:
-    """A scale that holds all finite values.
+    """A scale from `start` to `end` that holds all finite values and leaves a margin, a share of it, on both sides.
 
-    Args:
-      values: NaN is ignored.
-      start, end: the places of the axis' ends.
-      may_log: whether it may be logarithmic: it is if the values are positive and span more than a factor of 30.
-      margin: share that is left free on both sides.
+    If it may be, it is logarithmic where the values are positive and span more than a factor of 30.
     """
     finite = [float(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
@@ -90,27 +79,43 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
     """Thin a long line to means over stretches of equal length (to one point), and its last point."""
     if len(x) <= points:
         return x, y
-    sizes = np.full(points - 1, (len(x) - 1) // (points - 1))
-    sizes[: (len(x) - 1) % (points - 1)] += 1
-    means = [np.add.reduceat(a[:-1], np.cumsum(sizes) - sizes) / sizes for a in (x, y)]
-    return np.append(means[0], x[-1]), np.append(means[1], y[-1])
+    x, y = (np.append([part.mean() for part in np.array_split(a[:-1], points - 1)], a[-1]) for a in (x, y))
+    return x, y
 
 
-def panel(lines: Sequence[ChartLine], *, label: str, x_label: str, may_log: bool = False) -> Markup:
-    """Lines over a common x.
+def panel(
+    lines: Sequence[ChartLine],
+    *,
+    label: str,
+    x_label: str,
+    may_log: tuple[bool, bool] = (False, False),
+    margins: tuple[float, float] = (0.0, 0.04),
+    marks: Mapping[str, float] | None = None,
+) -> Markup:
+    """Lines over a common x, the last one on top.
 
     Args:
-      lines: drawn in this order, the last one on top.
+      lines: to draw.
       label: what the drawing shows, for those who cannot see it.
       x_label: of the horizontal axis.
-      may_log: whether the vertical axis may be logarithmic, see `scale`.
+      may_log, margins: of x and y, see `scale`.
+      marks: text -> x, in place of ticks.
     """
-    xs = scale([v for line in lines for v in line.x], _LEFT, _WIDTH - _RIGHT, may_log=False, margin=0.0)
-    ys = scale([v for line in lines for v in line.y], _HEIGHT - _BOTTOM, _TOP, may_log=may_log)
-    parts = [_grid(xs, ys, x_label)]
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    xs = scale([v for line in lines for v in line.x], _LEFT, right, may_log=may_log[0], margin=margins[0])
+    ys = scale([v for line in lines for v in line.y], bottom, _TOP, may_log=may_log[1], margin=margins[1])
+    parts = []
+    for value in ticks(ys):
+        parts.append(_tag("path", class_="rule", d=f"M{_LEFT} {ys(value):.1f}H{right}"))
+        parts.append(_tag("text", short(value), x=_LEFT - 6, y=ys(value) + 3.5, text_anchor="end"))
+    for text, x in ({short(value): value for value in ticks(xs)} if marks is None else marks).items():
+        anchor = "end" if xs(x) > right - 8 else "middle"
+        parts.append(_tag("text", text, x=xs(x), y=bottom + 14, text_anchor=anchor))
+    middle = (_LEFT + right) / 2
+    parts.append(_tag("text", cut(x_label, 48), class_="name", x=middle, y=_HEIGHT - 4, text_anchor="middle"))
     for line in lines:
         path = _path([(xs(x), ys(y) if math.isfinite(y) else math.nan) for x, y in zip(line.x, line.y, strict=True)])
-        parts.append(_tag("path", title=line.label, class_=f"line {line.style}", d=path))
+        parts.append(_tag("path", title=line.label, class_=line.style, d=path))
     return _svg(_WIDTH, _HEIGHT, label, parts)
 
 
@@ -124,36 +129,24 @@ def response(
       means, stds: (n,) each; NaN leaves out the point, or its bar.
       label, x_label: see `panel`.
     """
-    ends = [m + side * (0 if math.isnan(s) else s) for m, s in zip(means, stds, strict=True) for side in (-1, 1)]
     positive = [value for value in values if value > 0]
-    apart = min(values) == 0 and positive and max(positive) / min(positive) > _DECADES
-    at = {value: float(place) if apart else value for place, value in enumerate(values)}
-    xs = scale(list(at.values()), _LEFT, _WIDTH - _RIGHT, may_log=not apart, margin=0.06)
-    ys = scale(ends, _HEIGHT - _BOTTOM, _TOP, may_log=False, margin=0.08)
-    marks = {value: xs(place) for value, place in at.items()} if apart or len(values) <= 6 else None
-    places = [(xs(at[v]), ys(m) if math.isfinite(m) else math.nan) for v, m in zip(values, means, strict=True)]
-    parts = [_grid(xs, ys, x_label, marks), _tag("path", class_="line c0", d=_path(places))]
-    for (x, y), value, mean, std in zip(places, values, means, stds, strict=True):
-        if not math.isnan(y):
-            said, bar = f"{x_label} = {short(value)}: {mean:.4g}", Markup("")
-            if not math.isnan(std):
-                bar = _tag("path", class_="bar", d=f"M{x:.1f} {ys(mean - std):.1f}V{ys(mean + std):.1f}")
-                said += f" ± {std:.2g}"
-            parts += [_tag("g", bar + _tag("circle", title=said, class_="dot", cx=x, cy=y, r=3.5), class_="c0")]
-    return _svg(_WIDTH, _HEIGHT, label, parts)
+    apart = min(values) == 0 and bool(positive) and max(positive) / min(positive) > _DECADES
+    places = list(range(len(values))) if apart else values
+    lines = [ChartLine(label, "line c0", places, means)]
+    for x, value, mean, std in zip(places, values, means, stds, strict=True):
+        said = f"{x_label} = {short(value)}: {mean:.4g}" + ("" if math.isnan(std) else f" ± {std:.2g}")
+        lines += [ChartLine(said, "bar c0", [x, x], [mean - std, mean + std]), ChartLine(said, "dot c0", [x], [mean])]
+    marks = dict(zip(map(short, values), places, strict=True)) if apart or len(values) <= 6 else None
+    return panel(lines, label=label, x_label=x_label, may_log=(not apart, False), margins=(0.06, 0.08), marks=marks)
 
 
 @dataclass(frozen=True)
 class ChartAxis:
-    """An upright axis of parallel coordinates: its title and one value per line, a number, a text or None.
-
-    Attributes:
-      even: whether few different numbers may be put in equal steps.
-    """
+    """An upright axis of parallel coordinates."""
 
     title: str
-    values: Sequence[Any]
-    even: bool = True
+    values: Sequence[Any]  # one per line: a number, a text or None
+    even: bool = True  # whether few different numbers may be put in equal steps
 
 
 def parallel(
@@ -197,20 +190,6 @@ def _upright(axis: ChartAxis, start: float, end: float) -> tuple[Callable[[Any],
         return place, ticks(place)
     step, names = (end - start) / max(1, len(levels) - 1), list(levels)
     return (lambda value: start + step * names.index(short(value))), list(levels.values())
-
-
-def _grid(xs: ChartScale, ys: ChartScale, x_label: str, marks: Mapping[float, float] | None = None) -> Markup:
-    """Ticks of both axes; `marks`, value -> place, stands in for the horizontal one's."""
-    right, parts = _WIDTH - _RIGHT, []
-    for value in ticks(ys):
-        parts.append(_tag("path", class_="rule", d=f"M{_LEFT} {ys(value):.1f}H{right}"))
-        parts.append(_tag("text", short(value), x=_LEFT - 6, y=ys(value) + 3.5, text_anchor="end"))
-    for value, x in ({value: xs(value) for value in ticks(xs)} if marks is None else marks).items():
-        anchor = "end" if x > right - 8 else "middle"
-        parts.append(_tag("text", short(value), x=x, y=_HEIGHT - _BOTTOM + 14, text_anchor=anchor))
-    middle = (_LEFT + right) / 2
-    parts.append(_tag("text", cut(x_label, 48), class_="name", x=middle, y=_HEIGHT - 4, text_anchor="middle"))
-    return Markup("").join(parts)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

@@ -64,12 +64,12 @@ def curves(results: StudyResults, keys: Sequence[str]) -> tuple[Mapping[str, Mar
             for at, setting in enumerate(settings)
             for line in _lines(setting, name, styles.get(at, "rest"), len(settings))
         ]
-        lines.sort(key=lambda line: (line.style != "rest", "seed" not in line.style))
+        lines.sort(key=lambda line: (line.style != "line rest", "seed" not in line.style))
         if any(len(line.x) > 1 for line in lines):
             may_log = (
                 meaning(name).sign <= 0
             )  # what grows towards a best value, such as an accuracy, reads better linear
-            panels[name] = charts.panel(lines, label=f"{name} over steps", x_label="step", may_log=may_log)
+            panels[name] = charts.panel(lines, label=f"{name} over steps", x_label="step", may_log=(False, may_log))
     legend = [(style, settings[at].label) for at, style in styles.items()]
     if len(styles) < len(settings):
         legend.append(("rest", f"the other {len(settings) - len(styles)}"))
@@ -88,7 +88,7 @@ def _lines(setting: Setting, name: str, style: str, settings: int) -> list[Chart
         for run, curve in runs.items()
         if not mean or settings * len(runs) <= _SEEDS_SHOWN
     }
-    drawn |= {f"{setting.label}: mean of {len(runs)}": (mean, style)} if mean else {}
+    drawn |= {f"{setting.label}: mean of {len(runs)}": (mean, f"line {style}")} if mean else {}
     return [ChartLine(label, kind, *charts.thin(c.steps, c.values)) for label, (c, kind) in drawn.items()]
 
 
