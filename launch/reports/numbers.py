@@ -2,33 +2,27 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 _EXTRA = 3  # decimals that are added at most to show a difference or a deviation
 _SIGNIFICANT = 12  # digits beyond which two numbers count as the same
+NumberText = Callable[[float], str]  # prints the numbers of a column alike
 _LONG, _PATH = 32, 24  # characters of a value, of a path, that are shown
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of a metric over seeds.
+    """The values of a metric over seeds."""
 
-    Attributes:
-      mean, std: sample statistics of the finite values; NaN for fewer than one, or two.
-      count: how many values are finite.
-      total: how many runs there are; the others have no value or one that is not finite.
-      values: one per run, NaN where missing.
-    """
-
-    mean: float
-    std: float
-    count: int
-    total: int
-    values: tuple[float, ...] = field(default=(), compare=False)
+    mean: float  # of the finite values; NaN if there are none
+    std: float  # sample deviation; NaN for fewer than two
+    count: int  # how many values are finite
+    total: int  # how many runs there are; the others have no value or one that is not finite
+    values: tuple[float, ...] = field(default=(), compare=False)  # one per run, NaN where missing
 
     @property
     def complete(self) -> bool:
@@ -48,22 +42,12 @@ def spread(values: Iterable[float | None]) -> Spread:
 def best(spreads: Sequence[Spread], sign: int) -> set[int]:
     """The places of the best mean, several if equal; empty if there is nothing to choose from.
 
-    A mean over some of the runs only is not compared with means over all of them.
-
-    Args:
-      spreads: of one metric.
-      sign: 1 if higher is better, -1 if lower is, 0 if neither.
+    A mean over some of the runs only is not compared with means over all of them. See `Metric.sign`.
     """
     known = {at: sign * cell.mean for at, cell in enumerate(spreads) if cell.complete}
     if not sign or len(set(known.values())) < 2:
         return set()
     return {at for at, value in known.items() if value == max(known.values())}
-
-
-class NumberText(Protocol):
-    """Prints the numbers of a column alike."""
-
-    def __call__(self, value: float, /) -> str: ...
 
 
 def spread_text(spread: Spread, text: NumberText) -> str:
@@ -77,13 +61,8 @@ def spread_text(spread: Spread, text: NumberText) -> str:
 def decimals(means: Sequence[float], stds: Sequence[float] = (), digits: int | None = None) -> NumberText:
     """How to print the numbers of a column alike.
 
-    Three digits of the largest value, whole numbers as such; more where the deviations, or most differences between
-    the values, would not show: 0.9991 ± 0.0002, not 0.999 ± 0.000.
-
-    Args:
-      means: of the column; NaN counts for nothing.
-      stds: the deviations beside them.
-      digits: decimals to begin with, instead of what the largest value asks for.
+    Three digits of the largest value (or so many decimals as `digits`), whole numbers as such; more where deviations,
+    or most differences between values, would not show: 0.9991 ± 0.0002, not 0.999 ± 0.000. NaN counts for nothing.
     """
     finite = [value for value in means if math.isfinite(value)]
     spreads = [value for value in stds if math.isfinite(value)]
@@ -101,9 +80,6 @@ def decimals(means: Sequence[float], stds: Sequence[float] = (), digits: int | N
         shown = {n: len({f"{value:.{n}f}" for value in finite}) for n in range(digits, digits + _EXTRA)}
         digits = next((n for n, different in shown.items() if distinct < 2 or 2 * different > distinct), digits)
     return lambda value: f"{value:.{digits}f}"
-
-
-# -- values of configs -----------------------------------------------------------------------------------------------
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from launch.reports import listings, tables, views
+from launch.reports import tables, views
 from launch.reports.metrics import Meaning, Metric
 from launch.reports.runs import FAILED, FINISHED, RunRecord
 from launch.reports.settings import DEFAULT, MetricChoice, StudyResults, chosen, distinguishing, headline, keys_of
@@ -59,7 +59,7 @@ def render(
     return environment.get_template("page.html").render(
         title=title,
         sections=[_section(results, choice, kept) for results in studies],
-        made=listings.moment(made),
+        made=tables.moment(made),
         style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -91,10 +91,10 @@ def _section(results: StudyResults, choice: MetricChoice, kept: Collection[Path]
         "views": views.sweeps(results, first) if several else [],
         "panels": panels,
         "legend": legend,
-        "runs": listings.of_members(study.members, results.swept) if study.members else None,
+        "runs": tables.of_members(study.members, results.swept) if study.members else None,
         "failed": [run for run in study.compared if run.status == FAILED],
-        "config": listings.of_configs(study.all_runs),
-        "versions": listings.of_versions(study.all_runs),
+        "config": tables.of_configs(study.all_runs),
+        "versions": tables.of_versions(study.all_runs),
     }
 
 
@@ -112,7 +112,7 @@ def _counts(runs: Sequence[RunRecord]) -> str:
 def _span(runs: Sequence[RunRecord]) -> str:
     """From the first to the last time that any run logged something."""
     times = [time for run in runs for time in run.logged or ()]
-    first, last = (listings.moment(side(times)) if times else "" for side in (min, max))
+    first, last = (tables.moment(side(times)) if times else "" for side in (min, max))
     end = last.removeprefix(first[:11])
     return "" if not times else f"{first} UTC" if first == last else f"{first} to {end} UTC"
 
@@ -130,7 +130,7 @@ def _details(run: RunRecord, meaning: Meaning, kept: Collection[Path]) -> Mappin
     return {
         "figures": figures,
         "left_out": left_out,
-        "earlier": listings.of_earlier(run, meaning) if run.earlier else None,
+        "earlier": tables.of_earlier(run, meaning) if run.earlier else None,
     }
 
 

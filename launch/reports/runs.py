@@ -56,37 +56,21 @@ class EarlierResult:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What lies in a run directory.
+    """What lies in a run directory."""
 
-    Attributes:
-      name: its path below the study's folder.
-      path: where it is.
-      status: one of FINISHED, UNFINISHED, FAILED, WAITING.
-      config: flat, dotted key -> value.
-      result: key -> value, NaN where it was not finite; {} unless it is finished.
-      curves: metric -> its course; with several trained stages "phi/train/loss".
-      logged: the first and the last time that metrics were logged, in seconds; None if they never were.
-      figures: PNG files.
-      versions: what it was made with, see `launch.versions`.
-      earlier: results of earlier configs, the oldest first.
-      overrides: what the sweep that it is a member of set, dotted key -> value; None for a run of no sweep.
-      log: of a failed run, the last lines.
-      problems: what could not be read, a sentence each.
-    """
-
-    name: str
+    name: str  # its path below the study's folder
     path: Path
-    status: str
-    config: Mapping[str, Any]
-    result: Mapping[str, float]
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    logged: tuple[float, float] | None = None
-    figures: tuple[Path, ...] = ()
-    versions: tuple[Mapping[str, str], ...] = ()
-    earlier: tuple[EarlierResult, ...] = ()
-    overrides: Mapping[str, Any] | None = None
-    log: str = ""
-    problems: tuple[str, ...] = ()
+    status: str  # FINISHED, UNFINISHED, FAILED, or WAITING
+    config: Mapping[str, Any]  # flat, dotted key -> value
+    result: Mapping[str, float]  # NaN where it was not finite; {} unless it is finished
+    curves: Mapping[str, Curve] = field(default_factory=dict)  # with several trained stages "phi/train/loss"
+    logged: tuple[float, float] | None = None  # first and last time that metrics were logged, in seconds
+    figures: tuple[Path, ...] = ()  # PNG files
+    versions: tuple[Mapping[str, str], ...] = ()  # what it was made with, see `launch.versions`
+    earlier: tuple[EarlierResult, ...] = ()  # of earlier configs, the oldest first
+    overrides: Mapping[str, Any] | None = None  # what its sweep set, dotted key -> value; None for a run of no sweep
+    log: str = ""  # of a failed run, the last lines
+    problems: tuple[str, ...] = ()  # what could not be read, a sentence each
 
     @property
     def last_step(self) -> int | None:
@@ -95,21 +79,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that are put side by side.
+    """Runs that are put side by side."""
 
-    Attributes:
-      name: the folder, below the one asked for; "" for that one itself.
-      experiment: dotted name.
-      own: the folder's own run, or the only one there is; None for a sweep and for a folder that is no run.
-      members: the runs in it, of a sweep also those that have not begun.
-      keys: what a sweep overrides, in its order.
-    """
-
-    name: str
-    experiment: str
-    own: RunRecord | None
-    members: tuple[RunRecord, ...]
-    keys: tuple[str, ...] = ()
+    name: str  # the folder, below the one asked for; "" for that one itself
+    experiment: str  # dotted name
+    own: RunRecord | None  # the folder's own run, or the only one there is
+    members: tuple[RunRecord, ...]  # the runs in it, of a sweep also those that have not begun
+    keys: tuple[str, ...] = ()  # what a sweep overrides, in its order
 
     @property
     def all_runs(self) -> tuple[RunRecord, ...]:
@@ -119,9 +95,6 @@ class Study:
     def compared(self) -> tuple[RunRecord, ...]:
         """The runs that are put side by side: the members, or the only run."""
         return self.members or self.all_runs
-
-
-# -- a folder of runs -------------------------------------------------------------------------------------------------
 
 
 def read(root: Path) -> list[Study]:
@@ -159,16 +132,10 @@ def _folders(root: Path) -> Iterator[tuple[Path, bool, Sweep | None]]:
         sweep, run = load(folder) if DEFINITION in files else None, _is_run(folder, files)
         members = [member.name for member in sweep.members] if sweep else []
         place = lambda name, members=members: members.index(name) if name in members else len(members)
-        names[:] = sorted(
-            (
-                name
-                for name in names
-                if not name.startswith(".")
-                and not (run and name in (*_INSIDE, "artifacts"))
-                and not (_STORE in names and _KEY.fullmatch(name))
-            ),
-            key=lambda name: (place(name), _natural(Path(name))),
-        )
+        inside = (*_INSIDE, "artifacts") if run else ()
+        kept = [name for name in names if not name.startswith(".") and name not in inside]
+        kept = [name for name in kept if not (_STORE in names and _KEY.fullmatch(name))]
+        names[:] = sorted(kept, key=lambda name: (place(name), _natural(Path(name))))
         yield folder, run, sweep
 
 
@@ -222,20 +189,10 @@ def _natural(path: Path) -> list:
     return [split(name) for name in path.parts]
 
 
-# -- one run ----------------------------------------------------------------------------------------------------------
-
-
 def _read_run(
     path: Path, name: str, config: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> RunRecord:
-    """One run directory, as far as it can be read; what cannot is in `problems`.
-
-    Args:
-      path: of the directory; it need not exist if `config` is given.
-      name: what to call it.
-      config: flat, for a run that has not come as far as writing its own.
-      overrides: what a sweep set.
-    """
+    """One run directory, as far as it can be read; `config` is of a run that has not come as far as writing its own."""
     problems: list[str] = []
     status_files = {FINISHED: ["result.json"], FAILED: ["error.txt"], UNFINISHED: ["config.json", "log.txt"]}
     status = next((s for s, files in status_files.items() if any((path / f).exists() for f in files)), WAITING)
@@ -246,21 +203,12 @@ def _read_run(
     sets = [
         e for at in (path, *stages.values()) for e in _json(at / versions.FILE, [], problems) if isinstance(e, dict)
     ]
-    return RunRecord(
-        name=name,
-        path=path,
-        status=status,
-        config=config,
-        result=result,
-        curves=curves,
-        logged=(min(times), max(times)) if times else None,
-        figures=tuple(sorted(_figures(path), key=_natural)),
-        versions=tuple({json.dumps(entry, sort_keys=True): entry for entry in sets}.values()),
-        earlier=tuple(_earlier(path, problems)),
-        overrides=overrides,
-        log=_last_lines(path) if status == FAILED else "",
-        problems=tuple(problems),
-    )
+    logged = (min(times), max(times)) if times else None
+    figures = tuple(sorted(_figures(path), key=_natural))
+    made_with = tuple({json.dumps(entry, sort_keys=True): entry for entry in sets}.values())
+    earlier, log = tuple(_earlier(path, problems)), _last_lines(path) if status == FAILED else ""
+    more = (curves, logged, figures, made_with, earlier, overrides, log, tuple(problems))
+    return RunRecord(name, path, status, config, result, *more)
 
 
 def _json(path: Path, empty: Any, problems: list[str]) -> Any:

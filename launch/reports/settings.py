@@ -20,15 +20,10 @@ _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """What the reader asks for: regular expressions, searched for in the keys of metrics.
+    """What the reader asks for: regular expressions, searched for in the keys of metrics."""
 
-    Attributes:
-      metrics: the columns of overviews, in this order; () leaves the choice to `headline`.
-      higher, lower: metrics of which higher or lower values are better, whatever the experiment declares.
-    """
-
-    metrics: tuple[str, ...] = ()
-    higher: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()  # the columns of overviews, in this order; () leaves the choice to `headline`
+    higher: tuple[str, ...] = ()  # of these higher values are better, whatever the experiment declares
     lower: tuple[str, ...] = ()
 
     def applied(self, meaning: Meaning) -> Meaning:
@@ -47,17 +42,11 @@ DEFAULT = MetricChoice()
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but their seeds.
+    """Runs that differ in nothing but their seeds."""
 
-    Attributes:
-      values: of the swept keys; ABSENT where the config lacks one.
-      members: the runs, finished or not.
-      label: the setting in few words: "l2_cosine", "cosine_weight=0.1, radius=4".
-    """
-
-    values: Mapping[str, Any]
-    members: tuple[RunRecord, ...]
-    label: str = ""
+    values: Mapping[str, Any]  # of the swept keys; ABSENT where the config lacks one
+    members: tuple[RunRecord, ...]  # finished or not
+    label: str = ""  # the setting in few words: "l2_cosine", "cosine_weight=0.1, radius=4"
 
     @property
     def finished(self) -> list[RunRecord]:
@@ -83,21 +72,13 @@ def spread_of(members: Sequence[RunRecord], key: str) -> Spread:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """A study with its runs grouped into settings: what tables, drawings and files are made from.
-
-    Attributes:
-      study: the runs.
-      swept: the config keys in which they differ.
-      settings: the runs that differ in nothing but their seeds.
-      meaning: of the keys of their results.
-      note: why the metrics have no titles and directions, one sentence, or "".
-    """
+    """A study with its runs grouped into settings: what tables, drawings and files are made from."""
 
     study: Study
-    swept: tuple[str, ...]
+    swept: tuple[str, ...]  # the config keys in which the runs differ
     settings: tuple[Setting, ...]
-    meaning: Meaning
-    note: str = ""
+    meaning: Meaning  # of the keys of their results
+    note: str = ""  # why the metrics have no titles and directions, one sentence
 
     @property
     def finished(self) -> list[Setting]:
@@ -105,20 +86,11 @@ class StudyResults:
 
 
 def group(study: Study, choice: MetricChoice = DEFAULT, untrusted: Path | None = None) -> StudyResults:
-    """Group the runs of a study, and look up what its experiment declares of its metrics.
-
-    Args:
-      study: the runs.
-      choice: what the reader asks for.
-      untrusted: a folder from which no experiment is imported.
-    """
+    """Group the runs of a study, and look up what its experiment declares; nothing is imported from `untrusted`."""
     keys = swept(study.compared, study.keys)
     describe, note = metrics.of_experiment(study.experiment, untrusted)
     meaning = choice.applied(metrics.meaning(describe))
     return StudyResults(study, keys, tuple(settings(study.compared, keys)), meaning, note)
-
-
-# -- settings -------------------------------------------------------------------------------------------------------
 
 
 def is_seed(key: str) -> bool:
@@ -127,12 +99,7 @@ def is_seed(key: str) -> bool:
 
 
 def swept(members: Iterable[RunRecord], first: Sequence[str] = ()) -> tuple[str, ...]:
-    """The config keys in which runs differ, without seeds and the name of the experiment.
-
-    Args:
-      members: the runs.
-      first: keys that come first, if they are among them.
-    """
+    """The config keys in which runs differ, those of `first` first, without seeds and the name of the experiment."""
     configs = [member.config for member in members]
     keys = dict.fromkeys([*first, *(key for config in configs for key in config)])
     texts = {key: {exact(config[key]) if key in config else "" for config in configs} for key in keys}
@@ -194,17 +161,14 @@ def _label(setting: Setting, keys: Sequence[str], settings: Sequence[Setting]) -
 
 def names_of(keys: Sequence[str]) -> dict[str, str]:
     """Keys by as many of their last parts as tell them apart: "optimizer.learning_rate" -> "learning_rate"."""
-    names = {}
-    for key in keys:
+
+    def name(key: str) -> str:
         parts = key.split(".")
-        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        unique = (end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys))
-        name = next(unique, key)
-        names[key] = ".".join(parts[-2:]) if name == "name" else name  # "name" alone says nothing
-    return names
+        shortest = 2 if parts[-1] == "name" else 1  # "name" alone says nothing
+        ends = [".".join(parts[-n:]) for n in range(shortest, len(parts) + 1)]
+        return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
 
-
-# -- metrics --------------------------------------------------------------------------------------------------------
+    return {key: name(key) for key in keys}
 
 
 def keys_of(members: Iterable[RunRecord]) -> list[str]:

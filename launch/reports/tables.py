@@ -2,17 +2,18 @@
 
 The keys of a result that share table, condition and row stand in one line. With several settings each line becomes one
 per setting, with mean ± standard deviation over its seeds; a line that is the same in all settings, such as a baseline
-that the sweep does not touch, is shown once.
+that the sweep does not touch, is shown once. Besides: earlier results, runs, configs and versions.
 """
 
+import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.reports import settings as grouping
-from launch.reports.metrics import Metric
+from launch.reports.metrics import Meaning, Metric
 from launch.reports.numbers import (
     Spread,
     best,
@@ -26,7 +27,19 @@ from launch.reports.numbers import (
     spread_text,
 )
 from launch.reports.runs import FINISHED, RunRecord, Study
-from launch.reports.settings import KEYS, Setting, StudyResults
+from launch.reports.settings import (
+    ABSENT,
+    KEYS,
+    Setting,
+    StudyResults,
+    group,
+    is_grid,
+    is_seed,
+    keys_of,
+    names_of,
+    spread_of,
+)
+from launch.run import difference
 
 WIDE = 8  # columns of metrics, or of settings beside all metrics, that have room; more of them become rows
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
@@ -45,21 +58,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """The content of a cell.
+    """The content of a cell."""
 
-    Attributes:
-      text: as it is shown.
-      value: what the column is sorted by: a number, NaN for none; None sorts by the text.
-      tip: where the pointer rests.
-      style: CSS classes: "best", a run's status.
-      strength: of a heat map, how strong its colour is, in [0, 1].
-    """
-
-    text: str
-    value: float | None = None
-    tip: str = ""
-    style: str = ""
-    strength: float | None = None
+    text: str  # as it is shown
+    value: float | None = None  # what the column is sorted by: a number, NaN for none; None sorts by the text
+    tip: str = ""  # where the pointer rests
+    style: str = ""  # CSS classes: "best", a run's status
+    strength: float | None = None  # of a heat map, how strong its colour is, in [0, 1]
 
     @property
     def sort(self) -> str:
@@ -79,25 +84,16 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class ResultLine:
-    """One line of results.
+    """One line of results; for condition, row and reference see `launch.reports.metrics.Metric`."""
 
-    Attributes:
-      spreads: name of a column -> the values.
-      keys: name of a column -> key of the result.
-      setting: the runs it is of; None for a line that is the same in all settings.
-      runs: how many finished runs it is of, and how many there are to be.
-      condition, row, reference: see `launch.reports.metrics.Metric`.
-      label: what it is called in place of these.
-    """
-
-    spreads: Mapping[str, Spread]
-    keys: Mapping[str, str]
-    setting: Setting | None = None
-    runs: tuple[int, int] = (1, 1)
+    spreads: Mapping[str, Spread]  # by the name of the column
+    keys: Mapping[str, str]  # of the result, by the name of the column
+    setting: Setting | None = None  # the runs it is of; None for a line that is the same in all settings
+    runs: tuple[int, int] = (1, 1)  # how many finished runs it is of, and how many there are to be
     condition: str = ""
     row: str = ""
     reference: bool = False
-    label: str = ""
+    label: str = ""  # what it is called in place of these
 
 
 @dataclass(frozen=True)
@@ -109,13 +105,10 @@ class ResultTable:
     lines: Sequence[ResultLine]
 
 
-# -- from results to lines ------------------------------------------------------------------------------------------
-
-
 def collect(results: StudyResults, *, details: bool = False) -> list[ResultTable]:
     """The declared tables of finished runs, with metrics of level "detail" or without."""
     by_table: dict[str, dict[str, Metric]] = {}
-    for key in grouping.keys_of(run for setting in results.finished for run in setting.finished):
+    for key in keys_of(run for setting in results.finished for run in setting.finished):
         metric = results.meaning(key)
         if details or metric.level != "detail":
             by_table.setdefault(metric.table, {})[key] = metric
@@ -136,7 +129,7 @@ def _collected(title: str, keys: Mapping[str, Metric], settings: Sequence[Settin
         common = _common(settings, list(place.values())) if row and len(settings) > 1 else []
         groups = [(None, common, len(common))] if common else [(s, s.finished, len(s.members)) for s in settings]
         for setting, runs, total in groups:
-            spreads = {heading: grouping.spread_of(runs, key) for heading, key in place.items()}
+            spreads = {heading: spread_of(runs, key) for heading, key in place.items()}
             if any(spread.total for spread in spreads.values()):
                 lines.append(ResultLine(spreads, place, setting, (len(runs), total), condition, row, reference))
     return ResultTable(title, dict(sorted(columns.items(), key=lambda item: item[1][1].order)), lines)
@@ -145,7 +138,7 @@ def _collected(title: str, keys: Mapping[str, Metric], settings: Sequence[Settin
 def _common(settings: Sequence[Setting], keys: Sequence[str]) -> list[RunRecord]:
     """One run per seed if all settings agree seed by seed; [] if they do not, or have no seed in common."""
     values = lambda run: [repr(run.result.get(key)) for key in keys]
-    seeds = lambda run: exact({key: value for key, value in run.config.items() if grouping.is_seed(key)})
+    seeds = lambda run: exact({key: value for key, value in run.config.items() if is_seed(key)})
     runs: dict[str, RunRecord] = {}
     for at, setting in enumerate(settings):
         by_seed = {seeds(run): run for run in setting.finished}
@@ -158,31 +151,19 @@ def _common(settings: Sequence[Setting], keys: Sequence[str]) -> list[RunRecord]
 
 def by_setting(name: str, settings: Sequence[Setting], columns: Mapping[str, tuple[Column, Metric]]) -> ResultTable:
     """A line per setting, finished or not, with a column per key."""
-    lines = [
-        ResultLine(
-            {key: grouping.spread_of(setting.finished, key) for key in columns},
-            {key: key for key in columns},
-            setting,
-            (len(setting.finished), len(setting.members)),
-        )
-        for setting in settings
-    ]
+    lines = []
+    for setting in settings:
+        spreads = {key: spread_of(setting.finished, key) for key in columns}
+        lines.append(ResultLine(spreads, {}, setting, (len(setting.finished), len(setting.members))))
     return ResultTable(name, columns, lines)
-
-
-# -- from lines to what is shown ------------------------------------------------------------------------------------
 
 
 def shown(
     table: ResultTable, settings: Sequence[Setting], swept: Sequence[str], down: bool | None = None, absent: str = ""
 ) -> ReportTable:
-    """A table of results as rows of cells.
+    """A table of results as rows of cells, with `absent` where nothing was measured.
 
-    Args:
-      table: the results.
-      settings, swept: that the study has.
-      down: whether metrics are rows and lines are columns; None decides by how many there are.
-      absent: what stands where nothing was measured.
+    Metrics are rows and lines are columns if `down`; None decides by how many there are.
     """
     cells = {name: _cells(table, name, absent) for name in table.columns}
     seeds = [Cell(str(n) if done == n else f"{done} of {n}", done) for done, n in (line.runs for line in table.lines)]
@@ -190,7 +171,9 @@ def shown(
     if down is None:
         down = len(table.lines) == 1 or len(table.columns) > WIDE >= len(table.lines)
     if down:
-        labels = [line.label or _line_label(line, len(settings) > 1) or "value" for line in table.lines]
+        names = [line.setting.label if line.setting and len(settings) > 1 else line.label for line in table.lines]
+        parts = [(line.condition, line.row, name) for line, name in zip(table.lines, names, strict=True)]
+        labels = [", ".join(filter(None, texts)) or "value" for texts in parts]  # "RPS ε=8, l2_cosine"
         rows = [[Cell("seeds"), *seeds]] if several else []
         rows += [[Cell(head.title, tip=head.tip), *cells[name]] for name, (head, _) in table.columns.items()]
         return ReportTable([Column("metric"), *(Column(label, numeric=True) for label in labels)], rows, table.title)
@@ -200,12 +183,6 @@ def shown(
     return ReportTable(
         [head for head, _ in heads], list(zip(*(column for _, column in heads), strict=True)), table.title
     )
-
-
-def _line_label(line: ResultLine, with_setting: bool) -> str:
-    """A line in few words: "RPS ε=8, l2_cosine"."""
-    setting = line.setting.label if line.setting and with_setting else ""
-    return ", ".join(filter(None, (line.condition, line.row, setting)))
 
 
 def _heads(
@@ -220,10 +197,10 @@ def _heads(
     if heads and len(settings) < 2:
         return heads
     of_setting = [line.setting for line in lines]
-    if not swept or len(swept) > KEYS or not grouping.is_grid(settings):
-        title = Column("setting" if swept and not grouping.is_grid(settings) else "runs")
+    if not swept or len(swept) > KEYS or not is_grid(settings):
+        title = Column("setting" if swept and not is_grid(settings) else "runs")
         return [*heads, (title, [Cell(setting.label if setting else "all") for setting in of_setting])]
-    names = grouping.names_of(swept)
+    names = names_of(swept)
     for key in swept:
         numeric = any(is_number(setting.values[key]) for setting in settings)
         cells = [value_cell(setting.values[key]) if setting else Cell("all") for setting in of_setting]
@@ -259,7 +236,7 @@ def _column(heading: str, metric: Metric, above: str = "", *tips: str) -> Column
     return Column(heading + _ARROWS[metric.sign], above, tip, numeric=True)
 
 
-def key_columns(keys: Sequence[str], meaning: grouping.Meaning) -> dict[str, tuple[Column, Metric]]:
+def key_columns(keys: Sequence[str], meaning: Meaning) -> dict[str, tuple[Column, Metric]]:
     """Columns that are headed by the keys of their metrics."""
     of = {key: meaning(key) for key in keys}
     return {key: (_column(key, m, "", "" if m.title == key else m.heading), m) for key, m in of.items()}
@@ -270,12 +247,9 @@ def value_cell(value: Any) -> Cell:
     if is_number(value):
         return Cell(short(value), float(value), tip=str(value))
     text = cut(short(value))
-    if value is grouping.ABSENT:
+    if value is ABSENT:
         return Cell(text, math.nan)
     return Cell(text, tip="" if text == value else config_text(value))
-
-
-# -- whole results --------------------------------------------------------------------------------------------------
 
 
 def of_study(results: StudyResults) -> list[ReportTable]:
@@ -292,7 +266,7 @@ def of_finished_run(result: Mapping[str, float | None], experiment: str) -> list
     """
     numbers = {key: math.nan if value is None else float(value) for key, value in result.items()}
     run = RunRecord("", Path(), FINISHED, {"experiment": experiment}, numbers)
-    return of_study(grouping.group(Study("", experiment, run, ())))
+    return of_study(group(Study("", experiment, run, ())))
 
 
 def overview(results: StudyResults, keys: Sequence[str], settings: Sequence[Setting] | None = None) -> ReportTable:
@@ -309,8 +283,82 @@ def overview(results: StudyResults, keys: Sequence[str], settings: Sequence[Sett
 def all_metrics(results: StudyResults) -> ReportTable:
     """Every metric of every setting that has a result, whichever way round there is room for."""
     settings = results.finished
-    keys = grouping.keys_of(run for setting in settings for run in setting.finished)
+    keys = keys_of(run for setting in settings for run in setting.finished)
     if len(settings) > WIDE:
         return overview(results, keys, settings)
     columns = key_columns(keys, results.meaning)
     return shown(by_setting("All metrics", settings, columns), settings, results.swept, down=True, absent="–")
+
+
+def of_earlier(run: RunRecord, meaning: Meaning) -> tuple[ReportTable, list[tuple[int, list[str]]]]:
+    """The results of a run before its config was changed beside the one that it has now.
+
+    Returns:
+      A row per metric, a column per result, the newest first; and for each earlier result its number and the config
+      fields in which it differed, a line each.
+    """
+    results = {"now": run.result} if run.result else {}
+    results |= {f"earlier result {entry.number}": entry.result for entry in run.earlier[::-1]}
+    lines = [
+        ResultLine({key: spread([value]) for key, value in result.items()}, {}, reference=True, label=name)
+        for name, result in results.items()
+    ]
+    columns = key_columns(list(dict.fromkeys(key for result in results.values() for key in result)), meaning)
+    table = shown(ResultTable("Earlier results", columns, lines), [], [], down=True, absent="–")
+    return table, [(entry.number, difference(entry.config, run.config)) for entry in run.earlier[::-1]]
+
+
+def of_members(members: Sequence[RunRecord], keys: Sequence[str]) -> ReportTable:
+    """A row per run: how far it is, its values of swept keys and seeds, steps and time."""
+    seeds = [key for key in dict.fromkeys(k for m in members for k in m.config) if is_seed(key)]
+    keys = [*keys, *(key for key in seeds if len({str(m.config.get(key)) for m in members}) > 1)]
+    names = names_of(keys)
+    columns = [Column("run"), Column("status"), *(Column(names[key], tip=key) for key in keys)]
+    columns += [Column("last step", numeric=True), Column("first to last log", numeric=True), Column("last log, UTC")]
+    rows = []
+    for run in members:
+        row = [Cell(run.name), Cell(run.status, style="status " + run.status.replace(" ", "-"))]
+        row += [value_cell(run.config.get(key)) for key in keys]
+        row += [Cell("–", math.nan) if run.last_step is None else Cell(f"{run.last_step:,}", run.last_step)]
+        if run.logged:
+            seconds = run.logged[1] - run.logged[0]
+            rows.append([*row, Cell(duration(seconds), seconds), Cell(moment(run.logged[1]))])
+        else:
+            rows.append([*row, Cell("–", math.nan), Cell("–")])
+    return ReportTable(columns, rows, "Runs")
+
+
+def of_configs(runs: Sequence[RunRecord]) -> ReportTable:
+    """A row per config key: its value, or the values where runs differ."""
+    rows = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = list(dict.fromkeys(config_text(run.config[key]) for run in runs if key in run.config))
+        more = f" · … {len(values)} values" if len(values) > 12 else ""
+        rows.append([Cell(key), Cell(" · ".join(values[:12]) + more, style="varies" if len(values) > 1 else "")])
+    return ReportTable([Column("key"), Column("value")], rows, "Config", prose=True)
+
+
+def of_versions(runs: Sequence[RunRecord]) -> ReportTable | None:
+    """What the runs were made with, a column per different set of versions; None if nothing is recorded."""
+    sets: dict[str, list[str]] = {}  # of versions -> the names of runs
+    for run in runs:
+        for versions in run.versions:
+            sets.setdefault(json.dumps(versions, sort_keys=True), []).append(run.name)
+    if not sets:
+        return None
+    heads = [", ".join(runs[:3]) + (f", … ({len(runs)} runs)" if len(runs) > 3 else "") for runs in sets.values()]
+    names = dict.fromkeys(name for run in runs for versions in run.versions for name in versions)
+    rows = [[Cell(name), *(Cell(str(json.loads(text).get(name, "–"))) for text in sets)] for name in names]
+    return ReportTable([Column(""), *map(Column, heads if len(sets) > 1 else ["version"])], rows, "Versions")
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
