@@ -96,8 +96,7 @@ def panel(
 
     Args:
       lines: to draw.
-      label: what the drawing shows, for those who cannot see it.
-      x_label: of the horizontal axis.
+      label: what the drawing shows, for those who cannot see it; `x_label`: of the horizontal axis.
       may_log, margins: of x and y, see `scale`.
       marks: text -> x, in place of ticks.
     """
@@ -114,7 +113,7 @@ def panel(
     middle = (_LEFT + right) / 2
     parts.append(_tag("text", cut(x_label, 48), class_="name", x=middle, y=_HEIGHT - 4, text_anchor="middle"))
     for line in lines:
-        path = _path([(xs(x), ys(y) if math.isfinite(y) else math.nan) for x, y in zip(line.x, line.y, strict=True)])
+        path = _path([(xs(x), ys(y)) for x, y in zip(line.x, line.y, strict=True)])
         parts.append(_tag("path", title=line.label, class_=line.style, d=path))
     return _svg(_WIDTH, _HEIGHT, label, parts)
 
@@ -124,10 +123,8 @@ def response(
 ) -> Markup:
     """A metric over one swept number: means with bars of ± std.
 
-    Args:
-      values: of the number, increasing; a logarithmic axis where they span much, equal steps if 0 is among such.
-      means, stds: (n,) each; NaN leaves out the point, or its bar.
-      label, x_label: see `panel`.
+    The values increase; they are (n,), as are `means` and `stds`, where NaN leaves out the point or its bar. The x axis
+    is logarithmic where values span much, and has equal steps if 0 is among such.
     """
     positive = [value for value in values if value > 0]
     apart = min(values) == 0 and bool(positive) and max(positive) / min(positive) > _DECADES
@@ -152,12 +149,11 @@ class ChartAxis:
 def parallel(
     axes: Sequence[ChartAxis], labels: Sequence[str], *, label: str, best: set[int], goodness: Sequence[float]
 ) -> Markup:
-    """Settings as lines across an axis per swept key and one for the metric.
+    """Settings as lines across an axis per swept key and, last, one for the metric.
 
     Args:
-      axes: the last one is the metric; an axis of numbers alone is a scale, any other has a place per value.
-      labels: of the lines, shown where the pointer rests.
-      label: of the whole.
+      axes: one of numbers alone is a scale, any other has a place per value.
+      labels: of the lines; `label`: of the whole.
       best: the lines to stress.
       goodness: (n,) in [0, 1], how strongly a line is drawn; lines with NaN are left out.
     """

@@ -29,14 +29,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render(
     title: str, studies: Sequence[StudyResults], *, choice: MetricChoice = DEFAULT, made: float, megabytes: float
 ) -> str:
-    """The page's HTML.
-
-    Args:
-      title: of the page, as text.
-      studies: from `launch.reports.settings.group`.
-      choice: of metrics.
-      made: when the page was made, in seconds.
-      megabytes: size of figures that it may hold; figures that do not fit are named instead.
+    """The HTML of a page made at the time `made`, in seconds; figures beyond so many megabytes are only named.
 
     Raises:
       ReportError: no metric fits `choice.metrics`.
@@ -48,13 +41,8 @@ def render(
     for file in (file for run in runs for file in run.figures):
         left -= file.stat().st_size
         kept |= {file} if left >= 0 else set()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, **options)
     style, script = ((_TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
     return environment.get_template("page.html").render(
         title=title,

@@ -73,6 +73,10 @@ class RunRecord:
     problems: tuple[str, ...] = ()  # what could not be read, a sentence each
 
     @property
+    def experiment(self) -> str:
+        return str(self.config.get("experiment", ""))
+
+    @property
     def last_step(self) -> int | None:
         return max((int(curve.steps[-1]) for curve in self.curves.values()), default=None)
 
@@ -121,7 +125,7 @@ def read(root: Path) -> list[Study]:
             studies += _by_experiment(name, members, sweep, {path for path, runs in inside.items() if runs})
         elif folder == root or members:
             own = _read_run(folder, name or folder.resolve().name)
-            studies.append(Study(name, _experiment(own), own, members))
+            studies.append(Study(name, own.experiment, own, members))
     return studies
 
 
@@ -150,7 +154,7 @@ def _members(folder: Path, runs: list[Path], sweep: Sweep | None) -> tuple[RunRe
     for name in dict.fromkeys([*defined, *names]):
         member = defined.get(name)
         overrides = dict(member.overrides) if member else None
-        config = flatten(member.base) | member.overrides if member and name not in names else None
+        config = {**flatten(member.base), **member.overrides} if member and name not in names else None
         records.append(_read_run(folder / name, name, config, overrides))
     return tuple(records)
 
@@ -161,17 +165,13 @@ def _by_experiment(
     """The studies of a folder: one per experiment, each single run of its kind by itself."""
     groups: dict[str, list[RunRecord]] = {}
     for member in members:
-        groups.setdefault(_experiment(member), []).append(member)
+        groups.setdefault(member.experiment, []).append(member)
     keys = tuple(dict.fromkeys(key for member in sweep.members for key in member.overrides)) if sweep else ()
     for experiment, (first, *others) in groups.items():
         if others:
             yield Study(name, experiment, None, (first, *others), keys)
         elif first.path not in with_study:
             yield Study(f"{name}/{first.name}" if name else first.name, experiment, first, ())
-
-
-def _experiment(run: RunRecord) -> str:
-    return str(run.config.get("experiment", ""))
 
 
 def _is_run(folder: Path, files: Collection[str]) -> bool:
@@ -198,21 +198,21 @@ def _read_run(
     status = next((s for s, files in status_files.items() if any((path / f).exists() for f in files)), WAITING)
     config = flatten(_json(path / "config.json", {}, problems)) if config is None else config
     result = _numbers(path / "result.json", problems)
-    stages = _stage_folders(path, problems)
+    plan = _json(path / PLAN, {"store": "", "stages": {}}, problems)
+    keys = [key for key in plan["stages"] if Path(key).name == key]  # a name, not a path elsewhere
+    stages = {key: path / plan["store"] / key for key in keys}
     curves, times = _curves(stages, problems)
-    sets = [
-        e for at in (path, *stages.values()) for e in _json(at / versions.FILE, [], problems) if isinstance(e, dict)
-    ]
+    sets = [entry for folder in (path, *stages.values()) for entry in _json(folder / versions.FILE, [], problems)]
     logged = (min(times), max(times)) if times else None
     figures = tuple(sorted(_figures(path), key=_natural))
-    made_with = tuple({json.dumps(entry, sort_keys=True): entry for entry in sets}.values())
+    made_with = tuple({json.dumps(entry, sort_keys=True): entry for entry in sets if isinstance(entry, dict)}.values())
     earlier, log = tuple(_earlier(path, problems)), _last_lines(path) if status == FAILED else ""
     more = (curves, logged, figures, made_with, earlier, overrides, log, tuple(problems))
     return RunRecord(name, path, status, config, result, *more)
 
 
 def _json(path: Path, empty: Any, problems: list[str]) -> Any:
-    """The content of a JSON file, of the type of `empty`; or `empty`, and a new problem unless there is no file."""
+    """The content of a JSON file, of the type of `empty` and with values of its types; else `empty` and a problem."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -220,9 +220,11 @@ def _json(path: Path, empty: Any, problems: list[str]) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {error}")
         return empty
-    if isinstance(content, type(empty)):
+    fields = empty.items() if isinstance(empty, dict) else ()
+    if isinstance(content, type(empty)) and all(isinstance(content.get(key), type(value)) for key, value in fields):
         return content
-    problems.append(f"{path} does not hold a JSON {'object' if isinstance(empty, dict) else 'list'}")
+    kind = " with ".join(["object", *map(repr, empty)]) if isinstance(empty, dict) else "list"
+    problems.append(f"{path} does not hold a JSON {kind}")
     return empty
 
 
@@ -250,15 +252,6 @@ def _figures(path: Path) -> Iterator[Path]:
         inner = folder != path and _is_run(folder, files)
         names[:] = [name for name in names if not inner and not name.startswith(".") and name not in _INSIDE]
         yield from (folder / file for file in files if not inner and file.endswith(".png"))
-
-
-def _stage_folders(path: Path, problems: list[str]) -> dict[str, Path]:
-    """Where the store keeps the stages of a run's plan, by key."""
-    plan = _json(path / PLAN, {}, problems)
-    store, stages = plan.get("store"), plan.get("stages")
-    if not isinstance(store, str) or not isinstance(stages, dict):
-        return {}
-    return {key: path / store / key for key in stages if Path(key).name == key}  # a name, not a path elsewhere
 
 
 def _curves(stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, Curve], list[float]]:

@@ -117,8 +117,8 @@ def settings(members: Iterable[RunRecord], keys: Sequence[str]) -> list[Setting]
         groups.setdefault(tuple(exact(member.config.get(key, ABSENT)) for key in keys), []).append(member)
     grouped = [Setting({key: runs[0].config.get(key, ABSENT) for key in keys}, tuple(runs)) for runs in groups.values()]
     if is_grid(grouped):
-        ranks = {key: _ranks([setting.values[key] for setting in grouped]) for key in keys}
-        grouped.sort(key=lambda setting: [ranks[key][exact(setting.values[key])] for key in keys])
+        places = {key: [exact(value) for value in levels(grouped, key)] for key in keys}
+        grouped.sort(key=lambda setting: [places[key].index(exact(setting.values[key])) for key in keys])
     labels = [_label(setting, keys, grouped) for setting in grouped]
     unique = [label if labels.count(label) == 1 else at.names for label, at in zip(labels, grouped, strict=True)]
     return [dataclasses.replace(setting, label=label) for setting, label in zip(grouped, unique, strict=True)]
@@ -131,16 +131,8 @@ def is_grid(settings: Sequence[Setting]) -> bool:
 
 def levels(settings: Sequence[Setting], key: str) -> list[Any]:
     """The values of a key over all settings, each once, in the order of `settings`."""
-    values = list({exact(setting.values[key]): setting.values[key] for setting in settings}.values())
-    ranks = _ranks(values)
-    return sorted(values, key=lambda value: ranks[exact(value)])
-
-
-def _ranks(values: Sequence[Any]) -> dict[str, tuple]:
-    """Places in a sorted list, by exact text."""
-    texts = {exact(value): value for value in values}
-    rank = lambda at, value: (0, 0) if value is ABSENT else (1, value) if is_number(value) else (2, at)
-    return {text: rank(at, value) for at, (text, value) in enumerate(texts.items())}
+    values = {exact(setting.values[key]): setting.values[key] for setting in settings}.values()
+    return sorted(values, key=lambda value: (0, 0) if value is ABSENT else (1, value) if is_number(value) else (2, 0))
 
 
 def _label(setting: Setting, keys: Sequence[str], settings: Sequence[Setting]) -> str:
@@ -172,20 +164,15 @@ def names_of(keys: Sequence[str]) -> dict[str, str]:
 
 
 def keys_of(members: Iterable[RunRecord]) -> list[str]:
-    """All keys of the results, each once: as they came, but numbers in them in increasing order.
-
-    "gradient/rps-16/pcc" comes after "gradient/rps-4/pcc", wherever a result has them.
-    """
+    """All keys of the results, each once: as they came, but numbers in them in increasing order."""
     keys = dict.fromkeys(key for member in members for key in member.result)
     shapes: dict[str, int] = {}  # of every beginning of a key, without its numbers -> when it came first
     places = {}
     for key in keys:
         parts = key.split("/")
         heads = [_NUMBERS.sub("#", "/".join(parts[: depth + 1])) for depth in range(len(parts))]
-        places[key] = [
-            (shapes.setdefault(head, len(shapes)), [float(n) for n in _NUMBERS.findall(part)])
-            for head, part in zip(heads, parts, strict=True)
-        ]
+        numbers = [[float(number) for number in _NUMBERS.findall(part)] for part in parts]
+        places[key] = [(shapes.setdefault(head, len(shapes)), n) for head, n in zip(heads, numbers, strict=True)]
     return sorted(keys, key=lambda key: places[key])
 
 
@@ -202,10 +189,9 @@ def chosen(keys: Sequence[str], choice: MetricChoice) -> list[str]:
 
 
 def headline(keys: Sequence[str], meaning: Meaning, choice: MetricChoice = DEFAULT, limit: int = HEADLINE) -> list[str]:
-    """The metrics to show first.
+    """The metrics to show first: asked for, or declared as main, or the first `limit` that are no details.
 
-    Those that the reader asks for; or those that the experiment declares as main; or the first `limit`, those with a
-    better direction first, counts and other details never.
+    Of these, metrics with a better direction come first.
 
     Raises:
       ReportError: none fits what the reader asks for.

@@ -23,19 +23,13 @@ _ACROSS = 5  # with fewer settings a table says more than parallel coordinates
 
 @dataclass(frozen=True)
 class SweepView:
-    """One metric over the swept settings: a drawing or a heat map, and a sentence on how to read it.
-
-    `small` drawings stand side by side; of the others the page shows one at a time.
-    """
+    """One metric over the swept settings: a drawing or a heat map."""
 
     metric: str
-    note: str
+    note: str  # how to read it
     svg: Markup | None = None
     heat: ReportTable | None = None
-    small: bool = False
-
-
-# -- curves ---------------------------------------------------------------------------------------------------------
+    small: bool = False  # stands side by side with others; of large ones the page shows one at a time
 
 
 def curves(results: StudyResults, keys: Sequence[str]) -> tuple[Mapping[str, Markup], Sequence[tuple[str, str]]]:
@@ -59,16 +53,13 @@ def curves(results: StudyResults, keys: Sequence[str]) -> tuple[Mapping[str, Mar
 
     panels = {}
     for name in sorted(dict.fromkeys(n for s in settings for run in s.members for n in run.curves), key=place):
-        lines = [
-            line
-            for at, setting in enumerate(settings)
-            for line in _lines(setting, name, styles.get(at, "rest"), len(settings))
-        ]
+        lines: list[ChartLine] = []
+        for at, setting in enumerate(settings):
+            lines += _lines(setting, name, styles.get(at, "rest"), len(settings))
         lines.sort(key=lambda line: (line.style != "line rest", "seed" not in line.style))
         if any(len(line.x) > 1 for line in lines):
-            may_log = (
-                meaning(name).sign <= 0
-            )  # what grows towards a best value, such as an accuracy, reads better linear
+            # what grows towards a best value, such as an accuracy, reads better linear
+            may_log = meaning(name).sign <= 0
             panels[name] = charts.panel(lines, label=f"{name} over steps", x_label="step", may_log=(False, may_log))
     legend = [(style, settings[at].label) for at, style in styles.items()]
     if len(styles) < len(settings):
@@ -80,16 +71,12 @@ def _lines(setting: Setting, name: str, style: str, settings: int) -> list[Chart
     """The mean over seeds, and each seed thinly unless there are many; one run by itself as a line."""
     runs = {run.name: run.curves[name] for run in setting.members if name in run.curves}
     mean = _mean(list(runs.values()))
-    drawn = {
-        setting.label if run == setting.label else f"{setting.label}: {run}": (
-            curve,
-            f"{style} seed" if mean else style,
-        )
-        for run, curve in runs.items()
-        if not mean or settings * len(runs) <= _SEEDS_SHOWN
-    }
-    drawn |= {f"{setting.label}: mean of {len(runs)}": (mean, f"line {style}")} if mean else {}
-    return [ChartLine(label, kind, *charts.thin(c.steps, c.values)) for label, (c, kind) in drawn.items()]
+    lines = [] if mean is None else [(f"mean of {len(runs)}", f"line {style}", mean)]
+    if mean is None or settings * len(runs) <= _SEEDS_SHOWN:
+        kind = f"line {style}" if mean is None else f"line {style} seed"
+        lines = [*((run, kind, curve) for run, curve in runs.items()), *lines]
+    title = lambda run: setting.label if run == setting.label else f"{setting.label}: {run}"
+    return [ChartLine(title(run), kind, *charts.thin(curve.steps, curve.values)) for run, kind, curve in lines]
 
 
 def _mean(curves: Sequence[Curve]) -> Curve | None:
@@ -100,9 +87,6 @@ def _mean(curves: Sequence[Curve]) -> Curve | None:
     if len(common) < 2:
         return None
     return Curve(np.asarray(common), np.asarray([np.mean([steps[at] for steps in values]) for at in common]))
-
-
-# -- sweeps ---------------------------------------------------------------------------------------------------------
 
 
 def sweeps(results: StudyResults, keys: Sequence[str]) -> list[SweepView]:

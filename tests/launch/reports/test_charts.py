@@ -160,7 +160,7 @@ def test_curves_are_means_over_common_steps_and_thin_lines_of_seeds(tmp_path):
     assert title == "loss"
     assert legend == [("c0", "cosine_weight=1"), ("c1", "cosine_weight=9")]
     seeds = [piece for (piece,) in paths(panel, "seed")]
-    assert [len(line) for line in seeds] == [4, 3]
+    assert [len(line) for line in seeds] == [4, 3] and seeds == [s for (s,) in paths(panel, "line") if s in seeds]
     (mean,) = [piece for (piece,) in paths(panel, "c0") if piece not in seeds]
     ((other,),) = paths(panel, "c1")
     places = [p[1] for p in [*seeds[0], *seeds[1], *mean, *other]]
