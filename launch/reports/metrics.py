@@ -28,7 +28,7 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
 Level = Literal["main", "normal", "detail"]
@@ -150,7 +150,7 @@ def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | 
       name: as a config has it, perhaps one that came with somebody else's runs.
       untrusted: the folder of the runs, from which nothing is imported.
     """
-    describe: Any = None
+    describe: Describe | None = None
     problem = f"{name} has no describe(key)"
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         problem = f"experiment {name!r} is not the name of a module"
@@ -162,8 +162,7 @@ def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | 
                 describe = getattr(importlib.import_module(name), "describe", None)
         except Exception as error:  # a package that is not installed, or a broken one
             problem = f"{name} cannot be imported ({type(error).__name__}: {error})"
-    note = "" if callable(describe) else f"{problem}: its metrics are shown under their keys"
-    return None if note else describe, note
+    return (describe, "") if callable(describe) else (None, f"{problem}: its metrics are shown under their keys")
 
 
 def _lies_in(package: str, folder: Path) -> bool:

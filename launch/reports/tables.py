@@ -320,11 +320,9 @@ def of_members(members: Sequence[RunRecord], keys: Sequence[str]) -> ReportTable
         row = [Cell(run.name), Cell(run.status, style="status " + run.status.replace(" ", "-"))]
         row += [value_cell(run.config.get(key)) for key in keys]
         row += [Cell("–", math.nan) if run.last_step is None else Cell(f"{run.last_step:,}", run.last_step)]
-        if run.logged:
-            seconds = run.logged[1] - run.logged[0]
-            rows.append([*row, Cell(duration(seconds), seconds), Cell(moment(run.logged[1]))])
-        else:
-            rows.append([*row, Cell("–", math.nan), Cell("–")])
+        first, last = run.logged or (math.nan, math.nan)
+        took = "–" if run.logged is None else duration(last - first)
+        rows.append([*row, Cell(took, last - first), Cell("–" if run.logged is None else moment(last))])
     return ReportTable(columns, rows, "Runs")
 
 
