@@ -10,100 +10,43 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launch.files import write_atomically
 from launch.reports import formats, page, runs, tables
-from launch.reports.records import ReportError, RunRecord
-from launch.reports.settings import DEFAULT, MetricChoice, StudyResults, group
+from launch.reports.settings import MetricChoice, group
 from launch.sweeps.members import SweepError
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a folder of runs holds, ready to be shown in several forms.
-
-    Attributes:
-      folder: what was read.
-      studies: runs side by side, grouped into settings.
-      choice: of metrics.
-    """
-
-    folder: Path
-    studies: Sequence[StudyResults]
-    choice: MetricChoice = DEFAULT
-
-    @classmethod
-    def of(cls, folder: Path, choice: MetricChoice = DEFAULT) -> "Report":
-        """Read a folder.
-
-        Raises:
-          ReportError: there are no runs.
-          SweepError: a sweep.json is damaged.
-        """
-        return cls(folder, [group(study, choice, folder) for study in runs.read(folder)], choice)
-
-    @property
-    def records(self) -> list[RunRecord]:
-        """All runs, each once."""
-        return list({run.path: run for results in self.studies for run in results.study.all_runs}.values())
-
-    @property
-    def problems(self) -> list[str]:
-        """What could not be read, a sentence each; the page says it too."""
-        return [problem for run in self.records for problem in run.problems]
-
-    def html(self, megabytes: float = page.MEGABYTES) -> str:
-        """The page.
-
-        Args:
-          megabytes: of figures that the page may hold.
-
-        Raises:
-          ReportError: no metric fits the choice.
-        """
-        title = self.folder.resolve().name or str(self.folder.resolve())
-        return page.render(title, self.studies, choice=self.choice, made=time.time(), megabytes=megabytes)
-
-    def markdown(self) -> str:
-        """The tables of all studies that have results, each under its folder and experiment."""
-        parts = []
-        for results in self.studies:
-            if text := formats.markdown(tables.of_study(results)):
-                parts.append(f"{self.folder / results.study.name} ({results.study.experiment})\n\n{text}")
-        return "\n".join(parts)
-
-    def latex(self) -> str:
-        """The same tables in LaTeX."""
-        return formats.latex([table for results in self.studies for table in tables.of_study(results)])
-
-    def csv(self) -> str:
-        """The same results and those of less important metrics as CSV."""
-        return formats.csv_text(self.studies)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
+    folder: Path = options.dir
     choice = MetricChoice(tuple(options.metric), tuple(options.higher), tuple(options.lower))
     try:
-        report = Report.of(options.dir, choice)
-        texts = {options.out or options.dir / "report.html": report.html(options.figures_mb)}
-    except (ReportError, SweepError) as error:
+        studies = [group(study, choice, folder) for study in runs.read(folder)]
+        title = folder.resolve().name or str(folder.resolve())
+        html = page.render(title, studies, choice=choice, made=time.time(), megabytes=options.figures_mb)
+    except (runs.ReportError, SweepError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    texts |= {options.csv: report.csv()} if options.csv else {}
-    texts |= {options.latex: report.latex()} if options.latex else {}
+    of_studies = [(results.study, tables.of_study(results)) for results in studies]
+    texts = {options.out or folder / "report.html": html}
+    if options.csv:
+        texts[options.csv] = formats.csv_text(studies)
+    if options.latex:
+        texts[options.latex] = formats.latex(table for _, found in of_studies for table in found)
     for file, text in texts.items():
         try:
             write_atomically(file, text)
         except OSError as error:
             sys.exit(f"{file} cannot be written ({error}); give another place with --out, --csv or --latex")
     if options.tables:
-        print(report.markdown())
-    for problem in report.problems:
+        parts = [
+            (f"{folder / study.name} ({study.experiment})", formats.markdown(found)) for study, found in of_studies
+        ]
+        print("\n".join(f"{head}\n\n{text}" for head, text in parts if text))
+    for problem in dict.fromkeys(p for results in studies for run in results.study.all_runs for p in run.problems):
         print(problem, file=sys.stderr)
-    for file in texts:
-        print(file)
+    print(*texts, sep="\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,12 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", **several, help="metrics that overviews show; may be repeated")
     parser.add_argument("--higher", **several, help="metrics of which higher values are better; may be repeated")
     parser.add_argument("--lower", **several, help="metrics of which lower values are better; may be repeated")
-    parser.add_argument(
-        "--figures_mb",
-        type=float,
-        default=page.MEGABYTES,
-        help="megabytes of figures in the page at most (%(default)s)",
-    )
+    limit = {"type": float, "default": page.MEGABYTES, "help": "megabytes of figures in the page (%(default)s)"}
+    parser.add_argument("--figures_mb", **limit)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The report: `records` and `runs` read, `metrics` says what numbers mean, `settings` groups runs, `tables` shows them.
+"""The report: `runs` reads, `metrics` says what numbers mean, `settings` groups runs, `tables` shows them.
 
 `formats` writes Markdown, LaTeX and CSV; `views` and `charts` draw; `page` puts everything into one HTML file.
 """

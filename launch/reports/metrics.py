@@ -28,7 +28,7 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
 Level = Literal["main", "normal", "detail"]
@@ -38,34 +38,22 @@ Level = Literal["main", "normal", "detail"]
 class Metric:
     """The meaning of one number of a result, and its place in the tables.
 
-    Attributes:
-      title: what is measured: "PCC". Also the heading of its column, unless `column` is given.
-      direction: which values are better: "up", "down", or "neither" for a number without a good side.
-      unit: printed with the title: "%", "s". Values are printed as they are, never scaled.
-      digits: decimals shown at least; None leaves them to the table.
-      table: title of the table that it belongs to; "" for the experiment's first, unnamed table.
-      condition: what it was measured under: "RPS ε=4". Only rows under the same condition compete for the best value.
-      row: the method or variant, within one run, that was measured: "ERM"; "" if the run as a whole was.
-      column: heading of the column; "" takes `title`.
-      help: one sentence, shown where the pointer rests.
-      level: "main" metrics come first and are drawn over what a sweep varies; "detail" ones, such as counts, appear in
-        the list of all metrics and in CSV files only.
-      reference: a bound or a reference that does not compete for the best value, such as an upper bound.
-      order: the place of the column; `declare` counts patterns.
+    "main" metrics come first and are drawn over what a sweep varies; "detail" ones, such as counts, appear in the list
+    of all metrics and in CSV files only. Rows under the same condition compete for the best value, but for references.
     """
 
-    title: str
-    direction: Direction = "neither"
-    unit: str = ""
-    digits: int | None = None
-    table: str = ""
-    condition: str = ""
-    row: str = ""
-    column: str = ""
-    help: str = ""
+    title: str  # what is measured: "PCC"
+    direction: Direction = "neither"  # which values are better; "neither" for a number without a good side
+    unit: str = ""  # printed with the title: "%", "s"; values are printed as they are, never scaled
+    digits: int | None = None  # decimals shown at least; None leaves them to the table
+    table: str = ""  # title of the table that it belongs to; "" for the experiment's first, unnamed table
+    condition: str = ""  # what it was measured under: "RPS ε=4"
+    row: str = ""  # the method or variant, within one run, that was measured: "ERM"; "" if the run as a whole was
+    column: str = ""  # heading of the column; "" takes `title`
+    help: str = ""  # one sentence, shown where the pointer rests
     level: Level = "normal"
-    reference: bool = False
-    order: int = 0
+    reference: bool = False  # such as an upper bound
+    order: int = 0  # the place of the column; `declare` counts patterns
 
     def __post_init__(self) -> None:
         for field, choices in (("direction", get_args(Direction)), ("level", get_args(Level))):
@@ -112,11 +100,6 @@ LOOP = {
     "train/gradient_norm": Metric("gradient norm"),
     "train/compile_seconds": Metric("compilation", unit="s", level="detail"),
 }
-
-
-def neutral(key: str) -> Metric:
-    """The meaning of a key that nobody declared: itself, and no better direction."""
-    return LOOP.get(key) or Metric(key)
 
 
 def declare(
@@ -167,18 +150,19 @@ def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | 
       name: as a config has it, perhaps one that came with somebody else's runs.
       untrusted: the folder of the runs, from which nothing is imported.
     """
+    describe: Describe | None = None
+    problem = f"{name} has no describe(key)"
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
-    try:
-        if untrusted and _lies_in(name.partition(".")[0], untrusted):
-            return None, f"{name} lies among the runs and is not imported: its metrics are shown under their keys"
-        module: Any = importlib.import_module(name)
-    except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
-        problem = f"{type(error).__name__}: {error}"
-        return None, f"{name} cannot be imported ({problem}): its metrics are shown under their keys"
-    if not callable(getattr(module, "describe", None)):
-        return None, f"{name} has no describe(key): its metrics are shown under their keys"
-    return module.describe, ""
+        problem = f"experiment {name!r} is not the name of a module"
+    else:
+        try:
+            if untrusted and _lies_in(name.partition(".")[0], untrusted):
+                problem = f"{name} lies among the runs and is not imported"
+            else:
+                describe = getattr(importlib.import_module(name), "describe", None)
+        except Exception as error:  # a package that is not installed, or a broken one
+            problem = f"{name} cannot be imported ({type(error).__name__}: {error})"
+    return (describe, "") if callable(describe) else (None, f"{problem}: its metrics are shown under their keys")
 
 
 def _lies_in(package: str, folder: Path) -> bool:
@@ -189,7 +173,7 @@ def _lies_in(package: str, folder: Path) -> bool:
 
 
 def meaning(describe: Describe | None) -> Meaning:
-    """What any key means, by a declaration where it knows the key and `neutral` otherwise.
+    """What any key means: as declared, as the loop logs it, or a metric without a better direction.
 
     What the loop logs is known of every stage: the curve "train/loss" of a stage φ is shown as "phi/train/loss".
     """
@@ -199,7 +183,7 @@ def meaning(describe: Describe | None) -> Meaning:
         known = describe(key) if describe else None
         if known is None and own in LOOP:
             return dataclasses.replace(LOOP[own], title=f"{stage}: {LOOP[own].title}")
-        return known or neutral(key)
+        return known or LOOP.get(key) or Metric(key)
 
     return of
 

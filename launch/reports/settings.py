@@ -9,9 +9,8 @@ from typing import Any
 
 from launch.reports import metrics
 from launch.reports.metrics import Meaning, Metric
-from launch.reports.numbers import Spread, cut, exact, is_number, spread
-from launch.reports.records import FINISHED, ReportError, RunRecord
-from launch.reports.runs import Study
+from launch.reports.numbers import Spread, cut, exact, is_number, short, spread
+from launch.reports.runs import FINISHED, ReportError, RunRecord, Study
 
 ABSENT = None  # the value of a key that a config does not have
 KEYS = 6  # swept keys that have room as columns; with more of them a table names the runs instead
@@ -21,15 +20,10 @@ _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """What the reader asks for: regular expressions, searched for in the keys of metrics.
+    """What the reader asks for: regular expressions, searched for in the keys of metrics."""
 
-    Attributes:
-      metrics: the columns of overviews, in this order; () leaves the choice to `headline`.
-      higher, lower: metrics of which higher or lower values are better, whatever the experiment declares.
-    """
-
-    metrics: tuple[str, ...] = ()
-    higher: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()  # the columns of overviews, in this order; () leaves the choice to `headline`
+    higher: tuple[str, ...] = ()  # of these higher values are better, whatever the experiment declares
     lower: tuple[str, ...] = ()
 
     def applied(self, meaning: Meaning) -> Meaning:
@@ -48,21 +42,26 @@ DEFAULT = MetricChoice()
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but their seeds.
+    """Runs that differ in nothing but their seeds."""
 
-    Attributes:
-      values: of the swept keys; ABSENT where the config lacks one.
-      members: the runs, finished or not.
-      label: the setting in few words: "l2_cosine", "cosine_weight=0.1, radius=4".
-    """
-
-    values: Mapping[str, Any]
-    members: tuple[RunRecord, ...]
-    label: str = ""
+    values: Mapping[str, Any]  # of the swept keys; ABSENT where the config lacks one
+    members: tuple[RunRecord, ...]  # finished or not
+    label: str = ""  # the setting in few words: "l2_cosine", "cosine_weight=0.1, radius=4"
 
     @property
     def finished(self) -> list[RunRecord]:
         return [member for member in self.members if member.status == FINISHED]
+
+    @property
+    def overridden(self) -> dict[str, Any]:
+        """What a sweep set for this setting, other than seeds."""
+        return {key: value for key, value in (self.members[0].overrides or {}).items() if not is_seed(key)}
+
+    @property
+    def names(self) -> str:
+        """The names of its runs."""
+        names = [member.name for member in self.members]
+        return ", ".join(names[:2]) + (f", … ({len(names)} runs)" if len(names) > 2 else "")
 
 
 def spread_of(members: Sequence[RunRecord], key: str) -> Spread:
@@ -73,64 +72,42 @@ def spread_of(members: Sequence[RunRecord], key: str) -> Spread:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """A study with its runs grouped into settings: what tables, drawings and files are made from.
-
-    Attributes:
-      study: the runs.
-      swept: the config keys in which they differ.
-      settings: the runs that differ in nothing but their seeds.
-      meaning: of the keys of their results.
-      note: why the metrics have no titles and directions, one sentence, or "".
-    """
+    """A study with its runs grouped into settings: what tables, drawings and files are made from."""
 
     study: Study
-    swept: tuple[str, ...]
+    swept: tuple[str, ...]  # the config keys in which the runs differ
     settings: tuple[Setting, ...]
-    meaning: Meaning
-    note: str = ""
+    meaning: Meaning  # of the keys of their results
+    note: str = ""  # why the metrics have no titles and directions, one sentence
+
+    @property
+    def finished(self) -> list[Setting]:
+        return [setting for setting in self.settings if setting.finished]
 
 
 def group(study: Study, choice: MetricChoice = DEFAULT, untrusted: Path | None = None) -> StudyResults:
-    """Group the runs of a study, and look up what its experiment declares of its metrics.
-
-    Args:
-      study: the runs.
-      choice: what the reader asks for.
-      untrusted: a folder from which no experiment is imported.
-    """
+    """Group the runs of a study, and look up what its experiment declares; nothing is imported from `untrusted`."""
     keys = swept(study.compared, study.keys)
     describe, note = metrics.of_experiment(study.experiment, untrusted)
     meaning = choice.applied(metrics.meaning(describe))
     return StudyResults(study, keys, tuple(settings(study.compared, keys)), meaning, note)
 
 
-# -- settings -------------------------------------------------------------------------------------------------------
-
-
 def is_seed(key: str) -> bool:
     """Whether a config key only seeds randomness: "seed", "data.seed", "words.junk_seed"."""
-    return key.rpartition(".")[2].rpartition("_")[2] == "seed"
+    return re.split(r"[._]", key)[-1] == "seed"
 
 
 def swept(members: Iterable[RunRecord], first: Sequence[str] = ()) -> tuple[str, ...]:
-    """The config keys in which runs differ, without seeds and the name of the experiment.
-
-    Args:
-      members: the runs.
-      first: keys that come first, if they are among them.
-    """
+    """The config keys in which runs differ, those of `first` first, without seeds and the name of the experiment."""
     configs = [member.config for member in members]
     keys = dict.fromkeys([*first, *(key for config in configs for key in config)])
-    absent = object()
-
-    def differs(key: str) -> bool:
-        return len({exact(config[key]) if key in config else absent for config in configs}) > 1
-
-    return tuple(key for key in keys if not is_seed(key) and key != "experiment" and differs(key))
+    texts = {key: {exact(config[key]) if key in config else "" for config in configs} for key in keys}
+    return tuple(key for key in keys if not is_seed(key) and key != "experiment" and len(texts[key]) > 1)
 
 
 def settings(members: Iterable[RunRecord], keys: Sequence[str]) -> list[Setting]:
-    """Runs all_settings by their values of the swept keys.
+    """Runs grouped by their values of the swept keys.
 
     Runs in which the same keys were set stand in the order of their values: absent ones first, then numbers, then
     texts as they came. Ablations, each of which sets other keys, stay in the order of the sweep.
@@ -138,134 +115,91 @@ def settings(members: Iterable[RunRecord], keys: Sequence[str]) -> list[Setting]
     groups: dict[tuple, list[RunRecord]] = {}
     for member in members:
         groups.setdefault(tuple(exact(member.config.get(key, ABSENT)) for key in keys), []).append(member)
-    all_settings = [
-        Setting({key: group[0].config.get(key, ABSENT) for key in keys}, tuple(group)) for group in groups.values()
-    ]
-    if is_grid(all_settings):
-        ranks = {key: _ranks([setting.values[key] for setting in all_settings]) for key in keys}
-        all_settings.sort(key=lambda setting: [ranks[key][exact(setting.values[key])] for key in keys])
-    labels = [_label(setting, keys, all_settings) for setting in all_settings]
-    unique = [label if labels.count(label) == 1 else _names(at) for label, at in zip(labels, all_settings, strict=True)]
-    return [dataclasses.replace(setting, label=label) for setting, label in zip(all_settings, unique, strict=True)]
+    grouped = [Setting({key: runs[0].config.get(key, ABSENT) for key in keys}, tuple(runs)) for runs in groups.values()]
+    if is_grid(grouped):
+        places = {key: [exact(value) for value in levels(grouped, key)] for key in keys}
+        grouped.sort(key=lambda setting: [places[key].index(exact(setting.values[key])) for key in keys])
+    labels = [_label(setting, keys, grouped) for setting in grouped]
+    unique = [label if labels.count(label) == 1 else at.names for label, at in zip(labels, grouped, strict=True)]
+    return [dataclasses.replace(setting, label=label) for setting, label in zip(grouped, unique, strict=True)]
 
 
-def is_grid(all_settings: Sequence[Setting]) -> bool:
+def is_grid(settings: Sequence[Setting]) -> bool:
     """Whether all settings set the same keys, so that a column per key shows them; always true outside of a sweep."""
-    return len({frozenset(_overridden(setting)) for setting in all_settings}) < 2
+    return len({frozenset(setting.overridden) for setting in settings}) < 2
 
 
-def levels(all_settings: Sequence[Setting], key: str) -> list[Any]:
+def levels(settings: Sequence[Setting], key: str) -> list[Any]:
     """The values of a key over all settings, each once, in the order of `settings`."""
-    values = list({exact(setting.values[key]): setting.values[key] for setting in all_settings}.values())
-    ranks = _ranks(values)
-    return sorted(values, key=lambda value: ranks[exact(value)])
+    values = {exact(setting.values[key]): setting.values[key] for setting in settings}.values()
+    return sorted(values, key=lambda value: (0, 0) if value is ABSENT else (1, value) if is_number(value) else (2, 0))
 
 
-def _ranks(values: Sequence[Any]) -> dict[str, tuple]:
-    texts = [exact(value) for value in values if value is not ABSENT and not is_number(value)]
-    ranks = {}
-    for value in values:
-        text = exact(value)
-        ranks[text] = (0, 0) if value is ABSENT else (1, value) if is_number(value) else (2, texts.index(text))
-    return ranks
-
-
-def _overridden(setting: Setting) -> list[str]:
-    """The keys, other than seeds, that a sweep set for this setting."""
-    return [key for key in setting.members[0].overrides or {} if not is_seed(key)]
-
-
-def _label(setting: Setting, keys: Sequence[str], all_settings: Sequence[Setting]) -> str:
+def _label(setting: Setting, keys: Sequence[str], settings: Sequence[Setting]) -> str:
     """A setting in few words: the values that tell it apart, or the names of its runs."""
-    shown = {key: setting.values[key] for key in keys}
-    if not is_grid(all_settings):
-        overrides = setting.members[0].overrides or {}
-        shown = {key: overrides[key] for key in _overridden(setting)}
+    shown: Mapping[str, Any] = setting.values
+    if not is_grid(settings):
+        shown = setting.overridden
+        keys = list(dict.fromkeys([*keys, *(key for other in settings for key in other.overridden)]))
         if not shown:
             return "as configured"
-        keys = list(dict.fromkeys([*keys, *(key for other in all_settings for key in _overridden(other))]))
     if not shown or len(shown) > KEYS:
-        return _names(setting)
-    if len(keys) == 1 and not any(is_number(other.values.get(keys[0])) for other in all_settings):
-        return cut(next(iter(shown.values())))
+        return setting.names
+    if len(keys) == 1 and not any(is_number(other.values.get(keys[0])) for other in settings):
+        return cut(short(next(iter(shown.values()))))
     names = names_of(keys)
-    return ", ".join(f"{names[key]}={cut(value)}" for key, value in shown.items())
-
-
-def _names(setting: Setting) -> str:
-    names = [member.name for member in setting.members]
-    return ", ".join(names[:2]) + (f", … ({len(names)} runs)" if len(names) > 2 else "")
+    return ", ".join(f"{names[key]}={cut(short(value))}" for key, value in shown.items())
 
 
 def names_of(keys: Sequence[str]) -> dict[str, str]:
     """Keys by as many of their last parts as tell them apart: "optimizer.learning_rate" -> "learning_rate"."""
-    names = {}
-    for key in keys:
+
+    def name(key: str) -> str:
         parts = key.split(".")
-        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        unique = (end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys))
-        name = next(unique, key)
-        names[key] = ".".join(parts[-2:]) if name == "name" else name  # "name" alone says nothing
-    return names
+        shortest = 2 if parts[-1] == "name" else 1  # "name" alone says nothing
+        ends = [".".join(parts[-n:]) for n in range(shortest, len(parts) + 1)]
+        return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
 
-
-# -- metrics --------------------------------------------------------------------------------------------------------
+    return {key: name(key) for key in keys}
 
 
 def keys_of(members: Iterable[RunRecord]) -> list[str]:
-    """All keys of the results, each once: as they came, but numbers in them in increasing order.
-
-    "gradient/rps-16/pcc" comes after "gradient/rps-4/pcc", wherever a result has them.
-    """
-    keys = list(dict.fromkeys(key for member in members for key in member.result))
-    shapes: dict[str, int] = {}
+    """All keys of the results, each once: as they came, but numbers in them in increasing order."""
+    keys = dict.fromkeys(key for member in members for key in member.result)
+    shapes: dict[str, int] = {}  # of every beginning of a key, without its numbers -> when it came first
+    places = {}
     for key in keys:
         parts = key.split("/")
-        for depth in range(len(parts)):
-            shapes.setdefault(_shape("/".join(parts[: depth + 1])), len(shapes))
-
-    def place(key: str) -> list[tuple]:
-        parts = key.split("/")
-        heads = [_shape("/".join(parts[: depth + 1])) for depth in range(len(parts))]
-        return [
-            (shapes[head], [float(n) for n in _NUMBERS.findall(part)]) for head, part in zip(heads, parts, strict=True)
-        ]
-
-    return sorted(keys, key=place)
+        heads = [_NUMBERS.sub("#", "/".join(parts[: depth + 1])) for depth in range(len(parts))]
+        numbers = [[float(number) for number in _NUMBERS.findall(part)] for part in parts]
+        places[key] = [(shapes.setdefault(head, len(shapes)), n) for head, n in zip(heads, numbers, strict=True)]
+    return sorted(keys, key=lambda key: places[key])
 
 
-def _shape(text: str) -> str:
-    return _NUMBERS.sub("#", text)
-
-
-def distinguishing(all_settings: Iterable[Setting], keys: Sequence[str]) -> list[str]:
+def distinguishing(settings: Iterable[Setting], keys: Sequence[str]) -> list[str]:
     """The metrics whose means differ between settings; all of them if none does."""
-    finished = [setting.finished for setting in all_settings if setting.finished]
+    finished = [setting.finished for setting in settings if setting.finished]
     means = {key: {repr(spread_of(members, key).mean) for members in finished} for key in keys}
     return [key for key in keys if len(means[key]) > 1] or list(keys)
 
 
 def chosen(keys: Sequence[str], choice: MetricChoice) -> list[str]:
-    """Those of the metrics that `choice` names, in its order."""
+    """The metrics that `choice` names, in its order."""
     return list(dict.fromkeys(key for pattern in choice.metrics for key in keys if re.search(pattern, key)))
 
 
 def headline(keys: Sequence[str], meaning: Meaning, choice: MetricChoice = DEFAULT, limit: int = HEADLINE) -> list[str]:
-    """The metrics to show first.
+    """The metrics to show first: asked for, or declared as main, or the first `limit` that are no details.
 
-    Those that the reader asks for; or those that the experiment declares as main; or the first `limit`, those with a
-    better direction first, counts and other details never.
+    Of these, metrics with a better direction come first.
 
     Raises:
       ReportError: none fits what the reader asks for.
     """
     if choice.metrics:
-        asked = chosen(keys, choice)
-        if not asked:
-            patterns = " or ".join(map(repr, choice.metrics))
-            raise ReportError(f"no metric fits {patterns}; valid metrics: {', '.join(keys)}")
-        return asked
-    of = {key: meaning(key) for key in keys}
-    main = [key for key in keys if of[key].level == "main"]
-    normal = [key for key in keys if of[key].level == "normal"]
-    return main or sorted(normal, key=lambda key: not of[key].sign)[:limit]
+        if asked := chosen(keys, choice):
+            return asked
+        patterns = " or ".join(map(repr, choice.metrics))
+        raise ReportError(f"no metric fits {patterns}; valid metrics: {', '.join(keys)}")
+    main, normal = ([key for key in keys if meaning(key).level == level] for level in ("main", "normal"))
+    return main or sorted(normal, key=lambda key: not meaning(key).sign)[:limit]

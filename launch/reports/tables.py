@@ -2,16 +2,17 @@
 
 The keys of a result that share table, condition and row stand in one line. With several settings each line becomes one
 per setting, with mean ± standard deviation over its seeds; a line that is the same in all settings, such as a baseline
-that the sweep does not touch, is shown once.
+that the sweep does not touch, is shown once. Besides: earlier results, runs, configs and versions.
 """
 
+import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.reports import settings as grouping
 from launch.reports.metrics import Meaning, Metric
 from launch.reports.numbers import (
     Spread,
@@ -25,12 +26,23 @@ from launch.reports.numbers import (
     spread,
     spread_text,
 )
-from launch.reports.records import FINISHED, RunRecord
-from launch.reports.runs import Study
-from launch.reports.settings import KEYS, Setting, StudyResults
+from launch.reports.runs import FINISHED, RunRecord, Study
+from launch.reports.settings import (
+    ABSENT,
+    KEYS,
+    Setting,
+    StudyResults,
+    group,
+    is_grid,
+    is_seed,
+    keys_of,
+    names_of,
+    spread_of,
+)
+from launch.run import difference
 
-WIDE = 8  # columns of metrics that have room; with more of them metrics become rows
-_ARROWS = {1: "↑", -1: "↓", 0: ""}
+WIDE = 8  # columns of metrics, or of settings beside all metrics, that have room; more of them become rows
+_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 _BETTER = {1: "higher is better", -1: "lower is better", 0: ""}
 
 
@@ -46,19 +58,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """The content of a cell.
+    """The content of a cell."""
 
-    Attributes:
-      text: as it is shown.
-      value: what the column is sorted by: a number, NaN for none; None sorts by the text.
-      tip: where the pointer rests.
-      style: CSS classes: "best", a run's status.
-    """
-
-    text: str
-    value: float | None = None
-    tip: str = ""
-    style: str = ""
+    text: str  # as it is shown
+    value: float | None = None  # what the column is sorted by: a number, NaN for none; None sorts by the text
+    tip: str = ""  # where the pointer rests
+    style: str = ""  # CSS classes: "best", a run's status
+    strength: float | None = None  # of a heat map, how strong its colour is, in [0, 1]
 
     @property
     def sort(self) -> str:
@@ -68,12 +74,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table as it is shown; the first column heads its rows, and stays in sight while the others scroll.
-
-    Attributes:
-      name: its title.
-      prose: whether the last column may run over several lines.
-    """
+    """A table as it is shown; the first column heads its rows, the last one of `prose` may run over several lines."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
@@ -83,193 +84,138 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class ResultLine:
-    """One line of results: what was measured, where, and how it came out.
+    """One line of results; for condition, row and reference see `launch.reports.metrics.Metric`."""
 
-    Attributes:
-      condition, row: see `launch.reports.metrics.Metric`.
-      setting: the runs it is of; None for a line that is the same in all settings.
-      runs: how many finished runs it is of, and how many there are to be.
-      keys: heading of a column -> key of the result.
-      spreads: heading of a column -> the values.
-      reference: whether it does not compete for the best value.
-    """
-
-    condition: str
-    row: str
-    setting: Setting | None
-    runs: tuple[int, int]
-    keys: Mapping[str, str]
-    spreads: Mapping[str, Spread]
-    reference: bool
+    spreads: Mapping[str, Spread]  # by the name of the column
+    keys: Mapping[str, str]  # of the result, by the name of the column
+    setting: Setting | None = None  # the runs it is of; None for a line that is the same in all settings
+    runs: tuple[int, int] = (1, 1)  # how many finished runs it is of, and how many there are to be
+    condition: str = ""
+    row: str = ""
+    reference: bool = False
+    label: str = ""  # what it is called in place of these
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Lines of results under one title; `metrics` by the heading of their column, in order."""
+    """Lines of results under one title, and by its name the head and the metric of every column."""
 
     title: str
-    metrics: Mapping[str, Metric]
+    columns: Mapping[str, tuple[Column, Metric]]
     lines: Sequence[ResultLine]
 
 
-# -- from results to lines ------------------------------------------------------------------------------------------
-
-
-def collect(settings: Sequence[Setting], meaning: Meaning, *, details: bool = False) -> list[ResultTable]:
-    """The declared tables of finished runs.
-
-    Args:
-      settings: from `launch.reports.settings.settings`; one setting of one run for a run by itself.
-      meaning: of keys.
-      details: whether metrics of level "detail" are in them.
-    """
-    finished = [setting for setting in settings if setting.finished]
+def collect(results: StudyResults, *, details: bool = False) -> list[ResultTable]:
+    """The declared tables of finished runs, with metrics of level "detail" or without."""
     by_table: dict[str, dict[str, Metric]] = {}
-    for key in grouping.keys_of(run for setting in finished for run in setting.finished):
-        metric = meaning(key)
+    for key in keys_of(run for setting in results.finished for run in setting.finished):
+        metric = results.meaning(key)
         if details or metric.level != "detail":
             by_table.setdefault(metric.table, {})[key] = metric
-    return [_collected(title, own, finished) for title, own in by_table.items()]
+    return [_collected(title, keys, results.finished) for title, keys in by_table.items()]
 
 
 def _collected(title: str, keys: Mapping[str, Metric], settings: Sequence[Setting]) -> ResultTable:
-    headings: dict[str, Metric] = {}
-    places: dict[tuple[str, str], dict[str, str]] = {}  # (condition, row) -> heading -> key
+    columns: dict[str, tuple[Column, Metric]] = {}
+    places: dict[str, dict[str, dict[str, str]]] = {}  # condition -> row -> heading -> key
     for key, metric in keys.items():
-        place = places.setdefault((metric.condition, metric.row), {})
+        place = places.setdefault(metric.condition, {}).setdefault(metric.row, {})
         heading = metric.heading if metric.heading not in place else f"{metric.heading} [{key}]"
         place[heading] = key
-        headings.setdefault(heading, metric)
-    headings = dict(sorted(headings.items(), key=lambda item: item[1].order))
-    conditions = list(dict.fromkeys(condition for condition, _ in places))
+        columns.setdefault(heading, (_column(heading, metric), metric))
     lines: list[ResultLine] = []
-    for (condition, row), own in sorted(places.items(), key=lambda item: conditions.index(item[0][0])):
-        reference = all(keys[key].reference for key in own.values())
-        groups = _once(settings, list(own.values())) if row else None
-        for setting, runs, total in groups or [(s, s.finished, len(s.members)) for s in settings]:
-            spreads = {heading: grouping.spread_of(runs, key) for heading, key in own.items()}
+    for condition, row, place in ((at, row, place) for at, rows in places.items() for row, place in rows.items()):
+        reference = all(keys[key].reference for key in place.values())
+        common = _common(settings, list(place.values())) if row and len(settings) > 1 else []
+        groups = [(None, common, len(common))] if common else [(s, s.finished, len(s.members)) for s in settings]
+        for setting, runs, total in groups:
+            spreads = {heading: spread_of(runs, key) for heading, key in place.items()}
             if any(spread.total for spread in spreads.values()):
-                lines.append(ResultLine(condition, row, setting, (len(runs), total), own, spreads, reference))
-    return ResultTable(title, headings, lines)
+                lines.append(ResultLine(spreads, place, setting, (len(runs), total), condition, row, reference))
+    return ResultTable(title, dict(sorted(columns.items(), key=lambda item: item[1][1].order)), lines)
 
 
-def _once(settings: Sequence[Setting], keys: Sequence[str]) -> list[tuple[None, list[RunRecord], int]] | None:
-    """One run per seed, if all settings agree seed by seed; None if they do not, or have no seed in common."""
+def _common(settings: Sequence[Setting], keys: Sequence[str]) -> list[RunRecord]:
+    """One run per seed if all settings agree seed by seed; [] if they do not, or have no seed in common."""
+    values = lambda run: [repr(run.result.get(key)) for key in keys]
+    seeds = lambda run: exact({key: value for key, value in run.config.items() if is_seed(key)})
     runs: dict[str, RunRecord] = {}
     for at, setting in enumerate(settings):
-        own = {_seeds(run): run for run in setting.finished}
-        common = runs.keys() & own.keys()
-        if at and (not common or any(_values(runs[seed], keys) != _values(own[seed], keys) for seed in common)):
-            return None
-        runs = own | runs
-    return [(None, list(runs.values()), len(runs))] if len(settings) > 1 else None
+        by_seed = {seeds(run): run for run in setting.finished}
+        common = runs.keys() & by_seed.keys()
+        if at and (not common or any(values(runs[seed]) != values(by_seed[seed]) for seed in common)):
+            return []
+        runs = by_seed | runs
+    return list(runs.values())
 
 
-def _seeds(run: RunRecord) -> str:
-    return exact({key: value for key, value in run.config.items() if grouping.is_seed(key)})
+def by_setting(name: str, settings: Sequence[Setting], columns: Mapping[str, tuple[Column, Metric]]) -> ResultTable:
+    """A line per setting, finished or not, with a column per key."""
+    lines = []
+    for setting in settings:
+        spreads = {key: spread_of(setting.finished, key) for key in columns}
+        lines.append(ResultLine(spreads, {}, setting, (len(setting.finished), len(setting.members))))
+    return ResultTable(name, columns, lines)
 
 
-def _values(run: RunRecord, keys: Sequence[str]) -> list[str]:
-    return [repr(run.result.get(key)) for key in keys]
-
-
-# -- from lines to what is shown ------------------------------------------------------------------------------------
-
-
-def shown(table: ResultTable, settings: Sequence[Setting], swept: Sequence[str]) -> ReportTable:
-    """A table of results as rows of cells: lines down and metrics across, or the other way round if these are many."""
-    cells = _cells(table)
-    several = sum(len(setting.members) for setting in settings) > 1
-    if len(table.lines) == 1 or (len(table.metrics) > WIDE >= len(table.lines)):
-        labels = [_line_label(line, len(settings) > 1) or "value" for line in table.lines]
-        return _metrics_down(table, cells, labels, several)
-    heads = _heads(table, settings, swept)
-    columns = [column for column, _ in heads] + ([_SEEDS] if several else [])
-    columns += [_metric_column(heading, metric) for heading, metric in table.metrics.items()]
-    rows = []
-    for at, line in enumerate(table.lines):
-        row = [of_line[at] for _, of_line in heads] + ([_seeds_cell(*line.runs)] if several else [])
-        rows.append([*row, *(cells[heading][at] for heading in table.metrics)])
-    return ReportTable(columns, rows, table.title)
-
-
-def _metrics_down(
-    table: ResultTable, cells: Mapping[str, Sequence[Cell]], labels: Sequence[str], several: bool
+def shown(
+    table: ResultTable, settings: Sequence[Setting], swept: Sequence[str], down: bool | None = None, absent: str = ""
 ) -> ReportTable:
-    columns = [Column("metric"), *(Column(label, numeric=True) for label in labels)]
-    rows = [[Cell("seeds"), *(_seeds_cell(*line.runs) for line in table.lines)]] if several else []
-    for heading, metric in table.metrics.items():
-        column = _metric_column(heading, metric)
-        rows.append([Cell(column.title, tip=column.tip), *cells[heading]])
-    return ReportTable(columns, rows, table.title)
+    """A table of results as rows of cells, with `absent` where nothing was measured.
 
-
-def _line_label(line: ResultLine, with_setting: bool) -> str:
-    """A line in few words: "RPS ε=8, l2_cosine"."""
-    setting = line.setting.label if line.setting and with_setting else ""
-    return ", ".join(filter(None, (line.condition, line.row, setting)))
+    Metrics are rows and lines are columns if `down`; None decides by how many there are.
+    """
+    cells = {name: _cells(table, name, absent) for name in table.columns}
+    seeds = [Cell(str(n) if done == n else f"{done} of {n}", done) for done, n in (line.runs for line in table.lines)]
+    several = sum(len(setting.members) for setting in settings) > 1
+    if down is None:
+        down = len(table.lines) == 1 or len(table.columns) > WIDE >= len(table.lines)
+    if down:
+        names = [line.setting.label if line.setting and len(settings) > 1 else line.label for line in table.lines]
+        parts = [(line.condition, line.row, name) for line, name in zip(table.lines, names, strict=True)]
+        labels = [", ".join(filter(None, texts)) or "value" for texts in parts]  # "RPS ε=8, l2_cosine"
+        rows = [[Cell("seeds"), *seeds]] if several else []
+        rows += [[Cell(head.title, tip=head.tip), *cells[name]] for name, (head, _) in table.columns.items()]
+        return ReportTable([Column("metric"), *(Column(label, numeric=True) for label in labels)], rows, table.title)
+    heads = _heads(table.lines, settings, swept)
+    heads += [(Column("seeds", tip="finished runs", numeric=True), seeds)] if several else []
+    heads += [(head, cells[name]) for name, (head, _) in table.columns.items()]
+    return ReportTable(
+        [head for head, _ in heads], list(zip(*(column for _, column in heads), strict=True)), table.title
+    )
 
 
 def _heads(
-    table: ResultTable, settings: Sequence[Setting], swept: Sequence[str]
-) -> list[tuple[Column, Sequence[Cell]]]:
-    """The columns that say what a line is, and their cells: condition, row, and the setting."""
-    lines = table.lines
-    heads = []
+    lines: Sequence[ResultLine], settings: Sequence[Setting], swept: Sequence[str]
+) -> list[tuple[Column, list[Cell]]]:
+    """The columns that say what a line is: condition, row, and a column per swept key or one that names the setting."""
+    heads: list[tuple[Column, list[Cell]]] = []
     if any(line.condition for line in lines):
         heads.append((Column("under"), [Cell(line.condition) for line in lines]))
     if any(line.row for line in lines):
         heads.append((Column(""), [Cell(line.row) for line in lines]))
-    if len(settings) > 1:
-        for column, of_settings in setting_columns(settings, swept):
-            by_label = {setting.label: cell for setting, cell in zip(settings, of_settings, strict=True)}
-            own = [by_label[line.setting.label] if line.setting else Cell("all") for line in lines]
-            heads.append((column, own))
-    return heads or [(Column(""), [Cell("") for _ in lines])]
-
-
-def setting_columns(settings: Sequence[Setting], swept: Sequence[str]) -> list[tuple[Column, list[Cell]]]:
-    """A column per swept key where all settings set the same few, or one that names the settings."""
-    if not swept or len(swept) > KEYS or not grouping.is_grid(settings):
-        title = "setting" if swept and not grouping.is_grid(settings) else "runs"
-        return [(Column(title), [Cell(setting.label) for setting in settings])]
-    names = grouping.names_of(swept)
-    columns = []
+    if heads and len(settings) < 2:
+        return heads
+    of_setting = [line.setting for line in lines]
+    if not swept or len(swept) > KEYS or not is_grid(settings):
+        title = Column("setting" if swept and not is_grid(settings) else "runs")
+        return [*heads, (title, [Cell(setting.label if setting else "all") for setting in of_setting])]
+    names = names_of(swept)
     for key in swept:
         numeric = any(is_number(setting.values[key]) for setting in settings)
-        cells = [value_cell(setting.values[key]) for setting in settings]
-        columns.append((Column(names[key], tip=key, numeric=numeric), cells))
-    return columns
+        cells = [value_cell(setting.values[key]) if setting else Cell("all") for setting in of_setting]
+        heads.append((Column(names[key], tip=key, numeric=numeric), cells))
+    return heads
 
 
-_SEEDS = Column("seeds", tip="finished runs", numeric=True)
-
-
-def _seeds_cell(finished: int, total: int) -> Cell:
-    return Cell(str(total) if finished == total else f"{finished} of {total}", finished)
-
-
-def _cells(table: ResultTable) -> dict[str, list[Cell]]:
-    """Heading -> a cell per line; the best values among lines of one condition are marked."""
-    cells = {}
-    absent = spread([])
-    for heading, metric in table.metrics.items():
-        spreads = [line.spreads.get(heading, absent) for line in table.lines]
-        marked: set[int] = set()
-        for condition in {line.condition for line in table.lines}:
-            rivals = [at for at, line in enumerate(table.lines) if line.condition == condition and not line.reference]
-            marked |= {rivals[at] for at in best([spreads[at] for at in rivals], metric.sign)}
-        cells[heading] = spread_cells(spreads, metric, marked)
-    return cells
-
-
-def spread_cells(spreads: Sequence[Spread], metric: Metric, marked: set[int], absent: str = "") -> list[Cell]:
-    """A metric as mean ± std, all with the same number of decimals.
-
-    Args:
-      marked: the places of the best values.
-      absent: what stands where nothing was measured.
-    """
+def _cells(table: ResultTable, name: str, absent: str) -> list[Cell]:
+    """A metric as mean ± std, a cell per line, all with as many decimals; the best under each condition are marked."""
+    nothing = spread([])
+    spreads = [line.spreads.get(name, nothing) for line in table.lines]
+    metric, marked = table.columns[name][1], set()
+    for condition in {line.condition for line in table.lines}:
+        rivals = [at for at, line in enumerate(table.lines) if line.condition == condition and not line.reference]
+        marked |= {rivals[at] for at in best([spreads[at] for at in rivals], metric.sign)}
     text = decimals([cell.mean for cell in spreads], [cell.std for cell in spreads], metric.digits)
     cells = []
     for at, values in enumerate(spreads):
@@ -280,12 +226,35 @@ def spread_cells(spreads: Sequence[Spread], metric: Metric, marked: set[int], ab
     return cells
 
 
-# -- whole results --------------------------------------------------------------------------------------------------
+def setting_cells(settings: Sequence[Setting], key: str, metric: Metric) -> list[Cell]:
+    """A metric of all settings, a dash where there is no result."""
+    return _cells(by_setting("", settings, {key: (Column(key), metric)}), key, "–")
+
+
+def _column(heading: str, metric: Metric, above: str = "", *tips: str) -> Column:
+    tip = ". ".join(filter(None, (*tips, metric.help.rstrip("."), _BETTER[metric.sign])))
+    return Column(heading + _ARROWS[metric.sign], above, tip, numeric=True)
+
+
+def key_columns(keys: Sequence[str], meaning: Meaning) -> dict[str, tuple[Column, Metric]]:
+    """Columns that are headed by the keys of their metrics."""
+    of = {key: meaning(key) for key in keys}
+    return {key: (_column(key, m, "", "" if m.title == key else m.heading), m) for key, m in of.items()}
+
+
+def value_cell(value: Any) -> Cell:
+    """A value of a config."""
+    if is_number(value):
+        return Cell(short(value), float(value), tip=str(value))
+    text = cut(short(value))
+    if value is ABSENT:
+        return Cell(text, math.nan)
+    return Cell(text, tip="" if text == value else config_text(value))
 
 
 def of_study(results: StudyResults) -> list[ReportTable]:
     """The declared tables of runs side by side, or of one run, as they are shown."""
-    return [shown(table, results.settings, results.swept) for table in collect(results.settings, results.meaning)]
+    return [shown(table, results.settings, results.swept) for table in collect(results)]
 
 
 def of_finished_run(result: Mapping[str, float | None], experiment: str) -> list[ReportTable]:
@@ -297,60 +266,97 @@ def of_finished_run(result: Mapping[str, float | None], experiment: str) -> list
     """
     numbers = {key: math.nan if value is None else float(value) for key, value in result.items()}
     run = RunRecord("", Path(), FINISHED, {"experiment": experiment}, numbers)
-    return of_study(grouping.group(Study("", experiment, run, ())))
+    return of_study(group(Study("", experiment, run, ())))
 
 
-def overview(
-    settings: Sequence[Setting], swept: Sequence[str], keys: Sequence[str], meaning: Meaning, name: str = "Results"
-) -> ReportTable:
-    """A row per setting: its values, how many seeds, and some metrics as mean ± std.
-
-    Args:
-      settings: finished or not.
-      swept: the keys in which they differ.
-      keys: of the metrics.
-      meaning: of the metrics.
-      name: of the table.
-    """
-    heads = setting_columns(settings, swept)
-    columns = [*(column for column, _ in heads), _SEEDS]
-    cells = []
+def overview(results: StudyResults, keys: Sequence[str], settings: Sequence[Setting] | None = None) -> ReportTable:
+    """A row per setting: its values, how many seeds, and the metrics `keys` as mean ± std."""
+    columns = {}
     for key in keys:
-        metric = meaning(key)
+        metric = results.meaning(key)
         above = ", ".join(filter(None, (metric.table, metric.condition, metric.row)))
-        column = _metric_column(metric.heading, metric)
-        columns.append(Column(column.title, above, f"{key}: {column.tip}" if column.tip else key, numeric=True))
-        cells.append(setting_cells(settings, key, metric))
+        columns[key] = (_column(metric.heading, metric, above, key), metric)
+    settings = results.settings if settings is None else settings
+    return shown(by_setting("Results", settings, columns), settings, results.swept, down=False, absent="–")
+
+
+def all_metrics(results: StudyResults) -> ReportTable:
+    """Every metric of every setting that has a result, whichever way round there is room for."""
+    settings = results.finished
+    keys = keys_of(run for setting in settings for run in setting.finished)
+    if len(settings) > WIDE:
+        return overview(results, keys, settings)
+    columns = key_columns(keys, results.meaning)
+    return shown(by_setting("All metrics", settings, columns), settings, results.swept, down=True, absent="–")
+
+
+def of_earlier(run: RunRecord, meaning: Meaning) -> tuple[ReportTable, list[tuple[int, list[str]]]]:
+    """The results of a run before its config was changed beside the one that it has now.
+
+    Returns:
+      A row per metric, a column per result, the newest first; and for each earlier result its number and the config
+      fields in which it differed, a line each.
+    """
+    results = {"now": run.result} if run.result else {}
+    results |= {f"earlier result {entry.number}": entry.result for entry in run.earlier[::-1]}
+    lines = [
+        ResultLine({key: spread([value]) for key, value in result.items()}, {}, reference=True, label=name)
+        for name, result in results.items()
+    ]
+    columns = key_columns(list(dict.fromkeys(key for result in results.values() for key in result)), meaning)
+    table = shown(ResultTable("Earlier results", columns, lines), [], [], down=True, absent="–")
+    return table, [(entry.number, difference(entry.config, run.config)) for entry in run.earlier[::-1]]
+
+
+def of_members(members: Sequence[RunRecord], keys: Sequence[str]) -> ReportTable:
+    """A row per run: how far it is, its values of swept keys and seeds, steps and time."""
+    seeds = [key for key in dict.fromkeys(k for m in members for k in m.config) if is_seed(key)]
+    keys = [*keys, *(key for key in seeds if len({str(m.config.get(key)) for m in members}) > 1)]
+    names = names_of(keys)
+    columns = [Column("run"), Column("status"), *(Column(names[key], tip=key) for key in keys)]
+    columns += [Column("last step", numeric=True), Column("first to last log", numeric=True), Column("last log, UTC")]
     rows = []
-    for at, setting in enumerate(settings):
-        row = [of_settings[at] for _, of_settings in heads]
-        row.append(_seeds_cell(len(setting.finished), len(setting.members)))
-        rows.append([*row, *(of_settings[at] for of_settings in cells)])
-    return ReportTable(columns, rows, name)
+    for run in members:
+        row = [Cell(run.name), Cell(run.status, style="status " + run.status.replace(" ", "-"))]
+        row += [value_cell(run.config.get(key)) for key in keys]
+        row += [Cell("–", math.nan) if run.last_step is None else Cell(f"{run.last_step:,}", run.last_step)]
+        first, last = run.logged or (math.nan, math.nan)
+        took = "–" if run.logged is None else duration(last - first)
+        rows.append([*row, Cell(took, last - first), Cell("–" if run.logged is None else moment(last))])
+    return ReportTable(columns, rows, "Runs")
 
 
-def setting_cells(settings: Sequence[Setting], key: str, metric: Metric) -> list[Cell]:
-    """A metric of all settings, the best ones marked, a dash where there is no result."""
-    spreads = [grouping.spread_of(setting.finished, key) for setting in settings]
-    return spread_cells(spreads, metric, best(spreads, metric.sign), absent="–")
+def of_configs(runs: Sequence[RunRecord]) -> ReportTable:
+    """A row per config key: its value, or the values where runs differ."""
+    rows = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = list(dict.fromkeys(config_text(run.config[key]) for run in runs if key in run.config))
+        more = f" · … {len(values)} values" if len(values) > 12 else ""
+        rows.append([Cell(key), Cell(" · ".join(values[:12]) + more, style="varies" if len(values) > 1 else "")])
+    return ReportTable([Column("key"), Column("value")], rows, "Config", prose=True)
 
 
-def _metric_column(heading: str, metric: Metric) -> Column:
-    tip = ". ".join(filter(None, (metric.help.rstrip("."), _BETTER[metric.sign])))
-    return Column(f"{heading} {_ARROWS[metric.sign]}".strip(), tip=tip, numeric=True)
+def of_versions(runs: Sequence[RunRecord]) -> ReportTable | None:
+    """What the runs were made with, a column per different set of versions; None if nothing is recorded."""
+    sets: dict[str, list[str]] = {}  # of versions -> the names of runs
+    for run in runs:
+        for versions in run.versions:
+            sets.setdefault(json.dumps(versions, sort_keys=True), []).append(run.name)
+    if not sets:
+        return None
+    heads = [", ".join(runs[:3]) + (f", … ({len(runs)} runs)" if len(runs) > 3 else "") for runs in sets.values()]
+    names = dict.fromkeys(name for run in runs for versions in run.versions for name in versions)
+    rows = [[Cell(name), *(Cell(str(json.loads(text).get(name, "–"))) for text in sets)] for name in names]
+    return ReportTable([Column(""), *map(Column, heads if len(sets) > 1 else ["version"])], rows, "Versions")
 
 
-def metric_cell(key: str, metric: Metric) -> Cell:
-    """The key of a metric as the head of a row."""
-    title = "" if metric.title == key else metric.heading
-    tip = ". ".join(filter(None, (title, metric.help.rstrip("."), _BETTER[metric.sign])))
-    return Cell(f"{key} {_ARROWS[metric.sign]}".strip(), tip=tip)
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def value_cell(value: Any) -> Cell:
-    """A value of a config."""
-    if is_number(value):
-        return Cell(short(value), float(value), tip=str(value))
-    text = cut(value)
-    tip = "" if value is grouping.ABSENT or text == value else config_text(value)
-    return Cell(text, math.nan if value is grouping.ABSENT else None, tip)
+def moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))

@@ -52,6 +52,14 @@ def metrics_lines(
     return "".join(lines)
 
 
+_KEY = "training-0123456789abcdef"
+
+
+def log_of(path: Path) -> Path:
+    """Where the curves of `write_run` are kept."""
+    return path / "store" / _KEY / "metrics.jsonl"
+
+
 def write_run(
     path: Path,
     config: Mapping[str, Any],
@@ -65,14 +73,14 @@ def write_run(
     """A run directory; unfinished without a result.
 
     Args:
-      curves: of the run directory itself, as runs without a plan have them.
+      curves: of the only trained stage, see `log_of`; the store lies in the run directory.
       figures: names of PNG files.
       files: other files, name -> text.
     """
     path.mkdir(parents=True, exist_ok=True)
     texts = {"config.json": json.dumps(config, indent=2), ".lock": ""} | dict(files or {})
     if curves:
-        texts["metrics.jsonl"] = metrics_lines(curves)
+        write_plan(path, {_KEY: curves})
     if versions:
         texts["versions.json"] = json.dumps(list(versions))
     if result is not None:
@@ -109,7 +117,8 @@ def write_plan(
         (folder / "stage.json").write_text("{}")
         if curves is not None:
             (folder / "metrics.jsonl").write_text(metrics_lines(curves))
-            (folder / "versions.json").write_text(json.dumps(list(versions)))
+            if versions:
+                (folder / "versions.json").write_text(json.dumps(list(versions)))
 
 
 def write_earlier(path: Path, number: int, config: Mapping[str, Any], result: Mapping[str, float | None]) -> None:

@@ -99,7 +99,7 @@ def test_thinning_keeps_the_mean_and_the_end():
 
 def test_a_line_is_broken_where_it_is_not_finite():
     y = np.array([1.0, 2.0, math.nan, 4.0, math.nan, 3.0])
-    svg = charts.panel([ChartLine("a <b>", "c0", np.arange(6.0), y)], label="l & m", x_label="x")
+    svg = charts.panel([ChartLine("a <b>", "line c0", np.arange(6.0), y)], label="l & m", x_label="x")
     ((first, second, third),) = paths(str(svg).replace("h.1", ""), "line")
     assert (len(first), len(second), len(third)) == (2, 1, 1)
     points = [*first, *second, *third]
@@ -111,9 +111,9 @@ def test_a_response_has_a_bar_of_two_standard_deviations():
     svg = charts.response([0.01, 0.1, 1.0], [1.0, 3.0, 2.0], [0.5, math.nan, 0.25], label="l", x_label="w")
     ((points,),) = paths(svg, "line")
     assert affine([p[0] for p in points], [0, 1, 2]) and affine([p[1] for p in points], [1, 3, 2])
-    bars = re.findall(r'class="bar" d="M[\d.]+ ([\d.]+)V([\d.]+)"', svg)
+    bars = [(low[1], high[1]) for ((low, high),) in filter(None, paths(svg, "bar"))]
     a_unit = (points[0][1] - points[1][1]) / 2  # from 1 to 3, upwards
-    assert [float(a) - float(b) for a, b in bars] == pytest.approx([a_unit, a_unit / 2], abs=0.15)
+    assert [a - b for a, b in bars] == pytest.approx([a_unit, a_unit / 2], abs=0.15)
     assert {"0.01", "0.1", "1"} <= set(texts(svg))
 
 
@@ -155,14 +155,14 @@ def test_curves_are_means_over_common_steps_and_thin_lines_of_seeds(tmp_path):
     for seed, values in enumerate((a, b)):
         write_run(tmp_path / str(seed), config(seed=seed), {"x": 1.0}, curves={"loss": values})
     write_run(tmp_path / "other", config(regularizer__cosine_weight=9.0), curves={"loss": [7.0, 7.5], "once": [1.0]})
-    curves = views.curves(results_of(tmp_path), ["x"])
-    (panel,) = curves.panels  # a single point is no curve
-    assert panel.title == "loss"
-    assert curves.legend == [("c0", "cosine_weight=1"), ("c1", "cosine_weight=9")]
-    seeds = [piece for (piece,) in paths(panel.svg, "seed")]
-    assert [len(line) for line in seeds] == [4, 3]
-    (mean,) = [piece for (piece,) in paths(panel.svg, "c0") if piece not in seeds]
-    ((other,),) = paths(panel.svg, "c1")
+    panels, legend = views.curves(results_of(tmp_path), ["x"])
+    ((title, panel),) = panels.items()  # a single point is no curve
+    assert title == "loss"
+    assert legend == [("c0", "cosine_weight=1"), ("c1", "cosine_weight=9")]
+    seeds = [piece for (piece,) in paths(panel, "seed")]
+    assert [len(line) for line in seeds] == [4, 3] and seeds == [s for (s,) in paths(panel, "line") if s in seeds]
+    (mean,) = [piece for (piece,) in paths(panel, "c0") if piece not in seeds]
+    ((other,),) = paths(panel, "c1")
     places = [p[1] for p in [*seeds[0], *seeds[1], *mean, *other]]
     assert affine(places, [*a, *b, 2.0, 4.0, 4.0, 7.0, 7.5])
 
@@ -172,26 +172,28 @@ def test_more_settings_than_colours(tmp_path):
         result = {"test/accuracy": at / 10, "n": 1.0}
         folder = config(regularizer__cosine_weight=float(at))
         write_run(tmp_path / str(at), folder, result, curves={"train/loss": [1.0, 2.0 + at]})
-    curves = views.curves(results_of(tmp_path), ["test/accuracy"])
-    assert [label for _, label in curves.legend] == [f"cosine_weight={at}" for at in range(3, 10)] + ["the other 3"]
-    assert len(paths(curves.panels[0].svg, "rest")) == 3
+    panels, legend = views.curves(results_of(tmp_path), ["test/accuracy"])
+    assert [label for _, label in legend] == [f"cosine_weight={at}" for at in range(3, 10)] + ["the other 3"]
+    assert len(paths(panels["train/loss"], "rest")) == 3
 
 
 def test_heat_map_of_a_sweep(tmp_path):
     results = results_of(run_tree.write_sweep(tmp_path / "sweep", radii=(4.0, 8.0)))
     view, lower = views.sweeps(results, ["test/accuracy", "test/cross_entropy"])
-    heat = view.heat
-    assert (heat.row_name, heat.column_name) == ("cosine_weight", "radius")
-    assert heat.row_labels == ["0.01", "0.1", "1"] and heat.column_labels == ["4", "8"]
+    (corner, *columns), cells = view.heat.columns, [row[1:] for row in view.heat.rows]
+    assert corner.title == "cosine_weight" and [column.above for column in columns] == ["radius"] * 2
+    assert [row[0].text for row in view.heat.rows] == ["0.01", "0.1", "1"]
+    assert [column.title for column in columns] == ["4", "8"]
     expected = [[run_tree.accuracy(weight, radius, 1) for radius in (4, 8)] for weight in (0.01, 0.1, 1)]
     expected[2][1] -= 0.01  # the members of seeds 1 and 2 are missing there
-    shown = np.asarray([[float(cell.text.split(" ± ")[0]) for cell in row] for row in heat.cells])
+    shown = np.asarray([[float(cell.text.split(" ± ")[0]) for cell in row] for row in cells])
     np.testing.assert_allclose(shown, expected, atol=5.1e-4)
-    strength = np.asarray([[cell.strength for cell in row] for row in heat.cells])
+    strength = np.asarray([[cell.strength for cell in row] for row in cells])
     ranks = (np.asarray(expected) - np.min(expected)) / np.ptp(expected)
     np.testing.assert_allclose(strength, ranks, atol=1e-9)
-    assert [(r, c) for r in range(3) for c in range(2) if heat.cells[r][c].best] == [(1, 1)]
-    np.testing.assert_allclose([[cell.strength for cell in row] for row in lower.heat.cells], strength, atol=1e-9)
+    assert [(r, c) for r in range(3) for c in range(2) if cells[r][c].style == "best"] == [(1, 1)]
+    lower_strength = [[cell.strength for cell in row[1:]] for row in lower.heat.rows]
+    np.testing.assert_allclose(lower_strength, strength, atol=1e-9)
 
 
 def test_a_heat_map_has_holes(tmp_path):
@@ -199,7 +201,8 @@ def test_a_heat_map_has_holes(tmp_path):
         changed = config(optimizer__learning_rate=a, regularizer__radius=b)
         write_run(tmp_path / f"{a}{b}", changed, {"acc": a + b / 10})
     (view,) = views.sweeps(results_of(tmp_path), ["acc"])
-    assert [[cell and cell.text for cell in row] for row in view.heat.cells] == [["1.10", "1.20"], ["2.10", None]]
+    assert [[cell.text for cell in row[1:]] for row in view.heat.rows] == [["1.10", "1.20"], ["2.10", "–"]]
+    assert view.heat.rows[1][2].strength is None
 
 
 def test_which_drawing_suits_a_sweep(tmp_path):

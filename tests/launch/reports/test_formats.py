@@ -10,8 +10,7 @@ import statistics
 import pytest
 
 from launch.reports import formats, settings, tables
-from launch.reports.records import FINISHED, RunRecord
-from launch.reports.runs import Study
+from launch.reports.runs import FINISHED, RunRecord, Study
 from launch.reports.tables import Cell, Column, ReportTable
 
 EXPERIMENT = "tests.launch.reports.described"

@@ -134,7 +134,7 @@ def test_the_caption_of_a_figure(tmp_path):
         notes = PngInfo()
         notes.add_text("Description", caption) if name == "latin" else notes.add_itxt("Description", caption)
         Image.new("RGB", (3, 2)).save(path / f"{name}.png", pnginfo=notes)
-    (path / "cut.png").write_bytes(run_tree.png()[:30])
+    (path / "cut.png").write_bytes(run_tree.png()[:45])
     text = rendered(path)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert captions == ["cut", "figures/many", "latin<br>x &amp; y", "plain", "unicode<br>ε = 4 &lt;b&gt;"]
@@ -233,7 +233,8 @@ def test_the_command(tmp_path, capsys):
     report.main([str(path)])
     assert capsys.readouterr().out == f"{path / 'report.html'}\n"
     assert (path / "report.html").read_text().startswith("<!DOCTYPE html>")
-    (path / "metrics.jsonl").write_text("no\n")
+    run_tree.write_plan(path, {"training-0000000000000000": {"loss": [1.0]}})
+    (path / "store" / "training-0000000000000000" / "metrics.jsonl").write_text("no\n")
     report.main([str(path), "--out", str(tmp_path / "other.html")])
     assert "metrics.jsonl, line 1" in capsys.readouterr().err
     assert "metrics.jsonl, line 1" in (tmp_path / "other.html").read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.reports import runs
-from launch.reports.records import FAILED, FINISHED, UNFINISHED, WAITING, ReportError
+from launch.reports.runs import FAILED, FINISHED, UNFINISHED, WAITING, ReportError
 from launch.sweeps import members
 from launch.sweeps.members import SweepError
 from tests.launch.reports import run_tree
@@ -31,7 +31,7 @@ def test_one_run(tmp_path):
         figures=["figures/b.png", "figures/a10.png", "figures/a9.png", "z.png", "checkpoints/1/no.png"],
         versions=[run_tree.VERSIONS],
     )
-    with open(path / "metrics.jsonl", "a") as file:
+    with open(run_tree.log_of(path), "a") as file:
         file.write('{"step": 40, "time": 1, "train/lo')
     before = contents(path)
     (study,) = runs.read(path)
@@ -102,33 +102,6 @@ def test_a_folder_of_runs_is_split_by_experiment(tmp_path):
     }
 
 
-def test_stages_belong_to_their_run(tmp_path):
-    """Folders of the same config, or of one without experiment; of two that differ in their digest the whole name."""
-    own = write_run(tmp_path, config(), {"x": 1.0}, curves={"loss": [1.0]})
-    write_run(own / "phi", config(), {"y": 2.0}, curves={"loss": [2.0]})
-    nested = {"duration": "5 steps"}
-    for name in ("pretrain-0123456789ab", "erm-0123456789ab", "erm-ba9876543210"):
-        write_run(own / "stages" / name, nested, curves={"val/accuracy": [3.0]})
-    for name in ("a", "b"):
-        write_run(own / name / "twice", nested, curves={"loss": [6.0]})
-    write_run(own / "stages" / "erm-0123456789ab" / "artifacts" / "old", nested, curves={"loss": [4.0]})
-    write_run(own / "model", nested | {"model_type": "clip"})  # logged nothing
-    (study,) = runs.read(tmp_path)
-    assert study.members == () and study.own.result == {"x": 1.0}
-    assert {name: curve.values.tolist() for name, curve in study.own.curves.items()} == {
-        "loss": [1],
-        "phi/loss": [2],
-        "a/twice/loss": [6],
-        "b/twice/loss": [6],
-        "erm-0123456789ab/val/accuracy": [3],
-        "erm-ba9876543210/val/accuracy": [3],
-        "pretrain/val/accuracy": [3],
-    }
-    write_run(own / "other", config(seed=7), {"x": 1.0}, curves={"loss": [5.0]})
-    (study,) = runs.read(tmp_path)
-    assert [member.name for member in study.members] == ["other"] and "other/loss" not in study.own.curves
-
-
 def test_curves_are_read_from_the_store_of_the_plan(tmp_path):
     """The only trained stage's keep their names, several ones are told apart by stage, equal stages by key."""
     path = write_run(tmp_path / "run", config(), {"x": 1.0}, versions=[run_tree.VERSIONS])
@@ -155,7 +128,6 @@ def test_a_store_that_members_share_holds_no_runs(tmp_path):
     sweep = run_tree.write_sweep(tmp_path / "sweep", weights=(1.0,), radii=(4.0,), seeds=(0, 1, 2))
     for seed in range(2):
         member = sweep / f"regularizer.cosine_weight=1.0,regularizer.radius=4.0,seed={seed}"
-        (member / "metrics.jsonl").unlink(missing_ok=True)
         stages = {"shared-0000000000000000": {"loss": [3.0]}, f"own-{seed:016x}": {"loss": [float(seed)]}}
         run_tree.write_plan(member, stages, store="../store")
     write_run(sweep / "store" / "own-0000000000000000" / "value", config(), {"x": 1.0}, figures=["no.png"])
@@ -202,7 +174,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_read(tmp_path):
     write_run(tmp_path / "a", config(), {"x": 1.0}, curves={"loss": [1.0, 2.0]})
     (tmp_path / "a" / "result.json").write_text('{"x": 1.0, "y": "fast", "z": tru')
     broken = write_run(tmp_path / "b", config(), {"x": 1.0, "y": "fast"}, curves={"loss": [1.0, 2.0]})
-    with open(broken / "metrics.jsonl", "a") as file:
+    with open(run_tree.log_of(broken), "a") as file:
         file.write('[1]\n{"step": 30, "time": 3, "loss": 3.0}\n')
     write_run(tmp_path / "c", config(), {"x": 1.0}, versions=[run_tree.VERSIONS])
     (tmp_path / "c" / "config.json").write_text("{")
@@ -213,7 +185,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_read(tmp_path):
     assert found["b"].result == {"x": 1.0} and found["b"].curves["loss"].values.tolist() == [1, 2, 3]
     said = {name: " ".join(run.problems) for name, run in found.items()}
     assert "a/result.json cannot be read" in said["a"]
-    assert "b/result.json: not a number: y" in said["b"] and "b/metrics.jsonl, line 3" in said["b"]
+    assert "b/result.json: not a number: y" in said["b"] and f"{run_tree.log_of(broken)}, line 3" in said["b"]
     assert "c/config.json cannot be read" in said["c"] and "versions.json does not hold a JSON list" in said["c"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from launch.reports import metrics, settings
 from launch.reports.metrics import Metric
 from launch.reports.numbers import Spread, best, spread
-from launch.reports.records import FINISHED, ReportError, RunRecord
+from launch.reports.runs import FINISHED, ReportError, RunRecord
 from launch.reports.settings import MetricChoice, Setting
 from tests.launch.reports import described
 

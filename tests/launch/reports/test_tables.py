@@ -5,10 +5,9 @@ import statistics
 
 import pytest
 
-from launch.reports import formats, listings, metrics, numbers, runs, settings, tables
+from launch.reports import formats, metrics, numbers, runs, settings, tables
 from launch.reports.metrics import Metric, declare
-from launch.reports.records import FINISHED, UNFINISHED, RunRecord
-from launch.reports.runs import Study
+from launch.reports.runs import FINISHED, UNFINISHED, RunRecord, Study
 from launch.reports.settings import Setting
 from tests.launch.reports import described
 from tests.launch.reports.run_tree import config, write_earlier, write_run
@@ -182,14 +181,14 @@ def test_overview_of_settings(tmp_path):
     write_run(tmp_path / "2.0-1", config(regularizer__cosine_weight=2.0, seed=1))
     (study,) = runs.read(tmp_path)
     results = settings.group(study, settings.MetricChoice(higher=("acc",)))
-    table = tables.overview(results.settings, results.swept, ["acc"], results.meaning)
+    table = tables.overview(results, ["acc"])
     assert titles(table) == ["cosine_weight", "seeds", "acc ↑"]
     assert texts(table) == [["1", "2", "0.600 ± 0.141"], ["2", "1 of 2", "0.900"]]
     assert [row[2].style for row in table.rows] == ["", "best"]
     assert results.settings[1].members[1].status == UNFINISHED
-    both = listings.all_metrics(results)
+    both = tables.all_metrics(results)
     assert titles(both) == ["metric", "cosine_weight=1", "cosine_weight=2"]
-    members = listings.of_members(study.members, results.swept)
+    members = tables.of_members(study.members, results.swept)
     assert titles(members)[2:4] == ["cosine_weight", "seed"]
 
 
@@ -252,7 +251,7 @@ def test_earlier_results_stand_beside_the_present_one(tmp_path):
     write_earlier(path, 1, config(), {"test/accuracy": 0.5, "old": None})
     write_earlier(path, 2, config(batch_size=16), {"test/accuracy": 0.625})
     (study,) = runs.read(path)
-    table, changes = listings.of_earlier(study.own, metrics.meaning(described.describe))
+    table, changes = tables.of_earlier(study.own, metrics.meaning(described.describe))
     assert titles(table) == ["metric", "now", "earlier result 2", "earlier result 1"]
     assert texts(table) == [
         ["test/accuracy ↑", "0.750", "0.625", "0.500"],
@@ -261,7 +260,7 @@ def test_earlier_results_stand_beside_the_present_one(tmp_path):
     ]
     assert changes == [(2, ["batch_size: 16 -> 64"]), (1, ["batch_size: 32 -> 64"])]
     (path / "result.json").unlink()  # the next one is still being made
-    table, _ = listings.of_earlier(runs.read(path)[0].own, metrics.meaning(None))
+    table, _ = tables.of_earlier(runs.read(path)[0].own, metrics.meaning(None))
     assert titles(table) == ["metric", "earlier result 2", "earlier result 1"]
 
 
@@ -269,7 +268,7 @@ def test_configs_show_what_varies(tmp_path):
     write_run(tmp_path / "a", config(optimizer__name=""))
     write_run(tmp_path / "b", config(optimizer__name="sgd"))
     (study,) = runs.read(tmp_path)
-    rows = {row[0].text: (row[1].text, row[1].style) for row in listings.of_configs(study.members).rows}
+    rows = {row[0].text: (row[1].text, row[1].style) for row in tables.of_configs(study.members).rows}
     assert rows["optimizer.name"] == ('"" · sgd', "varies")
     assert rows["optimizer.milestones"] == ('["1500 steps"]', "") and rows["optimizer.learning_rate"] == ("0.001", "")
 
@@ -277,7 +276,7 @@ def test_configs_show_what_varies(tmp_path):
 def test_long_values_are_cut_and_whole_where_the_pointer_rests():
     groups = [["colour", "background"], ["shape", "pattern"]]
     member = record(groups=groups, short="adam", none=None)
-    rows = listings.of_members([member], ["groups", "short", "none"]).rows
+    rows = tables.of_members([member], ["groups", "short", "none"]).rows
     cut, whole, absent = rows[0][2:5]
     assert (
         cut.text == "(('colour', 'background'), ('sh…" and cut.tip == '[["colour", "background"], ["shape", "pattern"]]'
@@ -290,17 +289,17 @@ def test_long_values_are_cut_and_whole_where_the_pointer_rests():
 def test_versions_of_runs_that_differ():
     one, two = {"jax": "0.10", "python": "3.11"}, {"jax": "0.12", "python": "3.12", "devices": "8 × TPU v5e"}
     members = [RunRecord(str(at), None, FINISHED, {}, {}, versions=v) for at, v in enumerate([(one,), (one, two), ()])]
-    table = listings.of_versions(members)
+    table = tables.of_versions(members)
     assert titles(table) == ["", "0, 1", "1"]
     assert texts(table) == [["jax", "0.10", "0.12"], ["python", "3.11", "3.12"], ["devices", "–", "8 × TPU v5e"]]
-    assert listings.of_versions(members[2:]) is None
+    assert tables.of_versions(members[2:]) is None
 
 
 @pytest.mark.parametrize(
     "seconds, shown", [(0.04, "0.0 s"), (59.4, "59.4 s"), (245.2, "4 min 5 s"), (12_000, "3 h 20 min")]
 )
 def test_durations(seconds, shown):
-    assert listings.duration(seconds) == shown
+    assert tables.duration(seconds) == shown
 
 
 def test_nothing_to_show():
