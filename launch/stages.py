@@ -362,7 +362,7 @@ def settings(
       SettingError: a value is refused by the class; the section is missing, has a key that is no field, or lacks a
         field that has no default. The message names the path.
     """
-    part = config
+    part: Any = config
     for name in path.split(".") if path else ():
         if name not in part:
             raise SettingError(path, f": no such section; {kind.__name__} is read from it")
