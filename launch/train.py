@@ -28,7 +28,9 @@ from launch.training import sharding
 from launch.training.pace import NonFiniteLoss
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run directory: config, metrics, checkpoints, result", required=True
+)
 _STORE = flags.DEFINE_string(
     "store", "", "the folder that keeps the results of stages, to be shared by runs; by default WORKDIR/store"
 )
@@ -42,7 +44,7 @@ _STUCK_AFTER = flags.DEFINE_float(
     "seconds without progress after which one of several processes counts as stuck and the run ends; 0: never",
     lower_bound=0,
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def module_of(experiment: str) -> ModuleType:
@@ -168,6 +170,8 @@ def called(config_file: str, function: str) -> Any:
     path, colon, argument = config_file.partition(":")
     try:
         spec = importlib.util.spec_from_file_location("config", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found = getattr(module, function, lambda *arguments: None)(*([argument] if colon else []))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ def as_pytree(fn: Callable) -> Partial:
 
 def traced(*trees: Any) -> bool:
     """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def map_chunks(fn: Callable[[Array], Result], count: int, chunk: int) -> Result:

@@ -122,7 +122,7 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
       ImportError: gradio is not installed.
     """
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports] - only the extra `app` installs it
     except ImportError as error:
         raise ImportError("--serve needs the package gradio: pip install -e '.[app]'") from error
 

@@ -57,7 +57,8 @@ class Alignment:
         )
         weights = {"l2": self.l2_weight, "cosine": self.cosine_weight}
         parts = {name: value for name, value in {"l2": l2, "cosine": cosine}.items() if name in self.terms}
-        return sum(weights[name] * value for name, value in parts.items()), logits, aux, parts
+        value = sum((weights[name] * part for name, part in parts.items()), start=jnp.zeros((), l2.dtype))
+        return value, logits, aux, parts
 
 
 def gradient_alignment(

@@ -91,8 +91,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
         raise FileNotFoundError(f"no triplets file {path}; rtd_jax.text.generation makes one from captions")
     rows, faults = [], []
     for where, row in readers[path.suffix.lower()](path):
-        problem = row if isinstance(row, str) else _row_fault(row)
-        if problem:
+        if problem := _row_fault(row):
             faults.append(f"{path}, {where}: {problem}")
             if not skip_faulty:
                 raise ValueError(f"{faults[0]}. To use the others, set skip_faulty=True")
@@ -137,6 +136,8 @@ def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, T
 
 
 def _row_fault(row: Any) -> str:
+    if isinstance(row, str):
+        return row  # a fault that the reader found
     if not isinstance(row, dict):
         return f"no JSON object but {type(row).__name__}"
     if missing := [key for key in KEYS if key not in row]:
