@@ -92,7 +92,7 @@ def subfolders(folder: str | Path) -> tuple[str, ...]:
     Raises:
       MissingInput, InputError: no such folder, not readable.
     """
-    return tuple(sorted(entry.name for entry in _scan(os.fspath(folder)) if os.path.isdir(entry.path)))
+    return tuple(sorted(entry.name for entry in _scan(_real_path(os.fspath(folder))) if os.path.isdir(entry.path)))
 
 
 @dataclass
@@ -119,7 +119,7 @@ class _Walk:
         file system lists a folder.
         """
         names = []
-        folders = [("", os.path.realpath(top))]  # (relative to `top`, real path)
+        folders = [("", _real_path(top))]  # (relative to `top`, real path)
         links: list[tuple[str, str]] = []  # to folders, with the real path of the folder that they lie in; a heap
         file_links = []
         while folders or links:
@@ -133,7 +133,7 @@ class _Walk:
             below, real = folders.pop()
             if not self._claim(top, below, real, owner):
                 continue
-            for entry in _scan(os.path.join(top, below)):
+            for entry in _scan(os.path.join(top, below) if below else top):
                 name = os.path.join(below, entry.name)
                 if entry.is_symlink():
                     if os.path.isdir(entry.path):
@@ -212,11 +212,16 @@ class _Walk:
             )
 
 
+def _real_path(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except ValueError as error:
+        raise InputError("is no valid path: it holds a NUL or half a surrogate pair", file=folder) from error
+
+
 def _scan(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
         raise of_os(error, folder) from error
-    except ValueError as error:
-        raise InputError("is no valid path: it holds a NUL or half a surrogate pair", file=folder) from error

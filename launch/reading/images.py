@@ -2,7 +2,7 @@
 
 The rotation that EXIF notes is applied. 16-bit grey, integers and floats are scaled by the range that they have: 16
 bits, what the file declares, what the caller says, or for floats [0, 1]; nothing is guessed. Of animated images the
-first frame is taken. Transparent images are laid on white, as CLIP's preprocessing has it, or their alpha is dropped, as
+first frame is taken. Transparent images are laid on white, as CLIP's preprocessing has it, or alpha is dropped, as
 torchvision does in training.
 """
 
@@ -22,6 +22,7 @@ from launch.reading.errors import InputError
 Alpha = Literal["white", "drop"]
 # Raster formats only: Pillow would pass PostScript to Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+_LARGE, _DENSEST = 1 << 25, 2000  # pixels; more are taken only from files with fewer pixels per byte
 _SHOWN = "JPEG, PNG, BMP, GIF, WebP, TIFF, PPM, AVIF, JPEG 2000, QOI"
 _ORIENTATION, _PHOTOMETRIC = 274, 262  # tags of EXIF and TIFF
 _UPRIGHT = {
@@ -78,6 +79,7 @@ def decode(
         except Exception as error:  # Pillow's plugins raise whatever their parsers raise
             raise _undecodable(name, error) from error
         with image:
+            _check_size(image, stream.seek(0, os.SEEK_END), name)
             return _decode(image, alpha, name, value_range)
 
 
@@ -98,6 +100,26 @@ def _decode(image: Image.Image, alpha: Alpha, name: str, value_range: tuple[floa
         raise _undecodable(name, error) from error
 
 
+def _check_size(image: Image.Image, size: int, name: str) -> None:
+    """Refuse a few bytes that declare a huge image, and a TIFF file that leaves out parts, which would be black."""
+    width, height = image.size
+    if width * height > max(_LARGE, _DENSEST * size):
+        raise InputError(
+            f"declares {width} x {height} pixels in {size:,} bytes: it is damaged or a decompression bomb",
+            file=name,
+            remedy="replace the file or remove it",
+        )
+    tiles = getattr(image, "tile", None)
+    if image.format == "TIFF" and tiles:  # strips or tiles; before an orientation is applied, if there is one
+        right, bottom = (max(tile[1][side] for tile in tiles) for side in (2, 3))
+        if right * bottom < width * height:
+            raise InputError(
+                f"is truncated: {right * bottom:,} of {width * height:,} pixels are there",
+                file=name,
+                remedy="replace the file or remove it",
+            )
+
+
 def _orientation(image: Image.Image) -> int:
     """1 to 8; 1 where nothing says it, or a damaged EXIF block cannot be read."""
     try:
@@ -110,7 +132,7 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, alpha: Alpha, name: str, value_range: tuple[float, float] | None) -> Image.Image:
     transparent = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
         grey = _scaled(values, *_range(image, values, name, value_range), name)
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
             grey = 255 - grey  # TIFF's "white is zero", which Pillow sees to for 8 bits only
@@ -180,7 +202,11 @@ def _scaled(values: np.ndarray, black: float, white: float, name: str) -> np.nda
             file=name,
             remedy="convert it to 8 or 16 bits",
         )
-    return np.floor((values - black) * (255 / (white - black)) + 0.5).astype(np.uint8)
+    scaled = values.astype(np.float64 if values.dtype.itemsize > 2 and values.dtype.kind != "f" else np.float32)
+    scaled -= black
+    scaled *= 255 / (white - black)
+    scaled += 0.5
+    return scaled.astype(np.uint8)  # rounds down
 
 
 def _undecodable(name: str, error: Exception) -> InputError:

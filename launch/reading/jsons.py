@@ -25,7 +25,7 @@ def read(file: str | Path, *, top: type | tuple[type, ...] = (dict, list), nonfi
 
     Args:
       file: its path.
-      top: what the content has to be: dict, list or both.
+      top: what the content has to be: dict, list or both; object for any value.
       nonfinite: take NaN and infinities, which Python writes and JSON has not; for files of our own.
 
     Raises:
@@ -74,7 +74,7 @@ def parse(
     except ValueError as error:  # an integer with more digits than Python takes
         raise InputError(f"no JSON that can be read: {error}", file=file, place=place) from error
     kinds = top if isinstance(top, tuple) else (top,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not {bool, object} & set(kinds)):
         needed = " or ".join(_KINDS[kind] for kind in kinds)
         raise InputError(f"{needed} is needed", file=file, place=place, value=value)
     _check(value, content, file, place)
