@@ -59,7 +59,7 @@ def parse(
       file, place: where it stands, for errors.
       top, nonfinite: as of `read`.
     """
-    if not content.strip():
+    if not content or content.isspace():
         raise InputError("is empty, JSON is needed", file=file, place=place)
     try:
         value = _DECODERS[nonfinite].decode(content)
@@ -160,7 +160,7 @@ _DECODERS = {
 
 def _check(value: Any, content: str, file: str | Path | None, place: str | int) -> None:
     """Refuse deep nesting, and texts with NUL or half of a surrogate pair. Walks level by level, not recursively."""
-    suspect = _SUSPECT.search(content) is not None or _has_surrogate(content)
+    suspect = ("\\u" in content and _SUSPECT.search(content) is not None) or _has_surrogate(content)
     if not suspect and content.count("[") + content.count("{") <= MAX_DEPTH:
         return
     level: list[Any] = [[value]]
@@ -190,6 +190,8 @@ def _check_texts(texts: list[str], file: str | Path | None, place: str | int) ->
 
 
 def _has_surrogate(content: str) -> bool:
+    if content.isascii():
+        return False
     try:
         content.encode()
     except UnicodeEncodeError:

@@ -91,7 +91,7 @@ def test_spaces_after_commas(write):
         ("a.csv", 'image,caption\n1.png,"two\nlines"\n', "line 2: .* a cell is one line"),
         ("a.csv", 'image,caption\n1.png,"stop" sign\n', "line 2: text comes after the quote that closes a cell"),
         ("a.csv", 'image,caption\n1.png,"no entry sign', OPEN),
-        ("a.csv", "image,caption\n1.png," + "x" * 200_000, "line 2: a cell of more than 131,072 characters begins"),
+        ("a.csv", 'image,caption\n1.png,"' + "x" * 200_000 + '"', "line 2: a cell of more than 131,072 characters"),
         ("a.csv", "image,caption\n0.png,x\n1.png,a\0b\n", "line 3: byte 8 of the line is NUL"),
         ("a.tsv", b"image\tcaption\n1.png\tcaf\xe9\n", "line 2: byte 10 of the line, 0xe9, is no UTF-8"),
         ("a.txt", "image,caption\n", r"a.txt: is no table, a file that ends in .csv or .tsv is needed"),
@@ -110,7 +110,8 @@ def test_a_missing_file(tmp_path):
         cells(tmp_path / "a.csv", "x")
 
 
-def test_a_long_cell_of_a_tsv(write):
+def test_a_long_cell(write):
+    assert cells(write("a.csv", "x\n" + "y" * 10**6), "x") == [("y" * 10**6,)]
     assert cells(write("a.tsv", "x\n" + "y" * 10**6), "x") == [("y" * 10**6,)]
 
 
