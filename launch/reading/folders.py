@@ -1,7 +1,7 @@
 """Image files below a folder. Links are followed, and every real file is listed once.
 
-A link to a folder that it lies in is passed over, and so is a link to what is listed already; notes say so. The order
-is that of the paths, the same on every machine.
+A link to a folder that contains the link is skipped, and so is a link to something that is already listed; notes say
+so. Files are sorted by path, so the order is the same on every machine.
 """
 
 import heapq
@@ -23,7 +23,7 @@ class Listing:
     Attributes:
       folder: as it was given.
       names: of the files, relative to the folder, sorted.
-      notes: what was passed over, one line each.
+      notes: one line for each link that was skipped.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ def images(folder: str | Path, *, extensions: Sequence[str] = EXTENSIONS) -> Lis
 
     Args:
       folder: its path.
-      extensions: that count, in lower case; those of files may be in any case.
+      extensions: of image files, in lower case; files may have them in any case.
 
     Raises:
       MissingInput: no such folder, or no image in it.
@@ -64,7 +64,7 @@ def class_images(
     """The image files of class folders.
 
     Args:
-      folder: that holds the class folders.
+      folder: the parent of the class folders.
       classes: their names, in the order of the labels.
       extensions: as of `images`.
 
@@ -103,7 +103,7 @@ class _Walk:
       extensions: of files that count.
       folders: real path of every folder that was listed -> whose it is (the class).
       files: real path of every file that was listed through a link of its own -> whose it is.
-      notes: what was passed over.
+      notes: what was skipped.
     """
 
     extensions: tuple[str, ...]
@@ -127,7 +127,7 @@ class _Walk:
                 name, base = heapq.heappop(links)
                 real = os.path.realpath(os.path.join(top, name))
                 if os.path.commonpath((real, base)) == real:
-                    self._note(top, name, "it leads to a folder that it lies in")
+                    self._note(top, name, "it leads to a folder that contains it")
                     continue
                 folders.append((name, real))
             below, real = folders.pop()
@@ -152,7 +152,7 @@ class _Walk:
         return name.lower().endswith(self.extensions)
 
     def _note(self, top: str, name: str, why: str) -> None:
-        self.notes.append(f"{printable(os.path.join(top, name))} is passed over: {why}")
+        self.notes.append(f"{printable(os.path.join(top, name))} is skipped: {why}")
 
     def _claim(self, top: str, below: str, real: str, owner: str) -> bool:
         """Whether a folder is to be listed: not if it was."""
@@ -160,12 +160,12 @@ class _Walk:
             self.folders[real] = owner
             return True
         self._check_owner(os.path.join(top, below), self.folders[real], owner)
-        self._note(top, below, "what it leads to is listed already")
+        self._note(top, below, "its target is already listed")
         return False
 
     def _check_file(self, entry: os.DirEntry, real: str, owner: str) -> None:
         if not entry.is_file(follow_symlinks=False):
-            raise InputError("is a pipe, socket or device, no image", file=entry.path)
+            raise InputError("is a pipe, socket or device, not an image", file=entry.path)
         if self.files and real in self.files:
             self._check_owner(entry.path, self.files[real], owner)
 
@@ -181,7 +181,7 @@ class _Walk:
             self.files[real] = owner
             return True
         self._check_owner(path, known, owner)
-        self._note(top, name, "what it leads to is listed already")
+        self._note(top, name, "its target is already listed")
         return False
 
     def _resolve(self, path: str) -> str:
@@ -201,7 +201,7 @@ class _Walk:
                 f"is a broken link ({error.strerror})", file=path, remedy="remove it, or restore what it leads to"
             ) from error
         if not stat.S_ISREG(mode):
-            raise InputError("leads to a pipe, socket or device, no image", file=path)
+            raise InputError("leads to a pipe, socket or device, not an image", file=path)
         return real
 
     @staticmethod
@@ -216,7 +216,7 @@ def _real_path(folder: str) -> str:
     try:
         return os.path.realpath(folder)
     except ValueError as error:
-        raise InputError("is no valid path: it holds a NUL or half a surrogate pair", file=folder) from error
+        raise InputError("is not a valid path: it contains a NUL or half of a surrogate pair", file=folder) from error
 
 
 def _scan(folder: str) -> list[os.DirEntry]:

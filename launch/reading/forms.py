@@ -17,7 +17,7 @@ def records(file: str | Path, columns: Sequence[str], *, endings: Sequence[str],
     Args:
       file: its path.
       columns: the fields that every record has to have; of a table only these are read.
-      endings: those of the four that are valid.
+      endings: the valid ones of these four.
       setting: the file's setting, for an error about its ending.
 
     Raises:
@@ -41,14 +41,14 @@ def texts(
     endings: Sequence[str] = (".txt", ".jsonl", ".csv", ".tsv", ".json"),
     setting: str = "",
 ) -> Iterator[tuple[str, str]]:
-    """(place, text) of every text of a file, stripped; blank ones are passed over.
+    """(place, text) of every text of a file, stripped; blank ones are skipped.
 
     Args:
       file: .txt (one text per line), .csv or .tsv (with a header), .jsonl (an object per line), .json (a list of
         objects or texts, which may stand under "annotations", as in COCO's files). In JSON, the value may be a list of
         texts.
-      column: the column or key that holds the text.
-      endings: those that are valid.
+      column: the column or key of the text.
+      endings: the valid ones.
       setting: the file's setting, for an error about its ending.
 
     Raises:
@@ -78,15 +78,13 @@ def _of_json(file: str | Path, column: str) -> Iterator[tuple[str, str]]:
         elif isinstance(item, str):
             yield from _texts(record, str(record.place), item)
         else:
-            raise InputError(
-                f"has to be a text or an object with {column!r}", file=file, place=record.place, value=item
-            )
+            raise InputError(f"must be a text or an object with {column!r}", file=file, place=record.place, value=item)
 
 
 def _texts(record: Record, place: str, value: Any) -> Iterator[tuple[str, str]]:
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, str):
-            raise InputError("is no text", file=record.file, place=place, value=item)
+            raise InputError("must be a text", file=record.file, place=place, value=item)
         if item := item.strip():
             yield place, item
 
@@ -94,5 +92,5 @@ def _texts(record: Record, place: str, value: Any) -> Iterator[tuple[str, str]]:
 def _ending(file: str | Path, endings: Sequence[str], setting: str) -> str:
     ending = Path(file).suffix.lower()
     if ending not in endings:
-        raise InputError(f"a file that ends in {', '.join(endings)} is needed", file=file, field=setting)
+        raise InputError(f"the file name must end in {', '.join(endings)}", file=file, field=setting)
     return ending

@@ -74,7 +74,7 @@ def decode(
             image = Image.open(stream, formats=_formats())
         except UnidentifiedImageError as error:
             empty = not stream.seek(0, os.SEEK_END)
-            reason = "is empty" if empty else f"is no image of a format and kind that can be read ({_SHOWN})"
+            reason = "is empty" if empty else f"is not an image in a supported format ({_SHOWN})"
             raise InputError(reason, file=name, remedy="replace the file or remove it") from error
         except Exception as error:  # Pillow's plugins raise whatever their parsers raise
             raise _undecodable(name, error) from error
@@ -164,8 +164,8 @@ def _range(
         return 0, 1
     kind = "floats" if image.mode == "F" else "32-bit integers"
     raise InputError(
-        f"holds {kind} from {least:g} to {most:g} and declares no range"
-        + ("; floats without one have to lie in [0, 1]" if image.mode == "F" else ""),
+        f"contains {kind} from {least:g} to {most:g} and declares no range"
+        + ("; floats without one must lie in [0, 1]" if image.mode == "F" else ""),
         file=name,
         remedy="convert it to 8 or 16 bits, or store its range in SMinSampleValue and SMaxSampleValue",
     )
@@ -195,10 +195,10 @@ def _number(value: Any) -> float | None:
 def _scaled(values: np.ndarray, black: float, white: float, name: str) -> np.ndarray:
     """Values from black to white as uint8, rounded."""
     if not np.isfinite(values).all():
-        raise InputError("holds NaN or infinite values", file=name, remedy="replace the file or remove it")
+        raise InputError("contains NaN or infinite values", file=name, remedy="replace the file or remove it")
     if values.size and (values.min() < black or values.max() > white):
         raise InputError(
-            f"holds values from {values.min():g} to {values.max():g}, outside its range from {black:g} to {white:g}",
+            f"contains values from {values.min():g} to {values.max():g}, outside its range from {black:g} to {white:g}",
             file=name,
             remedy="convert it to 8 or 16 bits",
         )

@@ -25,13 +25,13 @@ def read(file: str | Path, *, top: type | tuple[type, ...] = (dict, list), nonfi
 
     Args:
       file: its path.
-      top: what the content has to be: dict, list or both; object for any value.
-      nonfinite: take NaN and infinities, which Python writes and JSON has not; for files of our own.
+      top: what the content must be: dict, list or both; object for any value.
+      nonfinite: accept NaN and infinities, which Python writes but JSON does not allow; for our own files.
 
     Raises:
       MissingInput: no such file.
       InputError: not UTF-8, no JSON (with line and column), a key twice in an object, a number that is not finite, a
-        text that cannot be written again, absurd nesting, another type.
+        text that cannot be written as UTF-8, nesting beyond `MAX_DEPTH`, another type.
     """
     content = text.read(file)
     try:
@@ -60,19 +60,19 @@ def parse(
       top, nonfinite: as of `read`.
     """
     if not content or content.isspace():
-        raise InputError("is empty, JSON is needed", file=file, place=place)
+        raise InputError("is empty; JSON is needed", file=file, place=place)
     try:
         value = _DECODERS[nonfinite].decode(content)
     except json.JSONDecodeError as error:
         column = f"column {error.colno}"
         at = f"line {error.lineno}, {column}" if not place else f"{_place(place)}, {column}"
-        raise InputError(f"no JSON: {error.msg}", file=file, place=at, remedy=_hint(content, error.pos)) from error
+        raise InputError(f"invalid JSON: {error.msg}", file=file, place=at, remedy=_hint(content, error.pos)) from error
     except _Refused as error:
         raise InputError(error.reason, file=file, place=place) from error
     except RecursionError as error:
         raise _too_deep(file, place) from error
     except ValueError as error:  # an integer with more digits than Python takes
-        raise InputError(f"no JSON that can be read: {error}", file=file, place=place) from error
+        raise InputError(f"invalid JSON: {error}", file=file, place=place) from error
     kinds = top if isinstance(top, tuple) else (top,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and not {bool, object} & set(kinds)):
         needed = " or ".join(_KINDS[kind] for kind in kinds)
@@ -82,7 +82,7 @@ def parse(
 
 
 def lines(file: str | Path, *, nonfinite: bool = False) -> Iterator[Record]:
-    """The objects of a JSON Lines file, one a line, read as they are asked for; blank lines are passed over.
+    """The objects of a JSON Lines file, one a line, read as they are asked for; blank lines are skipped.
 
     Raises:
       As `read`, with the line.
@@ -93,11 +93,11 @@ def lines(file: str | Path, *, nonfinite: bool = False) -> Iterator[Record]:
 
 
 def records(file: str | Path, *, under: str = "") -> list[Record]:
-    """The objects of a JSON file that holds a list, which may stand under a key.
+    """The objects in the list of a JSON file, at the top level or under a key.
 
     Args:
       file: its path.
-      under: if given, the file holds an object, and the list is the value of this key; COCO's "annotations".
+      under: the key of the list, as COCO's "annotations"; "" if the file is the list.
 
     Raises:
       As `read`; also an entry that is no object.
@@ -105,12 +105,12 @@ def records(file: str | Path, *, under: str = "") -> list[Record]:
     found = entries(read(file, top=dict if under else list), file, under=under)
     for i, values in enumerate(found):
         if not isinstance(values, dict):
-            raise InputError("has to be an object", file=file, place=entry(i, under), value=values)
+            raise InputError("must be an object", file=file, place=entry(i, under), value=values)
     return [Record(file, entry(i, under), values) for i, values in enumerate(found)]
 
 
 def entries(content: Any, file: str | Path, *, under: str = "") -> list[Any]:
-    """The list that a file holds, or that stands under a key of the object that it holds."""
+    """The list of a JSON file: its content, or the value of a key of it."""
     if not under:
         return content
     if not isinstance(content, dict) or not isinstance(content.get(under), list):
@@ -142,7 +142,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(constant: str) -> None:
-    raise _Refused(f"{constant} is no JSON value; numbers have to be finite")
+    raise _Refused(f"{constant} is not valid JSON; numbers must be finite")
 
 
 def _finite(number: str) -> float:
@@ -178,10 +178,10 @@ def _check(value: Any, content: str, file: str | Path | None, place: str | int) 
 def _check_texts(texts: list[str], file: str | Path | None, place: str | int) -> None:
     for item in texts:
         if "\0" in item:
-            raise InputError("a text holds NUL", file=file, place=place, value=item, remedy="remove \\u0000")
+            raise InputError("a text contains NUL", file=file, place=place, value=item, remedy="remove \\u0000")
         if _has_surrogate(item):
             raise InputError(
-                "a text holds half of a surrogate pair, which cannot be written as UTF-8",
+                "a text contains half of a surrogate pair, which cannot be written as UTF-8",
                 file=file,
                 place=place,
                 value=item,

@@ -8,12 +8,13 @@ from launch.reading.errors import InputError, shown
 
 
 def read(file: str | Path, *, comment: str = "", at_least: int = 1) -> tuple[str, ...]:
-    """The items of a file, one per line, each of which occurs once; white space around them and blank lines are no
-    part of the list.
+    """The items of a file, one per line, each of which may occur once.
+
+    White space around items is dropped, and so are blank lines.
 
     Args:
       file: its path.
-      comment: lines that begin with it are passed over; "" for none.
+      comment: lines that begin with it are skipped; "" for none.
       at_least: items.
 
     Raises:

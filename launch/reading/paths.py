@@ -23,12 +23,12 @@ def path(value: Any, setting: str) -> Path:
       InputError: empty, blank, no text, with a NUL, or `~name` of an unknown user.
     """
     if not isinstance(value, str | os.PathLike):
-        raise InputError("has to be a path", field=setting, value=value)
+        raise InputError("must be a path", field=setting, value=value)
     text = os.fspath(value)
     if not isinstance(text, str) or "\0" in text:
-        raise InputError("has to be a path without NUL characters", field=setting, value=text)
+        raise InputError("must be a path without NUL characters", field=setting, value=text)
     if not text.strip():
-        raise InputError("is empty", field=setting, value=text, remedy="give a path, is a variable of the shell unset?")
+        raise InputError("is empty", field=setting, value=text, remedy="give a path; is a shell variable unset?")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -41,8 +41,8 @@ def file(value: Any, setting: str, *, endings: Sequence[str] = (), remedy: str =
     Args:
       value: what was given.
       setting: its name, for errors.
-      endings: those that are valid, in lower case (".csv"); all by default.
-      remedy: what to do if there is no such file.
+      endings: valid file name endings, in lower case (".csv"); any by default.
+      remedy: what to do if the file is missing.
 
     Raises:
       MissingInput: no such file.
@@ -50,7 +50,7 @@ def file(value: Any, setting: str, *, endings: Sequence[str] = (), remedy: str =
     """
     found = path(value, setting)
     if endings and found.suffix.lower() not in endings:
-        raise InputError(f"needs a file that ends in {', '.join(endings)}", field=setting, value=str(value))
+        raise InputError(f"must be a file that ends in {', '.join(endings)}", field=setting, value=str(value))
     _check_kind(found, setting, remedy, stat.S_ISREG, "a file", os.R_OK)
     return found
 
@@ -80,13 +80,13 @@ def inside(root: str | Path, name: Any, *, listed: str | Path, place: str | int 
     """
     where = {"file": listed, "place": place, "field": field, "value": name}
     if not isinstance(name, str) or not name.strip():
-        raise InputError("has to be the name of a file", **where)
+        raise InputError("must be the name of a file", **where)
     if "\0" in name:
-        raise InputError("has to be the name of a file, without NUL characters", **where)
+        raise InputError("must be the name of a file, without NUL characters", **where)
     base = os.fspath(root)
     relative = os.path.relpath(name, os.path.abspath(base)) if os.path.isabs(name) else os.path.normpath(name)
     if relative in (os.curdir, os.pardir) or relative.startswith(os.pardir + os.sep):
-        raise InputError(f"names no file below {printable(base)}", **where, remedy="names are relative to that folder")
+        raise InputError(f"is not below {printable(base)}", **where, remedy="names are relative to that folder")
     return Path(base, relative)
 
 
@@ -118,11 +118,11 @@ def open_regular(file: str | bytes | Path) -> BinaryIO:
     except OSError as error:
         raise of_os(error, file) from error
     except ValueError as error:
-        raise InputError("is no valid path: it holds a NUL or half a surrogate pair", file=file) from error
+        raise InputError("is not a valid path: it contains a NUL or half of a surrogate pair", file=file) from error
     if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise InputError(f"is {_kind(mode)}, a regular file is needed", file=file)
+    raise InputError(f"is {_kind(mode)}; a regular file is needed", file=file)
 
 
 def _check_kind(found: Path, setting: str, remedy: str, is_kind, kind: str, access: int) -> None:
@@ -131,9 +131,9 @@ def _check_kind(found: Path, setting: str, remedy: str, is_kind, kind: str, acce
     except OSError as error:
         raise of_os(error, found, field=setting, remedy=remedy) from error
     except ValueError as error:
-        raise InputError("is no valid path", field=setting, value=str(found)) from error
+        raise InputError("is not a valid path", field=setting, value=str(found)) from error
     if not is_kind(mode):
-        raise InputError(f"is {_kind(mode)}, {kind} is needed", file=found, field=setting, remedy=remedy)
+        raise InputError(f"is {_kind(mode)}; {kind} is needed", file=found, field=setting, remedy=remedy)
     if not os.access(found, access):
         raise InputError("cannot be read: no permission", file=found, field=setting)
 

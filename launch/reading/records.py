@@ -74,7 +74,7 @@ def text(record: Record, name: str) -> str:
     """A field's text, stripped, which must not be blank."""
     value = field(record, name, str).strip()
     if not value:
-        raise record.error("has to be a text that is not blank", name)
+        raise record.error("must be a text that is not blank", name)
     return value
 
 
@@ -93,7 +93,7 @@ def number(record: Record, name: str, kind: type[T], *, least: float = -math.inf
     """A field's int or float within bounds, both included."""
     value = field(record, name, kind)
     if not least <= value <= most:  # type: ignore[operator]
-        raise record.error(f"has to be {_bounds(least, most)}", name)
+        raise record.error(f"must be {_bounds(least, most)}", name)
     return value
 
 
@@ -120,9 +120,9 @@ def items(
     """
     found = field(record, name, list)
     if length is not None and len(found) != length:
-        raise record.error(f"has to be a list of {length}, has {len(found)}", name)
+        raise record.error(f"must be a list of {length}, has {len(found)}", name)
     if len(found) < at_least:
-        raise record.error(f"has to be a list of at least {at_least}, has {len(found)}", name)
+        raise record.error(f"must be a list of at least {at_least}, has {len(found)}", name)
     found = [_typed(record, name, item, kind, f"item {i} ") for i, item in enumerate(found)]
     if distinct and len(set(found)) < len(found):
         seen: set[Any] = set()
@@ -132,11 +132,11 @@ def items(
 
 
 def one_of(record: Record, name: str, valid: Mapping[str, T] | Collection[str]) -> T | str:
-    """A field's text, which has to be one of `valid`; of a mapping, what it stands for. White space around it is no
+    """A field's text, which must be one of `valid`; of a mapping, what it stands for. White space around it is no
     part of it."""
     value = field(record, name, str).strip()
     if value not in valid:
-        raise record.error(f"has to be one of {', '.join(map(repr, valid))}", name)
+        raise record.error(f"must be one of {', '.join(map(repr, valid))}", name)
     return valid[value] if isinstance(valid, Mapping) else value
 
 
@@ -155,7 +155,7 @@ def _typed(record: Record, name: str, value: Any, kind: type[T], item: str) -> T
         valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if valid:
         return float(value) if kind is float else value  # type: ignore[return-value]
-    raise InputError(f"{item}has to be {_NAMES[kind]}", file=record.file, place=record.place, field=name, value=value)
+    raise InputError(f"{item}must be {_NAMES[kind]}", file=record.file, place=record.place, field=name, value=value)
 
 
 def _is_finite(value: float) -> bool:

@@ -1,7 +1,7 @@
 """Tables with a header: CSV, whose cells may be quoted, and TSV, which has no quoting.
 
-A cell is one line of text. A CSV cell that holds a comma, or begins with a quote, stands in double quotes, and quotes
-in it are doubled. In a TSV file a quote is a character like any other. Empty lines are passed over.
+A cell is one line of text. A CSV cell that contains a comma or begins with a quote must be in double quotes, with the
+quotes inside it doubled. In a TSV file a quote is an ordinary character. Empty lines are skipped.
 """
 
 import csv
@@ -31,8 +31,8 @@ def rows(
 
     Args:
       file: ends in .csv or .tsv.
-      columns: names of the header; other columns are passed over.
-      skip_spaces: white space after a comma is no part of a cell.
+      columns: their names in the header; other columns are ignored.
+      skip_spaces: drop spaces at the beginning of cells.
 
     Raises:
       MissingInput: no such file.
@@ -57,7 +57,7 @@ def rows(
             raise _wrong_width(file, line, cells, width, delimiter)
     if chosen is None:
         raise InputError(
-            f"is empty, a header with {', '.join(map(repr, columns))} is needed on its first line", file=file
+            f"is empty; a header with {', '.join(map(repr, columns))} is needed on its first line", file=file
         )
 
 
@@ -69,13 +69,13 @@ def header(file: str | Path) -> tuple[str, ...]:
             names = split(content, line)
             _check_header(file, line, names)
             return tuple(names)
-    raise InputError("is empty, a header is needed on its first line", file=file)
+    raise InputError("is empty; a header is needed on its first line", file=file)
 
 
 def _delimiter(file: str | Path) -> str:
     ending = Path(file).suffix.lower()
     if ending not in DELIMITERS:
-        raise InputError(f"is no table, a file that ends in {' or '.join(DELIMITERS)} is needed", file=file)
+        raise InputError(f"is not a table; its name must end in {' or '.join(DELIMITERS)}", file=file)
     return DELIMITERS[ending]
 
 
@@ -142,9 +142,9 @@ def _hint(missing: str, names: Sequence[str], delimiter: str) -> str:
     if len(names) == 1:
         for other, kind in (("\t", "tabs: name the file .tsv"), (";", "semicolons: separate cells by commas")):
             if other != delimiter and other in names[0]:
-                return f"the header holds {kind}"
+                return f"the header contains {kind}"
         if delimiter == "\t" and "," in names[0]:
-            return "the header holds commas: name the file .csv"
+            return "the header contains commas: name the file .csv"
     close = difflib.get_close_matches(missing.strip().lower(), [name.strip().lower() for name in names], 1)
     if close:
         alike = next(name for name in names if name.strip().lower() == close[0])
@@ -155,9 +155,9 @@ def _hint(missing: str, names: Sequence[str], delimiter: str) -> str:
 def _wrong_width(file: str | Path, line: int, cells: Sequence[str], width: int, delimiter: str) -> InputError:
     many = len(cells) > width
     if delimiter == ",":
-        remedy = "put a cell that holds a comma in double quotes" if many else "separate cells by commas"
+        remedy = "put a cell that contains a comma in double quotes" if many else "separate cells by commas"
     else:
-        remedy = "no cell may hold a tab" if many else "separate cells by tabs"
+        remedy = "a cell cannot contain a tab" if many else "separate cells by tabs"
     return InputError(
         f"{len(cells)} cell{'s' if len(cells) > 1 else ''}, the header has {width}: {shown(delimiter.join(cells))}",
         file=file,

@@ -88,7 +88,7 @@ def _decode(data: bytes, file: str | Path, before: int) -> str:
     except UnicodeDecodeError as error:
         line, byte = _position(data, error.start)
         raise InputError(
-            f"byte {byte} of the line, 0x{data[error.start]:02x}, is no UTF-8",
+            f"byte {byte} of the line, 0x{data[error.start]:02x}, is not UTF-8",
             file=file,
             place=before + line,
             remedy="save the file as UTF-8, for example with iconv -f latin1 -t utf-8",
@@ -96,10 +96,10 @@ def _decode(data: bytes, file: str | Path, before: int) -> str:
     if "\0" in text:
         line, byte = _position(data, data.index(b"\0"))
         raise InputError(
-            f"byte {byte} of the line is NUL, which no text holds",
+            f"byte {byte} of the line is NUL, which text cannot contain",
             file=file,
             place=before + line,
-            remedy="the file is damaged, no text or UTF-16: save it as UTF-8",
+            remedy="the file is damaged, not text, or UTF-16: save it as UTF-8",
         )
     return text
 
@@ -113,4 +113,4 @@ def _position(data: bytes, at: int) -> tuple[int, int]:
 def _refuse_magic(data: bytes, file: str | Path) -> None:
     for magic, (kind, remedy) in _MAGICS.items():
         if data.startswith(magic):
-            raise InputError(f"is {kind}, UTF-8 text is needed", file=file, remedy=remedy)
+            raise InputError(f"is {kind}; UTF-8 text is needed", file=file, remedy=remedy)

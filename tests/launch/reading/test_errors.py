@@ -9,18 +9,18 @@ from launch.reading import InputError, MissingInput, jsons, printable, records, 
 
 
 def test_the_line_and_its_parts():
-    error = InputError("has to be an integer", file="a.json", place="entry 4", field="id", value=1.7, remedy="round it")
-    assert str(error) == "a.json, entry 4, 'id': has to be an integer, got 1.7; round it"
+    error = InputError("must be an integer", file="a.json", place="entry 4", field="id", value=1.7, remedy="round it")
+    assert str(error) == "a.json, entry 4, 'id': must be an integer, got 1.7; round it"
     assert (error.file, error.place, error.field, error.value) == ("a.json", "entry 4", "id", 1.7)
-    assert (error.reason, error.remedy) == ("has to be an integer", "round it")
+    assert (error.reason, error.remedy) == ("must be an integer", "round it")
     assert str(InputError("is empty", place=3)) == "line 3: is empty"
     assert str(InputError("is empty", file="a")) == "a: is empty"
     assert isinstance(error, ValueError)
 
 
 def test_none_is_a_value_and_absence_is_not():
-    assert str(InputError("has to be a text", value=None)) == "has to be a text, got None"
-    assert str(InputError("has to be a text")) == "has to be a text"
+    assert str(InputError("must be a text", value=None)) == "must be a text, got None"
+    assert str(InputError("must be a text")) == "must be a text"
 
 
 @pytest.mark.parametrize("kind", [InputError, MissingInput])
@@ -73,28 +73,28 @@ def test_types_of_fields():
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda r: records.field(r, "f", int), "'f': has to be an integer, got 1.7"),
-        (lambda r: records.field(r, "b", int), "'b': has to be an integer, got True"),
-        (lambda r: records.field(r, "b", float), "'b': has to be a number, got True"),
-        (lambda r: records.field(r, "s", int), "'s': has to be an integer, got '3'"),
-        (lambda r: records.field(r, "n", str), "'n': has to be a text, got None"),
-        (lambda r: records.field(r, "big", float), "'big': has to be a number, got 1000"),
-        (lambda r: records.field(r, "inf", float), "'inf': has to be a number, got inf"),
+        (lambda r: records.field(r, "f", int), "'f': must be an integer, got 1.7"),
+        (lambda r: records.field(r, "b", int), "'b': must be an integer, got True"),
+        (lambda r: records.field(r, "b", float), "'b': must be a number, got True"),
+        (lambda r: records.field(r, "s", int), "'s': must be an integer, got '3'"),
+        (lambda r: records.field(r, "n", str), "'n': must be a text, got None"),
+        (lambda r: records.field(r, "big", float), "'big': must be a number, got 1000"),
+        (lambda r: records.field(r, "inf", float), "'inf': must be a number, got inf"),
         (lambda r: records.field(r, "target", str), "no 'target' among 'f', 'b', "),
-        (lambda r: records.text(r, "blank"), "'blank': has to be a text that is not blank, got '  '"),
-        (lambda r: records.texts(r, "l"), "'l': item 0 has to be a text, got 1"),
-        (lambda r: records.texts(r, "none"), "'none': has to be a list of at least 1, has 0, got []"),
-        (lambda r: records.items(r, "l", int, length=3), "'l': has to be a list of 3, has 2, got"),
+        (lambda r: records.text(r, "blank"), "'blank': must be a text that is not blank, got '  '"),
+        (lambda r: records.texts(r, "l"), "'l': item 0 must be a text, got 1"),
+        (lambda r: records.texts(r, "none"), "'none': must be a list of at least 1, has 0, got []"),
+        (lambda r: records.items(r, "l", int, length=3), "'l': must be a list of 3, has 2, got"),
         (lambda r: records.items(r, "l", int, distinct=True), "'l': 1 occurs twice"),
-        (lambda r: records.items(r, "s", int), "'s': has to be a list, got '3'"),
-        (lambda r: records.one_of(r, "s", ("0", "1")), "'s': has to be one of '0', '1', got '3'"),
-        (lambda r: records.number(r, "f", float, least=2), "'f': has to be at least 2, got 1.7"),
-        (lambda r: records.number(r, "f", float, least=2, most=3), "'f': has to be from 2 to 3, got 1.7"),
+        (lambda r: records.items(r, "s", int), "'s': must be a list, got '3'"),
+        (lambda r: records.one_of(r, "s", ("0", "1")), "'s': must be one of '0', '1', got '3'"),
+        (lambda r: records.number(r, "f", float, least=2), "'f': must be at least 2, got 1.7"),
+        (lambda r: records.number(r, "f", float, least=2, most=3), "'f': must be from 2 to 3, got 1.7"),
         (lambda r: records.only(r, ("f", "b")), "unknown field 's'; valid fields: 'f', 'b'"),
-        (lambda r: r.child("f"), "'f': has to be an object, got 1.7"),
+        (lambda r: r.child("f"), "'f': must be an object, got 1.7"),
         (lambda r: records.field(r.child("o"), "x", int), "'o': no 'x' among nothing"),
-        (lambda r: r.children("l"), "'l': item 0 has to be an object, got 1"),
-        (lambda r: records.field(r.children("os")[1], "x", int), "'os'[1], 'x': has to be an integer, got None"),
+        (lambda r: r.children("l"), "'l': item 0 must be an object, got 1"),
+        (lambda r: records.field(r.children("os")[1], "x", int), "'os'[1], 'x': must be an integer, got None"),
     ],
 )
 def test_what_fields_refuse(call, says):
@@ -106,11 +106,11 @@ def test_what_fields_refuse(call, says):
 
 
 def test_a_record_of_a_table_names_its_line():
-    with pytest.raises(InputError, match=r"^t\.csv, line 7, 'y': has to be one of '0', '1', got '2'$"):
+    with pytest.raises(InputError, match=r"^t\.csv, line 7, 'y': must be one of '0', '1', got '2'$"):
         records.one_of(records.Record("t.csv", 7, {"y": "2"}), "y", {"0": 0, "1": 1})
 
 
 def test_entries_that_are_no_objects(tmp_path):
     (tmp_path / "a.json").write_text('{"images": [{"id": 1}, 5]}')
-    with pytest.raises(InputError, match=r"a\.json, entry 1 of 'images': has to be an object, got 5"):
+    with pytest.raises(InputError, match=r"a\.json, entry 1 of 'images': must be an object, got 5"):
         jsons.records(tmp_path / "a.json", under="images")

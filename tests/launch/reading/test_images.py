@@ -140,10 +140,10 @@ def test_integers():
 @pytest.mark.parametrize(
     "values, says",
     [
-        (GREY * 255, "holds floats from 0 to 255 and declares no range; floats without one have to lie in [0, 1]"),
-        (GREY - 0.5, "holds floats from -0.5 to 0.5"),
-        (np.full((4, 4), np.nan), "holds floats from nan to nan"),
-        (np.round(GREY * 4095).astype(np.int32), "holds 32-bit integers from 0 to 4095 and declares no range; convert"),
+        (GREY * 255, "contains floats from 0 to 255 and declares no range; floats without one must lie in [0, 1]"),
+        (GREY - 0.5, "contains floats from -0.5 to 0.5"),
+        (np.full((4, 4), np.nan), "contains floats from nan to nan"),
+        (np.round(GREY * 4095).astype(np.int32), "contains 32-bit integers from 0 to 4095 and declares no range"),
     ],
 )  # fmt: skip
 def test_values_without_a_range(values, says):
@@ -154,9 +154,9 @@ def test_values_without_a_range(values, says):
 
 
 def test_values_that_contradict_the_range():
-    with pytest.raises(InputError, match=r"holds values from 0 to 1, outside its range from 0 to 0\.5"):
+    with pytest.raises(InputError, match=r"contains values from 0 to 1, outside its range from 0 to 0\.5"):
         decode(encode(GREY.astype(np.float32), "TIFF"), value_range=(0, 0.5))
-    with pytest.raises(InputError, match="holds NaN or infinite values"):
+    with pytest.raises(InputError, match="contains NaN or infinite values"):
         decode(encode(np.full((4, 4), np.nan, np.float32), "TIFF"), value_range=(0, 1))
 
 
@@ -269,12 +269,12 @@ def test_what_is_no_image(tmp_path):
         decode(tmp_path)
     with pytest.raises(InputError, match=r"^image: is empty; replace"):
         decode(b"")
-    with pytest.raises(InputError, match=r"^x: is no image of a format"):
+    with pytest.raises(InputError, match=r"^x: is not an image in a supported format"):
         decode(b"hello" * 100, name="x")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    with pytest.raises(InputError, match="is no image of a format"):  # nothing is run
+    with pytest.raises(InputError, match="is not an image in a supported format"):  # nothing is run
         decode(script)
-    with pytest.raises(InputError, match=r"caf\\xe9\.jpg: is no image"):
+    with pytest.raises(InputError, match=r"caf\\xe9\.jpg: is not an image"):
         path = str(tmp_path / "caf\udce9.jpg")
         with open(path, "wb") as file:
             file.write(b"x")

@@ -31,16 +31,16 @@ def test_values(write):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("", "a.json: is empty, JSON is needed"),
+        ("", "a.json: is empty; JSON is needed"),
         (" \n", "is empty"),
-        ('{"a": 1', r"a\.json, line 1, column 8: no JSON: Expecting ',' delimiter; near "),
-        ('[\n1,\n 2 3]', "line 3, column 4: no JSON"),
-        ("[1, 2,]", "no JSON"),
-        ("{'a': 1}", "no JSON"),
-        ('{"a": 1}\n{"a": 2}\n', "line 2, column 1: no JSON: Extra data; .* name the file .jsonl"),
+        ('{"a": 1', r"a\.json, line 1, column 8: invalid JSON: Expecting ',' delimiter; near "),
+        ('[\n1,\n 2 3]', "line 3, column 4: invalid JSON"),
+        ("[1, 2,]", "invalid JSON"),
+        ("{'a': 1}", "invalid JSON"),
+        ('{"a": 1}\n{"a": 2}\n', "line 2, column 1: invalid JSON: Extra data; .* name the file .jsonl"),
         ('{"a": {"b": 1, "c": 2, "b": 3}}', "a.json: the key 'b' occurs twice in the object {'b': 3, 'c': 2}"),
-        ("[NaN]", "NaN is no JSON value; numbers have to be finite"),
-        ("[-Infinity]", "-Infinity is no JSON value"),
+        ("[NaN]", "NaN is not valid JSON; numbers must be finite"),
+        ("[-Infinity]", "-Infinity is not valid JSON"),
         ("[1e999]", "the number '1e999' is too large"),
         ("[" * 100_000, "nested deeper than 100 levels"),
         ("[" * 100_000 + "]" * 100_000, "nested deeper than 100 levels"),
@@ -48,13 +48,13 @@ def test_values(write):
         ('{"a":' * 101 + "1" + "}" * 101, "nested deeper than 100 levels"),
         ("3", "an object or a list is needed, got 3"),
         ("null", "an object or a list is needed, got None"),
-        (r'["a blue thing \ud83d"]', r"a text holds half of a surrogate pair.*, got 'a blue thing \\ud83d'"),
+        (r'["a blue thing \ud83d"]', r"a text contains half of a surrogate pair.*, got 'a blue thing \\ud83d'"),
         (r'["\ude00\ud83d"]', "half of a surrogate pair"),
         (r'{"a": [{"\uD83d": 1}]}', "half of a surrogate pair"),
-        (r'["a\u0000b"]', "a text holds NUL"),
-        ("[" + "9" * 5000 + "]", "no JSON that can be read: Exceeds the limit"),
-        ('["a\nb"]', "no JSON: Invalid control character"),
-        (b'["caf\xe9"]', "line 1: byte 6 of the line, 0xe9, is no UTF-8"),
+        (r'["a\u0000b"]', "a text contains NUL"),
+        ("[" + "9" * 5000 + "]", "invalid JSON: Exceeds the limit"),
+        ('["a\nb"]', "invalid JSON: Invalid control character"),
+        (b'["caf\xe9"]', "line 1: byte 6 of the line, 0xe9, is not UTF-8"),
         (b'["a\0"]', "line 1: byte 4 of the line is NUL"),
     ],
 )  # fmt: skip
@@ -93,13 +93,13 @@ def test_lines(write):
 @pytest.mark.parametrize(
     "line, says",
     [
-        ('{"a": 1', r"a\.jsonl, line 3, column 8: no JSON: Expecting"),
+        ('{"a": 1', r"a\.jsonl, line 3, column 8: invalid JSON: Expecting"),
         ("[1]", r"line 3: an object is needed, got \[1\]"),
         ('{"a": 1, "a": 2}', "line 3: the key 'a' occurs twice"),
-        ('{"a": NaN}', "line 3: NaN is no JSON value"),
-        ('{"a": "\\ud83d"}', "line 3: a text holds half of a surrogate pair"),
+        ('{"a": NaN}', "line 3: NaN is not valid JSON"),
+        ('{"a": "\\ud83d"}', "line 3: a text contains half of a surrogate pair"),
         ("[" * 100_000, "line 3: lists and objects are nested deeper"),
-        ('{"a": 1} {"a": 2}', "line 3, column 10: no JSON: Extra data"),
+        ('{"a": 1} {"a": 2}', "line 3, column 10: invalid JSON: Extra data"),
     ],
 )
 def test_what_lines_refuse(write, line, says):
@@ -133,13 +133,13 @@ def test_texts_of_every_form(write, name, content):
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("a.xml", "x", "a.xml, 'data.captions': a file that ends in .txt, .jsonl, .csv, .tsv, .json is needed"),
+        ("a.xml", "x", "a.xml, 'data.captions': the file name must end in .txt, .jsonl, .csv, .tsv, .json"),
         ("a.csv", "text\nx\n", "line 1: no column 'caption' among 'text'"),
         ("a.csv", "caption\na dog, running\n", "line 2: 2 cells, the header has 1"),
         ("a.jsonl", '{"text": "x"}', "line 1: no 'caption' among 'text'"),
-        ("a.jsonl", '{"caption": null}', "line 1: is no text, got None"),
-        ("a.jsonl", '{"caption": [3]}', "line 1: is no text, got 3"),
-        ("a.json", '["x", 3]', "entry 1: has to be a text or an object with 'caption', got 3"),
+        ("a.jsonl", '{"caption": null}', "line 1: must be a text, got None"),
+        ("a.jsonl", '{"caption": [3]}', "line 1: must be a text, got 3"),
+        ("a.json", '["x", 3]', "entry 1: must be a text or an object with 'caption', got 3"),
         ("a.json", '[{"text": "x"}]', "entry 0: no 'caption' among 'text'"),
         ("a.json", '{"captions": []}', "an object with a list under 'annotations' is needed"),
     ],
@@ -161,7 +161,7 @@ def test_records_of_every_form(write, name):
         list(forms.records(write(name, content), ["other"], **options))
     with pytest.raises(MissingInput):
         list(forms.records(write(name, content).with_name(f"b{name}"), ["other"], **options))
-    with pytest.raises(InputError, match=r"ends in \.json, \.jsonl is needed"):
+    with pytest.raises(InputError, match=r"the file name must end in \.json, \.jsonl"):
         list(forms.records(write("a.csv", "x"), ["x"], **options))
 
 

@@ -21,11 +21,11 @@ def test_home(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "value, says",
     [
-        ("", r"^'--workdir': is empty, got ''; give a path, is a variable of the shell unset\?$"),
+        ("", r"^'--workdir': is empty, got ''; give a path; is a shell variable unset\?$"),
         ("  ", "'--workdir': is empty, got '  '"),
-        (None, "'--workdir': has to be a path, got None"),
-        (3, "'--workdir': has to be a path, got 3"),
-        (b"x", "has to be a path, got b'x'"),
+        (None, "'--workdir': must be a path, got None"),
+        (3, "'--workdir': must be a path, got 3"),
+        (b"x", "must be a path, got b'x'"),
         ("a\0b", r"without NUL characters, got 'a\\x00b'"),
         ("~nobody-of-that-name/x", "names an unknown user after '~', got '~nobody-of-that-name/x'"),
     ],
@@ -41,14 +41,14 @@ def test_files_and_folders(tmp_path):
         paths.file(tmp_path / "b.csv", "data.path", remedy="make it")
     with pytest.raises(MissingInput, match="no such file"):
         paths.file(tmp_path / "a.csv" / "b.csv", "data.path")
-    with pytest.raises(InputError, match=r"'data\.path': needs a file that ends in \.tsv, \.jsonl, got '.*a\.csv'"):
+    with pytest.raises(InputError, match=r"'data\.path': must be a file that ends in \.tsv, \.jsonl, got '.*a\.csv'"):
         paths.file(tmp_path / "a.csv", "data.path", endings=(".tsv", ".jsonl"))
-    with pytest.raises(InputError, match="is a folder, a file is needed"):
+    with pytest.raises(InputError, match="is a folder; a file is needed"):
         paths.file(tmp_path, "data.path")
-    with pytest.raises(InputError, match="is a file, a folder is needed"):
+    with pytest.raises(InputError, match="is a file; a folder is needed"):
         paths.folder(tmp_path / "a.csv", "data.images")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is a pipe, socket or device, a file is needed"):
+    with pytest.raises(InputError, match="is a pipe, socket or device; a file is needed"):
         paths.file(tmp_path / "pipe", "data.path")
 
 
@@ -73,19 +73,19 @@ def test_names_below_a_folder(name, below):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("../a.jpg", "names no file below /r, got '../a.jpg'; names are relative to that folder"),
-        ("x/../../r/a.jpg", "names no file below /r"),
-        ("/etc/passwd", "names no file below /r"),
-        ("/rest/a.jpg", "names no file below /r"),
-        ("..", "names no file below /r"),
-        (".", "names no file below /r"),
-        ("x/..", "names no file below /r"),
-        ("/r", "names no file below /r"),
-        ("", "has to be the name of a file, got ''"),
-        (" ", "has to be the name of a file"),
-        (7, "has to be the name of a file, got 7"),
-        (None, "has to be the name of a file, got None"),
-        ("a\0.jpg", "has to be the name of a file, without NUL characters"),
+        ("../a.jpg", "is not below /r, got '../a.jpg'; names are relative to that folder"),
+        ("x/../../r/a.jpg", "is not below /r"),
+        ("/etc/passwd", "is not below /r"),
+        ("/rest/a.jpg", "is not below /r"),
+        ("..", "is not below /r"),
+        (".", "is not below /r"),
+        ("x/..", "is not below /r"),
+        ("/r", "is not below /r"),
+        ("", "must be the name of a file, got ''"),
+        (" ", "must be the name of a file"),
+        (7, "must be the name of a file, got 7"),
+        (None, "must be the name of a file, got None"),
+        ("a\0.jpg", "must be the name of a file, without NUL characters"),
     ],
 )
 def test_names_that_leave_a_folder(name, says):

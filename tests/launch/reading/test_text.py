@@ -1,7 +1,9 @@
 """Text files and lists: marks, encodings, line ends, what is no text."""
 
+import contextlib
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,13 +46,16 @@ def test_lines(write, content, lines, monkeypatch):
 @pytest.mark.parametrize(
     "content, says",
     [
-        (b"ok\na caf\xe9 at night\n", r"a\.txt, line 2: byte 6 of the line, 0xe9, is no UTF-8; save the file as UTF-8"),
+        (
+            b"ok\na caf\xe9 at night\n",
+            r"a\.txt, line 2: byte 6 of the line, 0xe9, is not UTF-8; save the file as UTF-8",
+        ),
         (b"ok\r\rx\xff", r"line 3: byte 2 of the line, 0xff"),
         (b"ok\n\xed\xa0\xbd", r"line 2: byte 1 of the line, 0xed"),  # half a surrogate pair
         (b"ok\na\0b\n", r"line 2: byte 2 of the line is NUL"),
-        ("caption\n".encode("utf-16"), r"is UTF-16 or UTF-32 text, UTF-8 text is needed; save it as UTF-8"),
+        ("caption\n".encode("utf-16"), r"is UTF-16 or UTF-32 text; UTF-8 text is needed; save it as UTF-8"),
         ("caption\n".encode("utf-16-be"), r"line 1: byte 1 of the line is NUL.* UTF-16: save it as UTF-8"),
-        (b"\x1f\x8b\x08\x00", r"is a gzip file, .*gunzip"),
+        (b"\x1f\x8b\x08\x00", r"is a gzip file; .*gunzip"),
         (b"PK\x03\x04xx", r"is a zip file or a spreadsheet"),
     ],
 )
@@ -73,11 +78,11 @@ def test_lines_are_read_as_they_are_asked_for(write, monkeypatch):
 def test_what_is_no_file(tmp_path):
     with pytest.raises(MissingInput, match=r"nothing\.txt: no such file"):
         text.read(tmp_path / "nothing.txt")
-    with pytest.raises(InputError, match=r"is a folder, a regular file is needed"):
+    with pytest.raises(InputError, match=r"is a folder; a regular file is needed"):
         text.read(tmp_path)
-    with pytest.raises(InputError, match="no valid path"):
+    with pytest.raises(InputError, match="not a valid path"):
         text.read("a\0b")
-    with pytest.raises(InputError, match="no valid path"):
+    with pytest.raises(InputError, match="not a valid path"):
         text.read("a\ud83d")
     with pytest.raises(InputError, match=r"cannot be read .*too long"):
         text.read(tmp_path / ("x" * 300))
@@ -104,11 +109,25 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert caught and "is a pipe" in caught[0]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(write):
+def test_a_file_without_permission(write, monkeypatch):
     path = write("x")
-    path.chmod(0)
-    with pytest.raises(InputError, match="Permission denied"):
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # root may read everything
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        text.read(path)
+
+
+def test_a_disk_that_fails_while_it_is_read(write, monkeypatch):
+    path = write("x")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(text.paths, "open_regular", lambda _: contextlib.nullcontext(SimpleNamespace(read=fail)))
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read \(Input/output error\)"):
         text.read(path)
 
 
@@ -124,7 +143,7 @@ def test_a_list(write):
         ("cat\ndog\n\n cat \n", r"a\.txt, line 4: 'cat' is on line 1 already; remove one"),
         ("", "has no items, at least 1 needed, one per line"),
         ("\n \n", "has no items"),
-        (b"caf\xe9\n", "line 1: byte 4 of the line, 0xe9, is no UTF-8"),
+        (b"caf\xe9\n", "line 1: byte 4 of the line, 0xe9, is not UTF-8"),
     ],
 )
 def test_what_is_no_list(write, content, says):
