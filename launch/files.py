@@ -58,7 +58,10 @@ def writing_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)  # mkdtemp gives 0700
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # moved aside first: deleting it may take long, and a kill must not leave half of it
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PARTIAL))
+            os.replace(folder, old)
+            shutil.rmtree(old, ignore_errors=True)
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,6 +107,16 @@ def save_tree(folder: str | Path, tree: Any) -> None:
         for number, array in enumerate(arrays):
             _save_array(temporary / f"{number}.npy", array)
         write_atomically(temporary / "tree.json", text + "\n")
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed calls of `save_tree` and `write_atomically` left beside `folder`, while no other one runs."""
+    folder = Path(folder)
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def load_tree(folder: str | Path) -> Any:
@@ -156,19 +169,27 @@ def _save_array(path: Path, array: Any) -> None:
     array = np.asarray(array)
     if array.dtype.hasobject:
         raise TypeError("arrays of Python objects cannot be saved")
-    native = array.dtype.isbuiltin == 1
-    with open(path, "wb") as file:
+    native = array.dtype.isbuiltin != 2  # 2: registered with NumPy by a library
+    if not native:
         # Types such as bfloat16 have no name in the .npy format: their bytes are kept, and the name beside them.
-        np.save(file, array if native else array.view(np.uint8).reshape(*array.shape, -1), allow_pickle=False)
+        array, dtype = array.reshape(-1).view(np.uint8).reshape(*array.shape, array.dtype.itemsize), array.dtype
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     if not native:
-        path.with_suffix(".dtype").write_text(array.dtype.name)
+        path.with_suffix(".dtype").write_text(dtype.name)
 
 
 def _is_whole(array: np.memmap) -> bool:
-    """Whether an array is a whole .npy file that is mapped for writing, and not a view of a part of it."""
-    return array.mode in ("w+", "r+") and array.offset + array.nbytes == os.path.getsize(str(array.filename))
+    """Whether an array is a whole .npy file that is mapped for writing, and not a view of it or of a part of it."""
+    if array.mode not in ("w+", "r+"):
+        return False
+    try:
+        file = np.load(str(array.filename), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False  # no .npy file, or moved already: the tree has the array twice
+    return (file.shape, file.strides, file.dtype) == (array.shape, array.strides, array.dtype)
 
 
 def _load_array(path: Path) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""One page that shows what came out: `python -m launch.report DIR [--out FILE]`.
+"""Show what came out of runs, as one page: `python -m launch.report DIR [--out FILE] [--tables] [--csv FILE] …`.
 
-DIR is a run directory, a comparison, a sweep's folder, or a folder of such. The page is a single HTML file: tables of
-mean ± standard deviation over seeds, curves, what a sweep found over what it swept, the experiments' own tables and
-figures, configs and versions. It reads and disturbs nothing: it can be made while runs are going on.
+DIR is a run directory, a sweep's folder, or a folder of such. The page is a single HTML file: tables of
+mean ± standard deviation over seeds, results over what a sweep varies, curves, figures, configs and versions. The same
+tables can be printed (Markdown) and written as LaTeX or CSV. Runs are only read: a report can be made while they go on.
 """
 
 import argparse
@@ -10,73 +10,118 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.files import write_atomically
-from launch.reports import page, runs
-from launch.reports.runs import Found, ReportError
-from launch.reports.summary import DEFAULT, Choice
+from launch.reports import formats, page, runs, tables
+from launch.reports.records import ReportError, RunRecord
+from launch.reports.settings import DEFAULT, MetricChoice, StudyResults, group
 from launch.sweeps.members import SweepError
 
 
-def write(
-    folder: Path, out: Path, *, choice: Choice = DEFAULT, megabytes: float = page.MEGABYTES
-) -> tuple[list[Found], list[str]]:
-    """Make the page of a folder of runs.
+@dataclass(frozen=True)
+class Report:
+    """What a folder of runs holds, ready to be shown in several forms.
 
-    Args:
-      folder: see above.
-      out: the file to write.
+    Attributes:
+      folder: what was read.
+      studies: runs side by side, grouped into settings.
       choice: of metrics.
-      megabytes: of figures that the page may hold.
-
-    Returns:
-      The runs that lie in no other run, and what could not be read, a sentence each; the page says it too.
-
-    Raises:
-      ReportError: there are no runs, or no metric fits `choice`.
-      SweepError: a sweep.json is damaged.
-      OSError: the page cannot be written.
     """
-    studies = runs.read(folder)
-    title = folder.resolve().name or str(folder.resolve())
-    content = page.render(title, studies, choice=choice, made=time.time(), megabytes=megabytes)
-    write_atomically(out, content)
-    found = list({run.path: run for study in studies for run in study.all_runs}.values())
-    paths = {run.path for run in found}
-    outer = [run for run in found if paths.isdisjoint(run.path.parents)]
-    return outer, [problem for run in found for problem in run.problems]
+
+    folder: Path
+    studies: Sequence[StudyResults]
+    choice: MetricChoice = DEFAULT
+
+    @classmethod
+    def of(cls, folder: Path, choice: MetricChoice = DEFAULT) -> "Report":
+        """Read a folder.
+
+        Raises:
+          ReportError: there are no runs.
+          SweepError: a sweep.json is damaged.
+        """
+        return cls(folder, [group(study, choice, folder) for study in runs.read(folder)], choice)
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """All runs, each once."""
+        return list({run.path: run for results in self.studies for run in results.study.all_runs}.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be read, a sentence each; the page says it too."""
+        return [problem for run in self.records for problem in run.problems]
+
+    def html(self, megabytes: float = page.MEGABYTES) -> str:
+        """The page.
+
+        Args:
+          megabytes: of figures that the page may hold.
+
+        Raises:
+          ReportError: no metric fits the choice.
+        """
+        title = self.folder.resolve().name or str(self.folder.resolve())
+        return page.render(title, self.studies, choice=self.choice, made=time.time(), megabytes=megabytes)
+
+    def markdown(self) -> str:
+        """The tables of all studies that have results, each under its folder and experiment."""
+        parts = []
+        for results in self.studies:
+            if text := formats.markdown(tables.of_study(results)):
+                parts.append(f"{self.folder / results.study.name} ({results.study.experiment})\n\n{text}")
+        return "\n".join(parts)
+
+    def latex(self) -> str:
+        """The same tables in LaTeX."""
+        return formats.latex([table for results in self.studies for table in tables.of_study(results)])
+
+    def csv(self) -> str:
+        """The same results and those of less important metrics as CSV."""
+        return formats.csv_text(self.studies)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = _parser().parse_args(argv)
-    out = given.out or given.dir / "report.html"
-    choice = Choice(tuple(given.metric), tuple(given.higher), tuple(given.lower))
+    options = _parser().parse_args(argv)
+    choice = MetricChoice(tuple(options.metric), tuple(options.higher), tuple(options.lower))
     try:
-        found, problems = write(given.dir, out, choice=choice, megabytes=given.figures_mb)
+        report = Report.of(options.dir, choice)
+        texts = {options.out or options.dir / "report.html": report.html(options.figures_mb)}
     except (ReportError, SweepError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    except OSError as error:
-        sys.exit(f"{out} cannot be written ({error}); give another place with --out")
-    for run in found if given.tables else ():
-        if run.table:
-            print(f"{run.path}\n\n{run.table}")
-    for problem in problems:
+    texts |= {options.csv: report.csv()} if options.csv else {}
+    texts |= {options.latex: report.latex()} if options.latex else {}
+    for file, text in texts.items():
+        try:
+            write_atomically(file, text)
+        except OSError as error:
+            sys.exit(f"{file} cannot be written ({error}); give another place with --out, --csv or --latex")
+    if options.tables:
+        print(report.markdown())
+    for problem in report.problems:
         print(problem, file=sys.stderr)
-    print(out)
+    for file in texts:
+        print(file)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch.report", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m launch.report", description="Show what came out of runs.")
     parser.add_argument("dir", type=Path, help="a run directory, a sweep's folder, or a folder of runs")
-    parser.add_argument("--out", type=Path, help="the file to write; DIR/report.html if it is not given")
-    parser.add_argument("--tables", action="store_true", help="print the tables that the experiments have left, too")
+    parser.add_argument("--out", type=Path, help="the page; DIR/report.html by default")
+    parser.add_argument("--tables", action="store_true", help="print the tables as Markdown, too")
+    parser.add_argument("--csv", type=Path, help="write all results to this file, a line per setting and metric")
+    parser.add_argument("--latex", type=Path, help="write the tables to this file, for the package booktabs")
     several = {"action": "append", "type": _pattern, "default": [], "metavar": "REGEX"}
-    parser.add_argument("--metric", **several, help="metrics that tables and sweeps show first; may be repeated")
-    parser.add_argument("--higher", **several, help="metrics of which higher is better; may be repeated")
-    parser.add_argument("--lower", **several, help="metrics of which lower is better; may be repeated")
+    parser.add_argument("--metric", **several, help="metrics that overviews show; may be repeated")
+    parser.add_argument("--higher", **several, help="metrics of which higher values are better; may be repeated")
+    parser.add_argument("--lower", **several, help="metrics of which lower values are better; may be repeated")
     parser.add_argument(
-        "--figures_mb", type=float, default=page.MEGABYTES, help="of figures in the page at most (%(default)s)"
+        "--figures_mb",
+        type=float,
+        default=page.MEGABYTES,
+        help="megabytes of figures in the page at most (%(default)s)",
     )
     return parser
 
@@ -85,7 +130,7 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
     return text
 
 

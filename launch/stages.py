@@ -86,7 +86,7 @@ class File:
         Raises:
           FileNotFoundError: there is nothing at `path`.
         """
-        root = Path(self.path)
+        root = Path(self.path).expanduser()
         if not root.exists():
             raise FileNotFoundError(f"{self.path}: no such file or folder")
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -161,7 +161,7 @@ def describe(value: Any, *, stacked: bool = False) -> Any:
     """
     if isinstance(value, File):
         return {"file": value.digest()}
-    if dataclasses.is_dataclass(value):
+    if _is_instance(value):
         fields = {f.name: _described_field(value, f, stacked) for f in counted_fields(value)}
         head = {"class": f"{type(value).__module__}.{type(value).__qualname__}"}
         return head | {"version": getattr(type(value), "VERSION", 1), "fields": fields}
@@ -170,7 +170,7 @@ def describe(value: Any, *, stacked: bool = False) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is not finite")
-        return value
+        return int(value) if value.is_integer() else value  # 50 and 50.0 are one setting
     if isinstance(value, np.generic):
         return describe(value.item())
     if isinstance(value, tuple | list):
@@ -190,12 +190,15 @@ def _described_field(owner: Any, field: dataclasses.Field, stacked: bool) -> Any
     value = getattr(owner, field.name)
     if stacked and field.metadata.get("stackable"):
         return [_STACKED, value == 0] if field.metadata.get("off_at_zero") else _STACKED
-    if field.type in (float, "float") and isinstance(value, int):
-        value = float(value)  # 50 and 50.0 are one setting
     try:
         return _described_item(value, stacked)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{type(owner).__name__}.{field.name}: {error}") from error
+
+
+def _is_instance(value: Any) -> bool:
+    """Whether a value is a dataclass, and not the class itself."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def counted_fields(value: Any) -> list[dataclasses.Field]:
@@ -212,7 +215,7 @@ def children(stage: Any) -> Iterator[Stage]:
 def _stages_in(value: Any) -> Iterator[Stage]:
     if isinstance(value, Stage):
         yield value
-    elif dataclasses.is_dataclass(value):
+    elif _is_instance(value):
         yield from children(value)
     elif isinstance(value, tuple | list):
         for item in value:
@@ -277,6 +280,9 @@ def with_numbers(value: T, given: Mapping[str, Any]) -> T:
             nested.setdefault(first, {})[rest] = number
         else:
             own[first] = number
+    unknown = (set(own) | set(nested)) - {field.name for field in dataclasses.fields(value)}
+    if unknown:
+        raise ValueError(f"{type(value).__name__} has no number {min(unknown)!r}")
     changed = copy.copy(value)
     for cached in ("_key", "_stack_key"):
         changed.__dict__.pop(cached, None)
@@ -328,11 +334,13 @@ def settings(kind: type[T], config: Mapping, path: str = "", /, *, skip: Iterabl
       given: fields that do not come from this section: other stages, a seed.
 
     Raises:
-      SettingError: a value is refused by the class, the section has a key that is no field, or it lacks a field that
-        has no default; named by its path.
+      SettingError: a value is refused by the class; the section is missing, has a key that is no field, or lacks a
+        field that has no default. The message names the path.
     """
     part = config
     for name in path.split(".") if path else ():
+        if name not in part:
+            raise SettingError(path, f": no such section; {kind.__name__} is read from it")
         part = part[name]
     fields = {f.name: f for f in dataclasses.fields(kind)}
     values = dict(given)
@@ -351,6 +359,8 @@ def settings(kind: type[T], config: Mapping, path: str = "", /, *, skip: Iterabl
             value = {key: value[key] for key in value}
         elif inner is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        elif isinstance(value, list):
+            value = tuple(value)  # what is frozen has no lists
         values[name] = value
     with section(path):
         for name, field in fields.items():

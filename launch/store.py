@@ -97,8 +97,9 @@ class Store:
 
     def put(self, stage: Stage, value: Any, seconds: float = 0.0) -> None:
         """Keep a result that was made elsewhere: as one of several by one program. The caller holds the lock."""
-        if self.writes:
-            folder = self.folder(stage)
+        folder = self.folder(stage)
+        # The marker is there already only where a file system without locks let another process make it too.
+        if self.writes and not (folder / MARKER).exists():
             folder.mkdir(parents=True, exist_ok=True)
             files.save_tree(folder / "value", stage.encode(value))
             shutil.rmtree(folder / "scratch", ignore_errors=True)
@@ -173,8 +174,8 @@ class Store:
             if file is not None:
                 file.close()
 
-    @staticmethod
-    def _try(file, key: str) -> bool:
+    def _try(self, file: Any, key: str) -> bool:
+        """Whether the lock of a key is held now, or cannot be had at all."""
         if file is None:
             return True  # not process 0: its answer counts
         try:
@@ -183,4 +184,7 @@ class Store:
             return False
         except OSError as error:  # some cluster file systems have no locks
             logging.warning("%s cannot be locked (%s): two processes may make it at the same time", key, error)
+        else:
+            for name in ("value", MARKER):  # half-written by a process that was killed; nobody else writes here now
+                files.remove_leftovers(self.path / key / name)
         return True

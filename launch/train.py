@@ -10,7 +10,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch.reports import formats, tables
 from launch.run import Preempted, Run, RunDirectoryError, flatten
 from launch.stages import SettingError, Stage
 from launch.store import Store
@@ -137,11 +137,7 @@ def main(argv: list[str]) -> None:
     except (SettingError, RunDirectoryError, NonFiniteLoss) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if jax.process_index() == 0:
-        table = Path(_WORKDIR.value) / "table.md"
-        width = max(map(len, result), default=0)
-        shown = {key: "nan" if value is None else f"{value:.6g}" for key, value in result.items()}
-        lines = [f"{key:<{width}}  {value}" for key, value in shown.items()]
-        print(table.read_text() if table.exists() else "\n".join(lines), flush=True)
+        print(formats.markdown(tables.of_finished_run(result, _CONFIG.value.experiment)), flush=True)
 
 
 class ConfigFileError(ValueError):

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from launch import data
-from launch.data import feed, pool
+from launch.data import feed
 from launch.run import Preempted, Run
 from launch.training import checkpoint, optim, sharding, stack
 from robustgrad_jax import experiment, regularizers
@@ -204,13 +204,13 @@ def feeds(config, splits: Mapping[int, data.Splits], seeds: Sequence[int]) -> tu
       The images that all share; `batches(start)` of training and `val_batches()`, (k, b, …).
     """
     train, val = ([getattr(own, name) for own in splits.values()] for name in ("train", "val"))
-    resident, rows = pool.pooled([*train, *val])
+    resident, rows = feed.pooled([*train, *val])
     rows_of = {seed: (rows[i], rows[i + len(splits)]) for i, seed in enumerate(splits)}
     size = min(config.evaluation.batch_size, len(val[0]))
 
     def stacked(by_seed: Mapping[int, Iterable[feed.Batch]], which: int) -> Iterator[dict[str, np.ndarray]]:
         for parts in zip(*by_seed.values(), strict=True):
-            own = {seed: pool.moved(part, rows_of[seed][which]) for seed, part in zip(by_seed, parts, strict=True)}
+            own = {seed: feed.moved(part, rows_of[seed][which]) for seed, part in zip(by_seed, parts, strict=True)}
             yield {name: np.stack([own[seed][name] for seed in seeds]) for name in own[seeds[0]]}
 
     def batches(start: int):

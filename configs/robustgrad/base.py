@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     data.crop_padding = 4  # random crop after so many pixels of zeros on each side; 0: none
     data.flip = True
     data.workers = 0  # Grain worker processes for streamed sets; 0: threads
+    data.memory = "auto"  # image_folder: decoded into memory if small and of one size; yes, no (streamed)
+    data.cache = ""  # image_folder: where decoded images are kept; "": ~/.cache/alignax
     data.classes = ""  # image_folder: "", "imagenet100", or a text file with the class folders to keep
     data.correlation = 0.95  # scenes: the share of training images whose background gives the class away
     data.mean = ()  # per channel in [0, 1]; (): the data set's own

@@ -1,4 +1,4 @@
-"""Augmentation inside jit: pure, keyed per example, so that numbers do not depend on how a batch is split."""
+"""Augmentation inside jit: pure and keyed per example, so that results do not depend on how a batch is split."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from launch.training import keys
 
 
 def crop_flip(key: jax.Array, images: jax.Array, slots: jax.Array, *, padding: int, flip: bool) -> jax.Array:
-    """Random crop of the zero-padded images, and a horizontal flip with probability 1/2.
+    """Crop zero-padded images at random, and flip them horizontally with probability 1/2.
 
     As torchvision's RandomCrop(h, padding) and RandomHorizontalFlip on raw images: the border has pixel value
     0 before normalisation.
@@ -51,7 +51,7 @@ def _draw(key: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _shift_mirror(images: jax.Array, shift: jax.Array, mirrored: jax.Array) -> jax.Array:
-    """images[i, y + shift[i, 0], x + shift[i, 1]], 0 outside, then mirrored where told: one gather."""
+    """images[i, y + shift[i, 0], x + shift[i, 1]], 0 outside, then mirrored where `mirrored`: one gather per axis."""
     _, h, w, _ = images.shape
     x = jnp.where(mirrored[:, None], w - 1 - jnp.arange(w), jnp.arange(w)) + shift[:, 1:]
     y = jnp.arange(h) + shift[:, :1]

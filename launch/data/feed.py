@@ -4,11 +4,12 @@
     for batch in feed.train_batches(split, seed=0, batch_size=128, start=step):
         ...                                             # inside jit: feed.materialise(batch, place)
 
-Every batch is a pure function of (seed, step). The shares of the processes, joined in their order, are the
-same global batch whatever the number of processes is.
+Every batch is a pure function of (seed, step). The shares of the processes, joined in their order, are the same global
+batch for any number of processes.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,16 @@ from launch.data import order
 from launch.data.order import index_batch
 from launch.data.splits import Arrays, Split
 
-__all__ = ["eval_batches", "index_batch", "materialise", "num_eval_batches", "resident", "train_batches"]
+__all__ = [
+    "eval_batches",
+    "index_batch",
+    "materialise",
+    "moved",
+    "num_eval_batches",
+    "pooled",
+    "resident",
+    "train_batches",
+]
 
 Batch = dict[str, np.ndarray]
 
@@ -32,13 +42,13 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of training examples without end, from step `start` on.
+    """Yield batches of training examples endlessly, from step `start` on.
 
     Args:
       split: Arrays or Stream.
       seed: of the order, and of a stream's random crops.
       batch_size: global; may exceed the split.
-      start: step of the first batch; what lies before is not read.
+      start: step of the first batch; earlier ones are not read.
       process_index: this process.
       process_count: number of processes; divides `batch_size`.
 
@@ -54,19 +64,19 @@ def train_batches(
     first, size = order.share(batch_size, process_index, process_count)
     if isinstance(split, Arrays):
         return _train_rows(len(split), seed, batch_size, start, slice(first, first + size))
-    from launch.data import stream  # Grain takes seconds to import; sets in memory do without it
+    from launch.data import stream  # Grain takes seconds to import, and sets in memory do not need it
 
     return stream.train_batches(split, seed=seed, batch_size=batch_size, start=start, first=first, size=size)
 
 
 def eval_batches(split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-    """All examples once, in order; the last batch is filled up with its last example, masked.
+    """Yield all examples once, in order; the last batch is padded with the last example, masked.
 
     Args: as for `train_batches`.
 
     Yields:
       `num_eval_batches` batches on every process: `row`, or `image` and `label`, as in `train_batches`;
-      `mask`, bool (b,), False for what fills up; `slot`, int32 (b,), the example's index in the split
+      `mask`, bool (b,), False for the padding; `slot`, int32 (b,), the example's index in the split
       (counting on past its end where the mask is False).
 
     Raises:
@@ -87,19 +97,52 @@ def num_eval_batches(split: Split, batch_size: int) -> int:
 
 
 def resident(split: Split) -> dict[str, np.ndarray]:
-    """What is to be placed on the device once: `images`, uint8 (n, h, w, c), and `labels`, int32 (n,).
+    """The arrays to place on the device once: `images`, uint8 (n, h, w, c), and `labels`, int32 (n,).
 
-    Nothing, {}, for a Stream.
+    Empty for a Stream.
     """
     if not isinstance(split, Arrays):
         return {}
     return {"images": split.images, "labels": split.labels}
 
 
-def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,): pure, inside jit.
+def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndarray | None]]:
+    """Join several splits in one table without repetitions, for sweep members whose seeds cut one data set.
 
-    Rows are gathered from the resident arrays; a batch that carries its images already is passed through.
+    Args:
+      splits: all in memory, or all streamed.
+
+    Returns:
+      (resident, rows): the table, as `resident` gives it, and for each split the table's rows of its examples, int32
+      (n,). ({}, [None, …]) for streamed splits.
+    """
+    in_memory = [split for split in splits if isinstance(split, Arrays)]
+    if len(in_memory) < len(splits):
+        return {}, [None] * len(splits)
+    known: dict[bytes, int] = {}
+    images, labels, rows = [], [], []
+    for split in in_memory:
+        places = np.empty(len(split), np.int32)
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            digest = hashlib.blake2b(label.tobytes() + image.tobytes(), digest_size=20).digest()
+            if (place := known.get(digest)) is None:
+                place = known[digest] = len(known)
+                images.append(image)
+                labels.append(label)
+            places[index] = place
+        rows.append(places)
+    return {"images": np.stack(images), "labels": np.array(labels, np.int32)}, rows
+
+
+def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
+    """Turn a batch of a split into one of the table of `pooled`; `rows` are the split's."""
+    return batch if rows is None else {**batch, "row": rows[batch["row"]]}
+
+
+def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Complete a batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,); pure, for use inside jit.
+
+    Rows are gathered from the resident arrays; without them, the batch has its images already.
     """
     if not resident:
         return dict(batch)

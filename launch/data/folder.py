@@ -1,58 +1,89 @@
-"""A folder of images sorted into class folders, as torchvision's ImageFolder lays it out."""
+"""A folder of images sorted into class folders, as torchvision's ImageFolder lays it out; streamed or kept in memory.
 
+Images that are kept in memory are decoded once and cached on disk, in one folder per content:
+
+    CACHE/images-5d0c7b2a91f4e3d0/tree.json, 0.npy, …    by `launch.files.save_tree`
+
+where the name is a hash of the listing (names, sizes and times of change of all files), of the image size and of the
+versions of this decoder and of Pillow. A cache folder may be deleted at any time.
+"""
+
+import hashlib
 import importlib.resources
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
+from absl import logging
 from PIL import Image
 
+from launch import files
 from launch.data import images
+from launch.data.splits import square_side
+from launch.stages import SettingError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "Expected layout: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/val for ROOT/test."
+MEMORY = ("auto", "yes", "no")
+MEMORY_LIMIT = 2 << 30  # bytes: decoded sets above it are streamed unless memory="yes"
+_DECODER = 1  # counted up when `decoded` gives other pixels for the same files
 
 Part = tuple["Files", np.ndarray]
 
 
-class Files(Sequence):
-    """Image files as PIL images of mode RGB."""
+class Files:
+    """Image files, read as PIL images of mode RGB."""
 
     def __init__(self, root: Path, names: list[str]):
-        # One array of strings: a list of a million is slow to pickle for the worker processes.
+        # An array of strings: a list of a million is slow to pickle for the worker processes.
         self.root, self.names = str(root), np.array(names)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index) -> Image.Image:
-        path = os.path.join(self.root, self.names[index])
-        return images.decode(path, name=path)
+    def __getitem__(self, index: int, /) -> Image.Image:
+        return images.decode(self.path(index), name=self.path(index))
+
+    def path(self, index: int) -> str:
+        """Of one file."""
+        return os.path.join(self.root, self.names[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of one image, from the header of its file."""
+        try:
+            with Image.open(self.path(index)) as image:
+                return image.size
+        except Exception:  # let the decoder say what is wrong with the file
+            return self[index].size
 
 
 def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Part, tuple[str, ...], str]:
-    """Lists a folder of images.
+    """List a folder of images.
 
     Args:
       path: ROOT. The test split is ROOT/test, or ROOT/val without it; with both, ROOT/val is for validation.
-      classes: "" for all class folders by name, "imagenet100", or a text file of class folders to keep, one a
+      classes: "" for all class folders by name, "imagenet100", or a text file with the class folders to keep, one per
         line; their order is the order of the labels.
 
     Returns:
       (train, val or None, test, class names, note); a part is (source of PIL images, labels int32 (n,)).
 
     Raises:
-      FileNotFoundError: folder, class list or class folder missing, or a class without images.
+      FileNotFoundError: the folder, the class list or a class folder is missing, or a class has no images.
       ValueError: a class list that is empty or repeats a name.
     """
     if not path:
-        raise FileNotFoundError(f"image_folder has no default place: set config.path. {LAYOUT}")
+        raise FileNotFoundError(f"image_folder has no default place: set data.path. {LAYOUT}")
     root = Path(path).expanduser()
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" not in parts or len(parts) == 1:
-        found = ", ".join(parts) or ("nothing of it" if root.is_dir() else "no such folder")
-        raise FileNotFoundError(f"{root} is not a folder of images by split and class (found: {found}). {LAYOUT}")
+        present = ", ".join(parts) or ("none of these folders" if root.is_dir() else "no such folder")
+        raise FileNotFoundError(f"{root} is not a folder of images by split and class ({present}). {LAYOUT}")
     names = class_list(classes) if classes else _subfolders(parts["train"])
     if not names:
         raise FileNotFoundError(f"no class folders in {parts['train']}. {LAYOUT}")
@@ -64,17 +95,148 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
     return read["train"], read.get("val"), read["test"], names, f"images in {root}"
 
 
+@dataclass(frozen=True)
+class Residence:
+    """Where the images of a folder stay while they are used.
+
+    Attributes:
+      in_memory: decoded, all of one size; otherwise they are streamed.
+      size: side of the square images delivered, in pixels.
+      reason: why, for the log.
+    """
+
+    in_memory: bool
+    size: int
+    reason: str
+
+
+def residence(parts: Mapping[str, Files], *, image_size: int, memory: str, cache: Path) -> Residence:
+    """Decide whether images are kept in memory: where all have one size and take at most `MEMORY_LIMIT` bytes.
+
+    Args:
+      parts: the files of each split.
+      image_size: side of the images delivered; 0 for the stored size.
+      memory: "auto"; "yes" to keep them whatever they take; "no" to stream them.
+      cache: as for `decoded`; cached images need no look at the files' headers.
+
+    Raises:
+      SettingError: images that are to be kept differ in size, or 0 is the size of images that have no common one.
+      ValueError: a file is not an image.
+    """
+    if memory == "no":
+        return Residence(False, image_size, "as data.memory='no' says")
+    first = next(iter(parts.values()))
+    width, height = first.size(0)
+    count = sum(map(len, parts.values()))
+    size = square_side((height, width), image_size)
+    total = count * size * size * 3
+    taken = f"{count} images of {size}x{size} pixels take {total / 2**20:.0f} MiB"
+    if memory == "auto" and total > MEMORY_LIMIT:
+        return Residence(False, image_size, f"{taken}, more than {MEMORY_LIMIT / 2**20:.0f}")
+    odd = None
+    if not (_cached_at(parts, size, cache) / "tree.json").exists():
+        odd = next((s.path(i) for s in parts.values() for i in range(len(s)) if s.size(i) != (width, height)), None)
+    if odd is None:
+        return Residence(True, size, taken)
+    differ = f"images differ in size: {first.path(0)} has {width}x{height} pixels, {odd} has another"
+    if memory == "yes":
+        raise SettingError("memory", f"='yes': {differ}; set it to 'auto' or 'no' to stream them")
+    return Residence(False, image_size, differ)
+
+
+def decoded(parts: Mapping[str, Files], size: int, cache: Path) -> dict[str, np.ndarray]:
+    """Decode all images, or read them from the cache.
+
+    Args:
+      parts: the files of each split.
+      size: side of the images delivered; images of another size take the centre crop of `images`.
+      cache: the folder of all caches.
+
+    Returns:
+      For each split uint8 (n, size, size, 3), in the order of the files; memory-mapped from the cache.
+
+    Raises:
+      ValueError: a file cannot be decoded; it is named.
+    """
+    place = _cached_at(parts, size, cache)
+    shapes = {name: (len(source), size, size, 3) for name, source in parts.items()}
+    if place.exists():
+        try:
+            return _read_cache(place, shapes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logging.warning("the cached images in %s cannot be used (%s): decoding again", place, error)
+    arrays = {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+    for name, source in parts.items():
+        _decode_into(arrays[name], source, f"decoding {name}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        checks = {name: _checksum(array) for name, array in arrays.items()}
+        files.save_tree(place, {"place": place.name, "checks": checks, "images": arrays})
+        logging.info("decoded images are cached in %s", place)
+    except OSError as error:
+        if not (place / "tree.json").exists():  # else another process was faster
+            logging.warning("cannot cache the images in %s (%s): they will be decoded again next time", place, error)
+    return arrays
+
+
+def cache_folder(path: str = "") -> Path:
+    """The folder of all caches: `path`, by default $XDG_CACHE_HOME/alignax or ~/.cache/alignax."""
+    if path:
+        return Path(path).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignax"
+
+
+def _cached_at(parts: Mapping[str, Files], size: int, cache: Path) -> Path:
+    total = hashlib.sha256(f"{_DECODER} {PIL.__version__} {size}".encode())
+    for name, source in parts.items():
+        for index, file in enumerate(source.names):
+            status = os.stat(source.path(index))
+            total.update(f"\n{name}/{file}\0{status.st_size} {status.st_mtime_ns}".encode())
+    return cache / f"images-{total.hexdigest()[:16]}"
+
+
+def _read_cache(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The cached images, memory-mapped.
+
+    Raises:
+      ValueError: they are damaged, or of other files.
+      OSError, KeyError, TypeError, AttributeError: the same, as the parts of the tree that are wrong raise it.
+    """
+    tree: Any = files.load_tree(place)
+    arrays: dict[str, np.ndarray] = tree["images"]
+    if tree["place"] != place.name or {name: array.shape for name, array in arrays.items()} != shapes:
+        raise ValueError("they belong to other files")
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or _checksum(array) != tree["checks"][name]:
+            raise ValueError(f"the {name} images are damaged")
+    return arrays
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+
+
+def _decode_into(out: np.ndarray, source: Files, title: str) -> None:
+    size = out.shape[1]
+
+    def work(chunk: range) -> None:
+        for index in chunk:
+            out[index] = images.evaluation_view(source[index], size, as_stored=True)
+
+    images.in_chunks(len(source), work, title)
+
+
 def class_list(classes: str) -> tuple[str, ...]:
-    """The class folders named by "imagenet100" or by a text file, one a line."""
+    """Read the class folders of "imagenet100" or of a text file, one per line."""
     if classes == "imagenet100":
         text = importlib.resources.files("launch.data").joinpath("imagenet100_wnids.txt").read_text()
     elif Path(classes).expanduser().is_file():
         text = Path(classes).expanduser().read_text()
     else:
-        raise FileNotFoundError(f"config.classes={classes!r} is neither 'imagenet100' nor a text file of class folders")
+        raise FileNotFoundError(f"{classes}: no such file of class folders")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"config.classes={classes!r} must name at least one class folder, and each once")
+        raise ValueError(f"{classes} must name at least one class folder, and each of them once")
     return names
 
 
@@ -82,15 +244,16 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
 
 
-def _check_classes(folder: Path, names: Sequence[str], *, complete: bool):
-    there = set(_subfolders(folder))
-    missing = [name for name in names if name not in there]
+def _check_classes(folder: Path, names: Sequence[str], *, complete: bool) -> None:
+    """Raise FileNotFoundError if class folders are missing, or unknown ones are present where `complete`."""
+    present = set(_subfolders(folder))
+    missing = [name for name in names if name not in present]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}")
-    unknown = sorted(there - set(names))
+    unknown = sorted(present - set(names))
     if complete and unknown:
         raise FileNotFoundError(
-            f"{folder} has class folders that the training images lack: {_some(unknown)}; set config.classes to choose"
+            f"{folder} has class folders that the training images lack: {_some(unknown)}; set data.classes to choose"
         )
 
 
@@ -99,8 +262,8 @@ def _list_images(folder: Path, names: Sequence[str]) -> Part:
     for label, name in enumerate(names):
         inside = sorted(
             os.path.relpath(os.path.join(base, file), folder)
-            for base, _, found in os.walk(folder / name, followlinks=True)
-            for file in found
+            for base, _, present in os.walk(folder / name, followlinks=True)
+            for file in present
             if file.lower().endswith(EXTENSIONS)
         )
         if not inside:

@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST from a folder of IDX files (LeCun et al. 1998; Xiao et al. 2017), plain or gzipped.
 
-An IDX file is a big-endian header - two zero bytes, a type code (8 for uint8), the number of dimensions, one
-uint32 a dimension - and then the values.
+An IDX file is a big-endian header - two zero bytes, a type code (8 for uint8), the number of dimensions, one uint32
+per dimension - followed by the values.
 """
 
 import gzip
@@ -23,20 +23,20 @@ _FASHION_LABELS = 0x2ED6E46A
 
 
 def available(folder: str | Path = "") -> bool:
-    """Whether all four files are in the folder ("" for where Debian's dataset-fashion-mnist puts them)."""
+    """Whether all four files are in the folder; "" for that of Debian's dataset-fashion-mnist."""
     folder = Path(folder or DEFAULT_FOLDER).expanduser()
     return all(_find(folder, part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
 def load(folder: str | Path = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]:
-    """Reads the four files.
+    """Read the four files.
 
     Returns:
       (train, test, classes, note), images of shape (n, h, w, 1).
 
     Raises:
-      FileNotFoundError: folder or file missing.
-      ValueError: a file that is truncated, too long, not IDX, or does not fit its companion.
+      FileNotFoundError: the folder or a file is missing.
+      ValueError: a file is truncated, too long or not IDX, or does not fit its companion.
     """
     folder = _folder(folder)
     train, test = _read_pair(folder, "train"), _read_pair(folder, "t10k")

@@ -1,12 +1,15 @@
-"""Decoding and cropping of single images on the host, with Pillow."""
+"""Decoding and cropping of images on the host, with Pillow."""
 
 import io
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 # Random resized crop (Szegedy et al. 2015, "Going deeper with convolutions"), bounds as in torchvision.
 AREA = (0.08, 1.0)
@@ -14,23 +17,52 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def decoding_threads() -> int:
-    """How many images to decode at once in a process: the cores it may use, at most 16."""
+    """Number of images that a process decodes at once: its available cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, cores)
 
 
+class ChunkWork(Protocol):
+    """Work on the examples of a range, called in threads."""
+
+    def __call__(self, chunk: range) -> None: ...
+
+
+def in_chunks(n: int, work: ChunkWork, title: str, *, size: int = 256) -> None:
+    """Call `work` on chunks of range(n) in threads, with a progress bar; decoding releases the GIL.
+
+    Args:
+      n: number of examples.
+      work: called once per chunk.
+      title: of the progress bar.
+      size: examples per chunk.
+    """
+
+    def done(start: int) -> int:
+        chunk = range(start, min(start + size, n))
+        work(chunk)
+        return len(chunk)
+
+    with (
+        ThreadPoolExecutor(decoding_threads()) as pool,
+        tqdm(total=n, desc=title, unit="image", disable=None, leave=False) as bar,
+    ):
+        for count in pool.map(done, range(0, n, size)):
+            bar.update(count)
+
+
 def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.Image:
-    """Decodes an image file whatever its format and colour mode.
+    """Decode an image file of any format and colour mode.
 
     Alpha is dropped, as torchvision does; 16-bit grey keeps its upper 8 bits.
 
     Args:
       data: the file's bytes, or its path.
-      name: what the error calls it.
+      name: of the image, for the error.
       mode: RGB or L.
 
     Raises:
-      ValueError: names the image if it is missing, truncated or not an image.
+      ValueError: the file is missing, truncated or not an image; it is named.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
@@ -44,7 +76,7 @@ def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.I
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
-    """A random part of the image resized to (size, size), then flipped with probability 1/2 if `flip`.
+    """Crop a random part of the image, resize it to (size, size), and with `flip` flip it with probability 1/2.
 
     Returns:
       uint8, (size, size, 3).
@@ -58,9 +90,9 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator,
 
 
 def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a crop whose area and log aspect ratio are uniform in `AREA` and `RATIO`.
+    """Draw (left, top, width, height) of a crop with area and log aspect ratio uniform in `AREA` and `RATIO`.
 
-    After ten draws that do not fit, the largest centred crop of an admissible ratio.
+    After ten draws that do not fit, it is the largest centred crop with an aspect ratio in `RATIO`.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*AREA)
@@ -74,7 +106,7 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, in
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of the image after its short side is resized to size * 256 / 224.
+    """Crop the centre of the image after its short side is resized to size * 256 / 224.
 
     Returns:
       uint8, (size, size, 3).
@@ -85,3 +117,10 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     image = image.resize(target, Image.Resampling.BILINEAR)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def evaluation_view(image: Image.Image, size: int, *, as_stored: bool) -> np.ndarray:
+    """The image if it has size (size, size) already and `as_stored`, else its centre crop: uint8, (size, size, 3)."""
+    if as_stored and image.size == (size, size):
+        return np.asarray(image)
+    return centre_crop(image, size)

@@ -1,20 +1,24 @@
-"""The order of examples, a pure function of the seed: nothing has to be saved to continue a run."""
+"""The order of examples, a pure function of the seed: nothing has to be saved to resume a run."""
 
 import functools
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 
+class EpochOrder(Protocol):
+    """The order of an epoch's examples: int32, (n,)."""
+
+    def __call__(self, epoch: int, /) -> np.ndarray: ...
+
+
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: int32, (n,), drawn from (seed, epoch)."""
+    """Draw the order of an epoch from (seed, epoch): int32, (n,)."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
     return rng.permutation(n).astype(np.int32)
 
 
-def index_batch(
-    n: int, *, seed: int, step: int, batch_size: int, epoch_order: Callable[[int], np.ndarray] | None = None
-) -> np.ndarray:
+def index_batch(n: int, *, seed: int, step: int, batch_size: int, epoch_order: EpochOrder | None = None) -> np.ndarray:
     """The rows of the global batch of a step.
 
     Epochs follow each other without a gap: position p = step * batch_size + i belongs to epoch p // n and is
@@ -25,7 +29,7 @@ def index_batch(
       seed: of the order.
       step: 0 for the first batch.
       batch_size: global; may exceed n.
-      epoch_order: `permutation` of this n and seed by epoch, to pass one that remembers the last epochs.
+      epoch_order: `permutation` of this n and seed; by default drawn anew in every call. See `remembered_order`.
 
     Returns:
       int32, (batch_size,).
@@ -46,13 +50,13 @@ def index_batch(
     return rows
 
 
-def remembered_order(n: int, seed: int) -> Callable[[int], np.ndarray]:
-    """`permutation` by epoch that keeps the last one: to be owned by one iterator."""
+def remembered_order(n: int, seed: int) -> EpochOrder:
+    """`permutation` with the last epoch cached, for use by one iterator."""
     return functools.lru_cache(maxsize=1)(functools.partial(_order, n, seed))
 
 
-def check_positive(n: int, batch_size: int, step: int = 0):
-    """Raises ValueError for an empty split, a batch size below 1, or a negative step."""
+def check_positive(n: int, batch_size: int, step: int = 0) -> None:
+    """Raise ValueError for an empty split, a batch size below 1, or a negative step."""
     if n < 1:
         raise ValueError("the split is empty: no batch can be drawn from it")
     if batch_size < 1:
@@ -62,10 +66,10 @@ def check_positive(n: int, batch_size: int, step: int = 0):
 
 
 def share(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    """Where this process's contiguous part of a global batch begins, and how many examples it has.
+    """First position and number of examples of this process's contiguous part of a global batch.
 
     Raises:
-      ValueError: if the batch cannot be shared out equally, or there is no such process.
+      ValueError: the batch cannot be divided equally, or the process does not exist.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index} of {process_count} processes")

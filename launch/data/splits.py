@@ -1,14 +1,15 @@
-"""What a data set is once read: splits in memory or streamed, and the seeded hold-out that cuts them."""
+"""Splits of a data set, in memory or streamed, and the seeded hold-out that cuts them."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from launch.stages import SettingError
 
-# Keeps the hold-out draw apart from the order of batches, which is drawn from the same seed.
+# Separates the draw of the hold-out from the order of batches, which is drawn from the same seed.
 _HOLD_OUT = 0x401D
 
 
@@ -41,12 +42,20 @@ class Arrays:
         return tuple(self.images.shape[1:])
 
 
+class ImageSource(Protocol):
+    """Random access to images: PIL images of mode RGB."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Image.Image: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """A random-access split that is decoded on the fly, on the host.
 
-    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2;
-    evaluation batches take the centre crop after resizing the short side to 256/224 of the image size.
+    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2; evaluation
+    batches take the centre crop after the short side is resized to 256/224 of the image size.
 
     Attributes:
       source: `source[row]` is a PIL image of mode RGB; picklable if `workers` > 0.
@@ -54,13 +63,15 @@ class Stream:
       image_size: side of the square images delivered, in pixels.
       flip: flip training images at random.
       workers: Grain worker processes; 0 decodes in threads of this process.
+      as_stored: in evaluation, leave images that have the delivered size already as they are, without the centre crop.
     """
 
-    source: Sequence[Image.Image]
+    source: ImageSource
     labels: np.ndarray
     image_size: int
     flip: bool = True
     workers: int = 0
+    as_stored: bool = False
 
     def __post_init__(self):
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.source),):
@@ -90,9 +101,9 @@ class Splits:
       test: test split.
       classes: class names; label k is `classes[k]`.
       mean: per channel, in [0, 1] units (pixel / 255).
-      std: per channel, in [0, 1] units; what a perturbation radius in pixels is divided by.
+      std: per channel, in [0, 1] units; normalisation divides perturbation radii by it.
       image_shape: (h, w, c) of every image delivered.
-      note: one line that says what was read from where, and how it was cut.
+      note: one line for the log: what was read from where, and how it was cut.
     """
 
     train: Split
@@ -105,10 +116,10 @@ class Splits:
     note: str
 
 
-class Rows(Sequence):
+class Rows:
     """The rows `rows` of a random-access source, in that order."""
 
-    def __init__(self, source: Sequence, rows: np.ndarray):
+    def __init__(self, source: Any, rows: np.ndarray):
         if isinstance(source, Rows):
             source, rows = source.source, source.rows[rows]
         self.source, self.rows = source, rows
@@ -116,7 +127,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int, /) -> Any:
         return self.source[int(self.rows[index])]
 
 
@@ -129,19 +140,19 @@ def select(split: Split, rows: np.ndarray) -> Split:
 
 
 def hold_out(train: Split, *, seed: int, val_examples: int, train_examples: int) -> tuple[Split, Split | None]:
-    """Cuts a training split in two disjoint ones, a pure function of the seed.
+    """Cut a training split into two disjoint ones, as a pure function of the seed.
 
     Args:
-      train: all the training examples.
-      seed: of the draw. With one seed, a smaller `train_examples` is a subset of a larger one.
-      val_examples: how many are held out; 0 for none.
-      train_examples: how many of the others are kept; 0 for all.
+      train: all training examples.
+      seed: of the draw. With one seed, a smaller `train_examples` gives a subset of a larger one.
+      val_examples: number of examples held out; 0 for none.
+      train_examples: number of the others that are kept; 0 for all.
 
     Returns:
       (train, val), each in the order of the original rows; val is None if `val_examples` is 0.
 
     Raises:
-      ValueError: if fewer examples are there than asked for.
+      SettingError: the split has fewer examples.
     """
     n = len(train)
     check_hold_out(n, val_examples=val_examples, train_examples=train_examples)
@@ -198,7 +209,7 @@ def _draw(n: int, seed: int) -> np.ndarray:
 def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images (n, h, w, c), in [0, 1] units, to 4 decimals.
 
-    Exact: computed from the counts of the 256 values.
+    They are exact up to this rounding, computed from the counts of the 256 values.
     """
     values = np.arange(256) / 255
     mean, std = [], []
@@ -222,7 +233,11 @@ def square_side(shape: Sequence[int], size: int) -> int:
 
 
 def resize_all(images: np.ndarray, size: int) -> np.ndarray:
-    """Resizes uint8 images (n, h, w, c), c 1 or 3, to (n, size, size, c), bilinear with antialiasing."""
+    """Resize uint8 images (n, h, w, c), c 1 or 3, to (n, size, size, c): bilinear with antialiasing.
+
+    Raises:
+      SettingError: as `square_side`.
+    """
     size = square_side(images.shape[1:], size)
     if images.shape[1:3] == (size, size):
         return images

@@ -15,14 +15,14 @@ _ORDER, _CROPS = 0x04DE, 0xC409  # streams of random numbers drawn from one seed
 def train_batches(
     split: Stream, *, seed: int, batch_size: int, start: int, first: int, size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share [first, first + size) of every global batch from step `start` on; see `feed`.
+    """Yield this process's share [first, first + size) of every global batch from step `start` on; see `feed`.
 
-    Position p of the endless sequence of examples fixes the row, by a shuffle of its epoch p // n, and the
-    generator of its crop. Slicing comes after both, so neither depends on where a run starts or on how many
-    processes there are.
+    Position p in the endless sequence of examples determines the row, by a shuffle of its epoch p // n, and the
+    generator of its crop. Slicing comes after both, so neither depends on where a run starts or on the number of
+    processes.
     """
     n = len(split)
-    # A count of epochs that no run reaches: batches of one of an endless `repeat()` overflow Grain's length.
+    # More epochs than any run reaches. An endless `repeat()` would overflow Grain's length in batches of one.
     examples = grain.MapDataset.range(n).shuffle(seed=_seed(seed, _ORDER)).repeat(2**52 // n)
     examples = examples.random_map(_TrainExample(split), seed=_seed(seed, _CROPS))
     shares = batch_size // size
@@ -33,7 +33,7 @@ def train_batches(
 
 
 def eval_batches(split: Stream, *, batch_size: int, first: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of the split in order, the last batch filled up and masked; see `feed`."""
+    """Yield this process's share of the split in order, the last batch padded and masked; see `feed`."""
     n = len(split)
     padded = -(-n // batch_size) * batch_size
     shares = batch_size // size
@@ -45,7 +45,7 @@ def eval_batches(split: Stream, *, batch_size: int, first: int, size: int) -> It
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
-    """Row and generator to a training example; a class because workers receive it pickled."""
+    """Make a training example of a row and a generator; a class because workers receive it pickled."""
 
     split: Stream
 
@@ -57,18 +57,20 @@ class _TrainExample:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalExample:
-    """Row to an evaluation example; rows past the end repeat the last one."""
+    """Make an evaluation example of a row; rows past the end repeat the last one."""
 
     split: Stream
 
     def __call__(self, row: int) -> dict[str, np.ndarray]:
         row = min(row, len(self.split) - 1)
-        image = images.centre_crop(self.split.source[row], self.split.image_size)
+        image = self.split.source[row]
+        image = images.evaluation_view(image, self.split.image_size, as_stored=self.split.as_stored)
         return {"image": image, "label": self.split.labels[row]}
 
 
 def _read_ahead(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Whole batches are the unit of reading ahead: their order is the same for any number of workers."""
+    """Yield batches that are read ahead; their order is the same for any number of workers."""
+    # Threads decode the examples of a batch; with workers, each process reads ahead whole batches.
     threads = max(1, images.decoding_threads() // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     dataset = batches.to_iter_dataset(options)
@@ -82,8 +84,8 @@ def _read_ahead(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, n
         iterator.close()
 
 
-def _mark_flags_parsed():
-    """Grain's workers read absl flags, which nobody parses in a program that is not an absl app."""
+def _mark_flags_parsed() -> None:
+    """Mark absl's flags as parsed: Grain's workers read them, and only absl apps parse them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -91,5 +93,5 @@ def _mark_flags_parsed():
 
 
 def _seed(seed: int, stream: int) -> int:
-    """Grain takes seeds of 32 bits."""
+    """Derive a seed of 32 bits, as Grain takes them."""
     return int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])

@@ -1,22 +1,21 @@
-"""Data prepared with TensorFlow Datasets, read without TensorFlow from array_record files."""
+"""Data prepared with TensorFlow Datasets (TFDS), read without TensorFlow from array_record files."""
 
 import functools
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
 from launch.data import images
-from launch.data.folder import class_list
+from launch.data.folder import cache_folder, class_list
 from launch.data.splits import Arrays, Rows
 
 VERSIONS = {
@@ -26,15 +25,28 @@ VERSIONS = {
     "fashion_mnist": "3.0.1",
     "imagenet2012": "5.1.0",
 }
+Part = tuple[Rows, np.ndarray]  # images of mode RGB, labels int32 (n,)
 _CHUNK = 256  # records a thread reads at once
 
 log = logging.getLogger(__name__)
 
 
-class Records(Sequence):
-    """The images of a prepared split as PIL images of mode RGB.
+class Pick(Protocol):
+    """What to take from a record."""
 
-    Opened on first use, so that a worker process receives only the path.
+    def __call__(self, record: dict[str, Any], /) -> Any: ...
+
+
+class KeepRecords(Protocol):
+    """What to do with a chunk of records, of which the first has index `start`."""
+
+    def __call__(self, start: int, records: list[dict[str, Any]], /) -> None: ...
+
+
+class Records:
+    """The images of a prepared split, as PIL images of mode RGB.
+
+    It is opened on first use, so that a worker process receives only the path.
     """
 
     def __init__(self, directory: Path, split: str):
@@ -43,12 +55,12 @@ class Records(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index) -> Image.Image:
+    def __getitem__(self, index: int, /) -> Image.Image:
         record = _read(self._source, [index], f"{self.split} split in {self.directory}")[0]
         return images.decode(record["image"], name=self.describe(index, record))
 
     def describe(self, index: int, record: dict) -> str:
-        """What an error calls a record: its number, split and folder and, if it has one, its file's name."""
+        """Name a record in an error: its number, split, folder and, if it has one, its file's name."""
         file = record.get("file_name", b"")
         file = f" ({file.decode()})" if file else ""
         return f"record {index}{file} of split {self.split!r} in {self.directory}"
@@ -62,7 +74,7 @@ class Records(Sequence):
 
 
 def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]:
-    """Decodes a prepared data set of small images into memory.
+    """Decode a prepared data set of small images into memory.
 
     Args:
       name: cifar10 or fashion_mnist.
@@ -72,11 +84,11 @@ def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, .
       (train, test, class names, note).
 
     Raises:
-      FileNotFoundError: not prepared there, in the version and format wanted.
-      ValueError: a record that cannot be read or decoded, named.
+      FileNotFoundError: the data set is not prepared there in a suitable version and format.
+      ValueError: a record cannot be read or decoded; it is named.
     """
     directory = prepared(name, path)
-    info = tfds.builder_from_directory(directory).info
+    info: Any = tfds.builder_from_directory(directory).info  # TFDS types features more loosely than they are
     mode = "L" if info.features["image"].shape[-1] == 1 else "RGB"
     train, test = (_decode_all(Records(directory, split), mode) for split in ("train", "test"))
     return train, test, tuple(info.features["label"].names), f"{name} (TFDS) from {directory}"
@@ -95,15 +107,15 @@ def outline(name: str, path: str = "") -> tuple[tuple[int, int, int], tuple[str,
     Raises:
       FileNotFoundError: as `load_arrays`.
     """
-    info = tfds.builder_from_directory(prepared(name, path)).info
-    counts = [info.splits[split].num_examples for split in ("train", "test")]
-    return info.features["image"].shape, tuple(info.features["label"].names), *counts
+    info: Any = tfds.builder_from_directory(prepared(name, path)).info
+    train, test = (info.splits[split].num_examples for split in ("train", "test"))
+    return info.features["image"].shape, tuple(info.features["label"].names), train, test
 
 
-def load_imagenet100(path: str = "") -> tuple[tuple, tuple, tuple[str, ...], str]:
-    """The classes of ImageNet (ILSVRC 2012) listed in imagenet100_wnids.txt, labelled 0 to 99 in that order.
+def load_imagenet100(path: str = "") -> tuple[Part, Part, tuple[str, ...], str]:
+    """Open ImageNet (ILSVRC 2012) restricted to the classes of imagenet100_wnids.txt, labelled 0 to 99 in that order.
 
-    Labels of all records are read once and cached; images are decoded when they are asked for.
+    The labels of all records are read once and cached; images are decoded on access.
 
     Args:
       path: TFDS data folder; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -116,47 +128,48 @@ def load_imagenet100(path: str = "") -> tuple[tuple, tuple, tuple[str, ...], str
       As `load_arrays`.
     """
     directory = prepared("imagenet2012", path)
-    names = tfds.builder_from_directory(directory).info.features["label"].names
-    wanted = class_list("imagenet100")
-    missing = [name for name in wanted if name not in names]
+    info: Any = tfds.builder_from_directory(directory).info
+    names = info.features["label"].names
+    classes = class_list("imagenet100")
+    missing = [name for name in classes if name not in names]
     if missing:
-        raise ValueError(f"{directory} does not know {len(missing)} of the 100 classes, {missing[0]} for one")
+        raise ValueError(f"{directory} lacks {len(missing)} of the 100 classes, such as {missing[0]}")
     relabel = np.full(len(names), -1, np.int32)
-    relabel[[names.index(name) for name in wanted]] = np.arange(len(wanted))
+    relabel[[names.index(name) for name in classes]] = np.arange(len(classes))
     parts = []
     for split in ("train", "validation"):
         records = Records(directory, split)
         labels = relabel[label_index(records)]
         rows = np.flatnonzero(labels >= 0)
         if not len(rows):
-            raise ValueError(f"none of the 100 classes is in split {split!r} in {directory}")
+            raise ValueError(f"split {split!r} in {directory} has no images of the 100 classes")
         parts.append((Rows(records, rows), labels[rows]))
-    return parts[0], parts[1], wanted, f"ImageNet-100 (TFDS imagenet2012) from {directory}"
+    return parts[0], parts[1], classes, f"ImageNet-100 (TFDS imagenet2012) from {directory}"
 
 
-def scan(records: Records, pick: Callable[[dict], Any], *, rows: Sequence[int] | None = None) -> list[Any]:
-    """What `pick(record)` gives of every record, or of `rows`, in order; images are not decoded.
+def scan(records: Records, pick: Pick, *, rows: Sequence[int] | None = None) -> list[Any]:
+    """Apply `pick` to every record, or to `rows`, in order; images are not decoded.
 
     Raises:
-      ValueError: a record that cannot be read.
+      ValueError: a record cannot be read.
     """
     rows = range(len(records)) if rows is None else [int(row) for row in rows]
     where = f"{records.split} split in {records.directory}"
     chunks = [list(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
     with ThreadPoolExecutor(images.decoding_threads()) as pool:
-        found = pool.map(lambda chunk: [pick(record) for record in _read(records._source, chunk, where)], chunks)
-        return [value for values in found for value in values]
+        picked = pool.map(lambda chunk: [pick(record) for record in _read(records._source, chunk, where)], chunks)
+        return [value for values in picked for value in values]
 
 
 def prepared(name: str, path: str = "") -> Path:
-    """DATA_DIR/name/version of a prepared data set: the version wanted, else the newest of the same major."""
+    """DATA_DIR/name/version of a prepared data set: the version of `VERSIONS`, else the newest with the same major."""
     root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     version = VERSIONS[name]
     home = root / name
-    found = sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
-    same = [v for v in found if v.split(".")[0] == version.split(".")[0]]
+    present = sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
+    same = [v for v in present if v.split(".")[0] == version.split(".")[0]]
     if not same:
-        versions = f"versions found: {', '.join(found)}" if found else "nothing prepared found"
+        versions = f"versions found: {', '.join(present)}" if present else "nothing prepared found"
         raise FileNotFoundError(f"{name} {version} is not prepared in {home} ({versions}). {_how(name, root)}")
     best = version if version in same else max(same, key=lambda v: tuple(map(int, v.split("."))))
     _check_format(home / best, name, root)
@@ -164,15 +177,14 @@ def prepared(name: str, path: str = "") -> Path:
 
 
 def label_index(records: Records) -> np.ndarray:
-    """Labels of all records, int64 (n,), without decoding images; cached as .npy in $XDG_CACHE_HOME/alignax.
+    """Labels of all records, int64 (n,), read without decoding images and cached as .npy in the cache folder.
 
-    A first read goes through the whole split on disk once.
+    The first time, the whole split is read from disk.
     """
     builder = tfds.builder_from_directory(records.directory)
     n = len(records)
     place = hashlib.sha256(str(Path(records.directory).resolve()).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignax"
-    file = cache / f"labels-{builder.name}-{builder.version}-{records.split}-{n}-{place}.npy"
+    file = cache_folder() / f"labels-{builder.name}-{builder.version}-{records.split}-{n}-{place}.npy"
     if file.is_file():
         try:
             labels = np.load(file, allow_pickle=False)
@@ -183,8 +195,8 @@ def label_index(records: Records) -> np.ndarray:
             log.warning("%s cannot be read (%s): reading the labels again", file, error)
     labels = np.empty(n, np.int64)
 
-    def keep(start: int, found: list[dict]):
-        labels[start : start + len(found)] = [record["label"] for record in found]
+    def keep(start: int, chunk: list[dict[str, Any]], /) -> None:
+        labels[start : start + len(chunk)] = [record["label"] for record in chunk]
 
     _scan(records, keep, f"labels of {builder.name} {records.split}")
     _save(file, labels)
@@ -193,11 +205,12 @@ def label_index(records: Records) -> np.ndarray:
 
 def _decode_all(records: Records, mode: str) -> Arrays:
     n = len(records)
-    shape = tfds.builder_from_directory(records.directory).info.features["image"].shape
+    info: Any = tfds.builder_from_directory(records.directory).info
+    shape = info.features["image"].shape
     pixels, labels = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
 
-    def keep(start: int, found: list[dict]):
-        for index, record in enumerate(found, start):
+    def keep(start: int, chunk: list[dict[str, Any]], /) -> None:
+        for index, record in enumerate(chunk, start):
             image = np.asarray(images.decode(record["image"], name=records.describe(index, record), mode=mode))
             if image.shape[:2] != shape[:2]:
                 raise ValueError(f"{records.describe(index, record)} is {image.shape[:2]} pixels, not {shape[:2]}")
@@ -207,28 +220,21 @@ def _decode_all(records: Records, mode: str) -> Arrays:
     return Arrays(pixels, labels)
 
 
-def _scan(records: Records, keep: Callable[[int, list[dict]], None], title: str):
-    """Calls keep(first index, records) on chunks of all records, in threads: decoding releases the GIL."""
+def _scan(records: Records, keep: KeepRecords, title: str) -> None:
+    """Call `keep` on chunks of all records, in threads."""
     n, where = len(records), f"{records.split} split in {records.directory}"
 
-    def work(start: int) -> int:
-        stop = min(start + _CHUNK, n)
-        keep(start, _read(records._source, list(range(start, stop)), where))
-        return stop - start
+    def work(chunk: range) -> None:
+        keep(chunk.start, _read(records._source, list(chunk), where))
 
-    with (
-        ThreadPoolExecutor(images.decoding_threads()) as pool,
-        tqdm(total=n, desc=title, unit="image", disable=None, leave=False) as bar,
-    ):
-        for done in pool.map(work, range(0, n, _CHUNK)):
-            bar.update(done)
+    images.in_chunks(n, work, title, size=_CHUNK)
 
 
 def _open(directory: str, split: str):
-    builder = tfds.builder_from_directory(directory, file_format="array_record")
+    builder: Any = tfds.builder_from_directory(directory, file_format="array_record")
     if split not in builder.info.splits:
         raise ValueError(f"{directory} has no split {split!r}, only {', '.join(builder.info.splits)}")
-    # Pillow decodes, not TFDS: a damaged image is then named, and an index of labels needs no decoding.
+    # Pillow decodes, not TFDS: then errors name the damaged image, and reading labels decodes nothing.
     return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
@@ -242,24 +248,24 @@ def _read(source, indices: list[int], where: str) -> list[dict]:
         ) from error
 
 
-def _check_format(directory: Path, name: str, root: Path):
+def _check_format(directory: Path, name: str, root: Path) -> None:
     if not any(directory.glob("*.array_record*")):
         raise FileNotFoundError(f"{directory} has no array_record files (another format?). {_how(name, root)}")
 
 
 def _how(name: str, root: Path) -> str:
-    by_hand = " (ImageNet's archives lie in DATA_DIR/downloads/manual)" if name == "imagenet2012" else ""
+    by_hand = " (with ImageNet's archives in DATA_DIR/downloads/manual)" if name == "imagenet2012" else ""
     return (
         f"Prepare it once on a machine with TensorFlow{by_hand}: "
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}:{VERSIONS[name]}', data_dir='{root}', file_format='array_record')"
         f'.download_and_prepare()" - then copy {name}/ here; '
-        "config.path or $TFDS_DATA_DIR is the folder it lies in."
+        "data.path or $TFDS_DATA_DIR is the folder that contains it."
     )
 
 
-def _save(file: Path, array: np.ndarray):
-    """Writes through a temporary file, so that no reader sees half of it; failure is only logged."""
+def _save(file: Path, array: np.ndarray) -> None:
+    """Write an array through a temporary file, so that no reader sees half of it; a failure is only logged."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:

@@ -1,1 +1,4 @@
-"""What the report is made of: `runs` reads, `summary` counts, `charts` draws, `page` puts it together."""
+"""The report: `records` and `runs` read, `metrics` says what numbers mean, `settings` groups runs, `tables` shows them.
+
+`formats` writes Markdown, LaTeX and CSV; `views` and `charts` draw; `page` puts everything into one HTML file.
+"""

@@ -1,34 +1,33 @@
 """Drawings as SVG text: lines over steps, a metric over one swept number, parallel coordinates.
 
 Colours and type are the page's (classes c0, c1, … and `page.css`), so that a drawing follows its light and dark side.
-Everything that was given as text is escaped.
+All text is escaped.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from markupsafe import Markup
 
-from launch.reports.summary import is_number
+from launch.reports.numbers import is_number, short
 
 COLOURS = 7  # classes c0 … c6; what comes after is "rest"
 POINTS = 150  # of a line, at most: more than a panel has room for
 _WIDTH, _HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
 _LEVELS = 6  # different numbers that an upright axis puts in equal steps
-_PATH = 24  # characters of a path that are shown in full
 _DECADES = 30.0  # how far apart the ends of positive values are that a logarithmic axis suits
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """A line of a panel: x and y (n,) each, broken where y is NaN.
 
     Attributes:
-      label: said where the pointer rests on it.
+      label: shown where the pointer rests on it.
       style: CSS classes: "c0", "c0 seed", "rest".
     """
 
@@ -39,7 +38,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ChartScale:
     """From values to places, linear or logarithmic."""
 
     low: float
@@ -55,31 +54,31 @@ class Scale:
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
 
-def scale(values: Sequence[float], start: float, end: float, *, may_log: bool, margin: float = 0.04) -> Scale:
-    """A scale on which all finite values have room.
+def scale(values: Sequence[float], start: float, end: float, *, may_log: bool, margin: float = 0.04) -> ChartScale:
+    """A scale that holds all finite values.
 
     Args:
-      values: NaN among them counts for nothing.
+      values: NaN is ignored.
       start, end: the places of the axis' ends.
-      may_log: whether it may be logarithmic: it is, if the values are positive and span more than a factor of 30.
-      margin: what is left free on both sides, as a share.
+      may_log: whether it may be logarithmic: it is if the values are positive and span more than a factor of 30.
+      margin: share that is left free on both sides.
     """
     finite = np.asarray([v for v in values if math.isfinite(v)], np.float64)
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if may_log and low > 0 and high / low > _DECADES:
         spare = (high / low) ** margin
-        return Scale(low / spare, high * spare, start, end, log=True)
+        return ChartScale(low / spare, high * spare, start, end, log=True)
     spare = (high - low) * margin if low < high else abs(low) * 0.1 or 1.0
-    return Scale(float(low - spare), float(high + spare), start, end)
+    return ChartScale(float(low - spare), float(high + spare), start, end)
 
 
-def ticks(axis: Scale, about: int = 5) -> list[float]:
+def ticks(axis: ChartScale, about: int = 5) -> list[float]:
     """Round values within a scale."""
     if axis.log:
         exponents = range(math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high)) + 1)
-        found = [10.0**e for e in exponents]
-        if len(found) >= 2:
-            return found[:: -(-len(found) // (about + 1))]
+        decades = [10.0**e for e in exponents]
+        if len(decades) >= 2:
+            return decades[:: -(-len(decades) // (about + 1))]
         return [m * 10.0**e for e in range(-300, 300) for m in (1, 2, 5) if axis.low <= m * 10.0**e <= axis.high][:6]
     rough = (axis.high - axis.low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -89,29 +88,8 @@ def ticks(axis: Scale, about: int = 5) -> list[float]:
     return [float(f"{at * width:.10g}") for at in range(first, last + 1)]
 
 
-def short(value: Any) -> str:
-    """A value as it stands on an axis or in a cell: 0.5, 20k, 1e-05, a text as it is, of a long path its end."""
-    if value is None:
-        return "–"
-    if isinstance(value, str) and "/" in value and len(value) > _PATH:
-        return "…/" + value.rstrip("/").rpartition("/")[2]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, str) and value else _compact(value)
-    if value and float(value).is_integer() and 10_000 <= abs(value) < 1e9:
-        return f"{value / 1e6:g}M" if value % 1e5 == 0 and abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:.4g}"
-
-
-def _compact(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_compact, value))})"
-    return repr(value) if isinstance(value, str) else str(value)
-
-
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """A long line as means of stretches of equal length (to one point), its last point as it is."""
+    """Thin a long line to means over stretches of equal length (to one point), and its last point."""
     if len(x) <= points:
         return x, y
     sizes = np.full(points - 1, (len(x) - 1) // (points - 1))
@@ -121,7 +99,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
     return np.append(means[0], x[-1]), np.append(means[1], y[-1])
 
 
-def panel(lines: Sequence[Line], *, label: str, x_label: str, may_log: bool = False) -> Markup:
+def panel(lines: Sequence[ChartLine], *, label: str, x_label: str, may_log: bool = False) -> Markup:
     """Lines over a common x.
 
     Args:
@@ -170,8 +148,8 @@ def response(values: Sequence[float], means: Sequence[float], stds: Sequence[flo
 
 
 @dataclass(frozen=True)
-class Axis:
-    """An upright axis of parallel coordinates: one value a line.
+class ChartAxis:
+    """An upright axis of parallel coordinates, with one value per line.
 
     Attributes:
       title: above it.
@@ -184,20 +162,24 @@ class Axis:
     even: bool = True
 
 
-def parallel(axes: Sequence[Axis], labels: Sequence[str], *, label: str, best: set[int], goodness: Sequence[float]):
-    """Settings as lines across one axis for each swept key, and one for the metric, as SVG.
+def parallel(
+    axes: Sequence[ChartAxis], labels: Sequence[str], *, label: str, best: set[int], goodness: Sequence[float]
+):
+    """Settings as lines across an axis per swept key and one for the metric, as SVG.
 
     Args:
-      axes: the last one is the metric; an axis of numbers alone is a scale, any other has a place a value.
-      labels: of the lines, said where the pointer rests.
+      axes: the last one is the metric; an axis of numbers alone is a scale, any other has a place per value.
+      labels: of the lines, shown where the pointer rests.
       label: of the whole.
       best: the lines to stress.
-      goodness: (n,) in [0, 1], how much a line stands out; lines of NaN are left out.
+      goodness: (n,) in [0, 1], how strongly a line is drawn; lines with NaN are left out.
     """
     gap, height = 150, 300
     top, bottom = 40, height - 22
     width = 2 * 70 + gap * (len(axes) - 1)
-    uprights = [(70 + gap * at, *_upright(axis, bottom, top)) for at, axis in enumerate(axes)]
+    uprights: list[tuple[int, AxisPlace, list[Any]]] = [
+        (70 + gap * at, *_upright(axis, bottom, top)) for at, axis in enumerate(axes)
+    ]
     rules = [Markup('<path class="rule" d="M{} {}V{}"/>').format(x, top, bottom) for x, *_ in uprights]
     lines, marks = [], []
     order = sorted((at for at in range(len(labels)) if math.isfinite(goodness[at])), key=lambda at: goodness[at])
@@ -215,8 +197,14 @@ def parallel(axes: Sequence[Axis], labels: Sequence[str], *, label: str, best: s
     return _svg(width, height, label, [*rules, *lines, *marks])
 
 
-def _upright(axis: Axis, start: float, end: float):
-    """Where a value stands on an upright axis, and which to write beside it."""
+class AxisPlace(Protocol):
+    """Where a value stands on an axis."""
+
+    def __call__(self, value: Any, /) -> float: ...
+
+
+def _upright(axis: ChartAxis, start: float, end: float) -> tuple[AxisPlace, list[Any]]:
+    """Where a value stands on an upright axis, and which values to write beside it."""
     values = axis.values
     numbers = all(map(is_number, values))
     levels = {short(value): value for value in (sorted(set(values)) if numbers else values)}
@@ -228,7 +216,7 @@ def _upright(axis: Axis, start: float, end: float):
     return (lambda value: start + step * names.index(short(value))), list(levels.values())
 
 
-def _grid(xs: Scale, ys: Scale, x_label: str, marks: Mapping[float, float] | None = None) -> Markup:
+def _grid(xs: ChartScale, ys: ChartScale, x_label: str, marks: Mapping[float, float] | None = None) -> Markup:
     """Ticks of both axes; `marks`, value -> place, stands in for the horizontal one's."""
     parts = []
     for value in ticks(ys):
@@ -247,7 +235,7 @@ def _grid(xs: Scale, ys: Scale, x_label: str, marks: Mapping[float, float] | Non
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    """A path through the points, begun anew after one whose y is NaN; a point by itself becomes a short stroke."""
+    """A path through the points, broken where y is NaN; a point by itself becomes a short stroke."""
     parts, pen = [], False
     for at, (x, y) in enumerate(points):
         if math.isnan(y):

@@ -22,11 +22,13 @@ metric. Of several runs, every line becomes one line per setting: mean ± standa
 
 import dataclasses
 import importlib
+import importlib.util
 import re
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 Direction = Literal["up", "down", "neither"]
 Level = Literal["main", "normal", "detail"]
@@ -107,6 +109,7 @@ LOOP = {
     "train/loss": Metric("training loss", "down"),
     "train/steps_per_second": Metric("steps per second", "up", level="detail"),
     "train/examples_per_second": Metric("examples per second", "up", level="detail"),
+    "train/gradient_norm": Metric("gradient norm"),
     "train/compile_seconds": Metric("compilation", unit="s", level="detail"),
 }
 
@@ -155,21 +158,34 @@ def declare(
     return describe
 
 
-def of_experiment(name: str) -> tuple[Describe | None, str]:
+def of_experiment(name: str, untrusted: Path | None = None) -> tuple[Describe | None, str]:
     """The declaration of an experiment by its dotted name, or None and the reason, one sentence.
 
     Without a declaration a report still shows every number, only without titles and directions.
+
+    Args:
+      name: as a config has it, perhaps one that came with somebody else's runs.
+      untrusted: the folder of the runs, from which nothing is imported.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return None, f"experiment {name!r} is not the name of a module: its metrics are shown under their keys"
     try:
-        describe = getattr(importlib.import_module(name), "describe", None)
+        if untrusted and _lies_in(name.partition(".")[0], untrusted):
+            return None, f"{name} lies among the runs and is not imported: its metrics are shown under their keys"
+        module: Any = importlib.import_module(name)
     except Exception as error:  # a package that is not installed, or a broken one: the numbers are shown all the same
         problem = f"{type(error).__name__}: {error}"
         return None, f"{name} cannot be imported ({problem}): its metrics are shown under their keys"
-    if not callable(describe):
+    if not callable(getattr(module, "describe", None)):
         return None, f"{name} has no describe(key): its metrics are shown under their keys"
-    return describe, ""
+    return module.describe, ""
+
+
+def _lies_in(package: str, folder: Path) -> bool:
+    """Whether a package would be imported from a folder."""
+    spec = importlib.util.find_spec(package)
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    return any(place and Path(place).resolve().is_relative_to(folder.resolve()) for place in places)
 
 
 def meaning(describe: Describe | None) -> Meaning:

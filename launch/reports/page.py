@@ -1,4 +1,4 @@
-"""The page: one HTML file in which everything is, tables, drawings, figures, styles and a short script.
+"""The page: one HTML file that holds tables, drawings, figures, styles and a short script.
 
 Nothing is loaded from elsewhere, and the page's own content security policy says so to the browser: images only from
 within, no script but the one whose digest it names. What comes from runs is escaped by the template engine.
@@ -15,10 +15,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from launch.reports import summary, tables, views
-from launch.reports.runs import FAILED, FINISHED, Found, Study
-from launch.reports.summary import DEFAULT, Choice
-from launch.reports.tables import Table
+from launch.reports import listings, metrics, tables, views
+from launch.reports.metrics import Meaning
+from launch.reports.records import FAILED, FINISHED, RunRecord
+from launch.reports.settings import DEFAULT, MetricChoice, StudyResults, chosen, distinguishing, headline, keys_of
+from launch.reports.tables import ReportTable
+from launch.reports.views import CurvePanels, SweepView
 
 MEGABYTES = 24  # of figures that a page holds
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,73 +31,87 @@ class Figure:
     """A picture within the page.
 
     Attributes:
-      title: where it lay among the artifacts.
+      title: where it lies in the run directory.
+      caption: its description, as the file has it; "" for none.
       uri: all of it, as a data URI.
       width, height: in pixels.
     """
 
     title: str
+    caption: str
     uri: str
     width: int
     height: int
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a page shows of a run that is opened by itself: its own table and figures, its log if it failed."""
+class EarlierResults:
+    """The results of a run before its config was changed, and in which fields it differed: (number, lines)."""
 
-    run: Found
-    table: Sequence[Table | str]
+    table: ReportTable
+    changes: Sequence[tuple[int, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """What a page shows of one run: its figures, its earlier results, its log if it failed."""
+
+    run: RunRecord
     figures: Sequence[Figure]
     left_out: Sequence[str]
+    earlier: EarlierResults | None
 
     @property
     def anything(self) -> bool:
-        return bool(self.table or self.figures or self.left_out or self.run.log)
+        return bool(self.figures or self.left_out or self.earlier)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A study as the template has it."""
+    """A study as the template reads it."""
 
     anchor: str
     title: str
     experiment: str
     counts: str
     span: str
-    own: Shown | None
-    result: Table | None
-    settings: Table | None
-    metrics: Table | None
-    views: Sequence[views.View]
-    curves: views.Curves
-    runs: Table | None
-    members: Sequence[Shown]
-    failed: Sequence[Found]
-    config: Table
-    versions: Table | None
+    own: RunDetails | None
+    overview: ReportTable | None
+    result_tables: Sequence[ReportTable]
+    metrics: ReportTable | None
+    views: Sequence[SweepView]
+    curves: CurvePanels
+    runs: ReportTable | None
+    members: Sequence[RunDetails]
+    failed: Sequence[RunRecord]
+    config: ReportTable
+    versions: ReportTable | None
     unversioned: int
+    note: str
     problems: Sequence[str]
 
 
-def render(title: str, studies: Sequence[Study], *, choice: Choice = DEFAULT, made: float, megabytes: float) -> str:
+def render(
+    title: str, studies: Sequence[StudyResults], *, choice: MetricChoice = DEFAULT, made: float, megabytes: float
+) -> str:
     """The page's HTML.
 
     Args:
       title: of the page, as text.
-      studies: from `runs.read`.
+      studies: from `launch.reports.settings.group`.
       choice: of metrics.
-      made: the time that the page gives for its making, in seconds.
-      megabytes: how much of figures it may hold; those that do not fit are named instead.
+      made: when the page was made, in seconds.
+      megabytes: size of figures that it may hold; figures that do not fit are named instead.
 
     Raises:
       ReportError: no metric fits `choice.metrics`.
     """
-    kept = fitting([file for study in studies for run in study.all_runs for file in run.figures], megabytes * 1e6)
-    there = summary.metrics_of(run for study in studies for run in study.all_runs)
-    if choice.metrics and there:
-        summary.headline(there, choice)  # some study must have one; the others show what they have
-    sections = [_section(at, study, title, choice, kept) for at, study in enumerate(studies)]
+    all_runs = [run for results in studies for run in results.study.all_runs]
+    kept = fitting([file for run in all_runs for file in run.figures], megabytes * 1e6)
+    keys = keys_of(all_runs)
+    if choice.metrics and keys:
+        headline(keys, metrics.neutral, choice)  # some study must have one; the others show what they have
+    sections = [_section(at, results, title, choice, kept) for at, results in enumerate(studies)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launch.reports", "templates"),
         autoescape=True,
@@ -103,18 +119,22 @@ def render(title: str, studies: Sequence[Study], *, choice: Choice = DEFAULT, ma
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    source = lambda name: environment.loader.get_source(environment, name)[0]
-    script = source("page.js")
+    style, script = (_template(environment, name) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html")
     return page.render(
         title=title,
         sections=sections,
-        made=tables.moment(made),
-        style=Markup(source("page.css")),
+        made=listings.moment(made),
+        style=Markup(style),
         script=Markup(script),
         digest=digest,
     )
+
+
+def _template(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
 def fitting(files: Sequence[Path], size: float) -> set[Path]:
@@ -127,82 +147,100 @@ def fitting(files: Sequence[Path], size: float) -> set[Path]:
     return kept
 
 
-def _section(at: int, study: Study, title: str, choice: Choice, kept: Collection[Path]) -> Section:
-    compared = study.members or ((study.own,) if study.own else ())
-    keys = summary.swept(compared, study.keys)
-    found = summary.settings(compared, keys, study.own)
-    metrics = summary.metrics_of(compared)
-    if not summary.asked_for(metrics, choice):
+def _section(at: int, results: StudyResults, title: str, choice: MetricChoice, kept: Collection[Path]) -> Section:
+    study, settings, meaning = results.study, results.settings, results.meaning
+    keys = keys_of(study.compared)
+    if not chosen(keys, choice):
         choice = dataclasses.replace(choice, metrics=())
-    shown = metrics if choice.metrics else summary.telling_apart(found, metrics)
-    first = summary.headline(shown, choice) if metrics else []
-    several = bool(study.members and metrics)
-    with_result = [setting for setting in found if setting.finished]
-    own = _shown(study.own, kept) if study.own else None
-    versioned = [run for run in study.all_runs if run.versions]
-    alone = study.own if study.own and not study.members else None
+    candidates = keys if choice.metrics else distinguishing(settings, keys)
+    first = headline(candidates, meaning, choice) if keys else []
+    several = bool(study.members and keys)
+    result_tables = tables.of_study(results)
+    overview = tables.overview(settings, results.swept, first, meaning) if several and first else None
+    if overview and [table.columns[-len(first) :] for table in result_tables] == [overview.columns[-len(first) :]]:
+        result_tables = []  # the overview is the only table
+    details = [_details(member, meaning, kept) for member in study.members]
     return Section(
         anchor=f"study-{at}",
         title=study.name or title,
         experiment=study.experiment,
-        counts=_counts(compared),
-        span=_span(compared),
-        own=own,
-        result=tables.of_result(alone, choice) if alone and alone.result else None,
-        settings=tables.of_settings(study, found, keys, first, choice) if several else None,
-        metrics=tables.all_metrics(study, with_result, keys, choice) if several else None,
-        views=views.sweeps(found, keys, first, choice) if several else [],
-        curves=views.curves(study, found, keys, first, choice),
-        runs=tables.of_members(study.members, keys) if study.members else None,
-        members=[shown for member in study.members if (shown := _shown(member, kept)).anything],
-        failed=[run for run in compared if run.status == FAILED],
-        config=tables.of_configs(study.all_runs),
-        versions=tables.of_versions(study.all_runs),
-        unversioned=len(study.all_runs) - len(versioned),
+        counts=_counts(study.compared),
+        span=_span(study.compared),
+        own=_details(study.own, meaning, kept) if study.own else None,
+        overview=overview,
+        result_tables=result_tables,
+        metrics=listings.all_metrics(results) if keys else None,
+        views=views.sweeps(results, first) if several else [],
+        curves=views.curves(results, first),
+        runs=listings.of_members(study.members, results.swept) if study.members else None,
+        members=[member for member in details if member.anything],
+        failed=[run for run in study.compared if run.status == FAILED],
+        config=listings.of_configs(study.all_runs),
+        versions=listings.of_versions(study.all_runs),
+        unversioned=sum(not run.versions for run in study.all_runs),
+        note=results.note,
         problems=[problem for run in study.all_runs for problem in run.problems],
     )
 
 
-def _counts(found: Sequence[Found]) -> str:
+def _counts(runs: Sequence[RunRecord]) -> str:
     """12 runs: 10 finished, 1 unfinished, 1 failed."""
-    if len(found) == 1:
-        return found[0].status
+    if len(runs) == 1:
+        return runs[0].status
     by_status: dict[str, int] = dict.fromkeys([FINISHED], 0)
-    for run in found:
+    for run in runs:
         by_status[run.status] = by_status.get(run.status, 0) + 1
-    if by_status[FINISHED] == len(found):
-        return f"{len(found)} runs, all finished"
-    return f"{len(found)} runs: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
+    if by_status[FINISHED] == len(runs):
+        return f"{len(runs)} runs, all finished"
+    return f"{len(runs)} runs: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
 
 
-def _span(found: Sequence[Found]) -> str:
+def _span(runs: Sequence[RunRecord]) -> str:
     """From the first to the last time that any run logged something."""
-    times = [time for run in found if run.logged for time in run.logged]
+    times = [time for run in runs if run.logged for time in run.logged]
     if not times:
         return ""
-    first, last = tables.moment(min(times)), tables.moment(max(times))
+    first, last = listings.moment(min(times)), listings.moment(max(times))
     if first == last:
         return f"{first} UTC"
     end = last.removeprefix(first[:11]) if last[:11] == first[:11] else last
     return f"{first} to {end} UTC"
 
 
-def _shown(run: Found, kept: Collection[Path]) -> Shown:
+def _details(run: RunRecord, meaning: Meaning, kept: Collection[Path]) -> RunDetails:
     figures, left_out = [], []
     for file in run.figures:
-        name = file.relative_to(run.path / "artifacts")
-        figure = read_figure(file, str(name.with_suffix(""))) if file in kept else None
+        name = file.relative_to(run.path)
+        figure = read_figure(file, str(name.with_suffix("")).removeprefix("artifacts/")) if file in kept else None
         if figure:
             figures.append(figure)
         else:
-            left_out.append(f"{run.name}/artifacts/{name}")
-    return Shown(run, tables.from_markdown(run.table), figures, left_out)
+            left_out.append(f"{run.name}/{name}")
+    earlier = EarlierResults(*listings.of_earlier(run, meaning)) if run.earlier else None
+    return RunDetails(run, figures, left_out, earlier)
 
 
 def read_figure(file: Path, title: str) -> Figure | None:
-    """A PNG file's picture; None for what is no PNG, whatever it is called."""
+    """The picture and the caption of a PNG file; None for a file that is no PNG, whatever it is called."""
     content = file.read_bytes()
     if not content.startswith(_PNG) or len(content) < 24:
         return None
     width, height = struct.unpack(">II", content[16:24])
-    return Figure(title, "data:image/png;base64," + base64.b64encode(content).decode(), width, height)
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Figure(title, _description(content), uri, width, height)
+
+
+def _description(content: bytes) -> str:
+    """The text "Description" of a PNG file, as matplotlib writes it before the pixels; "" for none."""
+    at = len(_PNG)
+    while at + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        name, _, text = content[at + 8 : at + 8 + length].partition(b"\0")
+        if kind == b"tEXt" and name == b"Description":
+            return text.decode("latin-1")
+        if kind == b"iTXt" and name == b"Description" and text[:1] == b"\0":  # not compressed
+            return text[2:].split(b"\0", 2)[-1].decode(errors="replace")
+        if kind == b"IDAT":
+            return ""
+        at += 12 + length
+    return ""

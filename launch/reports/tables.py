@@ -1,29 +1,42 @@
-"""The tables of a report, as data for its template."""
+"""Results as tables: of one run, of a sweep, of runs side by side, all by what the experiment declares.
 
-import json
+The keys of a result that share table, condition and row stand in one line. With several settings each line becomes one
+per setting, with mean ± standard deviation over its seeds; a line that is the same in all settings, such as a baseline
+that the sweep does not touch, is shown once.
+"""
+
 import math
-import re
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from launch.reports import summary
-from launch.reports.charts import short
-from launch.reports.runs import Found, Study
-from launch.reports.summary import Choice, Setting, Spread
+from launch.reports import settings as grouping
+from launch.reports.metrics import Meaning, Metric
+from launch.reports.numbers import (
+    Spread,
+    best,
+    config_text,
+    cut,
+    decimals,
+    exact,
+    is_number,
+    short,
+    spread,
+    spread_text,
+)
+from launch.reports.records import FINISHED, RunRecord
+from launch.reports.runs import Study
+from launch.reports.settings import KEYS, Setting, StudyResults
 
-KEYS = 6  # more swept keys than these would leave no room for results: a table then names the runs instead
-_LONG = 32  # characters of a value that are shown
-_SIDE_BY_SIDE = 8  # settings that have room as columns
+WIDE = 8  # columns of metrics that have room; with more of them metrics become rows
 _ARROWS = {1: "↑", -1: "↓", 0: ""}
-_SAID = {1: "higher is better", -1: "lower is better", 0: ""}
-_NUMBER = re.compile(r"[-+−]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_BETTER = {1: "higher is better", -1: "lower is better", 0: ""}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's head: `title` under `above`, `tip` where the pointer rests."""
+    """The head of a column: `title` under `above`, `tip` where the pointer rests."""
 
     title: str
     above: str = ""
@@ -33,7 +46,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says.
+    """The content of a cell.
 
     Attributes:
       text: as it is shown.
@@ -54,263 +67,290 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns and rows of a table; the first column heads its rows, and stays in sight while the others scroll."""
+class ReportTable:
+    """A table as it is shown; the first column heads its rows, and stays in sight while the others scroll.
+
+    Attributes:
+      name: its title.
+      prose: whether the last column may run over several lines.
+    """
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     name: str
-    prose: bool = False  # whether the last column may run over several lines
+    prose: bool = False
 
 
-def of_settings(study: Study, found: Sequence[Setting], keys: Sequence[str], metrics: Sequence[str], choice: Choice):
-    """A row a setting: its values, how many seeds, and the metrics as mean ± std."""
-    shown = keys if len(keys) <= KEYS else ()
-    names = names_of(keys)
-    columns = [Column(names[key], tip=key, numeric=_numeric(found, key)) for key in shown]
-    columns += [] if shown else [Column("runs")]
-    columns += [Column("seeds", tip="finished runs", numeric=True)]
-    columns += [_metric_column(metric, choice) for metric in metrics]
-    cells = {metric: spread_cells(found, metric, choice) for metric in metrics}
+@dataclass(frozen=True)
+class ResultLine:
+    """One line of results: what was measured, where, and how it came out.
+
+    Attributes:
+      condition, row: see `launch.reports.metrics.Metric`.
+      setting: the runs it is of; None for a line that is the same in all settings.
+      runs: how many finished runs it is of, and how many there are to be.
+      keys: heading of a column -> key of the result.
+      spreads: heading of a column -> the values.
+      reference: whether it does not compete for the best value.
+    """
+
+    condition: str
+    row: str
+    setting: Setting | None
+    runs: tuple[int, int]
+    keys: Mapping[str, str]
+    spreads: Mapping[str, Spread]
+    reference: bool
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Lines of results under one title; `metrics` by the heading of their column, in order."""
+
+    title: str
+    metrics: Mapping[str, Metric]
+    lines: Sequence[ResultLine]
+
+
+# -- from results to lines ------------------------------------------------------------------------------------------
+
+
+def collect(settings: Sequence[Setting], meaning: Meaning, *, details: bool = False) -> list[ResultTable]:
+    """The declared tables of finished runs.
+
+    Args:
+      settings: from `launch.reports.settings.settings`; one setting of one run for a run by itself.
+      meaning: of keys.
+      details: whether metrics of level "detail" are in them.
+    """
+    finished = [setting for setting in settings if setting.finished]
+    by_table: dict[str, dict[str, Metric]] = {}
+    for key in grouping.keys_of(run for setting in finished for run in setting.finished):
+        metric = meaning(key)
+        if details or metric.level != "detail":
+            by_table.setdefault(metric.table, {})[key] = metric
+    return [_collected(title, own, finished) for title, own in by_table.items()]
+
+
+def _collected(title: str, keys: Mapping[str, Metric], settings: Sequence[Setting]) -> ResultTable:
+    headings: dict[str, Metric] = {}
+    places: dict[tuple[str, str], dict[str, str]] = {}  # (condition, row) -> heading -> key
+    for key, metric in keys.items():
+        place = places.setdefault((metric.condition, metric.row), {})
+        heading = metric.heading if metric.heading not in place else f"{metric.heading} [{key}]"
+        place[heading] = key
+        headings.setdefault(heading, metric)
+    headings = dict(sorted(headings.items(), key=lambda item: item[1].order))
+    conditions = list(dict.fromkeys(condition for condition, _ in places))
+    lines: list[ResultLine] = []
+    for (condition, row), own in sorted(places.items(), key=lambda item: conditions.index(item[0][0])):
+        reference = all(keys[key].reference for key in own.values())
+        groups = _once(settings, list(own.values())) if row else None
+        for setting, runs, total in groups or [(s, s.finished, len(s.members)) for s in settings]:
+            spreads = {heading: grouping.spread_of(runs, key) for heading, key in own.items()}
+            if any(spread.total for spread in spreads.values()):
+                lines.append(ResultLine(condition, row, setting, (len(runs), total), own, spreads, reference))
+    return ResultTable(title, headings, lines)
+
+
+def _once(settings: Sequence[Setting], keys: Sequence[str]) -> list[tuple[None, list[RunRecord], int]] | None:
+    """One run per seed, if all settings agree seed by seed; None if they do not, or have no seed in common."""
+    runs: dict[str, RunRecord] = {}
+    for at, setting in enumerate(settings):
+        own = {_seeds(run): run for run in setting.finished}
+        common = runs.keys() & own.keys()
+        if at and (not common or any(_values(runs[seed], keys) != _values(own[seed], keys) for seed in common)):
+            return None
+        runs = own | runs
+    return [(None, list(runs.values()), len(runs))] if len(settings) > 1 else None
+
+
+def _seeds(run: RunRecord) -> str:
+    return exact({key: value for key, value in run.config.items() if grouping.is_seed(key)})
+
+
+def _values(run: RunRecord, keys: Sequence[str]) -> list[str]:
+    return [repr(run.result.get(key)) for key in keys]
+
+
+# -- from lines to what is shown ------------------------------------------------------------------------------------
+
+
+def shown(table: ResultTable, settings: Sequence[Setting], swept: Sequence[str]) -> ReportTable:
+    """A table of results as rows of cells: lines down and metrics across, or the other way round if these are many."""
+    cells = _cells(table)
+    several = sum(len(setting.members) for setting in settings) > 1
+    if len(table.lines) == 1 or (len(table.metrics) > WIDE >= len(table.lines)):
+        labels = [_line_label(line, len(settings) > 1) or "value" for line in table.lines]
+        return _metrics_down(table, cells, labels, several)
+    heads = _heads(table, settings, swept)
+    columns = [column for column, _ in heads] + ([_SEEDS] if several else [])
+    columns += [_metric_column(heading, metric) for heading, metric in table.metrics.items()]
     rows = []
-    for at, setting in enumerate(found):
-        row = [_value(setting.values[key]) for key in shown] or [Cell(label(setting, keys))]
-        finished, count = len(setting.finished), len(setting.members)
-        row.append(Cell(str(count) if finished == count else f"{finished} of {count}", finished))
-        rows.append([*row, *(cells[metric][at] for metric in metrics)])
-    return Table(columns, rows, "Results")
+    for at, line in enumerate(table.lines):
+        row = [of_line[at] for _, of_line in heads] + ([_seeds_cell(*line.runs)] if several else [])
+        rows.append([*row, *(cells[heading][at] for heading in table.metrics)])
+    return ReportTable(columns, rows, table.title)
 
 
-def of_metrics(found: Sequence[Setting], keys: Sequence[str], metrics: Sequence[str], choice: Choice) -> Table:
-    """Every metric, a row each, the settings as columns."""
-    columns = [Column("metric"), *(Column(label(setting, keys), numeric=True) for setting in found)]
-    rows = []
-    for metric in metrics:
-        sign = summary.direction(metric, choice)
-        cells = spread_cells(found, metric, choice)
-        rows.append([Cell(f"{metric} {_ARROWS[sign]}".strip(), tip=_SAID[sign]), *cells])
-    return Table(columns, rows, "All metrics")
+def _metrics_down(
+    table: ResultTable, cells: Mapping[str, Sequence[Cell]], labels: Sequence[str], several: bool
+) -> ReportTable:
+    columns = [Column("metric"), *(Column(label, numeric=True) for label in labels)]
+    rows = [[Cell("seeds"), *(_seeds_cell(*line.runs) for line in table.lines)]] if several else []
+    for heading, metric in table.metrics.items():
+        column = _metric_column(heading, metric)
+        rows.append([Cell(column.title, tip=column.tip), *cells[heading]])
+    return ReportTable(columns, rows, table.title)
 
 
-def all_metrics(study: Study, found: Sequence[Setting], keys: Sequence[str], choice: Choice) -> Table:
-    """Every metric of every setting, whichever way round there is room for."""
-    metrics = summary.metrics_of(study.members)
-    if len(found) <= _SIDE_BY_SIDE:
-        return of_metrics(found, keys, metrics, choice)
-    return of_settings(study, found, keys, metrics, choice)
+def _line_label(line: ResultLine, with_setting: bool) -> str:
+    """A line in few words: "RPS ε=8, l2_cosine"."""
+    setting = line.setting.label if line.setting and with_setting else ""
+    return ", ".join(filter(None, (line.condition, line.row, setting)))
 
 
-def of_result(run: Found, choice: Choice) -> Table:
-    """One run's result, a row a metric."""
-    rows = []
-    for metric, value in run.result.items():
-        sign = summary.direction(metric, choice)
-        text = decimals([value])(value)
-        rows.append([Cell(f"{metric} {_ARROWS[sign]}".strip(), tip=_SAID[sign]), Cell(text, value)])
-    return Table([Column("metric"), Column("value", numeric=True)], rows, "Result")
+def _heads(
+    table: ResultTable, settings: Sequence[Setting], swept: Sequence[str]
+) -> list[tuple[Column, Sequence[Cell]]]:
+    """The columns that say what a line is, and their cells: condition, row, and the setting."""
+    lines = table.lines
+    heads = []
+    if any(line.condition for line in lines):
+        heads.append((Column("under"), [Cell(line.condition) for line in lines]))
+    if any(line.row for line in lines):
+        heads.append((Column(""), [Cell(line.row) for line in lines]))
+    if len(settings) > 1:
+        for column, of_settings in setting_columns(settings, swept):
+            by_label = {setting.label: cell for setting, cell in zip(settings, of_settings, strict=True)}
+            own = [by_label[line.setting.label] if line.setting else Cell("all") for line in lines]
+            heads.append((column, own))
+    return heads or [(Column(""), [Cell("") for _ in lines])]
 
 
-def of_members(members: Sequence[Found], keys: Sequence[str]) -> Table:
-    """Every run: how far it is, its values of swept keys and seeds, steps and time."""
-    seeds = [key for key in dict.fromkeys(k for m in members for k in m.config) if summary.is_seed(key)]
-    seeds = [key for key in seeds if len({str(m.config.get(key)) for m in members}) > 1]
-    names = names_of([*keys, *seeds])
-    columns = [Column("run"), Column("status")]
-    columns += [Column(names[key], tip=key) for key in (*keys, *seeds)]
-    columns += [Column("last step", numeric=True), Column("first to last log", numeric=True)]
-    columns += [Column("last log, UTC")]
-    rows = []
-    for run in members:
-        seconds = run.logged[1] - run.logged[0] if run.logged else math.nan
-        rows.append(
-            [
-                Cell(run.name),
-                Cell(run.status, style="status " + run.status.replace(" ", "-")),
-                *(_value(run.config.get(key)) for key in (*keys, *seeds)),
-                Cell("–", math.nan) if run.last_step is None else Cell(f"{run.last_step:,}", run.last_step),
-                Cell("–" if math.isnan(seconds) else duration(seconds), seconds),
-                Cell(moment(run.logged[1]) if run.logged else "–"),
-            ]
-        )
-    return Table(columns, rows, "Runs")
-
-
-def of_configs(runs: Sequence[Found]) -> Table:
-    """Every config key: its value, or the values where runs differ."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.config))
-    rows = []
-    for key in keys:
-        values = list(dict.fromkeys(_config_text(run.config[key]) for run in runs if key in run.config))
-        more = f" · … {len(values)} values" if len(values) > 12 else ""
-        rows.append([Cell(key), Cell(" · ".join(values[:12]) + more, style="varies" if len(values) > 1 else "")])
-    return Table([Column("key"), Column("value")], rows, "Config", prose=True)
-
-
-def of_versions(runs: Sequence[Found]) -> Table | None:
-    """What the runs were made with: a column for each different set of versions; None if nothing is recorded."""
-    sets: dict[str, list[str]] = {}
-    for run in runs:
-        for versions in run.versions:
-            sets.setdefault(json.dumps(versions, sort_keys=True), []).append(run.name)
-    if not sets:
-        return None
-    found = [json.loads(key) for key in sets]
-    heads = [Column("version")]
-    if len(sets) > 1:
-        together = [
-            ", ".join(names[:3]) + (f", … ({len(names)} runs)" if len(names) > 3 else "") for names in sets.values()
-        ]
-        heads = [Column(names) for names in together]
-    names = list(dict.fromkeys(name for run in runs for versions in run.versions for name in versions))
-    rows = [[Cell(name), *(Cell(str(versions.get(name, "–"))) for versions in found)] for name in names]
-    return Table([Column(""), *heads], rows, "Versions")
-
-
-def from_markdown(text: str) -> list[Table | str]:
-    """An experiment's table.md: its tables, and the text between them, a paragraph each."""
-    blocks: list[Table | str] = []
-    for chunk in re.split(r"\n\s*\n", text.strip()):
-        lines = [line.strip() for line in chunk.splitlines() if line.strip()]
-        prose = " ".join(line.lstrip("# ") for line in lines if not line.startswith("|"))
-        if prose:
-            blocks.append(_plain(prose))
-        table = [_split(line) for line in lines if line.startswith("|")]
-        table = [row for row in table if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
-        if table:
-            blocks.append(_as_table(*table))
-    return blocks
-
-
-def _as_table(header: list[str], *rows: list[str]) -> Table:
+def setting_columns(settings: Sequence[Setting], swept: Sequence[str]) -> list[tuple[Column, list[Cell]]]:
+    """A column per swept key where all settings set the same few, or one that names the settings."""
+    if not swept or len(swept) > KEYS or not grouping.is_grid(settings):
+        title = "setting" if swept and not grouping.is_grid(settings) else "runs"
+        return [(Column(title), [Cell(setting.label) for setting in settings])]
+    names = grouping.names_of(swept)
     columns = []
-    for at, title in enumerate(header):
-        known = [row[at] for row in rows if at < len(row) and row[at] not in ("", "–", "-")]
-        numeric = bool(known) and all(_leading(cell) is not None for cell in known)
-        columns.append(Column(title, numeric=numeric))
-    cells = [
-        [
-            Cell(text, (math.nan if (found := _leading(text)) is None else found) if column.numeric else None)
-            for column, text in zip(columns, [*row, *[""] * len(columns)], strict=False)
-        ]
-        for row in rows
-    ]
-    return Table(columns, cells, "Table")
+    for key in swept:
+        numeric = any(is_number(setting.values[key]) for setting in settings)
+        cells = [value_cell(setting.values[key]) for setting in settings]
+        columns.append((Column(names[key], tip=key, numeric=numeric), cells))
+    return columns
 
 
-def _split(line: str) -> list[str]:
-    return [_plain(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+_SEEDS = Column("seeds", tip="finished runs", numeric=True)
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\*\*|`|\\(?=\|)", "", text)
+def _seeds_cell(finished: int, total: int) -> Cell:
+    return Cell(str(total) if finished == total else f"{finished} of {total}", finished)
 
 
-def _leading(text: str) -> float | None:
-    if text.lower() == "nan":
-        return math.nan
-    match = _NUMBER.match(text)
-    return float(match[0].replace("−", "-")) if match else None
-
-
-# -- cells ----------------------------------------------------------------------------------------------------------
-
-
-def spread_cells(found: Sequence[Setting], metric: str, choice: Choice) -> list[Cell]:
-    """A metric of all settings as mean ± std, the best ones marked; an empty cell where there is no result."""
-    spreads = [summary.spread(setting.finished, metric) for setting in found]
-    best = summary.best(spreads, summary.direction(metric, choice))
-    text = decimals([cell.mean for cell in spreads], [cell.std for cell in spreads])
-    cells = []
-    for at, (cell, setting) in enumerate(zip(spreads, found, strict=True)):
-        partial = f", of {cell.count} runs that have it" if cell.count < len(setting.finished) else ""
-        tip = f"{cell.mean:.6g}" + ("" if math.isnan(cell.std) else f" ± {cell.std:.2g}") + partial
-        shown = Cell(spread_text(cell, text), cell.mean, tip, "best" if at in best else "")
-        cells.append(shown if cell.count else Cell("–", math.nan))
+def _cells(table: ResultTable) -> dict[str, list[Cell]]:
+    """Heading -> a cell per line; the best values among lines of one condition are marked."""
+    cells = {}
+    absent = spread([])
+    for heading, metric in table.metrics.items():
+        spreads = [line.spreads.get(heading, absent) for line in table.lines]
+        marked: set[int] = set()
+        for condition in {line.condition for line in table.lines}:
+            rivals = [at for at, line in enumerate(table.lines) if line.condition == condition and not line.reference]
+            marked |= {rivals[at] for at in best([spreads[at] for at in rivals], metric.sign)}
+        cells[heading] = spread_cells(spreads, metric, marked)
     return cells
 
 
-def spread_text(cell: Spread, text) -> str:
-    return text(cell.mean) + ("" if math.isnan(cell.std) else f" ± {text(cell.std)}")
-
-
-def decimals(values: Sequence[float], others: Sequence[float] = ()):
-    """A function that prints numbers of a column alike: three digits of the largest value, whole numbers as such.
+def spread_cells(spreads: Sequence[Spread], metric: Metric, marked: set[int], absent: str = "") -> list[Cell]:
+    """A metric as mean ± std, all with the same number of decimals.
 
     Args:
-      values: of the column.
-      others: what is printed beside them; only if these are whole too, no decimals are shown.
+      marked: the places of the best values.
+      absent: what stands where nothing was measured.
     """
-    finite = [abs(value) for value in values if math.isfinite(value)]
-    largest = max(finite, default=0.0)
-    whole = all(float(value).is_integer() for value in (*finite, *others) if math.isfinite(value))
-    if whole and largest < 1e9:
-        places = 0
-    elif not 1e-3 <= largest < 1e6:
-        return lambda value: "nan" if math.isnan(value) else f"{value:.3g}"
-    else:
-        places = max(0, 2 - math.floor(math.log10(largest)))
-    return lambda value: "nan" if math.isnan(value) else f"{value:.{places}f}"
+    text = decimals([cell.mean for cell in spreads], [cell.std for cell in spreads], metric.digits)
+    cells = []
+    for at, values in enumerate(spreads):
+        tip = f"{values.mean:.6g}" + ("" if math.isnan(values.std) else f" ± {values.std:.2g}")
+        tip += f", {values.count} of {values.total} runs have a value" if values.count < values.total else ""
+        cell = Cell(spread_text(values, text), values.mean, tip, "best" if at in marked else "")
+        cells.append(cell if values.total else Cell(absent, math.nan))
+    return cells
 
 
-def label(setting: Setting, keys: Sequence[str]) -> str:
-    """A setting in few words: "l2_cosine", "cosine_weight=0.1, radius=4", or the names of its runs."""
-    if not keys or len(keys) > KEYS:
-        names = [member.name for member in setting.members]
-        return ", ".join(names[:2]) + (f", … ({len(names)} runs)" if len(names) > 2 else "")
-    values = [_cut(setting.values[key]) for key in keys]
-    if len(keys) == 1 and not summary.is_number(setting.values[keys[0]]):
-        return values[0]
-    names = names_of(keys)
-    return ", ".join(f"{names[key]}={value}" for key, value in zip(keys, values, strict=True))
+# -- whole results --------------------------------------------------------------------------------------------------
 
 
-def names_of(keys: Sequence[str]) -> dict[str, str]:
-    """Keys by as many of their last parts as tell them apart: "optimizer.learning_rate" -> "learning_rate"."""
-    found = {}
+def of_study(results: StudyResults) -> list[ReportTable]:
+    """The declared tables of runs side by side, or of one run, as they are shown."""
+    return [shown(table, results.settings, results.swept) for table in collect(results.settings, results.meaning)]
+
+
+def of_finished_run(result: Mapping[str, float | None], experiment: str) -> list[ReportTable]:
+    """The tables of one result as the run itself prints them.
+
+    Args:
+      result: key -> value, None or NaN where there is none.
+      experiment: dotted name of the module that declares the metrics.
+    """
+    numbers = {key: math.nan if value is None else float(value) for key, value in result.items()}
+    run = RunRecord("", Path(), FINISHED, {"experiment": experiment}, numbers)
+    return of_study(grouping.group(Study("", experiment, run, ())))
+
+
+def overview(
+    settings: Sequence[Setting], swept: Sequence[str], keys: Sequence[str], meaning: Meaning, name: str = "Results"
+) -> ReportTable:
+    """A row per setting: its values, how many seeds, and some metrics as mean ± std.
+
+    Args:
+      settings: finished or not.
+      swept: the keys in which they differ.
+      keys: of the metrics.
+      meaning: of the metrics.
+      name: of the table.
+    """
+    heads = setting_columns(settings, swept)
+    columns = [*(column for column, _ in heads), _SEEDS]
+    cells = []
     for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        telling = (end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys))
-        name = next(telling, key)
-        found[key] = ".".join(parts[-2:]) if name == "name" else name  # "name" alone says nothing
-    return found
+        metric = meaning(key)
+        above = ", ".join(filter(None, (metric.table, metric.condition, metric.row)))
+        column = _metric_column(metric.heading, metric)
+        columns.append(Column(column.title, above, f"{key}: {column.tip}" if column.tip else key, numeric=True))
+        cells.append(setting_cells(settings, key, metric))
+    rows = []
+    for at, setting in enumerate(settings):
+        row = [of_settings[at] for _, of_settings in heads]
+        row.append(_seeds_cell(len(setting.finished), len(setting.members)))
+        rows.append([*row, *(of_settings[at] for of_settings in cells)])
+    return ReportTable(columns, rows, name)
 
 
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 5 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def setting_cells(settings: Sequence[Setting], key: str, metric: Metric) -> list[Cell]:
+    """A metric of all settings, the best ones marked, a dash where there is no result."""
+    spreads = [grouping.spread_of(setting.finished, key) for setting in settings]
+    return spread_cells(spreads, metric, best(spreads, metric.sign), absent="–")
 
 
-def moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+def _metric_column(heading: str, metric: Metric) -> Column:
+    tip = ". ".join(filter(None, (metric.help.rstrip("."), _BETTER[metric.sign])))
+    return Column(f"{heading} {_ARROWS[metric.sign]}".strip(), tip=tip, numeric=True)
 
 
-def _metric_column(metric: str, choice: Choice) -> Column:
-    group, _, name = metric.rpartition("/")
-    sign = summary.direction(metric, choice)
-    tip = metric + (f": {_SAID[sign]}" if sign else "")
-    return Column(f"{name} {_ARROWS[sign]}".strip(), group, tip, numeric=True)
+def metric_cell(key: str, metric: Metric) -> Cell:
+    """The key of a metric as the head of a row."""
+    title = "" if metric.title == key else metric.heading
+    tip = ". ".join(filter(None, (title, metric.help.rstrip("."), _BETTER[metric.sign])))
+    return Cell(f"{key} {_ARROWS[metric.sign]}".strip(), tip=tip)
 
 
-def _numeric(found: Sequence[Setting], key: str) -> bool:
-    return any(summary.is_number(setting.values[key]) for setting in found)
-
-
-def _value(value: Any) -> Cell:
-    if summary.is_number(value):
+def value_cell(value: Any) -> Cell:
+    """A value of a config."""
+    if is_number(value):
         return Cell(short(value), float(value), tip=str(value))
-    shown = _cut(value)
-    tip = "" if value is summary.ABSENT or shown == value else _config_text(value)
-    return Cell(shown, math.nan if value is summary.ABSENT else None, tip)
-
-
-def _cut(value: Any) -> str:
-    text = short(value)
-    return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
-
-
-def _config_text(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    text = cut(value)
+    tip = "" if value is grouping.ABSENT or text == value else config_text(value)
+    return Cell(text, math.nan if value is grouping.ABSENT else None, tip)

@@ -138,6 +138,8 @@ def train_together(
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
                 state, lost = fit(own, state, start, *arguments, stop=store.stop)
                 failures |= {indices[i]: error for i, error in lost.items()}
+            else:
+                state = own.place.begin(state)  # finished, but for its result
             last |= dict(zip(indices, own.place.each(state), strict=True))
         return [failures.get(i) or _outcome(whole, last[i], checkpoints[i]) for i in range(len(stages))]
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from launch.reports import formats, tables
 from tests.commands import finish, train
 
 TOY = "tests/launch/toy.py"
@@ -57,7 +58,7 @@ def test_run_directory(whole):
     assert losses[-1] < losses[0]
     assert list((workdir / "tensorboard").glob("events.*"))
     result = json.loads((workdir / "result.json").read_text())
-    assert f"{result['distance']:.6g}" in output
+    assert formats.markdown(tables.of_finished_run(result, "tests.launch.toy")) in output
 
 
 def test_a_finished_run_gives_its_result_again(whole):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs.robustgrad import base
 from launch import data
-from launch.data import sets
+from launch.data import sources
 from launch.networks import activations
 from launch.run import Run, flatten
 from launch.train import find
@@ -175,8 +175,8 @@ def test_published_hyperparameters(name):
 
 
 def test_published_normalisation():
-    assert sets.CIFAR10 == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    assert sets.IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert sources.CIFAR10 == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert sources.IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 # -- refusals ---------------------------------------------------------------------------------

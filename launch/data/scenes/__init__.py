@@ -1,4 +1,4 @@
-"""Scenes: a small procedural world of images with captions and full attributes, for runs that need no download.
+"""Scenes: a small procedural world of images with captions and all attributes, for runs without a download.
 
     pairs = scenes.pairs(0, 24_000, held_out=False, captions_per_image=2)     # images, captions, attributes
     fresh = scenes.captions(pairs.attributes, seed=1)                         # the same scenes in other words
@@ -6,8 +6,8 @@
     data = scenes.classification(0)             # curved or angular, with a spurious background; groups beside it
     benchmark = scenes.retrieval(0)             # composed retrieval; its training texts: scenes.triplets(0, 8_000)
 
-`world` says what there is, `rendering` draws it (`shapes`, `textures`), `language` and `edits` put it in words, `tasks`
-makes data sets of it.
+`world` has the attributes and their values, `rendering` draws them (`shapes`, `textures`), `language` and `edits`
+describe them in words, and `tasks` makes data sets.
 `python -m launch.data.scenes --out FILE.png` draws a contact sheet.
 """
 
@@ -15,10 +15,10 @@ from launch.data.scenes.edits import modifications
 from launch.data.scenes.language import captions
 from launch.data.scenes.rendering import IMAGE_SIZE, render
 from launch.data.scenes.tasks import (
-    Classification,
-    Pairs,
-    Retrieval,
-    Triplets,
+    SceneClassification,
+    ScenePairs,
+    SceneRetrieval,
+    SceneTriplets,
     classification,
     pairs,
     retrieval,
@@ -33,10 +33,10 @@ __all__ = [
     "KEYWORDS",
     "MAX_WORDS",
     "SYNONYMS",
-    "Classification",
-    "Pairs",
-    "Retrieval",
-    "Triplets",
+    "SceneClassification",
+    "ScenePairs",
+    "SceneRetrieval",
+    "SceneTriplets",
     "captions",
     "classification",
     "held_out",

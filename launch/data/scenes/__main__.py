@@ -1,4 +1,4 @@
-"""Draws the contact sheet: `python -m launch.data.scenes --out docs/scenes.png [--seed 0]`."""
+"""Draw the contact sheet: `python -m launch.data.scenes --out docs/scenes.png [--seed 0]`."""
 
 import argparse
 import io
@@ -24,7 +24,7 @@ _INK, _FAINT = (20, 20, 20), (110, 110, 110)
 
 
 def sheet(seed: int = 0) -> Image.Image:
-    """Every value of every attribute, a composed-retrieval query, and scenes with their captions."""
+    """Draw every value of every attribute, a composed-retrieval query, and scenes with their captions."""
     parts = [_values(seed), _query(seed), _captioned(seed)]
     page = Image.new("RGB", (_WIDTH, sum(part.height for part in parts) + 2 * _MARGIN), "white")
     top = _MARGIN
@@ -35,7 +35,7 @@ def sheet(seed: int = 0) -> Image.Image:
 
 
 def _values(seed: int) -> Image.Image:
-    """Three rows of tiles that show one attribute each, the others fixed."""
+    """Draw three rows of tiles; each shows one attribute or two, the others fixed."""
     rows = (
         (("curved shapes", "shape", world.CURVED, 0), ("angular shapes", "shape", world.ANGULAR, 6)),
         (("colours", "colour", world.COLOURS, 0), ("sizes", "size", world.SIZES, 9)),
@@ -54,7 +54,7 @@ def _values(seed: int) -> Image.Image:
 
 
 def _query(seed: int) -> Image.Image:
-    """The patterns and, beside them, a reference, what is asked for in both phrasings, and the target."""
+    """Draw the patterns and, beside them, a reference, its modification in both phrasings, and the target."""
     part, draw = _canvas(_HEADING + _TILE + _LABEL + 6)
     draw.text((_MARGIN, 4), "patterns", _FAINT, _font(14))
     for i, (value, tile) in enumerate(zip(world.PATTERNS, _vary("pattern", world.PATTERNS, seed), strict=True)):
@@ -82,7 +82,7 @@ def _captioned(seed: int, *, across: int = 4, down: int = 3) -> Image.Image:
 
 
 def _vary(attribute: str, values: tuple[str, ...], seed: int) -> np.ndarray:
-    """An image of each value; what is not varied suits the eye."""
+    """Render an image of each value; the other attributes are chosen to look good."""
     names = list(world.ATTRIBUTES)
     fixed = dict(shape="star", colour="red", size="medium", pattern="plain", background="sand")
     if attribute == "shape":
@@ -90,7 +90,7 @@ def _vary(attribute: str, values: tuple[str, ...], seed: int) -> np.ndarray:
     if attribute == "pattern":
         fixed |= dict(size="large", shape="heart", colour="purple")
     base = [world.ATTRIBUTES[name].index(value) for name, value in fixed.items()]
-    attributes = np.tile(np.int32(base), (len(values), 1))
+    attributes = np.tile(np.asarray(base, np.int32), (len(values), 1))
     attributes[:, names.index(attribute)] = [world.ATTRIBUTES[attribute].index(value) for value in values]
     return render(attributes, seed=seed)
 
@@ -118,13 +118,14 @@ def _font(size: int):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m launch.data.scenes", description="Draws the contact sheet.")
+    parser = argparse.ArgumentParser(prog="python -m launch.data.scenes", description="Draw the contact sheet.")
     parser.add_argument("--out", type=Path, required=True, help="the PNG file to write")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     buffer = io.BytesIO()
     # Rounding to 5 bits is below the pixel noise and makes the file a third smaller.
-    sheet(options.seed).point(lambda value: min(255, round(value / 8) * 8)).save(buffer, "PNG", optimize=True)
+    levels = [min(255, round(value / 8) * 8) for value in range(256)]
+    sheet(options.seed).point(3 * levels).save(buffer, "PNG", optimize=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out, buffer.getvalue())
     print(f"{options.out}: {len(buffer.getvalue()) / 1024:.0f} KiB")

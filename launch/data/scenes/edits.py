@@ -1,8 +1,8 @@
-"""What is asked to change between two scenes: text that continues "a photo of … that".
+"""Modifications: texts that say what changes between two scenes, as they continue "a photo of … that".
 
 The phrasings come in two sets without a common template. Training uses the seen ones; the unseen ones show whether a
-method has learnt the task or the templates. The unseen ones use no word that captions or seen ones lack, so that
-what they test is the phrasing.
+method has learnt the task or the templates. Every word of the unseen ones occurs in captions or seen ones, so that
+they test the phrasing alone.
 """
 
 from collections.abc import Iterator
@@ -40,12 +40,12 @@ def templates(phrasing: str, attribute: str) -> tuple[str, ...]:
     """The templates of one set for one attribute, with {new} and perhaps {old} for the words.
 
     Raises:
-      ValueError: a phrasing or an attribute that does not exist.
+      ValueError: an unknown phrasing or attribute.
     """
     if phrasing not in PHRASINGS:
-        raise ValueError(f"no phrasing {phrasing!r}; there are: {', '.join(PHRASINGS)}")
+        raise ValueError(f"unknown phrasing {phrasing!r}; valid names: {', '.join(PHRASINGS)}")
     if attribute not in world.ATTRIBUTES:
-        raise ValueError(f"no attribute {attribute!r}; there are: {', '.join(world.ATTRIBUTES)}")
+        raise ValueError(f"unknown attribute {attribute!r}; valid names: {', '.join(world.ATTRIBUTES)}")
     return {"shape": _NOUN, "background": _PLACE}.get(attribute, _ADJECTIVE)[phrasing]
 
 
@@ -55,7 +55,7 @@ def phrases() -> tuple[str, ...]:
 
 
 def modifications(reference: np.ndarray, target: np.ndarray, *, seed: int, phrasing: str) -> list[str]:
-    """What has to change from `reference` to `target`, in words: the edits in random order, joined by "and".
+    """Describe the change from `reference` to `target`: the edits in random order, joined by "and".
 
     Args:
       reference: int, (n, 5).
@@ -74,7 +74,7 @@ def modifications(reference: np.ndarray, target: np.ndarray, *, seed: int, phras
         raise ValueError(f"{len(reference)} references for {len(target)} targets")
     same = np.flatnonzero((reference == target).all(1))
     if len(same):
-        raise ValueError(f"row {same[0]}: reference and target do not differ, there is nothing to ask for")
+        raise ValueError(f"row {same[0]}: reference and target do not differ, so there is no change to describe")
     table = [templates(phrasing, name) for name in world.ATTRIBUTES]
     draws = world.stream(seed, f"scenes.modifications.{phrasing}").random((len(reference), 4 * len(table)))
     rows = zip(reference.tolist(), target.tolist(), draws.tolist(), strict=True)

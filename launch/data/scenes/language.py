@@ -1,11 +1,11 @@
-"""Scenes in words.
+"""Captions of scenes.
 
     caption     = [opening] (object with its place)
     object      = "a" adjectives noun ["that is" adjective "and" adjective …]
     noun        = a shape's word | "curved shape" | "angular shape" | "thing" | "object" | "figure"
-    place       = one of six ways to bring in the background
+    place       = one of six ways to mention the background
 
-Texts are lower case without punctuation, a word is what stands between spaces.
+Texts are lower case without punctuation; words are separated by spaces.
 """
 
 import re
@@ -17,8 +17,8 @@ from launch.data.scenes import world
 from launch.data.scenes.world import BACKGROUND, COLOUR, PATTERN, SHAPE, SIZE
 
 KEPT = {"shape": 0.95, "colour": 0.9, "size": 0.85, "pattern": 0.85, "background": 0.9}
-SINGLE_CONCEPT = 0.12  # of the captions name one attribute only,
-SINGLE_WEIGHTS = (0.4, 0.1, 0.05, 0.05, 0.4)  # which one: shape and background are harder to tell
+SINGLE_CONCEPT = 0.12  # share of captions that name only one attribute,
+SINGLE_WEIGHTS = (0.4, 0.1, 0.05, 0.05, 0.4)  # and which one: shape and background are harder to learn
 FAMILY_NOUN = 0.1  # "curved shape" instead of the shape's word
 GROUND_NOUN = 0.08  # "land" instead of the background's word
 CLAUSE = 0.4  # some adjectives go into a clause after the noun
@@ -34,22 +34,22 @@ PLACES = (
     "{object} with the {background} in the background",
     "the {background} with {object} on it",
 )
-_DRAWS = 24  # uniform numbers of one caption: 9 say what to name, its longest derivation takes 13
+_DRAWS = 24  # uniform numbers per caption: 9 choose what to name, the longest caption takes 13 more
 # By column and value.
 WORDS = tuple(tuple(world.SYNONYMS[value] for value in values) for values in world.ATTRIBUTES.values())
 
 
 def captions(attributes: np.ndarray, *, seed: int, full: bool = False, keep: np.ndarray | None = None) -> list[str]:
-    """One caption a scene.
+    """Write one caption per scene.
 
-    Attributes are dropped at random (`KEPT`), words are drawn among the synonyms; some captions name a single
-    attribute, some say "curved shape" or "land" in place of the value.
+    Attributes are dropped at random (`KEPT`) and words are drawn among the synonyms; some captions name a single
+    attribute, some say "curved shape" or "land" instead of the value.
 
     Args:
       attributes: int, (n, 5).
       seed: caption i is a function of (seed, i, attributes[i]).
       full: name all five attributes, each by a word of its own value.
-      keep: bool, (n, 5), the attributes to name, each by a word of its own value, in place of the random choice.
+      keep: bool, (n, 5), the attributes to name, each by a word of its own value, instead of the random choice.
 
     Returns:
       n texts.
@@ -59,7 +59,7 @@ def captions(attributes: np.ndarray, *, seed: int, full: bool = False, keep: np.
     """
     attributes = world.check(attributes)
     if full and keep is not None:
-        raise ValueError("full=True keeps every attribute: leave out keep")
+        raise ValueError("full=True names every attribute; leave out keep")
     if full:
         keep = np.ones(attributes.shape, bool)
     if keep is not None and np.shape(keep) != attributes.shape:
@@ -74,12 +74,12 @@ def captions(attributes: np.ndarray, *, seed: int, full: bool = False, keep: np.
 
 
 def with_articles(text: str) -> str:
-    """The text with "an" for "a" before a vowel."""
+    """Replace "a" by "an" before a vowel."""
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _choose(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which attributes to name, bool (n, 5), and whether shape and background by their family and ground, (n, 2)."""
+    """Choose which attributes to name, bool (n, 5), and whether to name only family and ground, bool (n, 2)."""
     keep = draws[:, :5] < list(KEPT.values())
     only = np.searchsorted(np.cumsum(SINGLE_WEIGHTS)[:-1], draws[:, 5], side="right")
     single = draws[:, 6] < SINGLE_CONCEPT
@@ -124,5 +124,5 @@ def _object(values: list[int], keep: list[bool], generic: bool, numbers: Iterato
 
 
 def pick(options: Sequence[str], numbers: Iterator[float]) -> str:
-    """The option that the next uniform number in [0, 1) falls on."""
+    """Choose an option by the next uniform number in [0, 1)."""
     return options[int(next(numbers) * len(options))]

@@ -1,7 +1,7 @@
 """From attributes to pixels: one object on a textured background, 32 x 32 RGB, many images at a time.
 
 An image is a blend of four fields: the background's texture, the object's outline, its inside, and the pattern on it.
-Every image draws its numbers from a counter of its own, so a subset of a set has the same bytes as the whole set.
+Every image draws its random numbers from its own counter, so an image has the same bytes in every subset of a set.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -29,24 +29,24 @@ TONES = {
 }
 _LINE = 12 / 255  # the outline's grey: dark, so that a white object shows on snow and a yellow one on sand
 # Two tones of every background and of every colour, float32 (values, 2, 3) in [0, 1].
-_BACK = np.float32([textures.TEXTURES[name][1:] for name in world.BACKGROUNDS]) / 255
-_FRONT = np.float32([TONES[name] for name in world.COLOURS]) / 255
+_BACK = np.asarray([textures.TEXTURES[name][1:] for name in world.BACKGROUNDS], np.float32) / 255
+_FRONT = np.asarray([TONES[name] for name in world.COLOURS], np.float32) / 255
 _Y, _X = np.indices((IMAGE_SIZE, IMAGE_SIZE), np.float32) + np.float32(0.5)  # pixels' centres
 _CHUNK = 480  # images rendered together: their arrays stay in the cache
 
-_UNIFORMS = 15  # numbers an image draws: place 2, radius, rotation, light 2, tint 3, texture 6
+_UNIFORMS = 15  # random numbers per image: place 2, radius, rotation, light 2, tint 3, texture 6
 _STREAM = "scenes.render"
 
 
 def render(attributes: np.ndarray, *, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
-    """Renders scenes.
+    """Render scenes.
 
     Jitter: place ±1 pixel, rotation ±0.1 rad, radius ±6 %, light on object and background ±8 %, Gaussian noise 0.03.
 
     Args:
       attributes: int, (n, 5); see `world`.
       seed: of the jitter. Image i is a function of (seed, rows[i], attributes[i]).
-      rows: int, (n,), the images' places in the set they belong to; 0 to n - 1 if left out.
+      rows: int, (n,), the images' places in the set they belong to; None for 0 to n - 1.
 
     Returns:
       uint8, (n, 32, 32, 3).
@@ -65,7 +65,7 @@ def render(attributes: np.ndarray, *, seed: int, rows: np.ndarray | None = None)
         part = slice(start, start + _CHUNK)
         images[part] = _render_chunk(attributes[part], *_draw(key, rows[part]))
 
-    with ThreadPoolExecutor(decoding_threads()) as pool:  # NumPy lets go of the interpreter in its loops
+    with ThreadPoolExecutor(decoding_threads()) as pool:  # NumPy's loops release the GIL
         list(pool.map(work, range(0, len(attributes), _CHUNK)))
     return images
 
@@ -83,7 +83,7 @@ def _draw(key: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _render_chunk(attributes, uniform, grain, noise) -> np.ndarray:
-    """The images of attributes and the random numbers of `_draw`: uint8, (n, h, w, 3)."""
+    """Render attributes with the random numbers of `_draw`: uint8, (n, h, w, 3)."""
     place, radius, turn, light, tint, rest = np.split(uniform, (2, 3, 4, 6, 9), axis=1)
     light = 0.92 + 0.16 * light
     texture = _texture(attributes[:, world.BACKGROUND], rest, grain)
@@ -104,7 +104,7 @@ def _render_chunk(attributes, uniform, grain, noise) -> np.ndarray:
 
 
 def _texture(backgrounds: np.ndarray, draw: np.ndarray, grain: np.ndarray) -> np.ndarray:
-    """How much of its background's second tone a pixel has: float32, (n, h, w)."""
+    """The share of the background's second tone in each pixel: float32, (n, h, w)."""
     field = np.empty_like(grain)
     for value, name in enumerate(world.BACKGROUNDS):
         (rows,) = np.nonzero(backgrounds == value)
@@ -114,8 +114,8 @@ def _texture(backgrounds: np.ndarray, draw: np.ndarray, grain: np.ndarray) -> np
 
 
 def _object(attributes, place, scale, turn) -> tuple[np.ndarray, np.ndarray]:
-    """The signed distance to the object's edge in pixels, and how much of the second tone is on it: (n, h, w) both."""
-    radius = scale * np.float32(RADII)[attributes[:, world.SIZE], None]
+    """Signed distance to the object's edge in pixels, and the share of the second tone: (n, h, w) each."""
+    radius = scale * np.asarray(RADII, np.float32)[attributes[:, world.SIZE], None]
     cos, sin = (f(turn)[:, :, None] for f in (np.cos, np.sin))
     x = _X - IMAGE_SIZE / 2 - place[:, :1, None]
     y = _Y - IMAGE_SIZE / 2 - place[:, 1:, None]
@@ -133,6 +133,6 @@ def _object(attributes, place, scale, turn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blend(tones: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Tones (n, 2) mixed by a field (n, h, w)."""
+    """Mix tones (n, 2) by a field (n, h, w)."""
     first, second = tones[:, 0, None, None], tones[:, 1, None, None]
     return first + (second - first) * field

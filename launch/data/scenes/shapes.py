@@ -1,15 +1,26 @@
 """The twelve shapes as signed distances, and the two patterns on them.
 
-A shape is a function of the coordinates x (to the right) and y (down) in units of its radius: negative inside,
-positive outside, near its edge the distance to it, so that a pixel's coverage follows from the value at its centre.
-The constructions are the usual ones: union is the minimum of two distances, intersection the maximum.
+Near its edge, a signed distance gives a pixel's coverage from the value at its centre. The constructions are the usual
+ones: a union is the minimum of two distances, an intersection the maximum.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 PERIOD = 4.6  # of stripes and dots, in pixels
+
+
+class Distance(Protocol):
+    """Signed distance to a shape's edge, negative inside; coordinates x (right) and y (down) in units of its radius."""
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray: ...
+
+
+class Pattern(Protocol):
+    """The share of the second tone, in [0, 1]; coordinates x and y in pixels."""
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray: ...
 
 
 def _length(x, y):
@@ -67,14 +78,12 @@ def triangle(x, y):
 
 
 def star(x, y):
-    """A pentagram: what lies beyond at most one of the five sides of its inner pentagon; the tips rounded off."""
-    first = second = None
-    for angle in (-90, -18, 54, 126, 198):  # outwards from the sides, so towards the tips: the first is up
+    """A pentagram with rounded tips: the points beyond at most one of the five sides of its inner pentagon."""
+    # The two largest distances to the sides so far; directions are outwards from the sides, the first one up.
+    first = second = np.full_like(x, -np.inf)
+    for angle in (-90, -18, 54, 126, 198):
         radians = np.deg2rad(np.float32(angle))
         side = x * np.cos(radians) + y * np.sin(radians) - 0.35
-        if first is None:
-            first, second = side, np.full_like(side, -np.inf)
-            continue
         second = np.maximum(second, np.minimum(first, side))
         first = np.maximum(first, side)
     return np.maximum(second, _length(x, y) - 1.04)
@@ -98,19 +107,19 @@ def arrow(x, y):
     return np.minimum(shaft, head)
 
 
-DISTANCES: dict[str, Callable] = {
+DISTANCES: dict[str, Distance] = {
     f.__name__: f for f in (circle, ring, crescent, heart, oval, flower, square, triangle, star, diamond, cross, arrow)
 }
 
 
 def striped(x, y):
-    """How much of the second tone there is, in [0, 1], at x, y in pixels: horizontal stripes."""
+    """Horizontal stripes."""
     return np.clip(0.5 + 1.6 * np.sin((2 * np.pi / PERIOD) * y), 0, 1)
 
 
 def dotted(x, y):
-    """As `striped`: dots on a square grid."""
+    """Dots on a square grid."""
     return np.clip(1.6 * (np.cos((2 * np.pi / PERIOD) * x) + np.cos((2 * np.pi / PERIOD) * y)) - 0.6, 0, 1)
 
 
-PATTERNS: dict[str, Callable] = {"striped": striped, "dotted": dotted}
+PATTERNS: dict[str, Pattern] = {"striped": striped, "dotted": dotted}

@@ -1,6 +1,6 @@
 """What Scenes is used for: image-caption pairs, classification, composed retrieval and text triplets.
 
-Every function is pure: the same arguments give the same arrays and texts. What is trained on holds no composition of
+Every function is pure: the same arguments give the same arrays and texts. Training sets contain no composition of
 `world.held_out`.
 """
 
@@ -16,7 +16,7 @@ from launch.data.splits import Arrays, Splits, moments
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class ScenePairs:
     """Images with captions.
 
     Attributes:
@@ -38,8 +38,8 @@ def pairs(
     captions_per_image: int = 1,
     full: bool = False,
     distinct: bool = False,
-) -> Pairs:
-    """Images with captions.
+) -> ScenePairs:
+    """Draw scenes, and render and caption them.
 
     Fresh captions of the same images, for a later epoch: `captions(pairs.attributes, seed=...)`.
 
@@ -47,25 +47,26 @@ def pairs(
       seed: of compositions, images and captions. The sets of two seeds, and the trained and the held-out set of one
         seed, are independent.
       n: images.
-      held_out: only compositions that are held out (True), or only the others (False).
+      held_out: draw only compositions that are held out (True), or only the others (False).
       captions_per_image: how many; 0 for images and attributes alone, as for attribute prediction.
-      full: captions name all five attributes.
-      distinct: no composition twice; with `full` captions, each caption then describes one image.
+      full: whether captions name all five attributes.
+      distinct: draw no composition twice, so that each of the `full` captions describes one image.
 
     Raises:
-      ValueError: more distinct compositions than there are, or negative counts.
+      ValueError: more distinct compositions than exist, or negative counts.
     """
     if n < 0 or captions_per_image < 0:
         raise ValueError(f"n={n} and captions_per_image={captions_per_image} must not be negative")
-    own = world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
-    attributes = world.sample(world.stream(own, "compositions"), n, held=held_out, distinct=distinct)
-    texts = [captions(attributes, seed=world.derive(own, f"caption {k}"), full=full) for k in range(captions_per_image)]
+    base = world.derive(seed, f"scenes.pairs.{'held_out' if held_out else 'trained'}")
+    attributes = world.sample(world.stream(base, "compositions"), n, held=held_out, distinct=distinct)
+    seeds = [world.derive(base, f"caption {k}") for k in range(captions_per_image)]
+    texts = [captions(attributes, seed=text_seed, full=full) for text_seed in seeds]
     together = [list(row) for row in zip(*texts, strict=True)] if texts else [[] for _ in range(n)]
-    return Pairs(render(attributes, seed=own), together, attributes)
+    return ScenePairs(render(attributes, seed=base), together, attributes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class SceneClassification:
     """Curved or angular shapes, with a background that gives the class away in training.
 
     Attributes:
@@ -89,8 +90,8 @@ def classification(
     correlation: float = 0.95,
     val_correlation: float = 0.5,
     sizes: tuple[str, ...] = ("medium", "large"),
-) -> Classification:
-    """Classes curved and angular, spuriously tied to land and water.
+) -> SceneClassification:
+    """Draw the classes curved and angular, spuriously correlated with land and water.
 
     Every split has as many curved as angular shapes. The share of a class on its aligned ground is exact, up to
     rounding: `correlation` in training, `val_correlation` in validation, 1/2 in the test set. Training and validation
@@ -101,8 +102,8 @@ def classification(
       train: images.
       val: images; 0 for none.
       test: images.
-      correlation: in [0, 1].
-      val_correlation: in [0, 1]; `correlation` for a validation set like the training set.
+      correlation: of the training images, in [0, 1].
+      val_correlation: of the validation images, in [0, 1].
       sizes: of the objects.
 
     Raises:
@@ -112,16 +113,16 @@ def classification(
         raise ValueError(f"train={train} and test={test} must be positive, val={val} not negative")
     unknown = [size for size in sizes if size not in world.SIZES]
     if unknown or not sizes:
-        raise ValueError(f"sizes={sizes}: take one or more of {', '.join(world.SIZES)}")
+        raise ValueError(f"sizes={sizes}; take one or more of {', '.join(world.SIZES)}")
     parts = {"train": (train, correlation, False), "val": (val, val_correlation, False), "test": (test, 0.5, True)}
     columns = [world.SIZES.index(size) for size in sizes]
     arrays, groups, attributes = {}, {}, {}
     for name, (n, aligned, held) in parts.items():
-        own = world.derive(seed, f"scenes.classification.{name}")
-        generator = world.stream(own, "compositions")
+        base = world.derive(seed, f"scenes.classification.{name}")
+        generator = world.stream(base, "compositions")
         groups[name] = _groups(generator, n, aligned)
         attributes[name] = _of_groups(generator, groups[name], columns, held)
-        arrays[name] = Arrays(render(attributes[name], seed=own), groups[name] // 2)
+        arrays[name] = Arrays(render(attributes[name], seed=base), groups[name] // 2)
     note = (
         f"Scenes, curved or angular shapes with land or water at {correlation:.0%}: {train} train, {val} val, "
         f"{test} test, seed {seed}"
@@ -130,11 +131,11 @@ def classification(
     held_back = arrays["val"] if val else None
     shape = arrays["train"].image_shape
     splits = Splits(arrays["train"], held_back, arrays["test"], world.FAMILIES, mean, std, shape, note)
-    return Classification(splits, groups, attributes)
+    return SceneClassification(splits, groups, attributes)
 
 
 def _groups(generator: np.random.Generator, n: int, aligned: float) -> np.ndarray:
-    """2 * class + ground of n examples in random order, the classes equally frequent: int32, (n,)."""
+    """Draw 2 * class + ground of n examples in random order, both classes equally often: int32, (n,)."""
     if not 0 <= aligned <= 1:
         raise ValueError(f"a correlation of {aligned} is outside [0, 1]")
     curved, angular = n - n // 2, n // 2
@@ -144,7 +145,7 @@ def _groups(generator: np.random.Generator, n: int, aligned: float) -> np.ndarra
 
 
 def _of_groups(generator: np.random.Generator, groups: np.ndarray, sizes: list[int], held: bool) -> np.ndarray:
-    """A composition of each group, of these sizes: int32, (n, 5)."""
+    """Draw a composition for each group, among those of the given sizes: int32, (n, 5)."""
     among = world.compositions()
     among = among[(world.held_out(among) == held) & np.isin(among[:, world.SIZE], sizes)]
     belongs = 2 * world.family(among) + world.ground(among)
@@ -157,15 +158,15 @@ def _of_groups(generator: np.random.Generator, groups: np.ndarray, sizes: list[i
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
-    """Composed image retrieval: a reference image and a modification ask for the target in the gallery.
+class SceneRetrieval:
+    """Composed image retrieval: a reference image and a modification describe a target in the gallery.
 
     Attributes:
       gallery_images: uint8, (g, 32, 32, 3).
       gallery_attributes: int32, (g, 5), all different.
       query_images: uint8, (q, 32, 32, 3): the reference's composition, rendered afresh.
       reference: int32, (q,), the gallery image of the reference's composition.
-      target: int32, (q,), the gallery image asked for; its composition is held out.
+      target: int32, (q,), the gallery image described; its composition is held out.
       edits: int32, (q,), how many attributes differ, 1 or 2.
       modifications: q texts by phrasing, "seen" and "unseen"; each continues "a photo of … that".
       target_captions: q texts that name the target's five attributes, for an upper bound.
@@ -181,11 +182,11 @@ class Retrieval:
     target_captions: list[str]
 
 
-def retrieval(seed: int, *, gallery: int = 1500, queries: int = 1000) -> Retrieval:
-    """A composed-retrieval benchmark.
+def retrieval(seed: int, *, gallery: int = 1500, queries: int = 1000) -> SceneRetrieval:
+    """Draw a composed-retrieval benchmark.
 
-    Half of the gallery is held-out compositions. Half of the queries edit one attribute, spread evenly over the five;
-    half edit two, spread evenly over the ten pairs. No (reference, target) occurs twice.
+    Half of the gallery consists of held-out compositions. Half of the queries edit one attribute, spread evenly over
+    the five; half edit two, spread evenly over the ten pairs. No (reference, target) occurs twice.
 
     Args:
       seed: of everything.
@@ -193,61 +194,61 @@ def retrieval(seed: int, *, gallery: int = 1500, queries: int = 1000) -> Retriev
       queries: how many.
 
     Raises:
-      ValueError: more queries than this gallery has pairs for, or a larger gallery than there are compositions.
+      ValueError: more queries than this gallery has pairs for, or a gallery larger than the number of compositions.
     """
-    own = world.derive(seed, "scenes.retrieval")
-    generator = world.stream(own, "compositions")
+    base = world.derive(seed, "scenes.retrieval")
+    generator = world.stream(base, "compositions")
     parts = [(gallery // 2, True), (gallery - gallery // 2, False)]
     members = [world.sample(generator, n, held=held, distinct=True) for n, held in parts]
     members = generator.permutation(np.concatenate(members))
     reference, target = _query_pairs(generator, members, queries)
     before, after = members[reference], members[target]
     texts = {
-        phrasing: modifications(before, after, seed=world.derive(own, "modifications"), phrasing=phrasing)
+        phrasing: modifications(before, after, seed=world.derive(base, "modifications"), phrasing=phrasing)
         for phrasing in PHRASINGS
     }
-    return Retrieval(
-        gallery_images=render(members, seed=world.derive(own, "gallery")),
+    return SceneRetrieval(
+        gallery_images=render(members, seed=world.derive(base, "gallery")),
         gallery_attributes=members,
-        query_images=render(before, seed=world.derive(own, "queries")),
+        query_images=render(before, seed=world.derive(base, "queries")),
         reference=reference,
         target=target,
         edits=(before != after).sum(1, dtype=np.int32),
         modifications=texts,
-        target_captions=captions(after, seed=world.derive(own, "targets"), full=True),
+        target_captions=captions(after, seed=world.derive(base, "targets"), full=True),
     )
 
 
 def _query_pairs(generator: np.random.Generator, members: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of `queries` references and their held-out targets among the gallery's compositions."""
+    """Draw references and held-out targets, as positions in the gallery: int32, (queries,) each."""
     (targets,) = np.nonzero(world.held_out(members))
     differs = members[:, None] != members[targets][None]  # (g, t, 5)
     kind = differs @ (1 << np.arange(5))  # which attributes differ, as bits
-    columns = np.arange(5)
+    columns = range(5)
     one = [1 << i for i in columns]
     two = [1 << i | 1 << j for i in columns for j in columns[i + 1 :]]
     quota = {k: n for kinds, n in ((one, queries - queries // 2), (two, queries // 2)) for k, n in _share(n, kinds)}
-    found = []
+    pairs_of_edits = []
     for bits, n in quota.items():
         candidates = np.argwhere(kind == bits)
         if n > len(candidates):
             edit = " and ".join(name for i, name in enumerate(world.ATTRIBUTES) if bits >> i & 1)
             raise ValueError(
                 f"{queries} queries need {n} pairs that differ in {edit}; this gallery of {len(members)} has "
-                f"{len(candidates)}: ask for fewer queries or a larger gallery"
+                f"{len(candidates)}; take fewer queries or a larger gallery"
             )
-        found.append(candidates[generator.permutation(len(candidates))[:n]])
-    rows = generator.permutation(np.concatenate(found)).astype(np.int32)
+        pairs_of_edits.append(candidates[generator.permutation(len(candidates))[:n]])
+    rows = generator.permutation(np.concatenate(pairs_of_edits)).astype(np.int32)
     return rows[:, 0], targets[rows[:, 1]].astype(np.int32)
 
 
 def _share(n: int, kinds: list[int]) -> list[tuple[int, int]]:
-    """(kind, its part of n), the parts differing by one at most."""
+    """(kind, its part of n) for each kind; parts differ by one at most."""
     return [(kind, n // len(kinds) + (i < n % len(kinds))) for i, kind in enumerate(kinds)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Triplets:
+class SceneTriplets:
     """Text triplets for training on composed retrieval without images.
 
     Attributes:
@@ -265,36 +266,36 @@ class Triplets:
     target_attributes: np.ndarray
 
 
-def triplets(seed: int, n: int, *, two_edits: float = 0.4, full: float = 0.7) -> Triplets:
-    """Text triplets of compositions that are not held out.
+def triplets(seed: int, n: int, *, two_edits: float = 0.4, full: float = 0.7) -> SceneTriplets:
+    """Draw text triplets of compositions that are not held out.
 
     Args:
       seed: of everything.
       n: how many.
       two_edits: the share of triplets that change two attributes; the others change one.
-      full: the share whose captions name all attributes. The others name those that change and each of the rest with
-        probability 0.7; reference and target caption name the same ones.
+      full: the share whose captions name all attributes. The other captions name those that change, and each of the
+        rest with probability 0.7; the captions of reference and target name the same ones.
 
     Raises:
       ValueError: a share outside [0, 1].
     """
     if not (0 <= two_edits <= 1 and 0 <= full <= 1):
         raise ValueError(f"two_edits={two_edits} and full={full} must be in [0, 1]")
-    own = world.derive(seed, "scenes.triplets")
-    generator = world.stream(own, "compositions")
+    base = world.derive(seed, "scenes.triplets")
+    generator = world.stream(base, "compositions")
     before, after = _edited(generator, n, two_edits)
     keep = (generator.random((n, 1)) < full) | (generator.random(before.shape) < 0.7) | (before != after)
-    return Triplets(
-        references=captions(before, seed=world.derive(own, "references"), keep=keep),
-        modifications=modifications(before, after, seed=world.derive(own, "modifications"), phrasing="seen"),
-        targets=captions(after, seed=world.derive(own, "targets"), keep=keep),
+    return SceneTriplets(
+        references=captions(before, seed=world.derive(base, "references"), keep=keep),
+        modifications=modifications(before, after, seed=world.derive(base, "modifications"), phrasing="seen"),
+        targets=captions(after, seed=world.derive(base, "targets"), keep=keep),
         reference_attributes=before,
         target_attributes=after,
     )
 
 
 def _edited(generator: np.random.Generator, n: int, two_edits: float) -> tuple[np.ndarray, np.ndarray]:
-    """n pairs of compositions that differ in one or two attributes, none of them held out: int32, (n, 5) both."""
+    """Draw n pairs of compositions that differ in one or two attributes, none held out: int32, (n, 5) each."""
     before = world.sample(generator, n)
     after = before.copy()
     edits = 1 + (generator.random(n) < two_edits)

@@ -1,15 +1,22 @@
-"""The ten backgrounds: two tones each, and a field that says how much of the second one a pixel has.
+"""The ten backgrounds: two tones each, and a field with the share of the second tone in each pixel."""
 
-A field is a function of the pixels' coordinates x and y, (h, w); of `draw`, uniform numbers (n, 6, 1, 1) of n images
-that set phases and periods; and of `grain`, standard normal numbers (n, h, w). It returns (n, h, w), in [0, 1] up to
-what the caller clips.
-"""
-
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 TURN = np.float32(2 * np.pi)
+
+
+class TextureField(Protocol):
+    """The share of the second tone: (n, h, w), which the caller clips to [0, 1].
+
+    Args:
+      x, y: the pixels' coordinates, (h, w).
+      draw: uniform numbers of n images, (n, 6, 1, 1), that set phases and periods.
+      grain: standard normal numbers, (n, h, w).
+    """
+
+    def __call__(self, x: np.ndarray, y: np.ndarray, draw: np.ndarray, grain: np.ndarray) -> np.ndarray: ...
 
 
 def _wave(position, period, phase):
@@ -56,7 +63,7 @@ def sea(x, y, draw, grain):
 
 
 def lake(x, y, draw, grain):
-    """Rings around a place where something fell in."""
+    """Rings around one point."""
     across, down = x - 32 * draw[:, 0], y - 32 * draw[:, 1]
     return 0.5 + 0.5 * _wave(np.sqrt(across * across + down * down), 7 + 2 * draw[:, 2], draw[:, 3])
 
@@ -85,7 +92,7 @@ def ice(x, y, draw, grain):
 
 
 # name -> (field, first tone, second tone), tones as RGB of 0 to 255
-TEXTURES: dict[str, tuple[Callable, tuple[int, int, int], tuple[int, int, int]]] = {
+TEXTURES: dict[str, tuple[TextureField, tuple[int, int, int], tuple[int, int, int]]] = {
     "grass": (grass, (100, 165, 60), (165, 210, 95)),
     "forest": (forest, (52, 106, 58), (146, 102, 64)),
     "sand": (sand, (203, 172, 116), (238, 216, 165)),

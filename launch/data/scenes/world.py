@@ -1,4 +1,4 @@
-"""What there is in Scenes: attributes, their values, the words for them, and the compositions that are held out.
+"""The world of Scenes: attributes, their values, the words for them, and the compositions that are held out.
 
 A composition is a row of five integers, the positions of its values in `SHAPES`, `COLOURS`, `SIZES`, `PATTERNS` and
 `BACKGROUNDS`; a set of n scenes is an int32 array (n, 5), columns in the order of `ATTRIBUTES`.
@@ -82,10 +82,10 @@ def ground(attributes: np.ndarray) -> np.ndarray:
 
 
 def held_out(attributes: np.ndarray) -> np.ndarray:
-    """Whether a composition is kept out of everything that is trained: a rule of the world, whatever the seed.
+    """Whether a composition is kept out of all training, by a rule that does not depend on any seed.
 
-    It looks at shape, colour and background: of the five lands that a coloured shape may stand on one is held out, and
-    one of the five waters. That is 20 % of the triples, and every pair of values occurs in the others.
+    The rule looks at shape, colour and background: for each shape and colour, one of the five lands and one of the five
+    waters is held out. That is 20 % of the triples, and every pair of values occurs in the others.
 
     Args:
       attributes: int, (..., 5).
@@ -99,24 +99,24 @@ def held_out(attributes: np.ndarray) -> np.ndarray:
 
 
 def compositions() -> np.ndarray:
-    """All of them: int32, (8640, 5)."""
+    """All compositions: int32, (8640, 5)."""
     return np.indices(COUNTS, np.int32).reshape(len(COUNTS), -1).T.copy()
 
 
 def sample(generator: np.random.Generator, n: int, *, held: bool | None = False, distinct: bool = False) -> np.ndarray:
-    """n compositions drawn evenly.
+    """Draw n compositions uniformly.
 
     Args:
       generator: of the draw.
       n: how many.
-      held: only those that are not held out (False), only those that are (True), or any (None).
-      distinct: none of them twice.
+      held: draw among those that are not held out (False), those that are (True), or all (None).
+      distinct: draw none of them twice.
 
     Returns:
       int32, (n, 5).
 
     Raises:
-      ValueError: more distinct ones than there are.
+      ValueError: more distinct ones than exist.
     """
     among = compositions()
     if held is not None:
@@ -129,10 +129,10 @@ def sample(generator: np.random.Generator, n: int, *, held: bool | None = False,
 
 
 def check(attributes: np.ndarray) -> np.ndarray:
-    """The attributes as int32 (n, 5).
+    """Validate attributes and return them as int32, (n, 5).
 
     Raises:
-      ValueError: another shape, values that are not integers, or a value that its attribute does not have.
+      ValueError: another shape, values that are not integers, or a value out of an attribute's range.
     """
     attributes = np.asarray(attributes)
     if attributes.ndim != 2 or attributes.shape[1] != len(COUNTS) or attributes.dtype.kind not in "iu":
@@ -151,7 +151,7 @@ def check(attributes: np.ndarray) -> np.ndarray:
 
 
 def entropy(seed: int, name: str) -> np.random.SeedSequence:
-    """Where the numbers of a stream come from; streams of one seed and different names are independent."""
+    """The entropy of a stream of random numbers; streams of one seed and different names are independent."""
     return np.random.SeedSequence((seed, zlib.crc32(name.encode())))
 
 
@@ -161,5 +161,5 @@ def derive(seed: int, name: str) -> int:
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """A generator that depends on (seed, name) only."""
+    """A generator that depends only on (seed, name)."""
     return np.random.Generator(np.random.Philox(entropy(seed, name)))

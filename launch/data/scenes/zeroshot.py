@@ -1,4 +1,4 @@
-"""Texts for zero-shot classification, and every word that Scenes has."""
+"""Texts for zero-shot classification, and the vocabulary of Scenes."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ TEMPLATES = {
 }
 VALUES = {**world.ATTRIBUTES, "family": world.FAMILIES, "ground": world.GROUNDS}
 
-# The words that name a value, and so carry what a caption says.
+# The words that name a value: those that carry the meaning of a caption.
 KEYWORDS = frozenset(word for words in world.SYNONYMS.values() for word in words)
 
 
 def prompts(attribute: str, value: str, *, openings: Sequence[str] = ("a photo of",)) -> list[str]:
-    """Texts that name one value, for zero-shot classification: one for every opening and synonym.
+    """Texts that name one value, for zero-shot classification: one per opening and synonym.
 
     Args:
       attribute: shape, colour, size, pattern, background, or family ("curved", "angular"), ground ("land", "water").
@@ -31,12 +31,12 @@ def prompts(attribute: str, value: str, *, openings: Sequence[str] = ("a photo o
       openings: what the texts begin with.
 
     Raises:
-      ValueError: an attribute or a value that does not exist.
+      ValueError: an unknown attribute or value.
     """
     if attribute not in VALUES:
-        raise ValueError(f"no attribute {attribute!r}; there are: {', '.join(VALUES)}")
+        raise ValueError(f"unknown attribute {attribute!r}; valid names: {', '.join(VALUES)}")
     if value not in VALUES[attribute]:
-        raise ValueError(f"no {attribute} {value!r}; there are: {', '.join(VALUES[attribute])}")
+        raise ValueError(f"unknown {attribute} {value!r}; valid names: {', '.join(VALUES[attribute])}")
     return [
         language.with_articles(f"{opening} {TEMPLATES[attribute].format(word)}".strip())
         for opening in openings
@@ -45,7 +45,7 @@ def prompts(attribute: str, value: str, *, openings: Sequence[str] = ("a photo o
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that captions, prompts and modifications are made of, in alphabetical order."""
+    """All words of captions, prompts and modifications, in alphabetical order."""
     phrases = (
         *language.OPENINGS, *language.NOUNS, *language.CLAUSES, *language.PLACES,
         *TEMPLATES.values(), *edits.phrases(), "a an and shape",

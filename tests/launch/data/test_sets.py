@@ -158,8 +158,11 @@ def test_a_data_set_has_settings_that_fit_it():
     ):
         data.load(ConfigDict(dict(name="cifar")), seed=0)
     for given, problem in [
-        (dict(name="imagenet100", crop_padding=4), r"data.crop_padding=4: imagenet100 is streamed with random resized"),
-        (dict(name="image_folder", path="x"), r"data.image_size=0: .* set it, for example to 224"),
+        (
+            dict(name="imagenet100", crop_padding=4),
+            r"data.crop_padding=4: images of imagenet100 are streamed with random",
+        ),
+        (dict(name="image_folder", path="x", memory="no"), r"data.image_size=0: .* set it, for example to 224"),
         (dict(name="image_folder"), r"data.path='': .* set it to a folder. Expected layout: ROOT/train/CLASS"),
         (dict(name="digits", val_examples=-1), r"data.val_examples=-1: must not be negative"),
         (dict(name="digits", workers=-1), r"data.workers=-1: must not be negative"),

@@ -149,9 +149,9 @@ def test_prompts():
     for name, choices in zeroshot.VALUES.items():
         texts = {text for value in choices for text in scenes.prompts(name, value)}
         assert len(texts) == sum(len(world.SYNONYMS[value]) for value in choices)
-    with pytest.raises(ValueError, match="no attribute 'color'; there are: shape, colour"):
+    with pytest.raises(ValueError, match="unknown attribute 'color'; valid names: shape, colour"):
         scenes.prompts("color", "red")
-    with pytest.raises(ValueError, match="no size 'red'; there are: small, medium, large"):
+    with pytest.raises(ValueError, match="unknown size 'red'; valid names: small, medium, large"):
         scenes.prompts("size", "red")
 
 
@@ -196,9 +196,9 @@ def test_what_modifications_refuse(attributes):
         scenes.modifications(attributes, attributes, seed=0, phrasing="seen")
     with pytest.raises(ValueError, match="3 references for 2 targets"):
         scenes.modifications(attributes[:3], attributes[:2], seed=0, phrasing="seen")
-    with pytest.raises(ValueError, match="no phrasing 'new'; there are: seen, unseen"):
+    with pytest.raises(ValueError, match="unknown phrasing 'new'; valid names: seen, unseen"):
         scenes.modifications(attributes[:1], attributes[:1] * 0, seed=0, phrasing="new")
-    with pytest.raises(ValueError, match="no attribute 'bg'; there are: shape"):
+    with pytest.raises(ValueError, match="unknown attribute 'bg'; valid names: shape"):
         edits.templates("seen", "bg")
 
 

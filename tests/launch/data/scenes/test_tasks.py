@@ -87,7 +87,7 @@ def test_classification_defaults_and_extremes():
     [
         (dict(correlation=1.5), r"a correlation of 1.5 is outside \[0, 1\]"),
         (dict(train=0), "train=0 and test=2000 must be positive"),
-        (dict(sizes=("tiny",)), r"sizes=\('tiny',\): take one or more of small, medium, large"),
+        (dict(sizes=("tiny",)), r"sizes=\('tiny',\); take one or more of small, medium, large"),
     ],
 )
 def test_classification_refuses(fields, message):

@@ -15,7 +15,8 @@ from launch.sweeps import slurm, slurm_task
 from launch.sweeps.members import Options, SweepError, define, load, status
 from launch.training import hosts
 from tests.commands import REQUIRED, ROOT, environment, finish, start, train
-from tests.launch import slurm_cluster, sweep_toy, toy
+from tests.launch import sweep_toy, toy
+from tests.launch.sweeps import slurm_cluster
 from tests.launch.test_sharding import same_training
 from tests.launch.test_train import logged
 

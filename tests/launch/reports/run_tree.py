@@ -14,7 +14,7 @@ from launch.sweeps import members
 
 CONFIG = {
     "batch_size": 32,
-    "experiment": "tests.launch.toy",
+    "experiment": "tests.launch.reports.described",
     "optimizer": {"learning_rate": 1e-3, "milestones": ["1500 steps"], "name": "adam"},
     "regularizer": {"cosine_weight": 1.0, "name": "l2_cosine", "radius": 4.0},
     "seed": 0,
@@ -25,14 +25,14 @@ VERSIONS = {"python": "3.11.2", "jax": "0.10.2", "devices": "2 × cpu"}
 
 def config(**overrides: Any) -> dict:
     """CONFIG with `regularizer__radius=8.0` and the like."""
-    found = json.loads(json.dumps(CONFIG))
+    changed = json.loads(json.dumps(CONFIG))
     for key, value in overrides.items():
         *folders, last = key.split("__")
-        place = found
+        place = changed
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = value
-    return found
+    return changed
 
 
 def png(width: int = 6, height: int = 4, colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
@@ -59,22 +59,20 @@ def write_run(
     *,
     curves: Mapping[str, Sequence[float | None]] | None = None,
     figures: Sequence[str] = (),
-    table: str = "",
     versions: Sequence[Mapping[str, str]] = (),
     files: Mapping[str, str] | None = None,
 ) -> Path:
     """A run directory; unfinished without a result.
 
     Args:
-      figures: names below artifacts/, of PNG files.
+      curves: of the run directory itself, as runs without a plan have them.
+      figures: names of PNG files.
       files: other files, name -> text.
     """
-    (path / "artifacts").mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     texts = {"config.json": json.dumps(config, indent=2), ".lock": ""} | dict(files or {})
     if curves:
         texts["metrics.jsonl"] = metrics_lines(curves)
-    if table:
-        texts["table.md"] = table
     if versions:
         texts["versions.json"] = json.dumps(list(versions))
     if result is not None:
@@ -82,10 +80,44 @@ def write_run(
     for name, text in texts.items():
         (path / name).write_text(text)
     for name in figures:
-        file = path / "artifacts" / name
+        file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png())
     return path
+
+
+def write_plan(
+    path: Path,
+    stages: Mapping[str, Mapping[str, Sequence[float | None]] | None],
+    store: str = "store",
+    versions: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """The plan of a run and its store.
+
+    Args:
+      path: the run directory.
+      stages: key -> the curves of a trained stage, None for a stage that does not train.
+      store: its folder, as plan.json has it.
+      versions: of the trained stages.
+    """
+    content = {"store": store, "root": list(stages)[-1], "stages": {key: "Stage" for key in stages}}
+    (path / "plan.json").write_text(json.dumps(content))
+    (path / store / ".locks").mkdir(parents=True, exist_ok=True)
+    for key, curves in stages.items():
+        folder = path / store / key
+        folder.mkdir(exist_ok=True)
+        (folder / "stage.json").write_text("{}")
+        if curves is not None:
+            (folder / "metrics.jsonl").write_text(metrics_lines(curves))
+            (folder / "versions.json").write_text(json.dumps(list(versions)))
+
+
+def write_earlier(path: Path, number: int, config: Mapping[str, Any], result: Mapping[str, float | None]) -> None:
+    """An earlier result in the history of a run."""
+    folder = path / "history" / str(number)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def accuracy(weight: float, radius: float, seed: int) -> float:
@@ -104,7 +136,7 @@ def write_sweep(path: Path, weights=(0.01, 0.1, 1.0), radii=(4.0, 8.0, 16.0), se
     members.save(sweep)
     for at, member in enumerate(sweep.members[:-1]):
         weight, radius, seed = member.overrides.values()
-        found = config(regularizer__cosine_weight=weight, regularizer__radius=radius, seed=seed)
+        own = config(regularizer__cosine_weight=weight, regularizer__radius=radius, seed=seed)
         steps = np.arange(1, 41)
         curves = {
             "train/loss": (2.3 * np.exp(-steps / (6 + seed)) + 0.1 / radius).tolist(),
@@ -113,7 +145,7 @@ def write_sweep(path: Path, weights=(0.01, 0.1, 1.0), radii=(4.0, 8.0, 16.0), se
         }
         if at == len(overrides) - 2:
             files = {"log.txt": "step 1\rstep 2\nTraceback\n\x1b[31mboom\x1b[0m\n", "error.txt": "exit status 1\n"}
-            write_run(member.path, found, curves={"train/loss": [2.3, None]}, files=files)
+            write_run(member.path, own, curves={"train/loss": [2.3, None]}, files=files)
             continue
         result = {
             "best_step": 400.0,
@@ -122,5 +154,5 @@ def write_sweep(path: Path, weights=(0.01, 0.1, 1.0), radii=(4.0, 8.0, 16.0), se
             "test/examples": 2000.0,
             "gradient/rps-8/pcc": 0.5 + 0.1 * np.log10(weight / 0.01) + 0.001 * seed,
         }
-        write_run(member.path, found, result, curves=curves, versions=[VERSIONS])
+        write_run(member.path, own, result, curves=curves, versions=[VERSIONS])
     return path

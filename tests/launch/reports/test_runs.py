@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from launch.reports import runs
-from launch.reports.runs import FAILED, FINISHED, UNFINISHED, WAITING, ReportError
+from launch.reports.records import FAILED, FINISHED, UNFINISHED, WAITING, ReportError
+from launch.sweeps import members
 from launch.sweeps.members import SweepError
-from tests.launch import run_tree
-from tests.launch.run_tree import config, write_run
+from tests.launch.reports import run_tree
+from tests.launch.reports.run_tree import config, write_run
 
 
 def contents(root):
@@ -27,8 +28,7 @@ def test_one_run(tmp_path):
         config(seed=3),
         result,
         curves=curves,
-        figures=["figures/b.png", "figures/a10.png", "figures/a9.png"],
-        table="| a |\n",
+        figures=["figures/b.png", "figures/a10.png", "figures/a9.png", "z.png", "checkpoints/1/no.png"],
         versions=[run_tree.VERSIONS],
     )
     with open(path / "metrics.jsonl", "a") as file:
@@ -36,7 +36,7 @@ def test_one_run(tmp_path):
     before = contents(path)
     (study,) = runs.read(path)
     assert contents(path) == before
-    assert study.members == () and study.experiment == "tests.launch.toy"
+    assert study.members == () and study.experiment == "tests.launch.reports.described"
     own = study.own
     assert own.name == "run" and own.status == FINISHED and own.problems == () and own.last_step == 30
     assert own.config["seed"] == 3 and own.config["optimizer.milestones"] == ["1500 steps"]
@@ -45,8 +45,8 @@ def test_one_run(tmp_path):
     np.testing.assert_array_equal(own.curves["train/loss"].values, [2, np.nan, 1])
     np.testing.assert_array_equal(own.curves["val/accuracy"].steps, [10])
     assert own.logged == (run_tree.START, run_tree.START + 2)
-    assert [figure.name for figure in own.figures] == ["a9.png", "a10.png", "b.png"]
-    assert own.table == "| a |\n" and own.versions == (run_tree.VERSIONS,)
+    assert [figure.name for figure in own.figures] == ["a9.png", "a10.png", "b.png", "z.png"]
+    assert own.versions == (run_tree.VERSIONS,) and own.earlier == () and own.overrides is None
 
 
 def test_a_comparison_is_a_run_with_runs_inside(tmp_path):
@@ -67,6 +67,7 @@ def test_a_sweep_has_all_its_members_in_its_order(tmp_path):
     assert last.config["regularizer.cosine_weight"] == 0.1 and last.config["optimizer.name"] == "adam"
     assert [member.config["regularizer.radius"] for member in study.members] == [4, 4, 16, 16] * 2
     assert study.members[6].log == "exit status 1\nstep 2\nTraceback\nboom"
+    assert study.members[1].overrides == {"regularizer.cosine_weight": 1.0, "regularizer.radius": 4.0, "seed": 0}
 
 
 def test_a_member_that_failed_before_its_config_was_written(tmp_path):
@@ -94,7 +95,7 @@ def test_a_folder_of_runs_is_split_by_experiment(tmp_path):
     found = {(s.name, s.experiment): (s.own and s.own.name, [m.name for m in s.members]) for s in runs.read(tmp_path)}
     assert found == {
         ("", "comparison"): (None, ["c1", "c2"]),
-        ("", "tests.launch.toy"): (None, ["m1", "m2"]),
+        ("", "tests.launch.reports.described"): (None, ["m1", "m2"]),
         ("c1", "comparison"): ("c1", ["inside"]),
         ("c2", "comparison"): ("c2", ["inside"]),
         ("deep/other", "other"): ("deep/other", []),
@@ -126,6 +127,68 @@ def test_stages_belong_to_their_run(tmp_path):
     write_run(own / "other", config(seed=7), {"x": 1.0}, curves={"loss": [5.0]})
     (study,) = runs.read(tmp_path)
     assert [member.name for member in study.members] == ["other"] and "other/loss" not in study.own.curves
+
+
+def test_curves_are_read_from_the_store_of_the_plan(tmp_path):
+    """The only trained stage's keep their names, several ones are told apart by stage, equal stages by key."""
+    path = write_run(tmp_path / "run", config(), {"x": 1.0}, versions=[run_tree.VERSIONS])
+    training = {"train/loss": [2.0, 1.0], "val/accuracy": [0.5]}
+    keys = [
+        f"{name}-{digit * 16}" for name, digit in (("training", "0"), ("phi", "1"), ("phi", "2"), ("measures", "3"))
+    ]
+    other = run_tree.VERSIONS | {"jax": "0.11"}
+    run_tree.write_plan(path, {keys[0]: training, keys[3]: None}, versions=[other, run_tree.VERSIONS])
+    before = contents(tmp_path)
+    (study,) = runs.read(path)
+    assert contents(tmp_path) == before and study.own.problems == ()
+    assert {name: curve.values.tolist() for name, curve in study.own.curves.items()} == training
+    assert study.own.last_step == 20 and study.own.logged == (run_tree.START, run_tree.START + 1)
+    assert study.own.versions == (run_tree.VERSIONS, other)  # those of the run first, each once
+    run_tree.write_plan(path, {key: {"loss": [1.0]} for key in keys[:3]} | {keys[3]: None})
+    (study,) = runs.read(path)
+    assert set(study.own.curves) == {"training/loss", f"{keys[1]}/loss", f"{keys[2]}/loss"}
+    run_tree.write_plan(path, {"../other": {"loss": [1.0]}, keys[0]: training})
+    assert set(runs.read(path)[0].own.curves) == set(training)  # a key is a name, not a path
+
+
+def test_a_store_that_members_share_holds_no_runs(tmp_path):
+    sweep = run_tree.write_sweep(tmp_path / "sweep", weights=(1.0,), radii=(4.0,), seeds=(0, 1, 2))
+    for seed in range(2):
+        member = sweep / f"regularizer.cosine_weight=1.0,regularizer.radius=4.0,seed={seed}"
+        (member / "metrics.jsonl").unlink(missing_ok=True)
+        stages = {"shared-0000000000000000": {"loss": [3.0]}, f"own-{seed:016x}": {"loss": [float(seed)]}}
+        run_tree.write_plan(member, stages, store="../store")
+    write_run(sweep / "store" / "own-0000000000000000" / "value", config(), {"x": 1.0}, figures=["no.png"])
+    (study,) = runs.read(sweep)
+    assert len(study.members) == 3
+    read = [{name: curve.values.tolist() for name, curve in run.curves.items()} for run in study.members[:2]]
+    assert read == [{"shared/loss": [3.0], "own/loss": [float(seed)]} for seed in range(2)]
+
+
+def test_earlier_results_are_read_with_their_configs(tmp_path):
+    path = write_run(tmp_path / "run", config(seed=3), {"x": 3.0})
+    for number, weight in ((10, 2.0), (9, 1.0)):
+        run_tree.write_earlier(path, number, config(regularizer__cosine_weight=weight), {"x": weight, "y": None})
+    (path / "history" / "11").mkdir()  # a kill left it without a result
+    (study,) = runs.read(path)
+    assert [entry.number for entry in study.own.earlier] == [9, 10]
+    assert [entry.config["regularizer.cosine_weight"] for entry in study.own.earlier] == [1.0, 2.0]
+    assert study.own.earlier[0].result["x"] == 1.0 and math.isnan(study.own.earlier[0].result["y"])
+    (path / "history" / "9" / "result.json").write_text("{")
+    assert "history/9/result.json cannot be read" in runs.read(path)[0].own.problems[0]
+
+
+def test_members_of_a_sweep_that_hold_runs_stay_in_its_order(tmp_path):
+    names = ["b", "a", "c"]
+    overrides = [{"config": f"{name}.py"} for name in names]
+    others = {f"{name}.py": config(experiment=name) for name in names}
+    tmp_path.joinpath("sweep").mkdir()
+    sweep = members.define(tmp_path / "sweep", config_file="x.py", base=config(), overrides=overrides, others=others)
+    members.save(sweep)
+    for member in sweep.members:
+        write_run(member.path, member.base, {"x": 1.0})
+        write_run(member.path / "inside", config(), {"x": 1.0})
+    assert [study.experiment for study in runs.read(tmp_path / "sweep")] == names
 
 
 def test_an_only_comparison_is_shown_once(tmp_path):

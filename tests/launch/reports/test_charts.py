@@ -7,11 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from launch.reports import charts, runs, summary, views
-from launch.reports.charts import Axis, Line
-from launch.reports.summary import DEFAULT
-from tests.launch import run_tree
-from tests.launch.run_tree import config, write_run
+from launch.reports import charts, numbers, runs, settings, views
+from launch.reports.charts import ChartAxis, ChartLine
+from tests.launch.reports import run_tree
+from tests.launch.reports.run_tree import config, write_run
 
 
 def paths(svg, style):
@@ -57,13 +56,15 @@ def test_scales():
     ],
 )
 def test_ticks(low, high, expected):
-    assert charts.ticks(charts.Scale(low, high, 0, 1)) == pytest.approx(expected)
+    assert charts.ticks(charts.ChartScale(low, high, 0, 1)) == pytest.approx(expected)
 
 
 def test_ticks_of_logarithmic_scales():
-    assert charts.ticks(charts.Scale(0.002, 20, 0, 1, log=True)) == pytest.approx([0.01, 0.1, 1, 10])
-    assert charts.ticks(charts.Scale(1e-12, 1e3, 0, 1, log=True)) == pytest.approx([1e-12, 1e-9, 1e-6, 1e-3, 1, 1e3])
-    assert charts.ticks(charts.Scale(0.15, 0.8, 0, 1, log=True)) == pytest.approx([0.2, 0.5])
+    assert charts.ticks(charts.ChartScale(0.002, 20, 0, 1, log=True)) == pytest.approx([0.01, 0.1, 1, 10])
+    assert charts.ticks(charts.ChartScale(1e-12, 1e3, 0, 1, log=True)) == pytest.approx(
+        [1e-12, 1e-9, 1e-6, 1e-3, 1, 1e3]
+    )
+    assert charts.ticks(charts.ChartScale(0.15, 0.8, 0, 1, log=True)) == pytest.approx([0.2, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_ticks_of_logarithmic_scales():
     ],
 )
 def test_short(value, shown):
-    assert charts.short(value) == shown
+    assert numbers.short(value) == shown
 
 
 def test_thinning_keeps_the_mean_and_the_end():
@@ -98,7 +99,7 @@ def test_thinning_keeps_the_mean_and_the_end():
 
 def test_a_line_is_broken_where_it_is_not_finite():
     y = np.array([1.0, 2.0, math.nan, 4.0, math.nan, 3.0])
-    svg = charts.panel([Line("a <b>", "c0", np.arange(6.0), y)], label="l & m", x_label="x")
+    svg = charts.panel([ChartLine("a <b>", "c0", np.arange(6.0), y)], label="l & m", x_label="x")
     ((first, second, third),) = paths(str(svg).replace("h.1", ""), "line")
     assert (len(first), len(second), len(third)) == (2, 1, 1)
     points = [*first, *second, *third]
@@ -124,9 +125,9 @@ def test_a_response_from_zero_has_equal_steps():
 
 def test_parallel_coordinates():
     axes = [
-        Axis("kind <i>", ["adam", None, "adam", "sgd"]),
-        Axis("rate", [1e-4, 1e-2, 1e-1, 1e-3]),
-        Axis("accuracy", [0.9, 0.5, 0.1, 0.2], even=False),
+        ChartAxis("kind <i>", ["adam", None, "adam", "sgd"]),
+        ChartAxis("rate", [1e-4, 1e-2, 1e-1, 1e-3]),
+        ChartAxis("accuracy", [0.9, 0.5, 0.1, 0.2], even=False),
     ]
     goodness = [1.0, 0.5, math.nan, 0.1]
     svg = charts.parallel(axes, [f"run {at}" for at in range(4)], label="all", best={0}, goodness=goodness)
@@ -144,10 +145,9 @@ def test_parallel_coordinates():
 # -- what is drawn of runs ------------------------------------------------------------------------------------------
 
 
-def study_of(path, key="regularizer.cosine_weight"):
+def results_of(path):
     (study,) = runs.read(path)
-    keys = summary.swept(study.members, study.keys)
-    return study, keys, summary.settings(study.members, keys)
+    return settings.group(study)
 
 
 def test_curves_are_means_over_common_steps_and_thin_lines_of_seeds(tmp_path):
@@ -155,8 +155,7 @@ def test_curves_are_means_over_common_steps_and_thin_lines_of_seeds(tmp_path):
     for seed, values in enumerate((a, b)):
         write_run(tmp_path / str(seed), config(seed=seed), {"x": 1.0}, curves={"loss": values})
     write_run(tmp_path / "other", config(regularizer__cosine_weight=9.0), curves={"loss": [7.0, 7.5], "once": [1.0]})
-    study, keys, found = study_of(tmp_path)
-    curves = views.curves(study, found, keys, ["x"], DEFAULT)
+    curves = views.curves(results_of(tmp_path), ["x"])
     (panel,) = curves.panels  # a single point is no curve
     assert panel.title == "loss"
     assert curves.legend == [("c0", "cosine_weight=1"), ("c1", "cosine_weight=9")]
@@ -170,18 +169,17 @@ def test_curves_are_means_over_common_steps_and_thin_lines_of_seeds(tmp_path):
 
 def test_more_settings_than_colours(tmp_path):
     for at in range(10):
-        result = {"accuracy": at / 10, "n": 1.0}
+        result = {"test/accuracy": at / 10, "n": 1.0}
         folder = config(regularizer__cosine_weight=float(at))
         write_run(tmp_path / str(at), folder, result, curves={"train/loss": [1.0, 2.0 + at]})
-    study, keys, found = study_of(tmp_path)
-    curves = views.curves(study, found, keys, ["accuracy"], DEFAULT)
+    curves = views.curves(results_of(tmp_path), ["test/accuracy"])
     assert [label for _, label in curves.legend] == [f"cosine_weight={at}" for at in range(3, 10)] + ["the other 3"]
     assert len(paths(curves.panels[0].svg, "rest")) == 3
 
 
 def test_heat_map_of_a_sweep(tmp_path):
-    study, keys, found = study_of(run_tree.write_sweep(tmp_path / "sweep", radii=(4.0, 8.0)))
-    view, lower = views.sweeps(found, keys, ["test/accuracy", "test/cross_entropy"], DEFAULT)
+    results = results_of(run_tree.write_sweep(tmp_path / "sweep", radii=(4.0, 8.0)))
+    view, lower = views.sweeps(results, ["test/accuracy", "test/cross_entropy"])
     heat = view.heat
     assert (heat.row_name, heat.column_name) == ("cosine_weight", "radius")
     assert heat.row_labels == ["0.01", "0.1", "1"] and heat.column_labels == ["4", "8"]
@@ -200,8 +198,7 @@ def test_a_heat_map_has_holes(tmp_path):
     for a, b in ((1, 1), (1, 2), (2, 1)):
         changed = config(optimizer__learning_rate=a, regularizer__radius=b)
         write_run(tmp_path / f"{a}{b}", changed, {"acc": a + b / 10})
-    study, keys, found = study_of(tmp_path)
-    (view,) = views.sweeps(found, keys, ["acc"], DEFAULT)
+    (view,) = views.sweeps(results_of(tmp_path), ["acc"])
     assert [[cell and cell.text for cell in row] for row in view.heat.cells] == [["1.10", "1.20"], ["2.10", None]]
 
 
@@ -210,10 +207,8 @@ def test_which_drawing_suits_a_sweep(tmp_path):
         for at in range(len(next(iter(values.values())))):
             changed = config(**{key: value[at] for key, value in values.items()})
             write_run(tmp_path / name / str(at), changed, {"acc": at / 10})
-        study, keys, found = study_of(tmp_path / name)
-        return [
-            "heat" if v.heat else "line" if v.small else "parallel" for v in views.sweeps(found, keys, ["acc"], DEFAULT)
-        ]
+        all_views = views.sweeps(results_of(tmp_path / name), ["acc"])
+        return ["heat" if view.heat else "line" if view.small else "parallel" for view in all_views]
 
     numbers = [0.0, 1.0, 2.0, 3.0, 4.0]
     assert kinds("one", optimizer__learning_rate=numbers) == ["line"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from launch.data import Arrays, Stream, feed, pool
+from launch.data import Arrays, Stream, feed
 from launch.data.splits import hold_out
 
 
@@ -10,25 +10,25 @@ def test_each_split_finds_its_examples_and_none_is_there_twice():
     rng = np.random.default_rng(0)
     whole = Arrays(rng.integers(0, 256, (12, 3, 3, 1), dtype=np.uint8), rng.integers(0, 3, 12).astype(np.int32))
     splits = [part for seed in (0, 1) for part in hold_out(whole, seed=seed, val_examples=4, train_examples=0)]
-    resident, rows = pool.pooled(splits)
+    resident, rows = feed.pooled(splits)
     assert resident["images"].shape == (12, 3, 3, 1) and resident["labels"].dtype == np.int32
     for split, own in zip(splits, rows, strict=True):
         np.testing.assert_array_equal(resident["images"][own], split.images)
         np.testing.assert_array_equal(resident["labels"][own], split.labels)
         batch = next(feed.train_batches(split, seed=3, batch_size=5))
-        both = [feed.materialise(batch, feed.resident(split)), feed.materialise(pool.moved(batch, own), resident)]
+        both = [feed.materialise(batch, feed.resident(split)), feed.materialise(feed.moved(batch, own), resident)]
         np.testing.assert_array_equal(both[0]["image"], both[1]["image"])
     assert any((a != b).any() for a, b in zip(rows[:1], rows[2:3], strict=True))  # the seeds cut differently
 
 
 def test_the_same_image_under_another_label_is_another_example():
     split = Arrays(np.zeros((2, 2, 2, 1), np.uint8), np.array([0, 1], np.int32))
-    resident, (rows,) = pool.pooled([split])
+    resident, (rows,) = feed.pooled([split])
     assert resident["labels"].tolist() == [0, 1] and rows.tolist() == [0, 1]
 
 
 def test_streamed_splits_have_no_table():
     split = Stream([None, None], np.zeros(2, np.int32), 4)
-    assert pool.pooled([split, split]) == ({}, [None, None])
+    assert feed.pooled([split, split]) == ({}, [None, None])
     batch = {"image": np.zeros(1)}
-    assert pool.moved(batch, None) is batch
+    assert feed.moved(batch, None) is batch
