@@ -169,10 +169,11 @@ def _save_array(path: Path, array: Any) -> None:
     array = np.asarray(array)
     if array.dtype.hasobject:
         raise TypeError("arrays of Python objects cannot be saved")
-    native = array.dtype.isbuiltin != 2  # 2: registered with NumPy by a library
+    dtype = array.dtype
+    native = dtype.isbuiltin != 2  # 2: registered with NumPy by a library
     if not native:
         # Types such as bfloat16 have no name in the .npy format: their bytes are kept, and the name beside them.
-        array, dtype = array.reshape(-1).view(np.uint8).reshape(*array.shape, array.dtype.itemsize), array.dtype
+        array = array.reshape(-1).view(np.uint8).reshape(*array.shape, dtype.itemsize)
     with open(path, "wb") as file:
         np.save(file, array, allow_pickle=False)
         file.flush()
