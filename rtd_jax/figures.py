@@ -64,10 +64,7 @@ def grid(path: str | Path, rows: Sequence[RetrievedRow]) -> None:
 
 def thumbnail(image: str | Path | np.ndarray) -> np.ndarray:
     """An image file or uint8 (h, w, 3) -> uint8 (s, s, 3), small, in the middle of a white square."""
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image)
-    else:
-        picture = images.decode(image, alpha="white")
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else images.decode(image, alpha="white")
     picture.thumbnail((_PIXELS, _PIXELS))
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")

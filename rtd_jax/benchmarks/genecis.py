@@ -75,7 +75,9 @@ def read(path: Path, box: Sequence[float] | None) -> np.ndarray:
         return np.asarray(image)
     x, y, w, h = box
     if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
-        raise InputError(f"has {image.width} x {image.height} pixels, none in the box (x, y, w, h)", file=path, value=box)
+        raise InputError(
+            f"has {image.width} x {image.height} pixels, none in the box (x, y, w, h)", file=path, value=box
+        )
     left, top = max(x - DILATION / 2 * w, 0), max(y - DILATION / 2 * h, 0)
     right, bottom = min(x + (1 + DILATION / 2) * w, image.width), min(y + (1 + DILATION / 2) * h, image.height)
     image = image.crop((int(left), int(top), max(int(right), int(left) + 1), max(int(bottom), int(top) + 1)))
@@ -98,14 +100,17 @@ def load_task(root: str | Path, name: str, images: str | Path) -> RetrievalTask:
     references = [_key(query.child("reference"), folder) for query in queries]
     # The target is the first of its gallery; it may be among the others once more.
     galleries = [
-        list(dict.fromkeys(_key(image, folder) for image in (query.child("target"), *others)))
+        list(
+            dict.fromkeys(
+                _key(image, folder) for image in (query.child("target"), *query.children("gallery", at_least=1))
+            )
+        )
         for query in queries
-        if (others := query.children("gallery", at_least=1))
     ]
     pairs = zip(references, galleries, strict=True)
     index = {key: i for i, key in enumerate(dict.fromkeys(key for one, others in pairs for key in (one, *others)))}
     paths.check_present(dict.fromkeys(image for image, _ in index), listed=path)
-    members = padded([[index[key] for key in gallery] for gallery in galleries])
+    members = padded([[index[key] for key in dict.fromkeys(gallery)] for gallery in galleries])
     reference = np.array([index[key] for key in references], np.int32)
     texts = {"": [(f"has {records.text(query, 'condition')}",) for query in queries]}
     target = members[:, 0]
