@@ -10,6 +10,7 @@ by hand (`pip install -e '.[app]'`), on this machine alone unless `--host` says 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
@@ -173,9 +174,13 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    f = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; put a text of several words in quotes")
+    run(flags.FLAGS, argv[1:])
+
+
+def run(f: flags.FlagValues, further: Sequence[str] = ()) -> None:
+    """Search as flags say; `further` are words of the command line that belong to no flag, which are refused."""
+    if further:
+        raise app.UsageError(f"unexpected arguments: {' '.join(further)}; put a text of several words in quotes")
     if not f.serve and not (f.image and f.text):
         raise app.UsageError("--image and --text make the query; or --serve opens a page")
     try:
@@ -199,19 +204,27 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    options: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string(
+        "clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder", **options
+    )
+    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt", **options)
+    flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders", **options)
+    flags.DEFINE_string("image", "", "the reference image", **options)
+    flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"', **options)
+    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1, **options)
+    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none", **options)
+    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings", **options)
+    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped", **options)
+    flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery", **options)
+    flags.DEFINE_bool("serve", False, "open a page to try queries", **options)
+    flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on", **options)
+    flags.DEFINE_integer("port", 7860, "port that --serve listens on", **options)
+    flags.mark_flags_as_required(["clip", "phi", "gallery"], **options)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder")
-    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt")
-    flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders")
-    flags.DEFINE_string("image", "", "the reference image")
-    flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"')
-    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1)
-    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none")
-    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings")
-    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped")
-    flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery")
-    flags.DEFINE_bool("serve", False, "open a page to try queries")
-    flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on")
-    flags.DEFINE_integer("port", 7860, "port that --serve listens on")
-    flags.mark_flags_as_required(["clip", "phi", "gallery"])
+    define_flags(flags.FLAGS)
     app.run(main)

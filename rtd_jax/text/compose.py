@@ -70,6 +70,7 @@ def text(modification: str) -> str:
 def check_length(clip: clip_jax.Clip, modification: str) -> None:
     """Raise ValueError if the sentence of a modification is longer than the CLIP's text tower; also as `text`."""
     sentence = text(modification)
+    clip.tokenize(sentence)  # refuses what is not valid Unicode
     if clip.tokenizer is not None:
         count, most = len(clip.tokenizer.backend.encode(sentence).ids), clip.tokenizer.context_length
         if count > most:
