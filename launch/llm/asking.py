@@ -267,12 +267,13 @@ class Llm:
             raise kind(self._hidden(f"{_explain(openai, error, self.endpoint)}. {self._kept()}.")) from error
         except (ValueError, RecursionError) as error:  # the body is not JSON
             raise EndpointError(self._hidden(f"{at} did not answer in JSON ({error}). {self._kept()}")) from error
-        choices = getattr(completion, "choices", None)
+        choices: Any = getattr(completion, "choices", None)
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         if message is None:
             answer = replies.short(replies.writable(str(completion)))
             raise EndpointError(self._hidden(f"{at} is not a chat endpoint: it answered {answer!r}. {self._kept()}"))
-        usage, finish = getattr(completion, "usage", None), getattr(choices[0], "finish_reason", None)
+        usage: Any = getattr(completion, "usage", None)
+        finish = getattr(choices[0], "finish_reason", None)
         reply, problem = replies.content(message, finish)
         details = {
             "time": round(time.time(), 3),
