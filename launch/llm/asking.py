@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
@@ -294,6 +295,8 @@ class Llm:
                         f"the environment variable {variable} with the key of {at} is not set; set it, or "
                         'key_variable="" for an endpoint without keys'
                     )
+                # It logs the address of every request, with the password or key in it.
+                logging.getLogger("httpx").setLevel(logging.WARNING)
                 self._client = openai.OpenAI(
                     api_key=key,
                     base_url=self.endpoint.base_url,
@@ -375,6 +378,8 @@ def _explain(openai, error: Exception, endpoint: Endpoint) -> str:
         return f"{at} refuses the key in {endpoint.key_variable or '(none: set key_variable)'} ({message})"
     if status == 404:
         return f"{at} does not know /chat/completions or the model {endpoint.model!r} ({message})"
+    if status in _REFUSALS:
+        return f"{at} refuses the question ({message})"
     if status == 429:
         return f"{at} is over its rate limit, in {tries} ({message})"
     return f"{at} failed ({message})"

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 import clip_jax
 from launch.data import scenes
@@ -199,7 +200,10 @@ class ImagesOfFolder(DataStage):
         require_whole(self, "val_examples")
 
     def make(self, store: Store | None = None) -> tuple[Images, Images]:
-        files = folders.images(Path(self.path).expanduser()).paths
+        listing = folders.images(Path(self.path).expanduser())
+        for note in listing.notes:
+            logging.warning("%s", note)
+        files = listing.paths
         parts = _held_back(len(files), self.val_examples, (self.seed, 0x1A), "images")
         train, val = ([files[row] for row in rows] for rows in parts)
         return train, val
