@@ -295,8 +295,8 @@ class Llm:
                         f"the environment variable {variable} with the key of {at} is not set; set it, or "
                         'key_variable="" for an endpoint without keys'
                     )
-                # It logs the address of every request, with the password or key in it.
-                logging.getLogger("httpx").setLevel(logging.WARNING)
+                for client in ("httpx", "httpx2"):  # log every request's address, with the password or key in it
+                    logging.getLogger(client).setLevel(logging.WARNING)
                 self._client = openai.OpenAI(
                     api_key=key,
                     base_url=self.endpoint.base_url,
