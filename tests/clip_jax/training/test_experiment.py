@@ -94,7 +94,10 @@ def test_a_config_says_how_to_run_it(path):
         ({"data.name": "coco"}, ["data.name='coco'", *experiment.NAMES]),
         ({"data.name": "captions", "data.path": CAPTIONS}, ["data.name='captions' needs a tokenizer", "init_from"]),
         ({"data.name": "captions", "init_from": "embedded:scenes", "data.path": "a.xml"}, ["a.xml", ".jsonl, .csv"]),
-        ({"data.name": "captions", "data.path": CAPTIONS, "data.images": "/no/folder"}, ["data.images='/no/folder'"]),
+        (
+            {"data.name": "captions", "data.path": CAPTIONS, "data.images": "/no/folder"},
+            ["data.images: /no/folder: no such"],
+        ),
         ({"data.val_examples": 0}, ["data.val_examples=0", "best checkpoint"]),
         ({"data.captions_per_image": 0}, ["data.captions_per_image=0", "positive"]),
         ({"data.test_examples": 10**6}, ["data.test_examples"]),
