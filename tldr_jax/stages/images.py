@@ -60,11 +60,17 @@ class ImageSplit(Stage):
             correlation=self.correlation,
         )
         logging.info("%s", data.note)
-        if self.split != "train":
-            empty = self.groups.allowed.ravel() & (data.counts(self.split) == 0)
-            for group in np.flatnonzero(empty):
-                name = self.groups.name(int(group))
-                raise ValueError(f"there is no {self.split} image of {name}: its accuracy is not defined")
+        counts, groups = data.counts(self.split), self.groups
+        if self.split == "train":
+            classes = counts.reshape(len(groups.classes), -1).sum(1)
+            missing = [
+                f"the class {groups.classes[i]}: nothing tells it from others" for i in np.flatnonzero(classes == 0)
+            ]
+        else:
+            empty = np.flatnonzero(groups.allowed.ravel() & (counts == 0))
+            missing = [f"{groups.name(int(group))}: its accuracy is not defined" for group in empty]
+        if missing:
+            raise ValueError(f"there is no {self.split} image of {missing[0]}")
         return data.parts[self.split]
 
 
