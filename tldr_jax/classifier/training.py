@@ -122,9 +122,9 @@ class Supervised(Stage):
         raise NotImplementedError
 
     def check_batch(self, examples: int) -> None:
-        """Refuse to train on batches in which every image of the set would be several times."""
+        """Refuse a batch that is larger than the set: it would have images several times."""
         if self.batch_size > examples and self._steps(examples)[1]:
-            problem = f"={self.batch_size}: there are {examples} training images, take at most so many"
+            problem = f"={self.batch_size}: more than the {examples} training images"
             raise SettingError(f"{self.SECTION}.batch_size", problem)
 
     def model(self) -> nn.Module:

@@ -15,6 +15,7 @@ import clip_jax
 from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
+from launch.reading import paths
 from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
 from launch.store import Store
 from launch.training import sharding
@@ -44,6 +45,8 @@ class ImageSplit(Stage):
         if self.examples < lowest:
             problem = f"={self.examples}: at least 1 for scenes" if lowest else f"={self.examples}: at least 0, for all"
             raise SettingError(f"{self.split}_examples", problem)
+        if self.path and self.name != "scenes":
+            paths.folder(self.path, "data.path")
 
     @property
     def groups(self) -> datasets.Groups:
