@@ -62,7 +62,7 @@ def load(name: str, path: str | Path) -> Grouped:
 
 @dataclass(frozen=True)
 class _Row:
-    line: int
+    line: int | str
     file: str
     label: int
     place: int
@@ -103,7 +103,7 @@ def _attributes(path: Path, partition: Path, images: Path) -> _Rows:
 
 def _add(rows: _Rows, record: Record, column: str, images: Path, label: int, place: int, split: int) -> None:
     """Add a row, unless one has the same image."""
-    line, named = record.place, record.values[column]
+    line, named = record.place, record.values[column].strip()
     file = paths.inside(images, named, listed=record.file, place=line, field=column).relative_to(images).as_posix()
     if file in rows:
         raise InputError(f"{file} is on line {rows[file].line} already", file=record.file, place=line)
