@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from launch.reading.errors import InputError, shown
 
@@ -131,6 +131,10 @@ def items(
     return found
 
 
+@overload
+def one_of(record: Record, name: str, valid: Mapping[str, T]) -> T: ...
+@overload
+def one_of(record: Record, name: str, valid: Collection[str]) -> str: ...
 def one_of(record: Record, name: str, valid: Mapping[str, T] | Collection[str]) -> T | str:
     """A field's text, which must be one of `valid`; of a mapping, what it stands for. White space around it is no
     part of it."""
