@@ -176,6 +176,7 @@ def decoded(parts: Mapping[str, Files], size: int, cache: Path) -> dict[str, np.
         _decode_into(arrays[name], source, f"decoding {name}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        files.sweep_leftovers(place.parent)
         checks = {name: _checksum(array) for name, array in arrays.items()}
         files.save_tree(place, {"place": place.name, "checks": checks, "images": arrays})
         logging.info("decoded images are cached in %s", place)

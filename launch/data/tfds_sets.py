@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from launch.data.folder import cache_folder, class_list
 from launch.data.images import decoding_threads, in_chunks
 from launch.data.splits import Arrays, Rows
+from launch.files import writing
 from launch.reading import images
 
 VERSIONS = {
@@ -270,8 +270,7 @@ def _save(file: Path, array: np.ndarray) -> None:
     """Write an array through a temporary file, so that no reader sees half of it; a failure is only logged."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, array)
-        os.replace(temporary.name, file)
+        with writing(file) as stream:
+            np.save(stream, array)
     except OSError as error:
         log.warning("cannot keep %s (%s): the labels will be read again next time", file, error)

@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
 
+from launch.files import load_json, sweep_leftovers
 from launch.run import difference, plain
 from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save
 
@@ -53,6 +53,7 @@ def claim(sweep: Sweep) -> Sweep:
       SweepError: the folder holds another sweep, or other runs.
     """
     sweep = checked(sweep)
+    sweep_leftovers(sweep.path)
     save(sweep)
     return sweep
 
@@ -102,7 +103,7 @@ def _check_config(member: Member) -> None:
     path = member.path / "config.json"
     if not path.exists():
         return
-    lines = difference(json.loads(path.read_text()), plain(config_of(member)))
+    lines = difference(load_json(path), plain(config_of(member)))
     if lines:
         raise SweepError(
             f"{member.path} holds a run of another sweep (stored -> given):\n  "

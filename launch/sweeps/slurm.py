@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import logging
 
-from launch.files import write_atomically
+from launch.files import load_json, write_atomically
 from launch.processes.stop import Preempted
 from launch.sweeps.local import stopping
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start, status
@@ -209,7 +209,8 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
 def _stored(folder: Path) -> dict[str, str]:
     """{member: job} of the last submissions from this folder."""
     path = folder / _JOBS
-    return json.loads(path.read_text()) if path.exists() else {}
+    remedy = "`scancel` the jobs that `squeue --me` shows, and remove it to go on"
+    return load_json(path, remedy=remedy) if path.exists() else {}
 
 
 def _parts(members: Sequence[Member], most: int) -> list[Sequence[Member]]:
