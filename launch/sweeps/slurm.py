@@ -202,7 +202,8 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
         left = _watch(watching, jobs, options, asked)
     if left:
         raise Preempted(
-            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` removes them)"
+            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` removes them)",
+            asked[0],
         )
 
 

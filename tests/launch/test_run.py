@@ -72,15 +72,25 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 
 def test_sigterm_only_asks(run):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        run.stop.on_sigterm()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with run.stop.listening():
         run.stop.check()
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Preempted):
             run.stop.check()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_ctrl_c_asks_and_the_second_one_interrupts(run):
+    with run.stop.listening():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Preempted):
+            run.stop.check()
+    with pytest.raises(Preempted) as error, run.stop.listening():
+        run.stop.check()
+    assert error.value.number == signal.SIGINT
 
 
 # -- results ----------------------------------------------------------------------------------
