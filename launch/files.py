@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from launch.reading import InputError, MissingInput, jsons
+
 _ARRAY, _TUPLE, _KEYS = "__array__", "__tuple__", "__keys__"
 _MAPPED = 1 << 20  # bytes: larger arrays are memory-mapped when they are read, smaller ones copied
 _PARTIAL = ".partial"
@@ -109,18 +111,33 @@ def save_tree(folder: str | Path, tree: Any) -> None:
         write_atomically(temporary / "tree.json", text + "\n")
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed calls of `save_tree` and `write_atomically` left beside `folder`, while no other one runs."""
-    folder = Path(folder)
-    for path in folder.parent.glob(f".{folder.name}.*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def load_json(path: str | Path, *, top: type = dict, remedy: str = "remove it to go on") -> Any:
+    """The content of a small JSON file that a command wrote; NaN and infinities count as numbers.
+
+    Args:
+      path: the file.
+      top: dict or list.
+      remedy: what to do if it is damaged.
+
+    Raises:
+      MissingInput: no such file.
+      InputError: it is damaged; named, with the remedy.
+    """
+    try:
+        return jsons.read(path, top=top, nonfinite=True)
+    except MissingInput:
+        raise
+    except InputError as error:
+        raise InputError(f"is damaged ({error.reason})", file=path, place=error.place, remedy=remedy) from error
 
 
 def load_tree(folder: str | Path) -> Any:
-    """What `save_tree` wrote; large arrays are memory-mapped, all are read-only."""
+    """What `save_tree` wrote; large arrays are memory-mapped, all are read-only.
+
+    Raises:
+      InputError: tree.json is damaged.
+      OSError, ValueError: an array is missing or damaged.
+    """
     folder = Path(folder)
 
     def rebuild(node: Any) -> Any:
@@ -135,7 +152,13 @@ def load_tree(folder: str | Path) -> Any:
         items = node.get(_KEYS, node)
         return {key: rebuild(item) for key, item in items.items()}
 
-    return rebuild(json.loads((folder / "tree.json").read_text()))
+    file = folder / "tree.json"
+    try:  # not `jsons.read`: names of files that are not UTF-8 are halves of surrogate pairs, and are kept
+        return rebuild(json.loads(file.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"is damaged ({error})", file=file, remedy=f"remove {folder.parent}: it is made again"
+        ) from error
 
 
 def _outline(node: Any, arrays: list[Any]) -> Any:

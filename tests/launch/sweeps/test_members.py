@@ -78,6 +78,30 @@ def test_sweep_json_holds_the_sweep(tmp_path):
         load(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "../other", "/etc", "a/b", 3, None, ["a"]])
+def test_a_member_outside_of_the_folder_is_refused(tmp_path, name):
+    save(made(tmp_path, [{"seed": 1}]))
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    content["members"][0]["name"] = name
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(SweepError, match=r"sweep\.json is damaged .*'members'\[0\].*'name'"):
+        load(tmp_path)
+
+
+def test_damaged_files_of_a_member(tmp_path):
+    (member,) = made(tmp_path, [{"seed": 1}]).members
+    (tmp_path / "store" / "key").mkdir(parents=True)
+    (tmp_path / "store" / "key" / "metrics.jsonl").write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo\n')
+    member.path.mkdir()
+    (member.path / "plan.json").write_text('{"store": "../store", "stages": {"key": "X", "../../x": "Y"}}')
+    (member.path / "result.json").write_text('{"loss": ')
+    found = status(member)
+    assert (found.state, found.step, found.values) == ("failed", 3, {"loss": 1})
+    assert "result.json, line 1" in found.error and "is damaged" in found.error
+    (member.path / "plan.json").write_text("[")
+    assert status(member).step is None
+
+
 def test_a_folder_takes_the_same_sweep_or_more_of_it(tmp_path):
     folder.claim(made(tmp_path, [{"seed": 0}, {"seed": 1}]))
     Run.open(tmp_path / "seed=1", config_of(load(tmp_path).members[1])).close()
