@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import commands
 from launch.files import write_atomically
+from launch.processes import commands
 from launch.reading import InputError, paths
 from launch.reports import formats, page, runs, tables
 from launch.reports.settings import MetricChoice, group

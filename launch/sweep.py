@@ -5,7 +5,7 @@ holds for all of them. Each is a run directory in DIR, named by its overrides, a
 one store, so what several members are made from is made once.
 
 The same command on the same folder continues: finished members stay as they are, failed ones are tried again. The exit
-status is 0 if every member is done; see `launch.commands` for others.
+status is 0 if every member is done; see `launch.processes.commands` for others.
 
     --executor=local    processes on this machine, each with devices and cores of its own (default)
     --executor=vmap     members that differ only in numbers as one program
@@ -53,7 +53,8 @@ from typing import Any, cast
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import commands, train
+from launch import train
+from launch.processes import commands
 from launch.processes.stop import Preempted
 from launch.run import plain
 from launch.sweeps import folder, search, slurm, space
@@ -320,6 +321,8 @@ def _shown(members: Iterable[Member], board: Board) -> Iterable[Member]:
 def main(argv: list[str]) -> None:
     train.check_understood(argv)
     try:
+        if interrupts.received:
+            raise Preempted("stopped before it began", interrupts.received[0])
         check_flags()
         sweep, dimensions = from_flags()
         if _DRY_RUN.value:

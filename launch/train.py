@@ -24,8 +24,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from launch import commands
-from launch.processes import hosts
+from launch.processes import commands, hosts
 from launch.processes.stop import Preempted
 from launch.reading import InputError, paths
 from launch.reports import formats, tables

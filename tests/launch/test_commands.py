@@ -6,7 +6,8 @@ import signal
 import pytest
 from absl.testing import flagsaver
 
-from launch import commands, report, train
+from launch import report, train
+from launch.processes import commands
 from launch.reading import InputError
 from launch.stages import SettingError
 from tests.commands import finish, start
@@ -50,6 +51,30 @@ def test_a_full_disk_behind_another_error(capsys):
         finally:
             raise RuntimeError("handle is closed")
     assert capsys.readouterr().err == "No space left on device; make room, the same command goes on\n"
+
+
+def test_a_full_disk_ends_a_training_in_one_line(tmp_path):
+    """/dev/full takes nothing: the log of a training is a link to it."""
+    output = finish(start("-c", FULL, f"--config={TOY}", f"--workdir={tmp_path}"), 1)
+    lines = [line for line in output.replace("\r", "\n").splitlines() if "step/s" not in line]
+    assert lines[-1].endswith("No space left on device; make room, the same command goes on"), output
+    assert "Traceback" not in output and "is closed" not in output
+
+
+# A training whose metrics.jsonl and TensorBoard go to a full disk.
+FULL = """
+import sys
+from absl import app
+from launch import journal, store, train
+
+class Journal(journal.Journal):
+    def log(self, step, values):
+        (self.path / "metrics.jsonl").symlink_to("/dev/full")
+        super().log(step, values)
+
+store.Journal = Journal
+app.run(train.main, flags_parser=train.parse)
+"""
 
 
 def test_a_file_that_cannot_be_opened_is_named(capsys, tmp_path):

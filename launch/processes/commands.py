@@ -19,6 +19,9 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
+from logging import LogRecord
+
+from absl import logging
 
 from launch.reading import InputError
 from launch.stages import SettingError
@@ -46,13 +49,14 @@ def leave(line: str, status: int) -> Exit:
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
     """Within it, and in a function that it decorates, errors end the process as the module's docstring says."""
+    logging.get_absl_handler().addFilter(_is_news)
     try:
         yield
     except KeyboardInterrupt as error:
         raise leave("interrupted", 128 + signal.SIGINT) from error
     except Exception as error:
         if (full := _full_disk(error)) is not None:
-            threading.excepthook = lambda _: None  # threads that write logs fail, too
+            threading.excepthook = sys.unraisablehook = lambda _: None  # what still writes logs fails, too
             raise leave(f"{full}; make room, the same command goes on", FAILURE) from error
         line = f"{type(error).__name__}: {error}"
         if _is_said(error):
@@ -63,6 +67,11 @@ def ending() -> Iterator[None]:
         raise leave(
             f"This is a fault of the program, please report it with the lines above: {line}", FAILURE
         ) from error
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Whether to log a record: libraries log the traceback of a full disk, which `ending` says in one line."""
+    return not (record.exc_info and record.exc_info[1] and _full_disk(record.exc_info[1]))
 
 
 def _full_disk(error: BaseException) -> str | None:
