@@ -190,10 +190,11 @@ def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
         overrides = check(space.product(*filter(None, [own, swept])), "member")
         return make(overrides=overrides, others={name: others[name] for name in names}), {}
     dimensions = search.dimensions(grid, own)
-    _check_objective(_MAXIMIZE.value or _MINIMIZE.value, config.experiment)
+    objective = _MAXIMIZE.value or _MINIMIZE.value or ""
+    _check_objective(objective, config.experiment)
     question = {
         "method": _SEARCH.value,
-        "objective": _MAXIMIZE.value or _MINIMIZE.value,
+        "objective": objective,
         "direction": "maximize" if _MAXIMIZE.value else "minimize",
         "seed": _SAMPLE_SEED.value,
         "space": search.described(dimensions),
