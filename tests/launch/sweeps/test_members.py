@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from launch.journal import Journal
 from launch.run import Run
 from launch.sweeps import folder, members
 from launch.sweeps.board import Board, duration, log_end, summary
@@ -15,6 +17,15 @@ from tests.launch import sweep_toy
 
 BASE = sweep_toy.get_config()
 FILE = "tests/launch/sweep_toy.py"
+
+
+def journals(member, *keys) -> list[Journal]:
+    """The logs of the stages of a member's plan, in its own store."""
+    plan = {"store": "store", "root": keys[-1], "stages": dict.fromkeys(keys, "Toy")}
+    (member.path / "plan.json").write_text(json.dumps(plan))
+    for key in keys:
+        (member.path / "store" / key).mkdir(parents=True)
+    return [Journal(member.path / "store" / key) for key in keys]
 
 
 def made(workdir, overrides, **more) -> members.Sweep:
@@ -163,9 +174,10 @@ def test_status_by_the_files(tmp_path):
     run = Run.open(member.path, config_of(member))
     try:
         assert status(member).state == "started" and status(member).step is None
-        run.log(2, {"train/loss": 0.5, "train/other": float("nan")})
-        run.log(4, {"val/accuracy": 0.75})
-        with open(member.path / "metrics.jsonl", "a") as file:
+        (journal,) = journals(member, "toy-1")
+        journal.log(2, {"train/loss": 0.5, "train/other": float("nan")})
+        journal.log(4, {"val/accuracy": 0.75})
+        with open(journal.path / "metrics.jsonl", "a") as file:
             file.write('{"step": 5, "val/acc')  # being written
         found = status(member)
         assert found.step == 4
@@ -179,14 +191,14 @@ def test_status_by_the_files(tmp_path):
     assert (status(member).state, status(member).result) == ("done", {"accuracy": 0.75})
 
 
-def test_status_of_a_run_with_runs_in_it_follows_the_newest(tmp_path):
+def test_status_of_a_run_with_several_trainings_follows_the_newest(tmp_path):
     member = made(tmp_path, [{"seed": 1}]).members[0]
-    run = Run.open(member.path, config_of(member))
-    child = run.child("none-seed0", config_of(member))
-    child.log(7, {"train/loss": 0.25})
+    Run.open(member.path, config_of(member)).close()
+    first, second = journals(member, "toy-1", "toy-2")
+    first.log(9, {"train/loss": 0.5})
+    os.utime(first.path / "metrics.jsonl", (0, 0))
+    second.log(7, {"train/loss": 0.25})
     assert (status(member).step, status(member).values) == (7, {"train/loss": 0.25})
-    child.close()
-    run.close()
 
 
 def test_the_end_of_a_log_is_its_last_lines_without_progress(tmp_path):
@@ -240,9 +252,9 @@ def test_the_live_table_shows_what_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LINES", "10")
     monkeypatch.setenv("COLUMNS", "90")
     sweep = made(tmp_path, [{"seed": s} for s in range(5)])
-    run = Run.open(sweep.members[0].path, config_of(sweep.members[0]))
-    run.log(30, {"train/loss": 0.125})
-    run.close()
+    Run.open(sweep.members[0].path, config_of(sweep.members[0])).close()
+    (journal,) = journals(sweep.members[0], "toy-1")
+    journal.log(30, {"train/loss": 0.125})
     board = Board(sweep.members)
     board.since = dict.fromkeys(("seed=0", "seed=1", "seed=2"), 0.0)
     with board.console.capture() as captured:
