@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 Result = TypeVar("Result")
@@ -51,14 +52,14 @@ def logits_of(model: nn.Module, variables: Any) -> Partial:
     return Partial(_Logits(model), variables)
 
 
-def as_pytree(fn: Callable) -> Partial:
+def as_pytree(fn: Any) -> Partial:
     """`fn` as an argument of a jitted function: a Partial as it is, any other function by its identity."""
     return fn if isinstance(fn, Partial) else Partial(fn)
 
 
 def traced(*trees: Any) -> bool:
     """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def map_chunks(fn: Callable[[Array], Result], count: int, chunk: int) -> Result:

@@ -50,7 +50,7 @@ __all__ = ["compare", "describe", "leave", "plan"]
 # -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Mapping) -> RobustnessResult:
+def plan(config: Any) -> RobustnessResult:
     """The run of a config as a stage; nothing is computed.
 
     Raises:
@@ -86,7 +86,7 @@ def plan(config: Mapping) -> RobustnessResult:
     return RobustnessResult(weights, tuple(_measurements(options, spec, weights, config.seed)))
 
 
-def _regularizer(config: Mapping) -> regularizers.Penalty:
+def _regularizer(config: Any) -> regularizers.Penalty:
     """The regulariser that a config names, from the section of that name, or from `regularizer` itself."""
     options = config.regularizer
     with section("regularizer"):
@@ -94,7 +94,7 @@ def _regularizer(config: Mapping) -> regularizers.Penalty:
             kind, fixed = regularizers.kind(options.name)
         except ValueError as error:
             raise SettingError("name", f"={options.name!r}: {error}") from error
-    fields = {field.name for field in dataclasses.fields(kind)}
+    fields = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     common = {"radius"} & fields
     sections = {name for name in options if isinstance(options[name], Mapping) or hasattr(options[name], "to_dict")}
     _refuse_old_names(options, sections)
@@ -119,7 +119,7 @@ def _refuse_old_names(options: Mapping, sections: set[str]) -> None:
 
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
     """Everything that is measured, in order."""
-    own = dict(weights=weights, seed=seed, batch_size=options.batch_size)
+    own: dict[str, Any] = dict(weights=weights, seed=seed, batch_size=options.batch_size)
     measurements: list[Measurement] = [CleanAccuracy(**own)]
     for name in options.names:
         _check_attribution(name, options, spec, weights)
@@ -133,7 +133,7 @@ def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) 
 
 def _of_attribution(options: Evaluation, spec: Spec, own: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of one attribution; settings that do not matter for one of them are left at their defaults."""
-    own_few = dict(own) | {"examples": options.attack_examples}
+    own_few: dict[str, Any] = dict(own) | {"examples": options.attack_examples}
     pixels = options.pixels(spec)
     compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
     relu = own["weights"].architecture.activation == "relu"

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from launch.training import keys
 
 NOISE_KINDS = ("uniform", "gaussian", "gradient", "gradient_sign")
 
-Radius = float | Sequence[float] | Array  # a number, or one per channel
+Radius = Any  # a number, or an array or sequence with one per channel
 AlongGradient = Callable[[Array], Array]  # source gradient (n, h, w, c) -> perturbation of the same shape
 
 
@@ -77,9 +78,7 @@ def squared_norm(a: Array) -> Array:
     return jnp.sum(jnp.square(a), axis=tuple(range(1, a.ndim)))
 
 
-def draw_noise(
-    kind: str, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = jnp.float32
-) -> Array | AlongGradient:
+def draw_noise(kind: str, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = jnp.float32) -> Any:
     """The perturbation z of x' = x + z.
 
     Args:
@@ -134,7 +133,7 @@ class Draws:
         """Other draws of the same examples, one for each number."""
         return Draws(jax.random.fold_in(self._key(), number), self.slots)
 
-    def noise(self, kind: str, x: Array, radius: Any) -> Array | AlongGradient:
+    def noise(self, kind: str, x: Array, radius: Any) -> Any:
         """`draw_noise` for x (n, …).
 
         Raises:
@@ -213,7 +212,7 @@ class Ball:
         scaled = _per_channel(x, name, value)
         if self.std is not None:
             scaled = scaled / _per_channel(x, "std", self.std)
-        if not isinstance(scaled, jax.core.Tracer):
+        if not isinstance(scaled, Tracer):
             known = np.asarray(scaled)
             if not np.all((known > 0) & np.isfinite(known)):
                 raise ValueError(f"{name} must be positive, got {known}")

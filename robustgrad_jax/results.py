@@ -1,6 +1,7 @@
 """What the numbers of a result mean; see `launch.reports.metrics`."""
 
 import re
+from typing import Any
 
 from launch.reports.metrics import Metric, declare
 
@@ -28,8 +29,9 @@ def condition_title(group: str) -> str:
 
 def _of_attributions() -> dict[str, Metric]:
     """The metrics "ATTRIBUTION/CONDITION/METRIC"."""
-    key, place = "{attribution}/{condition}/", dict(table="{attribution}", condition="{condition}")
-    metrics = {
+    key = "{attribution}/{condition}/"
+    place: dict[str, Any] = dict(table="{attribution}", condition="{condition}")
+    metrics: dict[str, tuple[Any, Any, str]] = {
         f"{key}cosine": ("up", "main", "cosine similarity of the heat maps before and after"),
         f"{key}pcc": ("up", "main", "Pearson correlation of the heat maps before and after"),
         f"{key}ssim": ("up", "main", "structural similarity of the heat maps before and after"),
@@ -53,7 +55,9 @@ def _of_attributions() -> dict[str, Metric]:
         f"{key}nonfinite": ("down", "detail", "images whose attribution is not finite"),
         f"{key}examples": ("neither", "detail", "images measured"),
     }
-    deletion = {"{attribution}/{condition:deletion}/area": ("down", "main", "as insertion, with the pixels removed")}
+    deletion: dict[str, tuple[Any, Any, str]] = {
+        "{attribution}/{condition:deletion}/area": ("down", "main", "as insertion, with the pixels removed")
+    }
     declared = {
         pattern: Metric(metric_title(pattern.rpartition("/")[2]), direction, help=text, level=level, **place)
         for pattern, (direction, level, text) in (deletion | metrics).items()
@@ -64,7 +68,7 @@ def _of_attributions() -> dict[str, Metric]:
 
 
 def _of_the_network() -> dict[str, Metric]:
-    bound = dict(table="Upper bound", level="detail")
+    bound: dict[str, Any] = dict(table="Upper bound", level="detail")
     return {
         "test/accuracy": Metric("accuracy", "up", level="main", help="of the clean test images"),
         "test/cross_entropy": Metric("cross-entropy", "down", help="of the clean test images"),

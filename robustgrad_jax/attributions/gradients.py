@@ -7,11 +7,13 @@ computed anew rather than kept.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from launch.training import keys
 from robustgrad_jax.callables import LogitsFn
@@ -84,7 +86,7 @@ def smoothgrad(
     x: Array,
     y: Array,
     *,
-    key: Array | None = None,
+    key: Any = None,
     slots: Array | None = None,
     noise: Array | None = None,
     samples: int = 50,
@@ -197,7 +199,7 @@ def check_classes(y: Array, logits: Array) -> None:
     """Raise ValueError if a class of y, where it can be read, has no logit: its attribution would be silently zero."""
     if logits.ndim != 2:
         raise ValueError(f"logits must be (n, classes), got shape {logits.shape}")
-    if isinstance(y, jax.core.Tracer) or np.size(y) == 0 or not getattr(y, "is_fully_addressable", True):
+    if isinstance(y, Tracer) or np.size(y) == 0 or not getattr(y, "is_fully_addressable", True):
         return
     classes = np.asarray(y)
     low, high = classes.min(), classes.max()
@@ -228,7 +230,7 @@ def _column(values: Array, x: Array) -> Array:
 def _quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [0, 1]; the weights sum to 1."""
     if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r} of integrated gradients; there are {', '.join(RULES)}")
+        raise ValueError(f"unknown rule {rule!r} of integrated gradients; valid names: {', '.join(map(repr, RULES))}")
     if steps < 1:
         raise ValueError(f"integrated_gradients: steps must be at least 1, got {steps}")
     if rule == "gausslegendre":

@@ -7,6 +7,7 @@ the modules in `launch.networks.cnn` do not give. Tests hold the two description
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ class Layer:
     forward: Callable
     kernel: Array | None = None
     bias: Array | None = None
-    product: Callable[[Array, Array], Array] | None = None
+    product: Any = None  # (x, kernel) -> array
     nonnegative: bool = False
     """Whether no input can be below 0, as after ReLU: rules then need not treat negative inputs."""
 
@@ -102,7 +103,7 @@ def _merge_one(kernel: Array, norm: Mapping, statistics: Mapping) -> dict:
 
 def _child(tree: Mapping, name: str) -> Mapping:
     if name not in tree:
-        raise ValueError(f"the variables have no {name!r} where the model has one; there are {', '.join(tree)}")
+        raise ValueError(f"the variables have no {name!r} where the model has one; they have {', '.join(tree)}")
     return tree[name]
 
 
@@ -113,7 +114,10 @@ def layers(model: nn.Module, params: Mapping) -> Network:
     flatten. Raises TypeError for a model that is not one of the package's, ValueError for absent parameters.
     """
     _check(model)
-    return _lenet(model, params) if isinstance(model, LeNet) else _resnet(model, params)
+    if isinstance(model, LeNet):
+        return _lenet(model, params)
+    assert isinstance(model, ResNet)
+    return _resnet(model, params)
 
 
 def _lenet(model: LeNet, params: Mapping) -> Network:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.core import Tracer
 
 from robustgrad_jax.lrp import layers as lrp_layers
 from robustgrad_jax.lrp import rules as lrp_rules
@@ -106,7 +107,7 @@ def create(name: str, **options) -> dict[str, Rule]:
       ValueError: the name or an option is unknown (the message lists those that exist), or a value is not allowed.
     """
     if name not in _COMPOSITES:
-        raise ValueError(f"unknown composite {name!r}; there are {', '.join(NAMES)}")
+        raise ValueError(f"unknown composite {name!r}; valid names: {', '.join(map(repr, NAMES))}")
     known = inspect.signature(_COMPOSITES[name]).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"composite {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
@@ -170,7 +171,7 @@ def _start(logits: Array, y: Array) -> Array:
     """The logit of class y in its place, zeros elsewhere; (n, classes)."""
     classes = logits.shape[-1]
     inside = (y >= 0) & (y < classes)
-    if not isinstance(inside, jax.core.Tracer) and not inside.all():
+    if not isinstance(inside, Tracer) and not inside.all():
         raise ValueError(f"classes go from 0 to {classes - 1}, got {int(y[jnp.argmin(inside)])}")
     chosen = jnp.arange(classes) == y[:, None]
     return jnp.where(inside[:, None], jnp.where(chosen, logits, 0), jnp.nan)

@@ -17,10 +17,12 @@ latter only. They are plain functions of x, so that relevance has derivatives of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from robustgrad_jax.lrp.layers import Layer
 
@@ -33,7 +35,7 @@ class Call:
     """
 
     layer: Layer
-    x: Array | tuple[Array, Array]
+    x: Any
     y: Array
     pullback: Callable
 
@@ -119,7 +121,7 @@ def gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
     2019. Outputs that are exactly 0 pass nothing on. Raises ValueError for gamma < 0 and stabilizer <= 0.
     """
     _check_positive("stabilizer", stabilizer)
-    if not isinstance(gamma, jax.core.Tracer) and gamma < 0:
+    if not isinstance(gamma, Tracer) and gamma < 0:
         raise ValueError(f"gamma must be >= 0, got {gamma}")
 
     def rule(call: Call, relevance: Array) -> Array:
@@ -219,7 +221,7 @@ def _stabilise(z: Array, epsilon: float) -> Array:
     return z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype)
 
 
-def _weights(call: Call, rule: str) -> tuple[Array, Array]:
+def _weights(call: Call, rule: str) -> tuple[Array, Any]:
     if call.layer.kernel is None:
         raise ValueError(
             f"the rule {rule} is for conv and dense layers; {call.layer.name!r} is a layer of kind "
@@ -237,5 +239,5 @@ def _bound(name: str, value: Array | float, x: Array) -> Array:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, jax.core.Tracer) and not value > 0:
+    if not isinstance(value, Tracer) and not value > 0:
         raise ValueError(f"{name} must be > 0 (outputs can be 0, and relevance is divided by them), got {value}")

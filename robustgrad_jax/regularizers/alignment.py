@@ -57,7 +57,8 @@ class Alignment:
         )
         weights = {"l2": self.l2_weight, "cosine": self.cosine_weight}
         parts = {name: value for name, value in {"l2": l2, "cosine": cosine}.items() if name in self.terms}
-        return sum(weights[name] * value for name, value in parts.items()), logits, aux, parts
+        value: Any = sum(weights[name] * part for name, part in parts.items())
+        return value, logits, aux, parts
 
 
 def gradient_alignment(

@@ -75,7 +75,7 @@ def atex(
     gradient, logits, aux = input_gradient(logits_fn, params, x, y)
     gradient = jax.lax.stop_gradient(gradient)
     target = jax.nn.log_softmax(jax.lax.stop_gradient(logits) / temperature)
-    total = 0.0
+    total: Any = 0.0
     for sample in range(samples):
         moved, _ = logits_fn(params, local.clip(x + orthogonal(noise[sample], gradient)))
         divergence = jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(moved)), axis=-1)

@@ -1,7 +1,6 @@
 """What the regularisers share: their contract, their units, the cross-entropy, and the inner maximisation."""
 
 import dataclasses
-import numbers
 from typing import Any, Protocol
 
 import jax
@@ -57,7 +56,7 @@ def check_numbers(penalty: Any, **at_least: int) -> None:
     for name, least in (stackable | at_least).items():
         value = getattr(penalty, name)
         if not isinstance(value, jax.Array):
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
             require(number and value >= least, penalty, name, f"must be a number, at least {least}")
 
 

@@ -50,8 +50,10 @@ class Explanation(Stage):
     def make(self, store: Store) -> Subject:
         splits, module = store.get(self.images), self.architecture.module(self.images.data.spec())
         prepare = training.Normalised(splits.mean, splits.std)
-        options = dict(model=module, splits=splits, prepare=prepare, seed=self.seed)
-        return Subject(module, prepare, explainers.create(self.name, self.options, **options))
+        explainer = explainers.create(
+            self.name, self.options, model=module, splits=splits, prepare=prepare, seed=self.seed
+        )
+        return Subject(module, prepare, explainer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +146,8 @@ class UpperBound(Measurement):
     def values(self, store: Store) -> dict[str, Any]:
         module, prepare, splits = self.subject(store)
         measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
-        options = dict(batch_size=self.batch_size, repeats=self.draws, finish=evaluation.hutchinson)
-        return {"values": self.means(store, measure, **options)}
+        options: dict[str, Any] = dict(repeats=self.draws, finish=evaluation.hutchinson)
+        return {"values": self.means(store, measure, batch_size=self.batch_size, **options)}
 
 
 @dataclass(frozen=True, kw_only=True)
