@@ -258,7 +258,7 @@ def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match=r"logits must be \(n, classes\), got shape \(2,\)"):
         attributions.gradient(lambda x: cubic(x)[:, 0], x, y)
     integrated = lambda **options: attributions.integrated_gradients(cubic, x, y, **options)
-    with pytest.raises(ValueError, match=r"unknown rule 'simpson' .* gausslegendre, midpoint, right"):
+    with pytest.raises(ValueError, match=r"unknown rule 'simpson' .* 'gausslegendre', 'midpoint', 'right'"):
         integrated(rule="simpson")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         integrated(steps=0)

@@ -10,6 +10,7 @@ import pytest
 from launch.networks import activations, cnn, pooling
 from robustgrad_jax import lrp, models
 from robustgrad_jax.lrp import layers as lrp_layers
+from robustgrad_jax.lrp import propagation
 from robustgrad_jax.lrp import rules as lrp_rules
 
 BOUNDS = {"low": np.array([-2.0, -2.5, -3.0]), "high": np.array([2.0, 2.5, 3.0])}
@@ -102,7 +103,7 @@ def test_every_model_has_relevance_of_its_inputs_shape(name):
     assert jax.eval_shape(relevance, variables, x, jnp.zeros(2, int)).shape == x.shape
     # as many convolutions and dense layers as the variables have kernels
     kernels = [s.shape for path, s in jax.tree_util.tree_leaves_with_path(variables) if path[-1].key == "kernel"]
-    flattened = lambda v: lrp._flattened(lrp_layers.layers(model, lrp.merge_batch_norm(model, v)))
+    flattened = lambda v: propagation._flattened(lrp_layers.layers(model, lrp.merge_batch_norm(model, v)))
     ours = jax.eval_shape(lambda v: [layer.kernel for layer in flattened(v) if layer.kernel is not None], variables)
     assert sorted(kernel.shape for kernel in ours) == sorted(kernels)
 
@@ -239,7 +240,7 @@ def test_knowing_that_inputs_are_not_negative_changes_nothing():
     known, unknown = NETWORKS["basic"](), NETWORKS["basic"](lambda x: jax.nn.relu(x))
     variables, x, y = example(known)
     network = [lrp_layers.layers(m, lrp.merge_batch_norm(m, variables)) for m in (known, unknown)]
-    assert [sum(layer.nonnegative for layer in lrp._flattened(n)) for n in network] == [6, 0]
+    assert [sum(layer.nonnegative for layer in propagation._flattened(n)) for n in network] == [6, 0]
     names = ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1")
 
     def maps(model):
