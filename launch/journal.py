@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from launch.files import write_atomically
+from launch.reading import jsons
 
 
 class Journal:
@@ -37,17 +39,20 @@ class Journal:
             self._tensorboard.add_scalar(key, value, step)
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed training computes it again."""
+        """Drop what was logged after `step`, which a resumed training computes again, and lines that are damaged."""
         path = self.path / "metrics.jsonl"
         if not self.writes or not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
                 break  # cut off by a kill
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        write_atomically(path, "".join(kept))
+            try:
+                if jsons.parse(line.decode(), top=dict)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError) as error:
+                logging.warning("%s, line %d is damaged and dropped (%s)", path, number, error)
+        write_atomically(path, b"".join(kept))
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 

@@ -13,21 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.files import write_atomically
+from launch.processes import commands
+from launch.reading import InputError, paths
 from launch.reports import formats, page, runs, tables
 from launch.reports.settings import MetricChoice, group
-from launch.sweeps.members import SweepError
 
 
+@commands.ending()
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     folder: Path = options.dir
     choice = MetricChoice(tuple(options.metric), tuple(options.higher), tuple(options.lower))
-    try:
-        studies = [group(study, choice, folder) for study in runs.read(folder)]
-        title = folder.resolve().name or str(folder.resolve())
-        html = page.render(title, studies, choice=choice, made=time.time(), megabytes=options.figures_mb)
-    except (runs.ReportError, SweepError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    studies = [group(study, choice, folder) for study in runs.read(folder)]
+    title = folder.resolve().name or str(folder.resolve())
+    html = page.render(title, studies, choice=choice, made=time.time(), megabytes=options.figures_mb)
     of_studies = [(results.study, tables.of_study(results)) for results in studies]
     texts = {options.out or folder / "report.html": html}
     if options.csv:
@@ -38,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             write_atomically(file, text)
         except OSError as error:
-            sys.exit(f"{file} cannot be written ({error}); give another place with --out, --csv or --latex")
+            why = f"{file} cannot be written ({error.strerror}); give another place with --out, --csv or --latex"
+            raise commands.leave(why, commands.FAILURE) from error
     if options.tables:
         parts = [
             (f"{folder / study.name} ({study.experiment})", formats.markdown(found)) for study, found in of_studies
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.report", description="Show what came out of runs.")
-    parser.add_argument("dir", type=Path, help="a run directory, a sweep's folder, or a folder of runs")
-    parser.add_argument("--out", type=Path, help="the page; DIR/report.html by default")
+    parser.add_argument("dir", type=_path, help="a run directory, a sweep's folder, or a folder of runs")
+    parser.add_argument("--out", type=_path, help="the page; DIR/report.html by default")
     parser.add_argument("--tables", action="store_true", help="print the tables as Markdown, too")
-    parser.add_argument("--csv", type=Path, help="write all results to this file, a line per setting and metric")
-    parser.add_argument("--latex", type=Path, help="write the tables to this file, for the package booktabs")
+    parser.add_argument("--csv", type=_path, help="write all results to this file, a line per setting and metric")
+    parser.add_argument("--latex", type=_path, help="write the tables to this file, for the package booktabs")
     several = {"action": "append", "type": _pattern, "default": [], "metavar": "REGEX"}
     parser.add_argument("--metric", **several, help="metrics that overviews show; may be repeated")
     parser.add_argument("--higher", **several, help="metrics of which higher values are better; may be repeated")
@@ -63,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     limit = {"type": float, "default": page.MEGABYTES, "help": "megabytes of figures in the page (%(default)s)"}
     parser.add_argument("--figures_mb", **limit)
     return parser
+
+
+def _path(text: str) -> Path:
+    try:
+        return paths.path(text, "")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _pattern(text: str) -> str:

@@ -17,12 +17,14 @@ from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch import versions
-from launch.files import write_atomically
+from launch.files import load_json, sweep_leftovers, write_atomically
 from launch.processes.stop import Stop, process_0_says
+from launch.reading import InputError
 from launch.stages import Stage, walk
 from launch.store import Store
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
+_LOST_PLAN = "remove it, and give --store if the run had one, to go on"
 
 
 class RunDirectoryError(ValueError):
@@ -36,7 +38,7 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key in config:
@@ -80,6 +82,7 @@ class Run:
 
         Raises:
           RunDirectoryError: it is not writable, or another process works in it.
+          InputError: config.json or versions.json is damaged.
         """
         if "://" in str(path):
             raise RunDirectoryError(f"{path} is not a folder: mount the bucket, or use a file system of all hosts")
@@ -113,9 +116,10 @@ class Run:
             ) from error
         except OSError as error:  # some cluster file systems have no locks
             logging.warning("%s cannot be locked (%s): make sure that only one run uses it", self.path, error)
+        sweep_leftovers(self.path)
         stored = self.path / CONFIG
         if stored.exists():
-            lines = difference(json.loads(stored.read_text()), resolved)
+            lines = difference(load_json(stored), resolved)
             if not lines:
                 return
             logging.info("%s: the config has changed (stored -> now)\n  %s", self.path, "\n  ".join(lines))
@@ -145,12 +149,12 @@ class Run:
         noted = self.path / PLAN
         if asked or not noted.exists():
             return Path(asked).absolute() if asked else self.path / "store"
-        return (self.path / json.loads(noted.read_text())["store"]).resolve()
+        return (self.path / load_json(noted, remedy=_LOST_PLAN)["store"]).resolve()
 
     def is_of(self, root: Stage) -> bool:
         """Whether the result here is of this plan: a file that counts by its content may have changed since."""
         noted = self.path / PLAN
-        return process_0_says(not noted.exists() or json.loads(noted.read_text())["root"] == root.key)
+        return process_0_says(not noted.exists() or load_json(noted, remedy=_LOST_PLAN)["root"] == root.key)
 
     def note_plan(self, root: Stage, store: Store) -> None:
         """Write plan.json: where the store is, and the keys of the stages that the result is made from."""
@@ -159,9 +163,17 @@ class Run:
         write_atomically(self.path / PLAN, json.dumps(content, indent=2) + "\n")
 
     def result(self) -> dict[str, float] | None:
-        """The finished run's result, or None while it is not finished."""
+        """The finished run's result, or None while it is not finished, or if the file is damaged."""
         path = self.path / RESULT
-        return json.loads(path.read_text()) if process_0_says(path.exists()) else None
+        content = None
+        if self.writes and path.exists():
+            try:
+                content = load_json(path, remedy="it is written again")
+            except InputError as error:
+                logging.warning("%s", error)
+        if not process_0_says(content is not None):
+            return None
+        return load_json(path) if content is None else content
 
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""

@@ -30,9 +30,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from ml_collections import ConfigDict
+
     from launch.store import Store
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 _LARGE = 64 << 20  # bytes: larger files are identified by size and time, smaller ones by content
 _STACKED = "*"  # stands for every value of a stackable field
 
@@ -240,11 +243,8 @@ def _stages_in(value: Any) -> Iterator[Stage]:
         yield value
     elif _is_instance(value):
         yield from children(value)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _stages_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
+    elif isinstance(value, tuple | list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _stages_in(item)
 
 
@@ -253,11 +253,10 @@ def walk(stage: Stage) -> list[Stage]:
     found: dict[str, Stage] = {}
 
     def visit(one: Stage) -> None:
-        if one.key in found:
-            return
-        for child in children(one):
-            visit(child)
-        found[one.key] = one
+        if one.key not in found:
+            for child in children(one):
+                visit(child)
+            found[one.key] = one
 
     visit(stage)
     return list(found.values())
@@ -270,8 +269,7 @@ def numbers(value: Any) -> dict[str, Any]:
     """{"optimizer.learning_rate": 1e-3, …}: the numbers of a stage that are arguments of its program.
 
     They are those of its stackable fields and of the plain dataclasses in it, but for the ones with `argument=False`
-    and those that are switched off at 0.
-    Numbers of stages in its fields are not among them: those are results when this one is made.
+    and those that are switched off at 0. Stages in its fields are results when this one is made: they add none.
     """
     return {name: own for name, (own, argument) in _numbers(value, "").items() if argument}
 
@@ -346,7 +344,9 @@ def section(prefix: str) -> Iterator[None]:
         raise SettingError(f"{prefix}.{error.name}" if prefix else error.name, error.problem) from error
 
 
-def settings(kind: type[T], config: Mapping, path: str = "", /, *, skip: Iterable[str] = (), **given: Any) -> T:
+def settings(
+    kind: type[T], config: "Mapping | ConfigDict", path: str = "", /, *, skip: Iterable[str] = (), **given: Any
+) -> T:
     """A dataclass from a section of a config: fields from keys of the same name, nested dataclasses from sections.
 
         phi = settings(Phi, config, "phi", clip=clip, seed=config.seed)
@@ -362,7 +362,7 @@ def settings(kind: type[T], config: Mapping, path: str = "", /, *, skip: Iterabl
       SettingError: a value is refused by the class; the section is missing, has a key that is no field, or lacks a
         field that has no default. The message names the path.
     """
-    part = config
+    part: Any = config
     for name in path.split(".") if path else ():
         if name not in part:
             raise SettingError(path, f": no such section; {kind.__name__} is read from it")

@@ -195,6 +195,5 @@ class Store:
         except OSError as error:  # some cluster file systems have no locks
             logging.warning("%s cannot be locked (%s): two processes may make it at the same time", key, error)
         else:
-            for name in ("value", MARKER):  # half-written by a process that was killed; nobody else writes here now
-                files.remove_leftovers(self.path / key / name)
+            files.sweep_leftovers(self.path / key)
         return True

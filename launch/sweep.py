@@ -5,7 +5,7 @@ holds for all of them. Each is a run directory in DIR, named by its overrides, a
 one store, so what several members are made from is made once.
 
 The same command on the same folder continues: finished members stay as they are, failed ones are tried again. The exit
-status is 0 if every member is done.
+status is 0 if every member is done; see `launch.processes.commands` for others.
 
     --executor=local    processes on this machine, each with devices and cores of its own (default)
     --executor=vmap     members that differ only in numbers as one program
@@ -33,11 +33,17 @@ with a sweep() of its own stands for all members of that, or, where both set a f
 --grid "config=scenes_study.py; seed=0".
 """
 
+from launch.processes import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()
+
 import functools
 import importlib
 import itertools
 import os
 import shlex
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -48,6 +54,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import train
+from launch.processes import commands
 from launch.processes.stop import Preempted
 from launch.run import plain
 from launch.sweeps import folder, search, slurm, space
@@ -183,9 +190,11 @@ def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
         overrides = check(space.product(*filter(None, [own, swept])), "member")
         return make(overrides=overrides, others={name: others[name] for name in names}), {}
     dimensions = search.dimensions(grid, own)
+    objective = _MAXIMIZE.value or _MINIMIZE.value or ""
+    _check_objective(objective, config.experiment)
     question = {
         "method": _SEARCH.value,
-        "objective": _MAXIMIZE.value or _MINIMIZE.value,
+        "objective": objective,
         "direction": "maximize" if _MAXIMIZE.value else "minimize",
         "seed": _SAMPLE_SEED.value,
         "space": search.described(dimensions),
@@ -204,13 +213,22 @@ def _checked(
       known: the base configs, by the value under `CONFIG`; "" for members without.
       file: of the config of members without.
     """
-    checked = []
+    checked, fields = [], {name: space.fields(config) for name, config in known.items()}
     for index, values in enumerate(overrides):
         name = values.get(CONFIG, "") if len(known) > 1 else ""  # with one config it is an unknown field like any other
         rest = {key: value for key, value in values.items() if not (name and key == CONFIG)}
-        rest = space.check(rest, space.fields(known[name]), f"{name or file}: {what} {index}")
+        rest = space.check(rest, fields[name], f"{name or file}: {what} {index}")
         checked.append(({CONFIG: name} if name else {}) | rest)
     return checked
+
+
+def _check_objective(objective: str, experiment: str) -> None:
+    """Raise SweepError if an experiment declares its results, and the objective of a search is none of them."""
+    describe = getattr(train.module_of(experiment), "describe", None)
+    if callable(describe) and describe(objective) is None:
+        raise SweepError(
+            f"{experiment} declares no result {objective!r}; see `describe` there, or the result.json of a finished run"
+        )
 
 
 def check_flags() -> None:
@@ -300,10 +318,12 @@ def _shown(members: Iterable[Member], board: Board) -> Iterable[Member]:
         yield member
 
 
+@commands.ending()
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    train.check_understood(argv)
     try:
+        if interrupts.received:
+            raise Preempted("stopped before it began", interrupts.received[0])
         check_flags()
         sweep, dimensions = from_flags()
         if _DRY_RUN.value:
@@ -312,11 +332,8 @@ def main(argv: list[str]) -> None:
         counts = execute(sweep, dimensions)
     except Preempted as stop:
         line = shlex.join([sys.executable, "-m", "launch.sweep", *sys.argv[1:]])
-        sys.exit(f"{stop}; go on with the same command:\n  {line}")
-    except (SweepError, train.ConfigFileError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except OSError as error:  # the disk is full, say
-        sys.exit(f"{error.filename or flags.FLAGS.workdir}: {error.strerror or error}; the same command goes on")
+        status = 128 + signal.SIGINT if stop.number == signal.SIGINT else commands.AGAIN
+        raise commands.leave(f"{stop}; go on with the same command:\n  {line}", status) from stop
     open_ended = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
     print(f"\n{counts['done']} done" + (f", {open_ended}; the same command tries them again" if open_ended else ""))
     sys.exit(1 if open_ended else 0)

@@ -3,32 +3,40 @@
 The same command on the same folder continues a run that was stopped or killed; a finished one prints its result.
 """
 
+from launch.processes import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()
+
 import difflib
 import importlib.util
 import logging as python_logging
 import os
 import pkgutil
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from launch.processes import hosts
+from launch.processes import commands, hosts
 from launch.processes.stop import Preempted
+from launch.reading import InputError, paths
 from launch.reports import formats, tables
-from launch.run import Run, RunDirectoryError, flatten
-from launch.stages import SettingError, Stage
+from launch.run import Run, flatten
+from launch.stages import Stage
 from launch.store import Store
 from launch.training import sharding
-from launch.training.pace import NonFiniteLoss
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run directory: config, metrics, checkpoints, result")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run directory: config, metrics, checkpoints, result", required=True
+)
 _STORE = flags.DEFINE_string(
     "store", "", "the folder that keeps the results of stages, to be shared by runs; by default WORKDIR/store"
 )
@@ -42,7 +50,7 @@ _STUCK_AFTER = flags.DEFINE_float(
     "seconds without progress after which one of several processes counts as stuck and the run ends; 0: never",
     lower_bound=0,
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def module_of(experiment: str) -> ModuleType:
@@ -95,17 +103,17 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     run = Run.open(workdir, config)
     run.stop.advance = advance
     try:
-        run.stop.on_sigterm()
-        result = run.result()
-        if result is not None and not run.is_of(root):
-            logging.info("%s: the result is of other files, it goes to history/", workdir)
-            if run.writes:
-                run.put_aside()
-            result = None
-        if result is not None:
-            logging.info("%s is finished", workdir)
-            return result
-        return make(experiment, root, run, Store(run.store_path(store), run.stop))
+        with run.stop.listening():
+            result = run.result()
+            if result is not None and not run.is_of(root):
+                logging.info("%s: the result is of other files, it goes to history/", workdir)
+                if run.writes:
+                    run.put_aside()
+                result = None
+            if result is not None:
+                logging.info("%s is finished", workdir)
+                return result
+            return make(experiment, root, run, Store(run.store_path(store), run.stop))
     finally:
         run.close()
 
@@ -131,28 +139,33 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
     return run.finish(result)
 
 
+@commands.ending()
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    check_understood(argv)
     logging.use_absl_handler()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
     try:
+        if interrupts.received:
+            raise Preempted("stopped before it began", interrupts.received[0])
         sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
-    except ValueError as error:
-        sys.exit(str(error))
-    try:
         with hosts.watched(_STUCK_AFTER.value) as advance:
             result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance)
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)
+        if stop.number == signal.SIGINT:
+            sys.exit(128 + signal.SIGINT)
         if "JOB_COMPLETION_INDEX" in os.environ:
-            sys.exit(hosts.EXIT_STATUS)  # Kubernetes would take 0 for the end of the work and not start this pod again
+            sys.exit(commands.AGAIN)  # Kubernetes would take 0 for the end of the work and not start this pod again
         return
-    except (SettingError, RunDirectoryError, NonFiniteLoss) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     if jax.process_index() == 0:
         print(formats.markdown(tables.of_finished_run(result, _CONFIG.value.experiment)), flush=True)
+
+
+def check_understood(argv: list[str]) -> None:
+    """Raise InputError if a command line has words that belong to no flag."""
+    if len(argv) > 1:
+        raise InputError(f"not understood: {' '.join(argv[1:])}", remedy="settings are --NAME=VALUE")
 
 
 class ConfigFileError(ValueError):
@@ -168,6 +181,8 @@ def called(config_file: str, function: str) -> Any:
     path, colon, argument = config_file.partition(":")
     try:
         spec = importlib.util.spec_from_file_location("config", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found = getattr(module, function, lambda *arguments: None)(*([argument] if colon else []))
@@ -176,33 +191,64 @@ def called(config_file: str, function: str) -> Any:
         raise ConfigFileError(f"{path}: {function}() ends in {type(error).__name__}: {error}") from error
 
 
+@commands.ending()
 def parse(argv: list[str]) -> list[str]:
-    """absl's flag parsing, with an answer that helps when a config key does not exist."""
+    """absl's flag parsing, with an answer that helps when a config key does not exist, and with folders expanded."""
     try:
         left = flags.FLAGS(argv)
         flags.FLAGS.config.keys()  # a file that is not there is told of here and not before
-        return left
     except Exception as error:  # flags.Error; of an unknown nested key, AttributeError or KeyError; a config file's own
-        sys.exit(_known_keys(argv) or str(error))
+        raise commands.leave(_known_keys(argv) or str(error), commands.MISUSE) from error
+    _check(flags.FLAGS.config, argv)
+    for name in ("workdir", "store"):
+        if flags.FLAGS[name].present:
+            flags.FLAGS[name].value = str(paths.path(flags.FLAGS[name].value, f"--{name}"))
+    return left
+
+
+def _check(config: Any, argv: list[str]) -> None:
+    """Raise InputError unless a config file gives a config of an experiment, and no tuple is overridden twice."""
+    file = _config_file(argv)
+    if not isinstance(config, ConfigDict | FrozenConfigDict):
+        raise InputError(f"get_config() gives a {type(config).__name__}, not a ConfigDict", file=file)
+    if not isinstance(config.get("experiment"), str):
+        remedy = "name its module, such as 'robustgrad_jax.experiment'"
+        raise InputError("the config has no text under 'experiment'", file=file, remedy=remedy)
+    values, given = flatten(config), [key for key, _ in _overrides(argv)]
+    for key in given:
+        if isinstance(values.get(key), tuple) and given.count(key) > 1:
+            raise InputError("is given twice; the values of both would be taken", field=f"--config.{key}")
+
+
+def _overrides(argv: list[str]) -> list[tuple[str, str]]:
+    """(key, value) of every --config.KEY=VALUE; the key of the config file itself is ""."""
+    found = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if word.startswith("-") and (name.lstrip("-") + ".").startswith("config."):
+            found.append((name.lstrip("-").removeprefix("config").removeprefix("."), value if equals else following))
+    return found
+
+
+def _config_file(argv: list[str]) -> str:
+    return next((value for key, value in reversed(_overrides(argv)) if not key), "")
 
 
 def _known_keys(argv: list[str]) -> str:
     """What is wrong with the config file; or with an override of a key that it lacks: which, and those that exist."""
-    argv = " ".join(argv).replace("--config ", "--config=").split()  # absl takes both forms
-    files = [a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")]
-    if not files:
+    if not (file := _config_file(argv)):
         return ""
     try:
-        config = called(files[-1], "get_config")
+        config = called(file, "get_config")
     except ConfigFileError as error:  # what has led here
         return str(error)
     if config is None:
-        return f"{files[-1]} has no get_config()"
+        return f"{file} has no get_config()"
+    if not isinstance(config, Mapping | ConfigDict | FrozenConfigDict):
+        return f"{file}: get_config() gives a {type(config).__name__}, not a ConfigDict"
     known = flatten(config)
-    given = [a.lstrip("-").split("=", 1)[0] for a in argv]
-    asked = [key.removeprefix("config.") for key in given if key.startswith("config.")]
     lines = []
-    for key in (k for k in asked if k not in known):
+    for key in (key for key, _ in _overrides(argv) if key and key not in known):
         near = difflib.get_close_matches(key, known, n=1)
         lines.append(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return "\n".join([*lines, "there are: " + ", ".join(sorted(known))]) if lines else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from launch.files import write_atomically
+from launch.files import load_json, write_atomically
 
 FILE = "versions.json"
 _PACKAGES = ("alignax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -35,13 +35,10 @@ def record(path: Path) -> None:
     The file is a list of such mappings, in order of use: a resumed run may have several.
 
     Raises:
-      ValueError: the file cannot be read.
+      InputError: the file is damaged.
     """
     file = path / FILE
-    try:
-        known = json.loads(file.read_text()) if file.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it to go on") from error
+    known = load_json(file, top=list) if file.exists() else []
     if not known or known[-1] != collect():
         write_atomically(file, json.dumps([*known, collect()], indent=2) + "\n")
 

@@ -94,7 +94,7 @@ def _regularizer(config: Any) -> regularizers.Penalty:
             kind, fixed = regularizers.kind(options.name)
         except ValueError as error:
             raise SettingError("name", f"={options.name!r}: {error}") from error
-    fields = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    fields = {field.name for field in dataclasses.fields(kind)}
     common = {"radius"} & fields
     sections = {name for name in options if isinstance(options[name], Mapping) or hasattr(options[name], "to_dict")}
     _refuse_old_names(options, sections)
@@ -108,7 +108,7 @@ def _regularizer(config: Any) -> regularizers.Penalty:
         raise SettingError(shared.get(error.name, error.name), error.problem) from error
 
 
-def _refuse_old_names(options: Mapping, sections: set[str]) -> None:
+def _refuse_old_names(options: Any, sections: set[str]) -> None:
     """Raise `SettingError` for "regularizer.iga_weight", which is "regularizer.iga.weight" now."""
     known = {field.name for field in dataclasses.fields(regularizers.Alignment)} | {"name"}
     for name in set(options) - sections - known:
@@ -119,34 +119,34 @@ def _refuse_old_names(options: Mapping, sections: set[str]) -> None:
 
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
     """Everything that is measured, in order."""
-    own: dict[str, Any] = dict(weights=weights, seed=seed, batch_size=options.batch_size)
-    measurements: list[Measurement] = [CleanAccuracy(**own)]
+    shared: dict[str, Any] = {"weights": weights, "seed": seed, "batch_size": options.batch_size}
+    measurements: list[Measurement] = [CleanAccuracy(**shared)]
     for name in options.names:
         _check_attribution(name, options, spec, weights)
         explanation = Explanation(weights.images, weights.architecture, name, _attribution_options(name, options), seed)
-        measurements += _of_attribution(options, spec, own | {"explanation": explanation})
+        measurements += _of_attribution(options, spec, shared | {"explanation": explanation})
     if options.upper_bound:
         radius, draws = options.upper_bound_radius, options.draws
-        measurements.append(UpperBound(radius=radius, draws=draws, examples=options.examples, **own))
+        measurements.append(UpperBound(radius=radius, draws=draws, examples=options.examples, **shared))
     return measurements
 
 
-def _of_attribution(options: Evaluation, spec: Spec, own: Mapping[str, Any]) -> list[Measurement]:
+def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of one attribution; settings that do not matter for one of them are left at their defaults."""
-    own_few: dict[str, Any] = dict(own) | {"examples": options.attack_examples}
+    on_few = {**shared, "examples": options.attack_examples}
     pixels = options.pixels(spec)
     compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
-    relu = own["weights"].architecture.activation == "relu"
+    relu = shared["weights"].architecture.activation == "relu"
     measurements: list[Measurement] = []
     for kind in options.perturbations:
         if kind == "rps":
             measurements.append(
                 RandomPerturbations(
-                    radii=options.radii, draws=options.draws, compare=compare, examples=options.examples, **own
+                    radii=options.radii, draws=options.draws, compare=compare, examples=options.examples, **shared
                 )
             )
             continue
-        matters = {
+        matters: dict[str, Any] = {
             "steps": options.attack_steps if kind != "random_sign" else 1,
             "gamma": options.attack_gamma if kind == "aam" else 1.0,
             "top_k": pixels if kind == "top_k" else 1,
@@ -158,15 +158,15 @@ def _of_attribution(options: Evaluation, spec: Spec, own: Mapping[str, Any]) -> 
                 compare=compare,
                 curve_steps=options.curve_steps if ADVERSARIAL_INSERTION in options.curves else 0,
                 pictures=options.pictures,
-                **own_few,
+                **on_few,
             )
             for radius in options.attack_radii
         ]
     if names := tuple(curve for curve in options.curves if curve in evaluation.CURVES):
-        measurements.append(PixelCurves(names=names, steps=options.curve_steps, **own_few))
+        measurements.append(PixelCurves(names=names, steps=options.curve_steps, **on_few))
     if options.sensitivity:
         radius, draws = options.sensitivity_radius, options.sensitivity_draws
-        measurements.append(LocalStability(names=options.sensitivity, radius=radius, draws=draws, **own_few))
+        measurements.append(LocalStability(names=options.sensitivity, radius=radius, draws=draws, **on_few))
     return measurements
 
 

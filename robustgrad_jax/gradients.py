@@ -6,7 +6,7 @@ an image depends on the whole batch; as in the code of Joo et al. 2023, the grad
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from launch.training import keys
 
 NOISE_KINDS = ("uniform", "gaussian", "gradient", "gradient_sign")
 
-Radius = Any  # a number, or an array or sequence with one per channel
+Radius = float | Sequence[float] | Array  # a number, or one per channel
+RandomKind = Literal["uniform", "gaussian"]  # those of `NOISE_KINDS` that no gradient is needed for
 AlongGradient = Callable[[Array], Array]  # source gradient (n, h, w, c) -> perturbation of the same shape
 
 
@@ -78,7 +79,17 @@ def squared_norm(a: Array) -> Array:
     return jnp.sum(jnp.square(a), axis=tuple(range(1, a.ndim)))
 
 
-def draw_noise(kind: str, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = jnp.float32) -> Any:
+@overload
+def draw_noise(
+    kind: RandomKind, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = ...
+) -> Array: ...
+@overload
+def draw_noise(
+    kind: str, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = ...
+) -> Array | AlongGradient: ...
+def draw_noise(
+    kind: str, key: Array, slots: Array, shape: Sequence[int], radius: Any, dtype: Any = jnp.float32
+) -> Array | AlongGradient:
     """The perturbation z of x' = x + z.
 
     Args:
@@ -133,7 +144,11 @@ class Draws:
         """Other draws of the same examples, one for each number."""
         return Draws(jax.random.fold_in(self._key(), number), self.slots)
 
-    def noise(self, kind: str, x: Array, radius: Any) -> Any:
+    @overload
+    def noise(self, kind: RandomKind, x: Array, radius: Any) -> Array: ...
+    @overload
+    def noise(self, kind: str, x: Array, radius: Any) -> Array | AlongGradient: ...
+    def noise(self, kind: str, x: Array, radius: Any) -> Array | AlongGradient:
         """`draw_noise` for x (n, …).
 
         Raises:
@@ -186,8 +201,8 @@ class Ball:
     std: Radius | None = None
     value_range: tuple[Radius, Radius] | None = None
 
-    def in_units_of(self, x: Array) -> "Ball":
-        """The same ball in the units of x (n, …, c): radius and limits (c,), without std.
+    def in_units_of(self, x: Array) -> "LocalBall":
+        """The same ball in the units of x (n, …, c).
 
         Raises:
           ValueError: a radius that is not positive, or a number of channels that is not x's.
@@ -196,7 +211,7 @@ class Ball:
         if limits is not None:
             low, high = limits
             limits = (_per_channel(x, "value_range", low), _per_channel(x, "value_range", high))
-        return Ball(self.length(x, "radius", self.radius), None, limits)
+        return LocalBall(self.length(x, "radius", self.radius), limits)
 
     def length(self, x: Array, name: str, value: Radius) -> Array:
         """A length in the units of `radius`, such as a step size, as an array (c,) in the units of x.
@@ -218,12 +233,26 @@ class Ball:
                 raise ValueError(f"{name} must be positive, got {known}")
         return scaled
 
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LocalBall:
+    """A `Ball` in the units of its images.
+
+    Attributes:
+      radius: (c,).
+      value_range: (low, high), each (c,); None for no limits.
+    """
+
+    radius: Array
+    value_range: tuple[Array, Array] | None
+
     def project(self, moved: Array, x: Array) -> Array:
-        """`moved` brought back into the ball around x, then into the range; of a ball in x's units."""
+        """`moved` brought back into the ball around x, then into the range."""
         return self.clip(jnp.clip(moved, x - self.radius, x + self.radius))
 
     def clip(self, moved: Array) -> Array:
-        """`moved` brought back into the range of values; of a ball in x's units."""
+        """`moved` brought back into the range of values."""
         return moved if self.value_range is None else jnp.clip(moved, *self.value_range)
 
 

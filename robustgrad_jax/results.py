@@ -1,9 +1,9 @@
 """What the numbers of a result mean; see `launch.reports.metrics`."""
 
 import re
-from typing import Any
+from functools import partial
 
-from launch.reports.metrics import Metric, declare
+from launch.reports.metrics import Direction, Level, Metric, declare
 
 _TITLES = {"pcc": "PCC", "ssim": "SSIM", "mse": "MSE", "ssim_published": "SSIM (published)", "top_k": "top-k"}
 _KINDS = {"rps": "RPS", "aam": "AAM", "top_k": "top-k attack", "pgd": "PGD"}
@@ -29,9 +29,8 @@ def condition_title(group: str) -> str:
 
 def _of_attributions() -> dict[str, Metric]:
     """The metrics "ATTRIBUTION/CONDITION/METRIC"."""
-    key = "{attribution}/{condition}/"
-    place: dict[str, Any] = dict(table="{attribution}", condition="{condition}")
-    metrics: dict[str, tuple[Any, Any, str]] = {
+    key, metric = "{attribution}/{condition}/", partial(Metric, table="{attribution}", condition="{condition}")
+    metrics: dict[str, tuple[Direction, Level, str]] = {
         f"{key}cosine": ("up", "main", "cosine similarity of the heat maps before and after"),
         f"{key}pcc": ("up", "main", "Pearson correlation of the heat maps before and after"),
         f"{key}ssim": ("up", "main", "structural similarity of the heat maps before and after"),
@@ -55,20 +54,20 @@ def _of_attributions() -> dict[str, Metric]:
         f"{key}nonfinite": ("down", "detail", "images whose attribution is not finite"),
         f"{key}examples": ("neither", "detail", "images measured"),
     }
-    deletion: dict[str, tuple[Any, Any, str]] = {
-        "{attribution}/{condition:deletion}/area": ("down", "main", "as insertion, with the pixels removed")
+    declared = {  # the pattern of deletion comes before the one of all areas
+        "{attribution}/{condition:deletion}/area": metric(
+            metric_title("area"), "down", help="as insertion, with the pixels removed", level="main"
+        )
     }
-    declared = {
-        pattern: Metric(metric_title(pattern.rpartition("/")[2]), direction, help=text, level=level, **place)
-        for pattern, (direction, level, text) in (deletion | metrics).items()
-    }
-    target = Metric("target {metric}", "down", help="similarity to what the attack aims at", level="detail", **place)
-    mse = Metric("target MSE", "up", help="distance from what the attack aims at", level="detail", **place)
+    for pattern, (direction, level, text) in metrics.items():
+        declared[pattern] = metric(metric_title(pattern.rpartition("/")[2]), direction, help=text, level=level)
+    target = metric("target {metric}", "down", help="similarity to what the attack aims at", level="detail")
+    mse = metric("target MSE", "up", help="distance from what the attack aims at", level="detail")
     return declared | {f"{key}target_mse": mse, f"{key}target_{{metric}}": target}
 
 
 def _of_the_network() -> dict[str, Metric]:
-    bound: dict[str, Any] = dict(table="Upper bound", level="detail")
+    bound = partial(Metric, table="Upper bound", level="detail")
     return {
         "test/accuracy": Metric("accuracy", "up", level="main", help="of the clean test images"),
         "test/cross_entropy": Metric("cross-entropy", "down", help="of the clean test images"),
@@ -76,13 +75,13 @@ def _of_the_network() -> dict[str, Metric]:
         "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the best checkpoint"),
         "best_step": Metric("best step", level="detail", digits=0),
         "test/examples": Metric("test images", level="detail", digits=0),
-        "upper-bound/l2": Metric("‖∇g(x) − ∇g(x')‖²", "down", **bound),
-        "upper-bound/cosine_distance": Metric("cosine distance", "down", **bound),
-        "upper-bound/gradient_norm": Metric("‖∇g(x')‖", **bound),
-        "upper-bound/hessian_product_norm": Metric("‖Hz‖", "down", **bound),
-        "upper-bound/bound": Metric("‖Hz‖ / ‖∇g(x')‖", "down", **bound),
-        "upper-bound/hessian_frobenius": Metric("‖H‖ (Frobenius)", "down", **bound),
-        "upper-bound/examples": Metric("images", **bound),
+        "upper-bound/l2": bound("‖∇g(x) − ∇g(x')‖²", "down"),
+        "upper-bound/cosine_distance": bound("cosine distance", "down"),
+        "upper-bound/gradient_norm": bound("‖∇g(x')‖"),
+        "upper-bound/hessian_product_norm": bound("‖Hz‖", "down"),
+        "upper-bound/bound": bound("‖Hz‖ / ‖∇g(x')‖", "down"),
+        "upper-bound/hessian_frobenius": bound("‖H‖ (Frobenius)", "down"),
+        "upper-bound/examples": bound("images"),
     }
 
 

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, map_chunks
-from robustgrad_jax.gradients import Ball, Draws
+from robustgrad_jax.gradients import Ball, Draws, RandomKind
 
 MEASURES = ("max_sensitivity", "average_sensitivity", "local_lipschitz", "relative_input_stability")
 NOISES = ("uniform", "gaussian")
 SMALLEST = 1e-6  # ε_min of relative input stability, as in Quantus
 
 
-def perturbation(draws: Draws, number: int | Array, x: Array, ball: Ball, noise: str = "uniform") -> Array:
+def perturbation(draws: Draws, number: int | Array, x: Array, ball: Ball, noise: RandomKind = "uniform") -> Array:
     """The change x' − x of one draw, of x's shape: U(−radius, radius) or N(0, radius²) for every entry.
 
     Args:
@@ -49,7 +49,7 @@ def stability(
     draws: Draws,
     *,
     samples: int = 10,
-    noise: str = "uniform",
+    noise: RandomKind = "uniform",
     measures: Sequence[str] = MEASURES,
     logits_fn: LogitsFn | None = None,
     chunk: int = 1,
@@ -128,7 +128,7 @@ def infidelity(
     draws: Draws,
     *,
     samples: int = 10,
-    noise: str = "gaussian",
+    noise: RandomKind = "gaussian",
     normalise: bool = False,
     chunk: int = 1,
 ) -> Array:

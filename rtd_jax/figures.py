@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from launch import drawing
+from launch.reading import images
 
 _CELL = 1.25  # inches a picture
 _PIXELS = 224  # of a thumbnail
@@ -48,13 +49,13 @@ def grid(path: str | Path, rows: Sequence[RetrievedRow]) -> None:
     for i, row in enumerate(rows):
         below = height - (i + 1) * (_CELL + above)
         figure.text((left - 0.1) / width, (below + _CELL / 2) / height, row.title, ha="right", va="center", fontsize=8,
-                    wrap=True)  # fmt: skip
+                    wrap=True, parse_math=False)  # fmt: skip
         captions = ["query", *row.captions, *[""] * (len(row.images) - len(row.captions))]
         for column, (picture, caption) in enumerate(zip([row.query, *row.images], captions, strict=True)):
             x = left + column * (_CELL + 0.06) + 0.2 * (column > 0)
             axes = figure.add_axes((x / width, below / height, _CELL / width, _CELL / height), xticks=[], yticks=[])
             axes.imshow(picture)
-            axes.set_title(caption, fontsize=6, pad=2)
+            axes.set_title(caption, fontsize=6, pad=2, parse_math=False)  # file names may contain "$"
             if row.right is not None and column == row.right + 1:
                 for spine in axes.spines.values():
                     spine.set(color=_FRAME, linewidth=3)
@@ -63,11 +64,7 @@ def grid(path: str | Path, rows: Sequence[RetrievedRow]) -> None:
 
 def thumbnail(image: str | Path | np.ndarray) -> np.ndarray:
     """An image file or uint8 (h, w, 3) -> uint8 (s, s, 3), small, in the middle of a white square."""
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image)
-    else:
-        with Image.open(image) as file:
-            picture = file.convert("RGB")
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else images.decode(image, alpha="white")
     picture.thumbnail((_PIXELS, _PIXELS))
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")

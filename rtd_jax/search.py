@@ -10,13 +10,14 @@ by hand (`pip install -e '.[app]'`), on this machine alone unless `--host` says 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 import clip_jax
-from clip_jax.embed import list_images
+from launch.reading import folders, images, paths, printable
 from rtd_jax import clips, figures, phi, retrieval
 from rtd_jax.text import compose
 
@@ -51,27 +52,27 @@ class Match:
 def index(
     clip: clip_jax.Clip,
     network: phi.Network,
-    folder: str | Path,
+    folder: str | Path | folders.Listing,
     *,
     target_pad: bool = True,
     batch_size: int = 64,
     cache: str | Path | None = None,
     progress: bool = False,
 ) -> GalleryIndex:
-    """Embed the images of a folder and its subfolders, or take the embeddings from the cache.
+    """Embed the images of a folder and its subfolders, or of a listing of it, or take the embeddings from the cache.
 
     Raises:
       FileNotFoundError: no such folder, or no images in it.
       ValueError: φ of other widths than the CLIP's; an image that cannot be read.
     """
     phi.check_fits(network, clip.config)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no gallery folder {folder}")
-    paths = list_images(folder)
+    files = folder if isinstance(folder, folders.Listing) else folders.images(folder)
+    for note in files.notes:
+        logging.warning("%s", note)
     embeddings = clip_jax.embed_images(
-        clip, paths, target_pad=target_pad, batch_size=batch_size, cache=cache, progress=progress
+        clip, files.paths, target_pad=target_pad, batch_size=batch_size, cache=cache, progress=progress
     )
-    return GalleryIndex(clip, network, paths, embeddings, target_pad)
+    return GalleryIndex(clip, network, files.paths, embeddings, target_pad)
 
 
 def search(
@@ -92,25 +93,51 @@ def search(
       keep_query: leave the query's own file in the gallery.
 
     Raises:
-      ValueError: an empty text, the marker "$" in it, or k beyond the gallery.
-      FileNotFoundError: no such image.
+      ValueError, FileNotFoundError: as `check_query`.
     """
+    row = check_query(index.clip, index.paths, image, text, k, keep_query=keep_query)
     embedding = clip_jax.embed_images(index.clip, [image], target_pad=index.target_pad, progress=False)
     query = compose.queries(index.clip, index.network, embedding, [text])
-    exclude = None
-    if isinstance(image, str | Path) and not keep_query:
-        same = [row for row, path in enumerate(index.paths) if path.resolve() == Path(image).resolve()]
-        exclude = np.array(same[:1], np.int32) if same else None
-    most = len(index.paths) - (exclude is not None)
-    if not 1 <= k <= most:
-        raise ValueError(f"k={k}: the gallery has {most} images besides the query, take 1 to {most}")
+    exclude = None if row is None else np.array([row], np.int32)
     rows, scores = (part[0] for part in retrieval.top_k(query, index.gallery, k, exclude=exclude, cosine=True))
     return [Match(index.paths[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
 
+def check_query(
+    clip: clip_jax.Clip,
+    files: Sequence[Path],
+    image: str | Path | np.ndarray | Image.Image,
+    text: str,
+    k: int,
+    *,
+    keep_query: bool = False,
+) -> int | None:
+    """Refuse a query that cannot be answered in a gallery of these files, before they are embedded; see `search`.
+
+    Returns:
+      The query's own place among the files, which is left out of the gallery; None where it has none.
+
+    Raises:
+      ValueError: an image that cannot be read, an empty text, one that is too long for the CLIP or contains the marker
+        "$", or k beyond the gallery.
+      FileNotFoundError: no such image.
+    """
+    compose.check_length(clip, text)
+    row = None
+    if isinstance(image, str | Path):
+        images.decode(image, alpha="white")
+        if not keep_query:
+            file = Path(image).resolve()
+            row = next((row for row, path in enumerate(files) if path.resolve() == file), None)
+    most = len(files) - (row is not None)
+    if not 1 <= k <= most:
+        raise ValueError(f"k={k}: the gallery has {most} images besides the query, take 1 to {most}")
+    return row
+
+
 def draw(path: str | Path, image: str | Path, text: str, matches: Sequence[Match]) -> None:
     """Draw the query and its matches as a row of pictures (PNG)."""
-    names = [f"{match.path.name[-18:]} {match.score:.2f}" for match in matches]
+    names = [f"{printable(match.path.name)[-18:]} {match.score:.2f}" for match in matches]
     pictures = [figures.thumbnail(match.path) for match in matches]
     figures.grid(path, [figures.RetrievedRow(text, figures.thumbnail(image), pictures, names)])
 
@@ -122,7 +149,7 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
       ImportError: gradio is not installed.
     """
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports] - only the extra `app` installs it
     except ImportError as error:
         raise ImportError("--serve needs the package gradio: pip install -e '.[app]'") from error
 
@@ -133,7 +160,7 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
             matches = search(index, image, text, min(k, len(index.paths)))
         except ValueError as error:
             raise gradio.Error(str(error)) from error
-        return [(figures.thumbnail(match.path), f"{match.path.name} {match.score:.3f}") for match in matches]
+        return [(figures.thumbnail(match.path), f"{printable(match.path.name)} {match.score:.3f}") for match in matches]
 
     with gradio.Blocks(title="Composed image retrieval", analytics_enabled=False) as page:
         with gradio.Row():
@@ -147,44 +174,57 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
-    f = flags.FLAGS
+    run(flags.FLAGS, argv[1:])
+
+
+def run(f: flags.FlagValues, further: Sequence[str] = ()) -> None:
+    """Search as flags say; `further` are words of the command line that belong to no flag, which are refused."""
+    if further:
+        raise app.UsageError(f"unexpected arguments: {' '.join(further)}; put a text of several words in quotes")
+    if not f.serve and not (f.image and f.text):
+        raise app.UsageError("--image and --text make the query; or --serve opens a page")
     try:
-        gallery = index(
-            clips.load(f.clip),
-            phi.load(f.phi),
-            f.gallery,
-            target_pad=f.target_pad,
-            cache=f.cache or None,
-            progress=True,
-        )
-        if f.serve:
+        cache = paths.path(f.cache, "--cache") if f.cache else None
+        out = paths.path(f.out, "--out") if f.out else None
+        files = folders.images(paths.path(f.gallery, "--gallery"))
+        network, clip = phi.load(paths.file(f.phi, "--phi")), clips.load(f.clip)
+        image = None if f.serve else paths.file(f.image, "--image")
+        if image is not None:
+            check_query(clip, files.paths, image, f.text, f.k, keep_query=f.keep_query)
+        gallery = index(clip, network, files, target_pad=f.target_pad, cache=cache, progress=True)
+        if image is None:
             serve(gallery, host=f.host, port=f.port, k=f.k)
             return
-        if not f.image or not f.text:
-            raise app.UsageError("--image and --text make the query; or --serve opens a page")
-        matches = search(gallery, f.image, f.text, f.k, keep_query=f.keep_query)
-        if f.out:
-            draw(f.out, f.image, f.text, matches)
+        matches = search(gallery, image, f.text, f.k, keep_query=f.keep_query)
+        for match in matches:
+            print(f"{match.score:.4f}  {printable(match.path)}")
+        if out:
+            draw(out, image, f.text, matches)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    for match in matches:
-        print(f"{match.score:.4f}  {match.path}")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    options: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string(
+        "clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder", **options
+    )
+    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt", **options)
+    flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders", **options)
+    flags.DEFINE_string("image", "", "the reference image", **options)
+    flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"', **options)
+    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1, **options)
+    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none", **options)
+    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings", **options)
+    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped", **options)
+    flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery", **options)
+    flags.DEFINE_bool("serve", False, "open a page to try queries", **options)
+    flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on", **options)
+    flags.DEFINE_integer("port", 7860, "port that --serve listens on", **options)
+    flags.mark_flags_as_required(["clip", "phi", "gallery"], **options)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder")
-    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt")
-    flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders")
-    flags.DEFINE_string("image", "", "the reference image")
-    flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"')
-    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1)
-    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none")
-    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings")
-    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped")
-    flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery")
-    flags.DEFINE_bool("serve", False, "open a page to try queries")
-    flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on")
-    flags.DEFINE_integer("port", 7860, "port that --serve listens on")
-    flags.mark_flags_as_required(["clip", "phi", "gallery"])
+    define_flags(flags.FLAGS)
     app.run(main)

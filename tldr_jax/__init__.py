@@ -4,5 +4,3 @@ Public: `projector.fit` (from CLIP's embeddings to a classifier's features), `wo
 `retrain` (heads trained on projected text), `heads` and `heads.baselines`, `metrics` (accuracies over groups),
 `experiment.plan` (everything, from a config).
 """
-
-__all__ = ["experiment", "heads", "metrics", "projector", "retrain", "words"]

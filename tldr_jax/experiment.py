@@ -161,7 +161,8 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
             )
         pretrain = given | {"logging": _logging(config.pretrain, "pretrain")}
         start = settings(images.Pretraining, config, "pretrain", skip=cadence, **pretrain)
-    return settings(
+        start.check_batch(start.training_data().count)
+    erm = settings(
         images.Erm,
         config,
         "erm",
@@ -175,6 +176,8 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
         eval_batch_size=config.evaluation.batch_size,
         **given,
     )
+    erm.check_batch(erm.training_data().count)
+    return erm
 
 
 def _logging(options, path: str) -> Logging:

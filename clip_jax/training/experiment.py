@@ -15,6 +15,7 @@ from clip_jax.training.options import Composition, Computation, about
 from clip_jax.training.results import describe
 from clip_jax.training.stages import CaptionFile, CaptionSplit, ClipEvaluation, ClipTraining, Pairs, ScenesPairs
 from launch.data.scenes import world
+from launch.reading import paths
 from launch.stages import File, SettingError, require, require_known, section, settings
 from launch.store import Store
 
@@ -83,10 +84,10 @@ class DataSettings:
         return train, parts["val"], parts["test"]
 
     def _file(self, name: str) -> CaptionFile:
-        path = Path(getattr(self, name)).expanduser()
         with about(f"data.{name}"):
-            sources.check_captions(path, self.images)
-        folder = Path(self.images).expanduser() if self.images else path.parent
+            path = paths.file(getattr(self, name), "", endings=sources.ENDINGS)
+        with about("data.images"):
+            folder = paths.folder(self.images, "") if self.images else path.parent
         return CaptionFile(File(str(path)), str(folder.absolute()), self.image_column, self.caption_column)
 
 

@@ -301,6 +301,8 @@ class ClipTraining(Stage):
         return pairs.prepare(clip, images if self.attribute_weight else replace(images, attributes=None))
 
     def _rows_at(self, examples: int, labels: np.ndarray | None) -> RowsAt:
+        if self.batch_size > examples:  # an image would be its own negative
+            raise SettingError("batch_size", f"={self.batch_size}: more than the {examples} training images")
         with section("data"), about("alike"):
             return self.composition.rows_at(examples, labels, batch_size=self.batch_size, seed=self.seed)
 

@@ -9,7 +9,6 @@ versions of this decoder and of Pillow. A cache folder may be deleted at any tim
 """
 
 import hashlib
-import importlib.resources
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,15 +22,16 @@ from absl import logging
 from PIL import Image
 
 from launch import files
-from launch.data import images
+from launch.data.images import evaluation_view, in_chunks
 from launch.data.splits import square_side
+from launch.reading import InputError, MissingInput, folders, images, lists, paths, printable
 from launch.stages import SettingError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = folders.EXTENSIONS
 LAYOUT = "Expected layout: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/val for ROOT/test."
 MEMORY = ("auto", "yes", "no")
 MEMORY_LIMIT = 2 << 30  # bytes: decoded sets above it are streamed unless memory="yes"
-_DECODER = 1  # counted up when `decoded` gives other pixels for the same files
+_DECODER = 2  # counted up when `decoded` gives other pixels for the same files
 
 Part = tuple["Files", np.ndarray]
 
@@ -39,7 +39,7 @@ Part = tuple["Files", np.ndarray]
 class Files:
     """Image files, read as PIL images of mode RGB."""
 
-    def __init__(self, root: Path, names: list[str]):
+    def __init__(self, root: Path, names: Sequence[str]):
         # An array of strings: a list of a million is slow to pickle for the worker processes.
         self.root, self.names = str(root), np.array(names)
 
@@ -47,7 +47,7 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, index: int, /) -> Image.Image:
-        return images.decode(self.path(index), name=self.path(index))
+        return images.decode(self.path(index), alpha="drop")
 
     def path(self, index: int) -> str:
         """Of one file."""
@@ -74,19 +74,25 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
       (train, val or None, test, class names, note); a part is (source of PIL images, labels int32 (n,)).
 
     Raises:
-      FileNotFoundError: the folder, the class list or a class folder is missing, or a class has no images.
-      ValueError: a class list that is empty or repeats a name.
+      MissingInput: the folder, the class list or a class folder is missing, or a class has no images.
+      InputError: fewer than two classes, a class list that repeats a name, an image of two classes.
     """
     if not path:
-        raise FileNotFoundError(f"image_folder has no default place: set data.path. {LAYOUT}")
-    root = Path(path).expanduser()
+        raise MissingInput(f"image_folder has no default place: set data.path. {LAYOUT}")
+    root = paths.path(path, "data.path")
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" not in parts or len(parts) == 1:
         present = ", ".join(parts) or ("none of these folders" if root.is_dir() else "no such folder")
-        raise FileNotFoundError(f"{root} is not a folder of images by split and class ({present}). {LAYOUT}")
-    names = class_list(classes) if classes else _subfolders(parts["train"])
+        raise MissingInput(f"{root} is not a folder of images by split and class ({present}). {LAYOUT}")
+    names = class_list(classes) if classes else folders.subfolders(parts["train"])
     if not names:
-        raise FileNotFoundError(f"no class folders in {parts['train']}. {LAYOUT}")
+        raise MissingInput(f"no class folders in {parts['train']}. {LAYOUT}")
+    if len(names) == 1 and not classes:
+        raise InputError(
+            f"has one class folder, {names[0]!r}; at least two are needed",
+            file=parts["train"],
+            remedy="name it in the file data.classes if one class is meant",
+        )
     for folder in parts.values():
         _check_classes(folder, names, complete=not classes)
     read = {name: _list_images(folder, names) for name, folder in parts.items()}
@@ -170,6 +176,7 @@ def decoded(parts: Mapping[str, Files], size: int, cache: Path) -> dict[str, np.
         _decode_into(arrays[name], source, f"decoding {name}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        files.sweep_leftovers(place.parent)
         checks = {name: _checksum(array) for name, array in arrays.items()}
         files.save_tree(place, {"place": place.name, "checks": checks, "images": arrays})
         logging.info("decoded images are cached in %s", place)
@@ -221,57 +228,37 @@ def _decode_into(out: np.ndarray, source: Files, title: str) -> None:
 
     def work(chunk: range) -> None:
         for index in chunk:
-            out[index] = images.evaluation_view(source[index], size, as_stored=True)
+            out[index] = evaluation_view(source[index], size, as_stored=True)
 
-    images.in_chunks(len(source), work, title)
+    in_chunks(len(source), work, title)
 
 
 def class_list(classes: str) -> tuple[str, ...]:
     """Read the class folders of "imagenet100" or of a text file, one per line."""
     if classes == "imagenet100":
-        text = importlib.resources.files("launch.data").joinpath("imagenet100_wnids.txt").read_text()
-    elif Path(classes).expanduser().is_file():
-        text = Path(classes).expanduser().read_text()
-    else:
-        raise FileNotFoundError(f"{classes}: no such file of class folders")
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"{classes} must name at least one class folder, and each of them once")
-    return names
-
-
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        return lists.read(Path(__file__).with_name("imagenet100_wnids.txt"))
+    return lists.read(paths.file(classes, "data.classes"))
 
 
 def _check_classes(folder: Path, names: Sequence[str], *, complete: bool) -> None:
-    """Raise FileNotFoundError if class folders are missing, or unknown ones are present where `complete`."""
-    present = set(_subfolders(folder))
+    """Raise MissingInput if class folders are missing, or unknown ones are present where `complete`."""
+    present = set(folders.subfolders(folder))
     missing = [name for name in names if name not in present]
     if missing:
-        raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}")
+        raise MissingInput(f"{folder} lacks {len(missing)} of {len(names)} class folders: {_some(missing)}")
     unknown = sorted(present - set(names))
     if complete and unknown:
-        raise FileNotFoundError(
+        raise MissingInput(
             f"{folder} has class folders that the training images lack: {_some(unknown)}; set data.classes to choose"
         )
 
 
 def _list_images(folder: Path, names: Sequence[str]) -> Part:
-    files, labels = [], []
-    for label, name in enumerate(names):
-        inside = sorted(
-            os.path.relpath(os.path.join(base, file), folder)
-            for base, _, present in os.walk(folder / name, followlinks=True)
-            for file in present
-            if file.lower().endswith(EXTENSIONS)
-        )
-        if not inside:
-            raise FileNotFoundError(f"no images in {folder / name} ({' '.join(EXTENSIONS)})")
-        files += inside
-        labels += [label] * len(inside)
-    return Files(folder, files), np.array(labels, np.int32)
+    listing, counts = folders.class_images(folder, names)
+    if listing.notes:
+        logging.warning("links in %s: %s", folder, _some(listing.notes))
+    return Files(folder, listing.names), np.repeat(np.arange(len(names), dtype=np.int32), counts)
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

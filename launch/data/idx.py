@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.data.splits import Arrays
+from launch.reading import InputError
 
 DEFAULT_FOLDER = "/usr/share/datasets/fashion-mnist"
 FASHION_CLASSES = (
@@ -41,7 +42,7 @@ def load(folder: str | Path = "") -> tuple[Arrays, Arrays, tuple[str, ...], str]
     folder = _folder(folder)
     train, test = _read_pair(folder, "train"), _read_pair(folder, "t10k")
     _check_shapes(folder, train.image_shape, test.image_shape)
-    classes = _classes(train.labels, test.labels)
+    classes = _classes(folder, train.labels, test.labels)
     return train, test, classes, f"{'Fashion-MNIST' if classes == FASHION_CLASSES else 'IDX files'} from {folder}"
 
 
@@ -63,7 +64,7 @@ def outline(folder: str | Path = "") -> tuple[tuple[int, int, int], tuple[str, .
         _check_pair(images_path, shapes[-1][0], labels_path, len(labels[-1]))
     (train, *size), (test, *test_size) = shapes
     _check_shapes(folder, (*size, 1), (*test_size, 1))
-    return (*size, 1), _classes(*labels), train, test
+    return (*size, 1), _classes(folder, *labels), train, test
 
 
 def read(path: str | Path, *, dims: int) -> np.ndarray:
@@ -154,11 +155,33 @@ def _check_shapes(folder: Path, train: tuple[int, ...], test: tuple[int, ...]) -
         raise ValueError(f"{folder}: training images are {train}, test images {test}")
 
 
-def _classes(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes, from the labels."""
+def _classes(folder: Path, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """The names of the classes, which the training labels declare: from 0 on, each at least once.
+
+    Raises:
+      InputError: the training labels leave a class out, or a test label is none of theirs.
+    """
+    present = np.unique(train)
+    if (gap := np.flatnonzero(present != np.arange(len(present)))).size:
+        label = int(present[gap[0]])
+        raise _wrong_label(folder, "train", train, label, f"the classes are 0 to {gap[0] - 1}, {gap[0]} has no example")
+    if (beyond := np.flatnonzero(test >= len(present))).size:
+        most = f"the training labels are 0 to {len(present) - 1}"
+        raise _wrong_label(folder, "t10k", test, int(test[beyond[0]]), most)
     if zlib.crc32(train.astype(np.uint8).tobytes()) == _FASHION_LABELS:
         return FASHION_CLASSES
-    return tuple(str(k) for k in range(int(max(train.max(), test.max())) + 1))
+    return tuple(map(str, range(len(present))))
+
+
+def _wrong_label(folder: Path, part: str, labels: np.ndarray, label: int, why: str) -> InputError:
+    record = int(np.flatnonzero(labels == label)[0])
+    file = _find(folder, part, "labels-idx1")
+    return InputError(
+        f"label {label} is of no class: {why}",
+        file=file,
+        place=f"record {record}",
+        remedy="labels count the classes from 0",
+    )
 
 
 def _find(folder: Path, part: str, kind: str) -> Path | None:

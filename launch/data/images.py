@@ -1,10 +1,8 @@
-"""Decoding and cropping of images on the host, with Pillow."""
+"""Cropping of decoded images on the host, with Pillow, and work on many of them in threads."""
 
-import io
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -49,30 +47,6 @@ def in_chunks(n: int, work: ChunkWork, title: str, *, size: int = 256) -> None:
     ):
         for count in pool.map(done, range(0, n, size)):
             bar.update(count)
-
-
-def decode(data: bytes | Path | str, *, name: str, mode: str = "RGB") -> Image.Image:
-    """Decode an image file of any format and colour mode.
-
-    Alpha is dropped, as torchvision does; 16-bit grey keeps its upper 8 bits.
-
-    Args:
-      data: the file's bytes, or its path.
-      name: of the image, for the error.
-      mode: RGB or L.
-
-    Raises:
-      ValueError: the file is missing, truncated or not an image; it is named.
-    """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return image.convert(mode)
-    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
-        raise ValueError(
-            f"cannot decode image {name}: {type(error).__name__}: {error}. Replace the file or remove it"
-        ) from error
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator, *, flip: bool) -> np.ndarray:

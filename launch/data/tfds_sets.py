@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from launch.data import images
 from launch.data.folder import cache_folder, class_list
+from launch.data.images import decoding_threads, in_chunks
 from launch.data.splits import Arrays, Rows
+from launch.files import writing
+from launch.reading import images
 
 VERSIONS = {
     "celeb_a": "2.1.0",
@@ -57,7 +58,7 @@ class Records:
 
     def __getitem__(self, index: int, /) -> Image.Image:
         record = _read(self._source, [index], f"{self.split} split in {self.directory}")[0]
-        return images.decode(record["image"], name=self.describe(index, record))
+        return images.decode(record["image"], alpha="drop", name=self.describe(index, record))
 
     def describe(self, index: int, record: dict) -> str:
         """Name a record in an error: its number, split, folder and, if it has one, its file's name."""
@@ -156,7 +157,7 @@ def scan(records: Records, pick: Pick, *, rows: Sequence[int] | None = None) -> 
     rows = range(len(records)) if rows is None else [int(row) for row in rows]
     where = f"{records.split} split in {records.directory}"
     chunks = [list(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
-    with ThreadPoolExecutor(images.decoding_threads()) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         picked = pool.map(lambda chunk: [pick(record) for record in _read(records._source, chunk, where)], chunks)
         return [value for values in picked for value in values]
 
@@ -211,9 +212,10 @@ def _decode_all(records: Records, mode: str) -> Arrays:
 
     def keep(start: int, chunk: list[dict[str, Any]], /) -> None:
         for index, record in enumerate(chunk, start):
-            image = np.asarray(images.decode(record["image"], name=records.describe(index, record), mode=mode))
+            name = records.describe(index, record)
+            image = np.asarray(images.decode(record["image"], alpha="drop", name=name).convert(mode))
             if image.shape[:2] != shape[:2]:
-                raise ValueError(f"{records.describe(index, record)} is {image.shape[:2]} pixels, not {shape[:2]}")
+                raise ValueError(f"{name} is {image.shape[:2]} pixels, not {shape[:2]}")
             pixels[index], labels[index] = image.reshape(shape), record["label"]
 
     _scan(records, keep, f"{Path(records.directory).parent.name} {records.split}")
@@ -227,7 +229,7 @@ def _scan(records: Records, keep: KeepRecords, title: str) -> None:
     def work(chunk: range) -> None:
         keep(chunk.start, _read(records._source, list(chunk), where))
 
-    images.in_chunks(n, work, title, size=_CHUNK)
+    in_chunks(n, work, title, size=_CHUNK)
 
 
 def _open(directory: str, split: str):
@@ -268,8 +270,7 @@ def _save(file: Path, array: np.ndarray) -> None:
     """Write an array through a temporary file, so that no reader sees half of it; a failure is only logged."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, array)
-        os.replace(temporary.name, file)
+        with writing(file) as stream:
+            np.save(stream, array)
     except OSError as error:
         log.warning("cannot keep %s (%s): the labels will be read again next time", file, error)

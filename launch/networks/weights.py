@@ -25,15 +25,20 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file.
 
     Raises:
-      FileNotFoundError, ValueError: the file does not exist, or is not a complete safetensors file.
+      FileNotFoundError, ValueError: the file does not exist, is not a complete safetensors file, or has a tensor with
+        NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} has {np.sum(~np.isfinite(tensor))} values that are NaN or infinite")
+    return tensors
 
 
 def sizes(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, tuple[int, int, int]]:

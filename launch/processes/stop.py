@@ -1,18 +1,29 @@
-"""Stopping a run where nothing is lost: on SIGTERM, on all processes at the same place."""
+"""Stopping a run where nothing is lost: on SIGTERM or Ctrl-C, on all processes at the same place."""
 
+import contextlib
 import itertools
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
+
+from launch.processes import interrupts
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM), has saved what it had, and can be continued."""
+    """The run was asked to stop, has saved what it had, and can be continued.
+
+    Attributes:
+      number: of the signal that asked; None if something else did.
+    """
+
+    def __init__(self, text: str, number: int | None = None):
+        super().__init__(text)
+        self.number = number
 
 
 class Stop:
@@ -20,25 +31,43 @@ class Stop:
 
     Attributes:
       asked: set to ask for a stop.
+      number: of the signal that asked, if one did.
       advance: called, in a run of several processes, whenever one asks whether to stop; see `launch.processes.hosts`.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self.number: int | None = None
         self.advance: Callable[[], None] = lambda: None
         self._count = itertools.count(1)
 
-    def on_sigterm(self) -> None:
-        """From now on SIGTERM asks the run to stop at the next safe place instead of ending the process."""
-        if jax.process_count() > 1:
-            return  # JAX's own handler is in place: it makes the processes agree on the step to stop after
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it SIGTERM and Ctrl-C ask the run to stop at the next safe place; a second Ctrl-C interrupts it."""
+        alone = jax.process_count() == 1
 
-        def ask(signum, frame):
+        def ask(number: int, frame: object = None) -> None:
             del frame
-            logging.warning("received %s: saving and stopping", signal.Signals(signum).name)
+            if self.number == number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.number = number
+            interrupts.say(f"received {signal.Signals(number).name}: saving and stopping")
             self.asked.set()
+            if not alone:
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX's handler: the processes agree on where to stop
 
-        signal.signal(signal.SIGTERM, ask)
+        before = {number: signal.signal(number, ask) for number in interrupts.STOPPING[0 if alone else 1 :]}
+        try:
+            if interrupts.received:
+                self.number = interrupts.received[0]
+                self.asked.set()
+            yield
+        except Preempted as stop:
+            stop.number = stop.number or self.number
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def requested(self) -> bool:
         """Whether to stop here. In a run of several processes all must ask equally often: all get the same answer."""

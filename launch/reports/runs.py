@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from launch import versions
+from launch.reading import InputError, MissingInput, jsons
 from launch.reports.numbers import is_number
 from launch.run import PLAN, flatten
 from launch.sweeps.members import DEFINITION, Sweep, load
@@ -214,10 +215,10 @@ def _read_run(
 def _json(path: Path, empty: Any, problems: list[str]) -> Any:
     """The content of a JSON file, of the type of `empty` and with values of its types; else `empty` and a problem."""
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = jsons.read(path, top=object, nonfinite=True)
+    except MissingInput:
         return empty
-    except (OSError, ValueError, RecursionError) as error:
+    except InputError as error:
         problems.append(f"{path} cannot be read: {error}")
         return empty
     fields = empty.items() if isinstance(empty, dict) else ()
@@ -270,7 +271,7 @@ def _curves(stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, 
             if not line.endswith("\n"):
                 break  # being written, or cut off by a kill
             try:
-                entry = json.loads(line)
+                entry = jsons.parse(line, top=dict, nonfinite=True)
                 step, time = float(entry.pop("step")), float(entry.pop("time"))
             except (ValueError, TypeError, KeyError, AttributeError):
                 damaged = damaged or number

@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
 
+from launch.files import load_json, sweep_leftovers
 from launch.run import difference, plain
-from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save
+from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save, status
 
 
 @contextlib.contextmanager
@@ -44,7 +44,8 @@ def locked(workdir: str | Path) -> Iterator[int]:
 def claim(sweep: Sweep) -> Sweep:
     """Define a sweep in its folder, or continue the one that is in it; call it within `locked`.
 
-    A sweep may get more members, with the same base config. A search keeps the members that it has proposed.
+    A sweep may get more members, with the same base config. A search keeps the members that it has proposed,
+    and takes another objective as long as no result has the earlier one.
 
     Returns:
       The sweep with all members, as written to sweep.json.
@@ -53,6 +54,7 @@ def claim(sweep: Sweep) -> Sweep:
       SweepError: the folder holds another sweep, or other runs.
     """
     sweep = checked(sweep)
+    sweep_leftovers(sweep.path)
     save(sweep)
     return sweep
 
@@ -85,7 +87,10 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
     if (stored.search is None) != (asked.search is None):
         lines.append("one is a --search, the other is not")
     elif stored.search and asked.search:
-        lines += [f"search {line}" for line in difference(stored.search, asked.search)]
+        before_it = dict(stored.search)
+        if not any(before_it.get("objective") in (status(member).result or {}) for member in stored.members):
+            before_it["objective"] = asked.search.get("objective")  # no result has it: it was a mistake
+        lines += [f"search {line}" for line in difference(before_it, asked.search)]
     else:
         missing = {m.name for m in stored.members} - {m.name for m in asked.members}
         lines += [f"{name}: a member -> (absent)" for name in sorted(missing)]
@@ -102,7 +107,7 @@ def _check_config(member: Member) -> None:
     path = member.path / "config.json"
     if not path.exists():
         return
-    lines = difference(json.loads(path.read_text()), plain(config_of(member)))
+    lines = difference(load_json(path), plain(config_of(member)))
     if lines:
         raise SweepError(
             f"{member.path} holds a run of another sweep (stored -> given):\n  "

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from launch.processes import interrupts
 from launch.processes.stop import Preempted
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start
 
@@ -93,7 +94,8 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
         finally:
             _stop(running)
     if asked:
-        raise Preempted(f"asked to stop by {signal.Signals(asked[0]).name}; the members that were running have saved")
+        why = f"asked to stop by {signal.Signals(asked[0]).name}; the members that were running have saved"
+        raise Preempted(why, asked[0])
 
 
 def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
@@ -202,7 +204,7 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def stopping() -> Iterator[list[int]]:
     """Collect the signals that ask the sweep to stop in a list."""
-    asked: list[int] = []
+    asked = list(interrupts.received)
     with handled(asked.append):
         yield asked
 

@@ -7,6 +7,7 @@
 A member is done when it has a result.json; nothing else counts.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,9 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from launch.files import write_atomically
+from launch.files import load_json, write_atomically
+from launch.reading import InputError, jsons, paths, records
+from launch.reading.records import Record
 from launch.run import PLAN, plain
 
 STATES = ("waiting", "started", "failed", "done")
@@ -244,17 +247,32 @@ def load(workdir: str | Path) -> Sweep:
     """
     path = Path(workdir).absolute()
     try:
-        content = json.loads((path / DEFINITION).read_text())
-        bases, file = content["bases"], content["config_file"]
-        members = tuple(
-            Member(m["name"], tuples(m["overrides"]), path / m["name"], m["config_file"], bases[m["config_file"]])
-            for m in content["members"]
+        content = Record(path / DEFINITION, "", jsons.read(path / DEFINITION, top=dict, nonfinite=True))
+        bases, file = content.child("bases"), records.field(content, "config_file", str)
+        members = tuple(_member(path, bases, member) for member in content.children("members"))
+        search = content.values.get("search")
+        return Sweep(
+            path,
+            file,
+            tuples(records.field(content, "fixed", dict)),
+            records.field(bases, file, dict),
+            members,
+            None if search is None else records.field(content, "search", dict),
         )
-        return Sweep(path, file, tuples(content["fixed"]), bases[file], members, content["search"])
     except FileNotFoundError as error:
         raise SweepError(f"{path} is no sweep folder: it has no {DEFINITION}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SweepError(f"{path / DEFINITION} is damaged ({error!r}); restore it or take another folder") from error
+    except InputError as error:
+        raise SweepError(f"{path / DEFINITION} is damaged ({error}); restore it or take another folder") from error
+
+
+def _member(path: Path, bases: Record, member: Record) -> Member:
+    """A member as sweep.json has it; its folder must be one in the sweep's."""
+    name, file = records.field(member, "name", str), records.field(member, "config_file", str)
+    inside = paths.inside(path, name, listed=member.file, place=member.place, field="name")
+    if (inside.parent, inside.name) != (path, name):
+        raise member.error("must be the name of a folder, not a path", "name")
+    overrides = records.field(member, "overrides", dict)
+    return Member(name, tuples(overrides), inside, file, records.field(bases, file, dict))
 
 
 # -- what an executor needs of a member -----------------------------------------------------------------------------
@@ -306,7 +324,10 @@ def status(member: Member) -> Status:
         return Status("waiting")
     step, values = _last_metrics(member.path)
     if (member.path / _RESULT).exists():
-        return Status("done", step, values, json.loads((member.path / _RESULT).read_text()))
+        try:
+            return Status("done", step, values, load_json(member.path / _RESULT))
+        except InputError as error:  # `launch.train` writes it again
+            return Status("failed", step, values, error=str(error))
     if (member.path / _ERROR).exists():
         return Status("failed", step, values, error=(member.path / _ERROR).read_text().strip())
     started = (member.path / "config.json").exists() or (member.path / _LOG).exists()
@@ -332,17 +353,18 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
     values: dict[str, float] = {}
     for line in lines[-20:]:
         if line.startswith("{"):  # the first one may be cut
-            values |= json.loads(line)
+            with contextlib.suppress(InputError):  # a damaged line is named when the training goes on
+                values |= jsons.parse(line, top=dict)
     step = values.pop("step", None)
     values.pop("time", None)
-    return None if step is None else int(step), values
+    return int(step) if isinstance(step, int | float) else None, values
 
 
 def _logs(path: Path) -> Iterator[Path]:
     """The metrics.jsonl of the stages that a run's plan names."""
-    if (path / PLAN).exists():
-        plan = json.loads((path / PLAN).read_text())
-        logs = (path / plan["store"] / key / "metrics.jsonl" for key in plan["stages"])
+    with contextlib.suppress(InputError, KeyError, TypeError):  # no plan yet, or `launch.train` says what is wrong
+        plan = load_json(path / PLAN)
+        logs = (path / plan["store"] / key / "metrics.jsonl" for key in plan["stages"] if Path(key).name == key)
         yield from (log for log in logs if log.exists())
 
 

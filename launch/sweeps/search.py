@@ -4,12 +4,17 @@ What it has learned is in WORKDIR/optuna.journal. After an interruption the memb
 those that had failed are proposed again.
 """
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from absl import logging
+
+from launch.reading import jsons
 from launch.sweeps.members import Member, Sweep, SweepError, extend, member_name, save, status
 from launch.sweeps.space import Grid, RandomValues, settled, zipped
 
@@ -80,6 +85,7 @@ class Search:
         optuna = _optuna()
         from optuna.storages.journal import JournalFileBackend
 
+        _mend(self.sweep.path / _JOURNAL)
         journal = JournalFileBackend(str(self.sweep.path / _JOURNAL))
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal),
@@ -113,7 +119,8 @@ class Search:
         if now.result is not None:
             if self.objective not in now.result:
                 raise SweepError(
-                    f"the result of {member.name} has no {self.objective!r}; it has {', '.join(sorted(now.result))}"
+                    f"the result of {member.name} has no {self.objective!r}; it has {', '.join(sorted(now.result))}: "
+                    f"give one of them to --{self.direction}, the search goes on in the same folder"
                 )
             value = now.result[self.objective]  # None if it was not finite
         failed = _optuna().trial.TrialState.FAIL
@@ -169,6 +176,27 @@ class Search:
             self.ended(member)
             return None
         return member
+
+
+def _mend(journal: Path) -> None:
+    """Drop a last line that a killed writer or a full disk cut off: the next one would be glued to it.
+
+    Raises:
+      SweepError: another line is damaged.
+    """
+    if not journal.exists():
+        return
+    lines, sound = journal.read_bytes().splitlines(keepends=True), 0
+    for number, line in enumerate(lines, 1):
+        try:
+            jsons.parse(line.decode() if line.endswith(b"\n") else "", top=dict)
+        except ValueError as error:
+            if number < len(lines):
+                how = "remove it: the search starts anew, and what is trained is not trained again"
+                raise SweepError(f"{journal}, line {number} is damaged; {how}") from error
+            logging.warning("%s, line %d is cut off and dropped", journal, number)
+            os.truncate(journal, sound)
+        sound += len(line)
 
 
 def _optuna():

@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import logging
 
-from launch.files import write_atomically
+from launch.files import load_json, write_atomically
 from launch.processes.stop import Preempted
 from launch.sweeps.local import stopping
 from launch.sweeps.members import Member, Options, Sweep, SweepError, command, fail, start, status
@@ -202,14 +202,16 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
         left = _watch(watching, jobs, options, asked)
     if left:
         raise Preempted(
-            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` removes them)"
+            f"no longer watching; {len(left)} jobs stay in the queue (`scancel {' '.join(left)}` removes them)",
+            asked[0],
         )
 
 
 def _stored(folder: Path) -> dict[str, str]:
     """{member: job} of the last submissions from this folder."""
     path = folder / _JOBS
-    return json.loads(path.read_text()) if path.exists() else {}
+    remedy = "`scancel` the jobs that `squeue --me` shows, and remove it to go on"
+    return load_json(path, remedy=remedy) if path.exists() else {}
 
 
 def _parts(members: Sequence[Member], most: int) -> list[Sequence[Member]]:

@@ -26,6 +26,7 @@ from launch.sweeps.members import SweepError
 
 DISTRIBUTIONS = ("uniform", "log")
 _SHOWN_DIGITS = 4  # of a random value: enough for a search, and short enough for a folder's name
+_MOST = 1_000_000  # values of a range
 _WANTS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", tuple: "a tuple (a,b)"}
 
 
@@ -290,8 +291,9 @@ def _axis(text: str, start: int, stop: int, known: Mapping[str, ConfigField]) ->
             raise _At("random values cannot be listed with others", pieces[0][0])
         return Axis(key, _draws(text, *pieces[0], field), start)
     values = [value for piece in pieces for value in _item(text, *piece, field)]
-    for index, value in enumerate(values):
-        if value in values[:index]:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen or seen.add(value):
             raise _At(f"{key} takes {value!r} twice", pieces[0][0])
     return Axis(key, tuple(values), start)
 
@@ -304,6 +306,8 @@ def _item(text: str, start: int, stop: int, field: ConfigField) -> Sequence[Any]
     first, last, by = (int(b) if b else 1 for b in bounds.groups())
     if by == 0 or not range(first, last, by):
         raise _At(f"the range {bounds[0]} is empty; a:b runs from a to b - 1, a:b:c in steps of c", start)
+    if len(range(first, last, by)) > _MOST:
+        raise _At(f"the range {bounds[0]} has more than {_MOST:,} values", start)
     return [field.kind(value) for value in range(first, last, by)]
 
 
@@ -347,7 +351,7 @@ def zipped(grid: Grid, term: Sequence[Axis], seed: int) -> list[dict[str, Any]]:
         lengths = ", ".join(f"{axis.key} {len(c)}" for axis, c in zip(term, columns, strict=True))
         raise _shown(grid.text, f"& needs the same number of values of each field, got {lengths}", term[0].column)
     rows = [dict(zip((axis.key for axis in term), row, strict=True)) for row in zip(*columns, strict=True)]
-    return [row for index, row in enumerate(rows) if row not in rows[:index]]
+    return list({tuple(row.values()): row for row in reversed(rows)}.values())[::-1]
 
 
 def product(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from launch.reading import jsons
+
 _SHOWN = 5  # paths of each kind in an error message
 
 
@@ -314,7 +316,8 @@ def _signature(x) -> str:
 
 
 def _read_info(path: epath.Path) -> dict[str, Any]:
-    return json.loads((path / "info" / "metadata").read_text())
+    file = path / "info" / "metadata"
+    return jsons.parse(file.read_text(), file=os.fspath(file), top=dict, nonfinite=True)
 
 
 def _metrics(path: epath.Path) -> dict[str, float]:

@@ -9,9 +9,11 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from launch.reading import shown
 from launch.stages import SettingError
 
-_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(epoch|step|example)s?\s*")
+_LONGEST, _LARGEST = 64, 18  # characters, and the exponent of ten
+_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?)\s*(epoch|step|example)s?\s*")
 
 
 def check(owner: Any, name: str, value: str) -> None:
@@ -49,8 +51,10 @@ def to_steps(value: str, *, examples: int, batch_size: int) -> int:
             f"cannot read the duration {value!r}: write one number and one of epochs, steps, examples, "
             "such as '90 epochs' or '1000 steps'"
         )
+    if len(value) > _LONGEST or abs(int(match[2] or 0)) > _LARGEST:
+        raise ValueError(f"the duration {shown(value)} has too many digits; at most {_LARGEST} are of use")
     # Fractions, because 0.1 epochs of 50 000 examples should not depend on how 0.1 rounds in binary.
-    number, unit = Fraction(match[1]), match[2]
+    number, unit = Fraction(match[1]), match[3]
     if number < 0:
         raise ValueError(f"the duration {value!r} is negative")
     if unit == "step":

@@ -200,14 +200,14 @@ def fit(
                 state, metrics = compiled(numbers, state, batch, resident)
             windows.add(metrics)
             stops = stop.requested()
-            evaluates = training.evaluate is not None and due(at, cadence.eval_every, steps)
-            saves = stops or evaluates or due(at, cadence.checkpoint_every, steps)
+            evaluate = training.evaluate if due(at, cadence.eval_every, steps) else None
+            saves = stops or evaluate is not None or due(at, cadence.checkpoint_every, steps)
             if saves or (cadence.log_every > 0 and at % cadence.log_every == 0):
                 windows.turn(at, wait=saves)  # before a save every loss so far has been seen to be finite
             if not windows.alive:
                 break
             if saves:
-                values = training.evaluate(numbers, state, resident) if evaluates else None
+                values = None if evaluate is None else evaluate(numbers, state, resident)
                 _keep(place, state, at, values, windows.alive, journals, checkpoints)
                 windows.resume(at)
             if stops and at < steps:

@@ -232,8 +232,12 @@ def _require_number(owner: Any, name: str, below: float = math.inf) -> None:
     if isinstance(value, jax.Array):  # possibly traced: its value is not known here
         return
     limits = "at least 0" if below == math.inf else f"from 0 to below {below}"
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    require(number and 0 <= value < below, owner, name, f"must be a number, {limits}")
+    require(is_number(value) and 0 <= value < below, owner, name, f"must be a number, {limits}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; a bool is not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_zero(x) -> bool:

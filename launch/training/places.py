@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.training.checkpoint import Checkpoints, abstract
 from launch.training.program import Batch, Step
-from launch.training.sharding import RESIDENT, Layout
+from launch.training.sharding import RESIDENT, Device, Layout
 
 Restored = list[tuple[int, list[int], Any]]
 
@@ -113,7 +113,7 @@ class Stack:
     """
 
     members: int
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class Stack:
         return -(-self.members // each), each
 
     @property
-    def used(self) -> tuple[jax.Device, ...]:
+    def used(self) -> tuple[Device, ...]:
         """The devices that have a member of their own."""
         return self.devices[: self.shape[0]]
 
@@ -183,7 +183,7 @@ class Stack:
         return [member(whole, index) for index in range(self.members)]
 
 
-def stack(members: int, devices: Sequence[jax.Device] | None = None) -> Stack:
+def stack(members: int, devices: Sequence[Device] | None = None) -> Stack:
     """A stack of so many members over `devices`, by default all of this process."""
     return Stack(members, tuple(jax.local_devices() if devices is None else devices))
 

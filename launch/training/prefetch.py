@@ -2,11 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 
-def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Generator[Any, None, None]:
     """Build batches and start their transfer to the devices in a thread: `depth` wait, one more is in its hand.
 
     An exception in the thread is raised where the next batch is asked for. Closing the generator ends the

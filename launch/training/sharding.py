@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm] - of a compiled module without stubs
 MODES = ("jit", "pmap")
 RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from robustgrad_jax import metrics
 from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, traced
-from robustgrad_jax.gradients import Ball, Draws, Radius
+from robustgrad_jax.gradients import Ball, Draws, LocalBall, Radius
 
 Context = dict[str, Any]  # what all steps of an attack share: images "x", labels "y", "ball" in x's units, functions
 
@@ -37,9 +37,20 @@ def check(x: Array, y: Array | None, steps: int) -> Array:
     return x
 
 
-def start_of(x: Array, ball: Ball, draws: Draws) -> Array:
-    """Where an attack begins: the images moved by `draws`, within the ball (in x's units)."""
+def start_of(x: Array, ball: LocalBall, draws: Draws) -> Array:
+    """Where an attack begins: the images moved by `draws`, within the ball."""
     return ball.project(x + draws.perturbation(x, ball.radius), x)
+
+
+def needed(logits_fn: LogitsFn | None, otherwise: str) -> Partial:
+    """logits_fn as a pytree.
+
+    Raises:
+      ValueError: it is None; the message says which setting does without.
+    """
+    if logits_fn is None:
+        raise ValueError(f"logits_fn is None: give one, or set {otherwise}")
+    return as_pytree(logits_fn)
 
 
 def importance(attribution: Array) -> Array:
@@ -68,7 +79,7 @@ def ascent(
     """The context of the sign-gradient attacks except for what they maximise, and the clean images' importance."""
     x, local = check(x, y, steps), ball.in_units_of(x)
     attribution_fn = as_pytree(attribution_fn)
-    logits_fn = as_pytree(logits_fn) if keep_prediction else None
+    logits_fn = needed(logits_fn, "keep_prediction=False") if keep_prediction else None
     return {
         "x": x,
         "y": y,

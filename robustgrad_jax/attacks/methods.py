@@ -106,7 +106,8 @@ def manipulate(
         raise ValueError(f"manipulate: gamma must lie in (0, 1], got {gamma}")
     x = attack_loop.check(x, y, steps)
     local = ball.in_units_of(x)
-    attribution_fn, logits_fn = as_pytree(attribution_fn), as_pytree(logits_fn) if gamma < 1 else None
+    attribution_fn = as_pytree(attribution_fn)
+    logits_fn = attack_loop.needed(logits_fn, "gamma=1") if gamma < 1 else None
     mapped = jax.eval_shape(_heatmap, attribution_fn, x, y).shape
     target_map = jnp.asarray(target_map, x.dtype)
     if target_map.shape not in (mapped, mapped[1:]):

@@ -13,6 +13,10 @@ example by itself (evaluation mode). The result has x's shape, but for Grad-CAM'
 
 import inspect
 from collections.abc import Callable
+from typing import Any, Protocol
+
+from flax import linen as nn
+from jax import Array
 
 from robustgrad_jax.attributions.backprop import deconvnet, guided_backprop
 from robustgrad_jax.attributions.gradients import (
@@ -43,12 +47,20 @@ __all__ = [
     "smoothgrad",
 ]
 
-_OF_LOGITS = {f.__name__: f for f in (gradient, input_x_gradient, integrated_gradients, smoothgrad, expected_gradients)}
-OF_MODEL = {f.__name__: f for f in (guided_backprop, deconvnet, grad_cam)}
+_OF_LOGITS: dict[str, Callable[..., Array]] = {
+    f.__name__: f for f in (gradient, input_x_gradient, integrated_gradients, smoothgrad, expected_gradients)
+}
+OF_MODEL: dict[str, Callable[..., Array]] = {f.__name__: f for f in (guided_backprop, deconvnet, grad_cam)}
 NAMES = (*_OF_LOGITS, *OF_MODEL)
 
 
-def create(name: str, model, variables, **options) -> Callable:
+class Attribution(Protocol):
+    """An attribution of one network: (x, y, slots) -> (n, h, w, c); see `create`."""
+
+    def __call__(self, x: Array, y: Array, slots: Array | None = None) -> Array: ...
+
+
+def create(name: str, model: nn.Module, variables: Any, **options: Any) -> Attribution:
     """The attribution called `name` (one of `NAMES`) of a network.
 
     Args:
@@ -76,7 +88,7 @@ def create(name: str, model, variables, **options) -> Callable:
         raise ValueError(f"{name} needs the option {', '.join(missing)}")
     subject = (lambda x: model.apply(variables, x)[0],) if name in _OF_LOGITS else (model, variables)
 
-    def attribution_fn(x, y, slots=None):
+    def attribution_fn(x: Array, y: Array, slots: Array | None = None) -> Array:
         return function(*subject, x, y, **options, **({"slots": slots} if draws else {}))
 
     return attribution_fn

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from launch.training import keys
 from robustgrad_jax.callables import LogitsFn
-from robustgrad_jax.gradients import draw_noise, input_gradient
+from robustgrad_jax.gradients import Forward, draw_noise, input_gradient
 
 RULES = ("gausslegendre", "midpoint", "right")
 
@@ -109,23 +109,26 @@ def smoothgrad(
       TypeError, ValueError: as in `gradient`; not exactly one of key and noise; noise of another shape.
     """
     check(x, y)
-    if (key is None) == (noise is None):
-        raise ValueError("smoothgrad needs exactly one of key (random draws) and noise (given ones)")
-    if noise is not None:
-        samples = len(noise)
+    if key is not None and noise is None:
+        places = _slots(slots, x)
+
+        def draws(x: Array, ks: Array) -> Array:
+            axes = tuple(range(1, x.ndim))
+            sigma = level * (jnp.max(x, axes, keepdims=True) - jnp.min(x, axes, keepdims=True))
+            draw = lambda k: draw_noise("gaussian", jax.random.fold_in(key, k), places, x.shape, sigma, x.dtype)
+            return jax.vmap(draw)(ks)
+
+    elif noise is not None and key is None:
         if noise.shape[1:] != x.shape:
             raise ValueError(f"smoothgrad: noise must be (samples, *{x.shape}), got {noise.shape}")
-        noise = jnp.asarray(noise, x.dtype)
-    slots = _slots(slots, x)
+        samples, fixed = len(noise), jnp.asarray(noise, x.dtype)
 
-    def draws(x, ks):
-        if noise is not None:
-            return noise[ks]
-        axes = tuple(range(1, x.ndim))
-        sigma = level * (jnp.max(x, axes, keepdims=True) - jnp.min(x, axes, keepdims=True))
-        draw = lambda k: draw_noise("gaussian", jax.random.fold_in(key, k), slots, x.shape, sigma, x.dtype)
-        return jax.vmap(draw)(ks)
+        def draws(x: Array, ks: Array) -> Array:
+            del x
+            return fixed[ks]
 
+    else:
+        raise ValueError("smoothgrad needs exactly one of key (random draws) and noise (given ones)")
     term = lambda x, ks: jnp.sum(_gradients(logits_fn, x + draws(x, ks), y), axis=0)
     return _total(term, x, samples, chunk, unroll) / samples
 
@@ -207,10 +210,10 @@ def check_classes(y: Array, logits: Array) -> None:
         raise ValueError(f"y holds classes {low} to {high}, but there are {logits.shape[-1]} logits")
 
 
-def _checked(logits_fn: LogitsFn, y: Array) -> Callable:
+def _checked(logits_fn: LogitsFn, y: Array) -> Forward:
     """The function in the form that input_gradient takes, with its logits checked."""
 
-    def apply(_, x):
+    def apply(_: Any, x: Array, /) -> tuple[Array, None]:
         logits = logits_fn(x)
         check_classes(y, logits)
         return logits, None
@@ -251,7 +254,7 @@ def _gradients(logits_fn: LogitsFn, points: Array, y: Array) -> Array:
     return jnp.swapaxes(found.reshape(n, c, *points.shape[2:]), 0, 1)
 
 
-def _total(term: Callable, x: Array, count: int, chunk: int, unroll: bool | None) -> Array:
+def _total(term: Callable[[Array, Array], Array], x: Array, count: int, chunk: int, unroll: bool | None) -> Array:
     """Sum of term(x, ks) over chunks ks of 0 … count − 1, where term sums over its ks."""
     if count < 1 or chunk < 1:
         raise ValueError(f"there must be at least one sample and one in a chunk, got {count} and chunk={chunk}")

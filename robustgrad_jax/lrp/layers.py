@@ -20,6 +20,8 @@ from launch.networks.cnn import LeNet, ResNet
 BATCH_NORM_EPSILON = 1e-5  # what the networks add to the variance
 _NONNEGATIVE = (jax.nn.relu, activations.softplus)  # activations that never return less than 0
 
+Product = Callable[[Array, Array], Array]  # (x, kernel) -> their product
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -32,10 +34,10 @@ class Layer:
 
     kind: str
     name: str
-    forward: Callable
+    forward: Callable[[Any], Array]
     kernel: Array | None = None
     bias: Array | None = None
-    product: Any = None  # (x, kernel) -> array
+    product: Product | None = None
     nonnegative: bool = False
     """Whether no input can be below 0, as after ReLU: rules then need not treat negative inputs."""
 
@@ -69,16 +71,17 @@ def merge_batch_norm(model: nn.Module, variables: Mapping) -> dict:
     Raises:
       TypeError: the model is not one of the package's. ValueError: "params" or "batch_stats" are missing.
     """
-    _check(model)
+    _checked(model)
     wanted = ("params",) if isinstance(model, LeNet) else ("params", "batch_stats")
     if missing := [key for key in wanted if key not in variables]:
         raise ValueError(f"{type(model).__name__}'s variables need {', '.join(wanted)}; missing: {', '.join(missing)}")
     return _merge(variables["params"], variables.get("batch_stats", {}))
 
 
-def _check(model: nn.Module) -> None:
+def _checked(model: nn.Module) -> LeNet | ResNet:
     if not isinstance(model, LeNet | ResNet):
         raise TypeError(f"relevance propagation knows the layers of LeNet and ResNet, not of {type(model).__name__}")
+    return model
 
 
 def _merge(params: Mapping, statistics: Mapping) -> dict:
@@ -113,11 +116,8 @@ def layers(model: nn.Module, params: Mapping) -> Network:
     `params` are those of `merge_batch_norm`. The kinds are conv, dense, activation, max_pool, average_pool, sum and
     flatten. Raises TypeError for a model that is not one of the package's, ValueError for absent parameters.
     """
-    _check(model)
-    if isinstance(model, LeNet):
-        return _lenet(model, params)
-    assert isinstance(model, ResNet)
-    return _resnet(model, params)
+    known = _checked(model)
+    return _lenet(known, params) if isinstance(known, LeNet) else _resnet(known, params)
 
 
 def _lenet(model: LeNet, params: Mapping) -> Network:
@@ -162,11 +162,11 @@ def _block(model: ResNet, params: Mapping, name: str, stride: int, nonnegative: 
     return Residual(tuple(branch), shortcut, Layer("sum", name, lambda pair: pair[0] + pair[1]))
 
 
-def _activation(model: nn.Module) -> Layer:
+def _activation(model: LeNet | ResNet) -> Layer:
     return Layer("activation", "activation", model.activation)
 
 
-def _is_nonnegative(activation: Callable) -> bool:
+def _is_nonnegative(activation: activations.Activation) -> bool:
     return getattr(activation, "func", activation) in _NONNEGATIVE  # softplus comes as a partial, with its beta
 
 
@@ -179,7 +179,7 @@ def _dense(params: Mapping, name: str, nonnegative: bool) -> Layer:
     return _linear("dense", name, _child(params, name), jnp.matmul, nonnegative)
 
 
-def _linear(kind: str, name: str, params: Mapping, product: Callable, nonnegative: bool) -> Layer:
+def _linear(kind: str, name: str, params: Mapping, product: Product, nonnegative: bool) -> Layer:
     kernel, bias = params["kernel"], params["bias"]
     return Layer(kind, name, lambda x: product(x, kernel) + bias, kernel, bias, product, nonnegative)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from robustgrad_jax.lrp.layers import Layer
+from robustgrad_jax.lrp.layers import Layer, Product
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Call:
     """
 
     layer: Layer
-    x: Any
+    x: Array | tuple[Array, Array]
     y: Array
-    pullback: Callable
+    pullback: Callable[[Array], Any]
 
 
 Rule = Callable[[Call, Array], Array]
@@ -87,10 +87,11 @@ def zplus(stabilizer: float = 1e-6) -> Rule:
     _check_positive("stabilizer", stabilizer)
 
     def rule(call: Call, relevance: Array) -> Array:
-        kernel, bias = _weights(call, "zplus")
-        parts = _signed_parts(call)
+        linear = _linear(call, "zplus")
+        kernel, bias = linear.kernel, linear.bias
+        parts = _signed_parts(linear)
         kernel = _beside_inputs(_positive(kernel), _negative(kernel), parts=len(parts))
-        return _share(call, parts, kernel, lambda z: relevance / _stabilise(z + _positive(bias), stabilizer))
+        return _share(linear, parts, kernel, lambda z: relevance / _stabilise(z + _positive(bias), stabilizer))
 
     return rule
 
@@ -105,11 +106,12 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, stabilizer: float = 1e-6) 
         raise ValueError(f"alpha_beta: alpha and beta must be >= 0 and alpha - beta = 1, got {alpha=}, {beta=}")
 
     def rule(call: Call, relevance: Array) -> Array:
-        kernel, bias = _weights(call, "alpha_beta")
+        linear = _linear(call, "alpha_beta")
+        kernel, bias = linear.kernel, linear.bias
         # Each sign has a denominator of its own; the published code's residual rule mixes one up.
         kernels, biases = (_positive(kernel), _negative(kernel)), (_positive(bias), _negative(bias))
         wanted = jnp.concatenate([alpha * relevance, -beta * relevance], axis=-1)
-        return _share_by_sign(call, kernels, biases, wanted, stabilizer)
+        return _share_by_sign(linear, kernels, biases, wanted, stabilizer)
 
     return rule
 
@@ -125,12 +127,13 @@ def gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
         raise ValueError(f"gamma must be >= 0, got {gamma}")
 
     def rule(call: Call, relevance: Array) -> Array:
-        kernel, bias = _weights(call, "gamma")
+        linear = _linear(call, "gamma")
+        kernel, bias = linear.kernel, linear.bias
         kernels = (kernel + gamma * _positive(kernel), kernel + gamma * _negative(kernel))
         biases = (bias + gamma * _positive(bias), bias + gamma * _negative(bias))
         signs = jnp.concatenate([call.y > 0, call.y < 0], axis=-1)
         wanted = jnp.where(signs, jnp.concatenate([relevance, relevance], axis=-1), 0)
-        return _share_by_sign(call, kernels, biases, wanted, stabilizer)
+        return _share_by_sign(linear, kernels, biases, wanted, stabilizer)
 
     return rule
 
@@ -145,12 +148,12 @@ def zbox(low: Array | float, high: Array | float, stabilizer: float = 1e-6) -> R
     _check_positive("stabilizer", stabilizer)
 
     def rule(call: Call, relevance: Array) -> Array:
-        kernel, _ = _weights(call, "zbox")  # the bias cancels: it is part of all three products of the formula
-        bounds = [_bound(name, value, call.x) for name, value in (("low", low), ("high", high))]
+        linear = _linear(call, "zbox")  # the bias cancels: it is part of all three products of the formula
+        bounds = [_bound(name, value, linear.x) for name, value in (("low", low), ("high", high))]
         # (x - low) w+ + (x - high) w-: the formula's three terms summed up, none of them negative
-        parts = tuple(call.x - bound for bound in bounds)
-        kernel = _beside_inputs(_positive(kernel), _negative(kernel), parts=2)
-        return _share(call, parts, kernel, lambda z: relevance / _stabilise(z, stabilizer))
+        parts = tuple(linear.x - bound for bound in bounds)
+        kernel = _beside_inputs(_positive(linear.kernel), _negative(linear.kernel), parts=2)
+        return _share(linear, parts, kernel, lambda z: relevance / _stabilise(z, stabilizer))
 
     return rule
 
@@ -160,14 +163,14 @@ def flat(stabilizer: float = 1e-6) -> Rule:
     _check_positive("stabilizer", stabilizer)
 
     def rule(call: Call, relevance: Array) -> Array:
-        kernel, _ = _weights(call, "flat")
+        linear = _linear(call, "flat")
         # Channels are alike, in and out: one of each is enough.
-        ones = jnp.ones((*call.x.shape[:-1], 1), kernel.dtype)
-        window = jnp.ones((*kernel.shape[:-2], 1, 1), kernel.dtype)
-        seen, pull = jax.vjp(lambda x: call.layer.product(x, window), ones)
+        ones = jnp.ones((*linear.x.shape[:-1], 1), linear.kernel.dtype)
+        window = jnp.ones((*linear.kernel.shape[:-2], 1, 1), linear.kernel.dtype)
+        seen, pull = jax.vjp(lambda x: linear.product(x, window), ones)
         total = relevance.sum(-1, keepdims=True)
-        (shares,) = pull(total / _stabilise(call.x.shape[-1] * seen, stabilizer))
-        return jnp.broadcast_to(shares, call.x.shape)
+        (shares,) = pull(total / _stabilise(linear.x.shape[-1] * seen, stabilizer))
+        return jnp.broadcast_to(shares, linear.x.shape)
 
     return rule
 
@@ -175,33 +178,54 @@ def flat(stabilizer: float = 1e-6) -> Rule:
 # their parts
 
 
-def _share(call: Call, parts: tuple[Array, ...], kernel: Array, slopes: Callable[[Array], Array]) -> Array:
+@dataclass(frozen=True)
+class _Linear:
+    """What a rule with weights reads of a call: its input (n, …, c) and the fields of its conv or dense layer."""
+
+    x: Array
+    kernel: Array
+    bias: Array
+    product: Product
+    nonnegative: bool
+
+
+def _linear(call: Call, rule: str) -> _Linear:
+    layer = call.layer
+    if layer.kernel is None or layer.bias is None or layer.product is None or isinstance(call.x, tuple):
+        raise ValueError(
+            f"the rule {rule} is for conv and dense layers; {layer.name!r} is a layer of kind {layer.kind!r}, "
+            "without weights"
+        )
+    return _Linear(call.x, layer.kernel, layer.bias, layer.product, layer.nonnegative)
+
+
+def _share(linear: _Linear, parts: tuple[Array, ...], kernel: Array, slopes: Callable[[Array], Array]) -> Array:
     """sum over parts of part * kernel^T slopes(kernel part): parts (n, …, c) lie beside each other for the product."""
     x = jnp.concatenate(parts, axis=-1)
-    z, pull = jax.vjp(lambda x: call.layer.product(x, kernel), x)
+    z, pull = jax.vjp(lambda x: linear.product(x, kernel), x)
     shares = x * pull(slopes(z))[0]
-    return shares.reshape(*call.x.shape[:-1], len(parts), -1).sum(-2)
+    return shares.reshape(*linear.x.shape[:-1], len(parts), -1).sum(-2)
 
 
 def _share_by_sign(
-    call: Call, kernels: tuple[Array, Array], biases: tuple[Array, Array], wanted: Array, stabilizer: float
+    linear: _Linear, kernels: tuple[Array, Array], biases: tuple[Array, Array], wanted: Array, stabilizer: float
 ) -> Array:
     """The two kinds of contribution, each with its kernel for positive inputs, and its bias.
 
     For negative inputs the kernels change places. `wanted` (n, …, 2 o): the relevance each kind passes on.
     """
     up, down = kernels
-    parts = _signed_parts(call)
+    parts = _signed_parts(linear)
     kernel = jnp.concatenate(
         [_beside_inputs(up, down, parts=len(parts)), _beside_inputs(down, up, parts=len(parts))], axis=-1
     )
     bias = jnp.concatenate(biases)
-    return _share(call, parts, kernel, lambda z: wanted / _stabilise(z + bias, stabilizer))
+    return _share(linear, parts, kernel, lambda z: wanted / _stabilise(z + bias, stabilizer))
 
 
-def _signed_parts(call: Call) -> tuple[Array, ...]:
+def _signed_parts(linear: _Linear) -> tuple[Array, ...]:
     """(positive part, negative part) of the input; the input alone where it has no negative part."""
-    return (call.x,) if call.layer.nonnegative else (_positive(call.x), _negative(call.x))
+    return (linear.x,) if linear.nonnegative else (_positive(linear.x), _negative(linear.x))
 
 
 def _beside_inputs(first: Array, second: Array, *, parts: int) -> Array:
@@ -219,15 +243,6 @@ def _negative(a: Array) -> Array:
 
 def _stabilise(z: Array, epsilon: float) -> Array:
     return z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype)
-
-
-def _weights(call: Call, rule: str) -> tuple[Array, Any]:
-    if call.layer.kernel is None:
-        raise ValueError(
-            f"the rule {rule} is for conv and dense layers; {call.layer.name!r} is a layer of kind "
-            f"{call.layer.kind!r}, without weights"
-        )
-    return call.layer.kernel, call.layer.bias
 
 
 def _bound(name: str, value: Array | float, x: Array) -> Array:

@@ -98,4 +98,4 @@ def create(name: str, **settings: Any) -> Penalty:
       ValueError: the name is unknown, or a setting cannot be used.
     """
     penalty, fixed = kind(name)
-    return penalty(**settings, **fixed)
+    return penalty(**{**settings, **fixed})

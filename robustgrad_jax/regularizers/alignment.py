@@ -57,7 +57,7 @@ class Alignment:
         )
         weights = {"l2": self.l2_weight, "cosine": self.cosine_weight}
         parts = {name: value for name, value in {"l2": l2, "cosine": cosine}.items() if name in self.terms}
-        value: Any = sum(weights[name] * part for name, part in parts.items())
+        value = sum((weights[name] * part for name, part in parts.items()), start=jnp.zeros((), l2.dtype))
         return value, logits, aux, parts
 
 

@@ -69,15 +69,16 @@ def atex(
     if draws.start is None:
         noise = [draws.fold(sample).noise("uniform", x, local.radius) for sample in range(samples)]
     else:
-        noise = draws.start
-        if noise.shape != (samples, *x.shape):
-            raise ValueError(f"atex: start must have shape {(samples, *x.shape)} (samples first), got {noise.shape}")
+        if draws.start.shape != (samples, *x.shape):
+            shapes = f"{(samples, *x.shape)} (samples first), got {draws.start.shape}"
+            raise ValueError(f"atex: start must have shape {shapes}")
+        noise = [draws.start[sample] for sample in range(samples)]
     gradient, logits, aux = input_gradient(logits_fn, params, x, y)
     gradient = jax.lax.stop_gradient(gradient)
     target = jax.nn.log_softmax(jax.lax.stop_gradient(logits) / temperature)
-    total: Any = 0.0
-    for sample in range(samples):
-        moved, _ = logits_fn(params, local.clip(x + orthogonal(noise[sample], gradient)))
+    total = jnp.zeros((), target.dtype)
+    for each in noise:
+        moved, _ = logits_fn(params, local.clip(x + orthogonal(each, gradient)))
         divergence = jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(moved)), axis=-1)
         total = total + jnp.mean(divergence)
     return total / samples, logits, aux

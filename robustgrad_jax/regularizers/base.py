@@ -1,13 +1,14 @@
 """What the regularisers share: their contract, their units, the cross-entropy, and the inner maximisation."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from launch.stages import require
+from launch.training.optim import is_number
 from robustgrad_jax.gradients import Ball, Draws, Forward
 
 Penalised = tuple[Array, Array, Any, dict[str, Array]]
@@ -27,6 +28,8 @@ class Penalty(Protocol):
       (value, logits, aux, parts): the weighted scalar; logits (n, k) and aux of the clean pass, so that the
       cross-entropy needs no other; the terms without their weights, for the log.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised: ...
 
@@ -56,8 +59,7 @@ def check_numbers(penalty: Any, **at_least: int) -> None:
     for name, least in (stackable | at_least).items():
         value = getattr(penalty, name)
         if not isinstance(value, jax.Array):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(number and value >= least, penalty, name, f"must be a number, at least {least}")
+            require(is_number(value) and value >= least, penalty, name, f"must be a number, at least {least}")
 
 
 def ascend(

@@ -50,10 +50,10 @@ class Explanation(Stage):
     def make(self, store: Store) -> Subject:
         splits, module = store.get(self.images), self.architecture.module(self.images.data.spec())
         prepare = training.Normalised(splits.mean, splits.std)
-        explainer = explainers.create(
+        attribute = explainers.create(
             self.name, self.options, model=module, splits=splits, prepare=prepare, seed=self.seed
         )
-        return Subject(module, prepare, explainer)
+        return Subject(module, prepare, attribute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,10 @@ class UpperBound(Measurement):
     def values(self, store: Store) -> dict[str, Any]:
         module, prepare, splits = self.subject(store)
         measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
-        options: dict[str, Any] = dict(repeats=self.draws, finish=evaluation.hutchinson)
-        return {"values": self.means(store, measure, batch_size=self.batch_size, **options)}
+        values = self.means(
+            store, measure, batch_size=self.batch_size, repeats=self.draws, finish=evaluation.hutchinson
+        )
+        return {"values": values}
 
 
 @dataclass(frozen=True, kw_only=True)

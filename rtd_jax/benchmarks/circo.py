@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from launch.reading import jsons, paths, records
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
@@ -25,35 +26,39 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRCO.
 
     Raises:
-      ValueError: an unknown split, a query without a field, an image that the gallery lacks.
+      ValueError: an unknown split; a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
     if split not in SPLITS:
         raise ValueError(f"CIRCO has no split {split!r}; valid splits: {', '.join(SPLITS)}")
-    root = Path(root).expanduser()
+    root = paths.path(root, "root")
     coco = root / "COCO2017_unlabeled"
-    info_path = coco / "annotations" / "image_info_unlabeled2017.json"
-    info = [fields(entry, ("id", "file_name"), str(info_path)) for entry in load_json(info_path)["images"]]
-    ids = [int(number) for number, _ in info]
-    images = [coco / "unlabeled2017" / name for _, name in info]
-    check_files(images, str(info_path))
-    index = {number: row for row, number in enumerate(ids)}
-    queries_path = root / "annotations" / f"{split}.json"
-    where = str(queries_path)
-    names = ("id", "reference_img_id", "relative_caption")
-    names += ("target_img_id", "gt_img_ids") if split == "val" else ()
-    table = [fields(entry, names, where) for entry in load_json(queries_path)]
-    reference = rows([int(row[1]) for row in table], index, where)
+    info = coco / "annotations" / "image_info_unlabeled2017.json"
+    listed = jsons.records(info, under="images")
+    ids = distinct(listed, "id", int)
+    images = [
+        paths.inside(coco / "unlabeled2017", entry.values.get("file_name"), listed=info, place=entry.place,
+                     field="file_name")
+        for entry in listed
+    ]  # fmt: skip
+    paths.check_present(images, listed=info)
+    index = {number: place for place, number in enumerate(ids)}
+    queries = jsons.records(root / "annotations" / f"{split}.json")
+    numbers = distinct(queries, "id", int)
+    reference = np.array([row(query, "reference_img_id", int, index) for query in queries], np.int32)
+    texts = [(records.text(query, "relative_caption"),) for query in queries]
     score = target = None
     if split == "val":
-        target = rows([int(row[3]) for row in table], index, where)
-        truths = [[int(number) for number in row[4]] for row in table]
-        padded = np.full((len(truths), max(map(len, truths), default=0)), -1, np.int32)
-        for place, numbers in enumerate(truths):
-            padded[place, : len(numbers)] = rows(numbers, index, where)
-        score = partial(_score, target=target, truths=padded)
-    submission = partial(_submission, queries_ids=[row[0] for row in table], ids=ids)
-    return RetrievalTask("circo", images, ids, reference, {"": [(row[2],) for row in table]}, score, submission, target)
+        target = np.array([row(query, "target_img_id", int, index) for query in queries], np.int32)
+        truths = [rows(query, "gt_img_ids", int, index) for query in queries]
+        for query, of_reference, of_target, true in zip(queries, reference, target, truths, strict=True):
+            if of_target == of_reference:
+                raise query.error("is the reference", "target_img_id")
+            if of_target not in true:
+                raise query.error("must be one of 'gt_img_ids'", "target_img_id")
+        score = partial(_score, target=target, truths=padded(truths))
+    submission = partial(_submission, queries_ids=numbers, ids=ids)
+    return RetrievalTask("circo", images, ids, reference, {"": texts}, score, submission, target)
 
 
 def _score(queries, gallery, *, target, truths) -> dict[str, float]:
@@ -68,6 +73,4 @@ def _submission(queries, gallery, *, queries_ids, ids) -> dict[str, Any]:
     ranking = retrieval.top_k(queries, gallery, max(KS)).rows
     answers = {str(query): [ids[row] for row in ranked] for query, ranked in zip(queries_ids, ranking, strict=True)}
     check_submission(answers, ids, max(KS), "CIRCO")
-    if len(answers) != len(queries_ids):
-        raise ValueError(f"CIRCO: {len(queries_ids)} queries have {len(answers)} different ids")
     return {"circo.json": answers}

@@ -8,14 +8,17 @@ The reference leaves the gallery of its query. Recall at 1, 5, 10, 50; recall at
 images, less the reference. `test1` has no ground truth: its answers go to the test server, two JSON files.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launch.reading import jsons, paths, records
+from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_files, check_submission, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
@@ -26,40 +29,42 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
     """A split of CIRR.
 
     Raises:
-      ValueError: an unknown split, a query without a field, an image that the split lacks.
+      ValueError: an unknown split; a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
     if split not in SPLITS:
         raise ValueError(f"CIRR has no split {split!r} to evaluate on; valid splits: {', '.join(SPLITS)}")
-    root = Path(root).expanduser()
-    names_path = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
-    captions_path = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
-    files = load_json(names_path)
-    if not isinstance(files, dict):
-        raise ValueError(f"{names_path} must hold an object of names and paths, not a {type(files).__name__}")
-    images = [root / path for path in files.values()]
-    check_files(images, str(names_path))
-    index = {name: row for row, name in enumerate(files)}
-    where = str(captions_path)
-    names = ("pairid", "reference", "caption", "img_set") + (("target_hard",) if split == "val" else ())
-    table = [fields(entry, names, where) for entry in load_json(captions_path)]
-    pairs, references, texts, groups = ([row[i] for row in table] for i in range(4))
-    reference = rows(references, index, where)
-    members = [
-        [name for name in fields(group, ("members",), where)[0] if name != reference_name]
-        for group, reference_name in zip(groups, references, strict=True)
-    ]
-    width = max(map(len, members), default=0)
-    subset = np.full((len(members), width), -1, np.int32)
-    for place, group in enumerate(members):
-        subset[place, : len(group)] = rows(group, index, where)
+    root = paths.path(root, "root")
+    listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+    files = jsons.read(listed, top=dict)
+    images = [paths.inside(root, file, listed=listed, field=name) for name, file in files.items()]
+    paths.check_present(images, listed=listed)
+    index = {name: place for place, name in enumerate(files)}
+    queries = jsons.records(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
+    pairs = distinct(queries, "pairid", int)
+    reference = np.array([row(query, "reference", str, index) for query in queries], np.int32)
+    texts = {"": [(records.text(query, "caption"),) for query in queries]}
+    members = [_members(query, of_reference, index) for query, of_reference in zip(queries, reference, strict=True)]
     score = target = None
     if split == "val":
-        target = rows([row[4] for row in table], index, where)
-        score = partial(_score, reference=reference, target=target, members=subset)
-    submission = partial(_submission, pairs=pairs, names=list(files), reference=reference, members=subset)
-    texts = {"": [(text,) for text in texts]}
+        target = np.array([row(query, "target_hard", str, index) for query in queries], np.int32)
+        for query, of_reference, of_target, group in zip(queries, reference, target, members, strict=True):
+            if of_target == of_reference:
+                raise query.error("is the reference", "target_hard")
+            if of_target not in group:
+                raise query.error("must be one of the members of 'img_set'", "target_hard")
+        score = partial(_score, reference=reference, target=target, members=padded(members))
+    submission = partial(_submission, pairs=pairs, names=list(files), reference=reference, members=padded(members))
     return RetrievalTask("cirr", images, list(files), reference, texts, score, submission, target)
+
+
+def _members(query: Record, reference: int, index: Mapping[str, int]) -> list[int]:
+    """The gallery rows of the images that are similar to the reference, without it."""
+    group = query.child("img_set")
+    members = rows(group, "members", str, index)
+    if reference not in members:
+        raise group.error(f"must contain the reference, {query.values['reference']!r}", "members")
+    return [member for member in members if member != reference]
 
 
 def _score(queries, gallery, *, reference, target, members) -> dict[str, float]:
@@ -79,7 +84,5 @@ def _submission(queries, gallery, *, pairs, names, reference, members) -> dict[s
         answered = [[names[row] for row in query if row >= 0] for query in ranked]  # small groups are filled with -1
         answers = dict(zip(map(str, pairs), answered, strict=True))
         check_submission(answers, names, length, f"CIRR {metric}")
-        if len(answers) != len(pairs):
-            raise ValueError(f"CIRR {metric}: {len(pairs)} queries have {len(answers)} different pair ids")
         files[f"cirr_{metric}.json"] = {"version": "rc2", "metric": metric, **answers}
     return files

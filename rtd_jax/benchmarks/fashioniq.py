@@ -10,11 +10,13 @@ query features averaged.
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from launch.reading import InputError, jsons, paths, records
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_files, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, row
 
 CATEGORIES = ("dress", "shirt", "toptee")
 KS = (10, 50)
@@ -24,7 +26,7 @@ def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
     """The three categories.
 
     Raises:
-      ValueError: another split than val, a query without a field or two captions, an image that the gallery lacks.
+      ValueError: another split than val; a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
     if split != "val":
@@ -34,25 +36,28 @@ def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
 
 def load_category(root: str | Path, category: str) -> RetrievalTask:
     """One of `CATEGORIES`, its validation split; raises as `load`."""
-    root = Path(root).expanduser()
-    names_path = root / "image_splits" / f"split.{category}.val.json"
-    names = load_json(names_path)
-    endings = ("png", "jpg", "jpeg")
-    choices = [[root / "images" / f"{name}.{end}" for end in endings] for name in names]
-    images = [next(filter(Path.is_file, paths), paths[0]) for paths in choices]
-    check_files(images, str(names_path))
-    index = {name: row for row, name in enumerate(names)}
-    captions_path = root / "captions" / f"cap.{category}.val.json"
-    where = str(captions_path)
-    table = [fields(entry, ("candidate", "target", "captions"), where) for entry in load_json(captions_path)]
-    for candidate, _, texts in table:
-        if len(texts) != 2:
-            raise ValueError(f"{where}: the query of {candidate!r} has {len(texts)} captions, not two")
-    reference = rows([row[0] for row in table], index, where)
-    target = rows([row[1] for row in table], index, where)
-    texts = [tuple(text.strip(".?, ") for text in row[2]) for row in table]
+    root = paths.path(root, "root")
+    listed = root / "image_splits" / f"split.{category}.val.json"
+    names = jsons.read(listed, top=list)
+    images = [_file(root / "images", name, listed, i) for i, name in enumerate(names)]
+    paths.check_present(images, listed=listed)
+    index = {name: place for place, name in enumerate(names)}
+    queries = jsons.records(root / "captions" / f"cap.{category}.val.json")
+    reference = np.array([row(query, "candidate", str, index) for query in queries], np.int32)
+    target = np.array([row(query, "target", str, index) for query in queries], np.int32)
+    captions = [records.items(query, "captions", str, length=2) for query in queries]
+    texts = {"": [tuple(text.strip(".?, ") for text in pair) for pair in captions]}
     score = partial(_score, target=target)
-    return RetrievalTask(f"fashioniq/{category}", images, names, reference, {"": texts}, score, target=target)
+    return RetrievalTask(f"fashioniq/{category}", images, names, reference, texts, score, target=target)
+
+
+def _file(folder: Path, name: Any, listed: Path, i: int) -> Path:
+    """The file of an image, whose name comes without its ending."""
+    if not isinstance(name, str) or not name.strip():
+        raise InputError("must be the name of an image", file=listed, place=jsons.entry(i), value=name)
+    endings = ("png", "jpg", "jpeg")
+    files = [paths.inside(folder, f"{name}.{end}", listed=listed, place=jsons.entry(i)) for end in endings]
+    return next(filter(Path.is_file, files), files[0])
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,6 @@ of its width and height in all, and padded to a square; the condition, a word or
 CONDITION", since "a photo of $ that CONDITION" would not be English.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from launch.reading import InputError, jsons, paths, records
+from launch.reading import images as decoder
+from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_files, fields, load_json, rows
+from rtd_jax.benchmarks.task import RetrievalTask, padded
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 KS = (1, 2, 3)
 DILATION = 0.7  # of a box's width and height, in all
+Key = tuple[Path, tuple[float, ...] | None]  # an image's file and a box in it
 
 
 def load(root: str | Path, *, images: Mapping[str, str]) -> list[RetrievalTask]:
@@ -34,7 +37,7 @@ def load(root: str | Path, *, images: Mapping[str, str]) -> list[RetrievalTask]:
       images: the folders "visual_genome" and "coco".
 
     Raises:
-      ValueError: a query without a field.
+      ValueError: a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
     return [load_task(root, name, images[images_of(name)]) for name in TASKS]
@@ -48,7 +51,7 @@ def images_of(task: str) -> str:
 class Crops(Sequence):
     """Images that are read and cropped on access: a sequence of uint8 arrays (h, w, 3)."""
 
-    def __init__(self, keys: Sequence[tuple[Path, tuple[float, ...] | None]]):
+    def __init__(self, keys: Sequence[Key]):
         self.keys = keys
 
     def __len__(self) -> int:
@@ -65,16 +68,16 @@ def read(path: Path, box: Sequence[float] | None) -> np.ndarray:
     """An image, or the surroundings of a box (x, y, w, h) in it on a black square: uint8 (h, w, 3).
 
     Raises:
-      ValueError: the file is not an image; it is named.
+      ValueError: the file is not an image, or the box is outside it; it is named.
     """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} is not an image: {error}") from error
+    image = decoder.decode(path, alpha="white")
     if box is None:
         return np.asarray(image)
     x, y, w, h = box
+    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+        raise InputError(
+            f"has {image.width} x {image.height} pixels, none in the box (x, y, w, h)", file=path, value=box
+        )
     left, top = max(x - DILATION / 2 * w, 0), max(y - DILATION / 2 * h, 0)
     right, bottom = min(x + (1 + DILATION / 2) * w, image.width), min(y + (1 + DILATION / 2) * h, image.height)
     image = image.crop((int(left), int(top), max(int(right), int(left) + 1), max(int(bottom), int(top) + 1)))
@@ -92,32 +95,47 @@ def load_task(root: str | Path, name: str, images: str | Path) -> RetrievalTask:
       name: of the task.
       images: the folder of `images_of(name)`.
     """
-    path = Path(root).expanduser() / f"{name}.json"
-    where = str(path)
-    table = [fields(entry, ("reference", "target", "gallery", "condition"), where) for entry in load_json(path)]
-    key = partial(_key, folder=Path(images).expanduser(), where=where)
-    queries = [[key(image) for image in (row[0], row[1], *row[2])] for row in table]  # reference, target, the others
-    index = {image: i for i, image in enumerate(dict.fromkeys(image for query in queries for image in query))}
-    check_files(list(dict.fromkeys(image for image, _ in index)), where)
-    members = np.full((len(queries), max((len(query) - 1 for query in queries), default=0)), -1, np.int32)
-    for place, query in enumerate(queries):
-        gallery = list(dict.fromkeys(query[1:]))  # the target may be among the others once more
-        members[place, : len(gallery)] = rows(gallery, index, where)
-    reference = rows([query[0] for query in queries], index, where)
-    texts = [(f"has {row[3].strip()}",) for row in table]
-    score = partial(_score, target=members[:, 0], members=members)
-    crops = Crops(list(index))
-    return RetrievalTask(
-        f"genecis/{name}", crops, range(len(index)), reference, {"": texts}, score, target=members[:, 0]
-    )
+    path, folder = paths.path(root, "root") / f"{name}.json", paths.path(images, "images")
+    queries = jsons.records(path)
+    references = [_key(query.child("reference"), folder) for query in queries]
+    # The target is the first of its gallery; it may be among the others once more.
+    galleries = [
+        list(
+            dict.fromkeys(
+                _key(image, folder) for image in (query.child("target"), *query.children("gallery", at_least=1))
+            )
+        )
+        for query in queries
+    ]
+    pairs = zip(references, galleries, strict=True)
+    index = {key: i for i, key in enumerate(dict.fromkeys(key for one, others in pairs for key in (one, *others)))}
+    paths.check_present(dict.fromkeys(image for image, _ in index), listed=path)
+    members = padded([[index[key] for key in dict.fromkeys(gallery)] for gallery in galleries])
+    reference = np.array([index[key] for key in references], np.int32)
+    texts = {"": [(f"has {records.text(query, 'condition')}",) for query in queries]}
+    target = members[:, 0]
+    score = partial(_score, target=target, members=members)
+    return RetrievalTask(f"genecis/{name}", Crops(list(index)), range(len(index)), reference, texts, score,
+                         target=target)  # fmt: skip
 
 
-def _key(image: Mapping, *, folder: Path, where: str) -> tuple[Path, tuple[float, ...] | None]:
+def _key(image: Record, folder: Path) -> Key:
     """File and box of an image in the templates; COCO's images have no box."""
-    if "val_image_id" in image:
-        return folder / f"{int(image['val_image_id']):012d}.jpg", None
-    number, box = fields(image, ("image_id", "instance_bbox"), where)
-    return folder / f"{number}.jpg", tuple(map(float, box))
+    if "val_image_id" in image.values:
+        return folder / f"{_number(image, 'val_image_id'):012d}.jpg", None
+    number = _number(image, "image_id")
+    x, y, w, h = records.items(image, "instance_bbox", float, length=4)
+    if w <= 0 or h <= 0:
+        raise image.error("must be a box (x, y, width, height) with a positive width and height", "instance_bbox")
+    return folder / f"{number}.jpg", (x, y, w, h)
+
+
+def _number(image: Record, name: str) -> int:
+    """An image's number, an integer or its digits."""
+    value = image.values.get(name)
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 12:
+        return int(value)
+    return records.number(image, name, int, least=0, most=10**12 - 1)
 
 
 def _score(queries, gallery, *, target, members) -> dict[str, float]:

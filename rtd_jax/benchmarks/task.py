@@ -1,9 +1,7 @@
 """What a benchmark is made of: a gallery of images, queries, and how rankings of the gallery are scored."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from clip_jax.tokenizer import MARKER
-from launch.data import images as image_files
+from launch.reading import records, shown
+from launch.reading.records import Record
 
 
 class Score(Protocol):
@@ -76,59 +75,43 @@ class RetrievalTask:
         return len(self.reference)
 
 
-def load_json(path: Path) -> Any:
-    """The content of a JSON file.
+def row(record: Record, name: str, kind: type, index: Mapping[Any, int]) -> int:
+    """The gallery row of the image that a field names.
 
     Raises:
-      FileNotFoundError, ValueError: it is missing, not JSON, or an object in it has a key twice; the file is named.
+      InputError: the field is missing or has another type than `kind`, or the gallery lacks the image.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                raise ValueError(f"{key!r} occurs {count} times in one object")
-        return dict(pairs)
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    value = records.field(record, name, kind)
+    if value not in index:
+        raise record.error("is not in the gallery", name)
+    return index[value]
 
 
-def fields(entry: Mapping, names: Sequence[str], where: str) -> list[Any]:
-    """The values of some keys of an entry.
-
-    Raises:
-      ValueError: a key is missing; it and the entry are named.
-    """
-    missing = [name for name in names if name not in entry] if isinstance(entry, Mapping) else list(names)
-    if missing:
-        raise ValueError(f"{where}: no {missing[0]!r} in {json.dumps(entry)[:120]}")
-    return [entry[name] for name in names]
+def rows(record: Record, name: str, kind: type, index: Mapping[Any, int]) -> list[int]:
+    """The gallery rows of the images, all different, that a field lists; raises as `row`, also for an empty list."""
+    values = records.items(record, name, kind, at_least=1, distinct=True)
+    if unknown := [value for value in values if value not in index]:
+        raise record.error(f"{shown(unknown[0])} is not in the gallery", name)
+    return [index[value] for value in values]
 
 
-def rows(names: Sequence[Any], index: Mapping[Any, int], where: str) -> np.ndarray:
-    """The gallery rows of names: int32.
+def distinct(entries: Sequence[Record], name: str, kind: type) -> list[Any]:
+    """A field of all records, whose values must be different."""
+    values: dict[Any, Record] = {}
+    for record in entries:
+        value = records.field(record, name, kind)
+        if value in values:
+            raise record.error(f"is that of {values[value].place} already", name)
+        values[value] = record
+    return list(values)
 
-    Raises:
-      ValueError: a name that the gallery lacks.
-    """
-    unknown = [name for name in names if name not in index]
-    if unknown:
-        raise ValueError(f"{where}: {len(unknown)} images are not in the gallery, the first is {unknown[0]!r}")
-    return np.array([index[name] for name in names], np.int32)
 
-
-def check_files(paths: Sequence[Path], listed: str) -> None:
-    """Raise FileNotFoundError if images are missing: how many, the first, and the file that lists them."""
-    with ThreadPoolExecutor(2 * image_files.decoding_threads()) as pool:  # cluster file systems answer slowly
-        exists = list(pool.map(Path.is_file, paths))
-    missing = [path for path, is_there in zip(paths, exists, strict=True) if not is_there]
-    if missing:
-        count = f"{len(missing)} of {len(paths)} images"
-        raise FileNotFoundError(f"{count} that {listed} names are missing, the first is {missing[0]}")
+def padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """Lists of gallery rows as the rows of an int32 array, filled up with -1."""
+    array = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int32)
+    for place, values in enumerate(lists):
+        array[place, : len(values)] = values
+    return array
 
 
 def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any], length: int, what: str) -> None:

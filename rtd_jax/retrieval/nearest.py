@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import normalise
 from launch.training.prefetch import prefetch
+from launch.training.sharding import Device
 
 DTYPES = ("float32", "bfloat16")
 PADDING = -1
@@ -46,7 +47,7 @@ def top_k(
     dtype: str = "float32",
     chunk: int = 16384,
     recall_target: float | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Ranking:
     """The k gallery rows of the largest inner products with each query.
 
@@ -249,7 +250,7 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]) if missing else rows
 
 
-def _devices(gallery, devices: Sequence[jax.Device] | None) -> np.ndarray:
+def _devices(gallery: np.ndarray | jax.Array, devices: Sequence[Device] | None) -> np.ndarray:
     if isinstance(gallery, jax.Array):
         return np.array(sorted(gallery.devices(), key=lambda device: device.id))
     return np.array(jax.local_devices() if devices is None else list(devices))

@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 import clip_jax
-from clip_jax.embed import list_images
 from launch.data import scenes
 from launch.data.scenes import world
+from launch.reading import folders
 from launch.stages import File, SettingError, Stage, require, require_known, stackable
 from launch.store import Store
 from rtd_jax import clips
@@ -199,7 +200,10 @@ class ImagesOfFolder(DataStage):
         require_whole(self, "val_examples")
 
     def make(self, store: Store | None = None) -> tuple[Images, Images]:
-        files = list_images(Path(self.path).expanduser())
+        listing = folders.images(Path(self.path).expanduser())
+        for note in listing.notes:
+            logging.warning("%s", note)
+        files = listing.paths
         parts = _held_back(len(files), self.val_examples, (self.seed, 0x1A), "images")
         train, val = ([files[row] for row in rows] for rows in parts)
         return train, val

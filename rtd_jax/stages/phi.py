@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import numpy as np
@@ -131,7 +131,11 @@ class PhiTraining(TextTraining):
     def update(self, clip: clip_jax.Clip, examples: int) -> training.Update:
         """One update of φ."""
         module = self.module(clip.config.text.width)
-        apply_phi = lambda params, x, key: module.apply({"params": params}, x, train=True, rngs={"dropout": key})
+
+        def apply_phi(params: Any, embeddings: jax.Array, key: jax.Array, /) -> jax.Array:
+            tokens = module.apply({"params": params}, embeddings, train=True, rngs={"dropout": key})
+            return cast(jax.Array, tokens)  # a pair only with `mutable`
+
         optimizer, _ = self.create_optimizer(examples)
         return training.make_step(self.loss(clip, apply_phi), optimizer)
 

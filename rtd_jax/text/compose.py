@@ -67,6 +67,16 @@ def text(modification: str) -> str:
     return f"{BASE} that {modification}"
 
 
+def check_length(clip: clip_jax.Clip, modification: str) -> None:
+    """Raise ValueError if the sentence of a modification is longer than the CLIP's text tower; also as `text`."""
+    sentence = text(modification)
+    clip.tokenize(sentence)  # refuses what is not valid Unicode
+    if clip.tokenizer is not None:
+        count, most = len(clip.tokenizer.backend.encode(sentence).ids), clip.tokenizer.context_length
+        if count > most:
+            raise ValueError(f"the text has {count} tokens with {BASE!r} before it, the CLIP takes {most}; shorten it")
+
+
 def plain_text(reference: str, modification: str) -> str:
     """Reference caption and modification in one sentence, without a pseudo token: the ablation of Byun et al. 2025."""
     return f"{reference} that {modification}"

@@ -10,13 +10,13 @@ thirty phrasings (`rtd_jax.text.phrasings`). The second asks for a modification 
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
 
 import clip_jax
 from launch import llm
+from launch.reading import paths, printable, shown
 from rtd_jax import clips, losses
 from rtd_jax.text import captions, masking, phrasings
 from rtd_jax.text.triplets import MARKER, Triplets, fault, write
@@ -132,19 +132,26 @@ def _article(before: str, old: str, new: str) -> str:
 def by_llm(model: llm.Llm, texts: Sequence[str], *, workers: int = 8, progress: bool = True) -> Triplets:
     """Triplets by a language model, one per caption; answers are kept in the model's log.
 
+    Captions that the endpoint refuses or the model does not answer as asked are left out, and named at the end.
+
     Raises:
-      launch.llm.EndpointError, launch.llm.ReplyError: see `launch.llm.Llm.ask`.
+      launch.llm.EndpointError, launch.llm.ReplyError: see `launch.llm.Llm.ask_all`.
     """
     texts = list(dict.fromkeys(text for text in texts if MARKER not in text))
     questions = [llm.Question(f"Caption: {text}", system=INSTRUCTION) for text in texts]
-    answers = model.ask_all(questions, parse=_parse, workers=workers, progress=progress)
-    rows = [(text, *answer) for text, answer in zip(texts, answers, strict=True)]
-    kept = [row for row in rows if not fault(*row)]
-    if len(kept) < len(rows):
-        logging.warning("%d of %d answers left out: they repeat the caption", len(rows) - len(kept), len(rows))
-    if not kept:
+    answers = model.ask_all(questions, parse=_parse, workers=workers, progress=progress, set_aside=True)
+    answered = [(text, *answer) for text, answer in zip(texts, answers, strict=True) if isinstance(answer, tuple)]
+    rows = [row for row in answered if not fault(*row)]
+    if len(rows) < len(answered):
+        logging.warning("%d of %d answers left out: they repeat the caption", len(answered) - len(rows), len(answered))
+    for text, answer in zip(texts, answers, strict=True):
+        if isinstance(answer, Exception):
+            logging.warning("no triplet of the caption %s: %s", shown(text), answer)
+    if len(answered) < len(texts):
+        logging.warning("%d of %d captions set aside, named above", len(texts) - len(answered), len(texts))
+    if not rows:
         raise ValueError(f"{len(texts)} captions gave no triplet")
-    return Triplets(*map(list, zip(*kept, strict=True)))
+    return Triplets(*map(list, zip(*rows, strict=True)))
 
 
 def _parse(reply: str) -> tuple[str, str]:
@@ -171,7 +178,8 @@ def main(argv: Sequence[str]) -> None:
 def generate() -> None:
     """Generate and write the triplets that the flags ask for."""
     f = flags.FLAGS
-    texts, out = captions.read(f.captions, column=f.column)[: f.limit or None], Path(f.out)
+    out = paths.path(f.out, "--out")
+    texts = captions.read(f.captions, column=f.column)[: f.limit or None]
     out.parent.mkdir(parents=True, exist_ok=True)
     if f.llm:
         endpoint = llm.Endpoint(f.llm, base_url=f.base_url, key_variable=f.key_variable)
@@ -180,7 +188,7 @@ def generate() -> None:
         matcher = masking.create(f.matcher)
         made = by_rules(clips.load(f.clip), texts, matcher, seed=f.seed, per_caption=f.per_caption)
     write(out, made)
-    print(f"{len(made)} triplets in {out}")
+    print(f"{len(made)} triplets in {printable(out)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Protocol
 
+from launch.reading import lists
 from rtd_jax.text.triplets import MARKER
 
 MATCHERS = ("auto", "spacy", "lexicon")
@@ -89,12 +90,12 @@ def _spacy_model() -> str | None:
 @functools.cache
 def lexicon() -> Mapping[str, str]:
     """The built-in word list: word -> kind, such as "noun.animal". A word of two kinds has the first."""
-    text = resources.files("rtd_jax.text").joinpath("lexicon.txt").read_text(encoding="utf-8")
-    lines = (line.split(":") for line in text.splitlines() if line and not line.startswith("#"))
     table: dict[str, str] = {}
-    for kind, words in lines:
-        for word in words.split():
-            table.setdefault(word, kind)
+    with resources.as_file(resources.files("rtd_jax.text").joinpath("lexicon.txt")) as file:
+        for _, line in lists.items(file, comment="#"):
+            kind, words = line.split(":")
+            for word in words.split():
+                table.setdefault(word, kind)
     return table
 
 

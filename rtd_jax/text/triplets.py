@@ -14,7 +14,10 @@ import numpy as np
 from absl import logging
 
 from launch.files import write_atomically
+from launch.reading import InputError, MissingInput, jsons, paths, shown, text
+from launch.reading.records import Record, field
 
+ENDINGS = (".jsonl", ".json")
 KEYS = ("reference_caption", "conditioning_caption", "target_caption")
 MARKER = "$"  # stands for the pseudo token in prompts, so no caption may contain it
 
@@ -49,15 +52,15 @@ class Triplets:
 
 def fault(reference: object, modification: object, target: object) -> str:
     """What is wrong with a triplet; "" if nothing is."""
-    for key, text in zip(KEYS, (reference, modification, target), strict=True):
-        if not isinstance(text, str):
-            return f"{key} is {text!r}, no text"
-        if not text.strip():
+    for key, caption in zip(KEYS, (reference, modification, target), strict=True):
+        if not isinstance(caption, str):
+            return f"{key} is {shown(caption)}, no text"
+        if not caption.strip():
             return f"{key} is empty"
-        if MARKER in text:
-            return f"{key} {text!r} holds {MARKER!r}, the marker of the pseudo token"
+        if MARKER in caption:
+            return f"{key} {shown(caption)} holds {MARKER!r}, the marker of the pseudo token"
     if " ".join(str(reference).split()) == " ".join(str(target).split()):
-        return f"the reference and the target are the same caption, {reference!r}"
+        return f"the reference and the target are the same caption, {shown(reference)}"
     return ""
 
 
@@ -83,25 +86,23 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
       ValueError: another ending; without `skip_faulty` the first line that is not JSON, lacks a key or has a fault, by
         its number; no triplet that can be used.
     """
-    path = Path(path).expanduser()
-    readers = {".jsonl": _lines, ".json": _list}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"triplets {str(path)!r}: a file that ends in {' or '.join(readers)} is needed")
+    path = paths.path(path, "triplets")
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(f"a file that ends in {' or '.join(ENDINGS)} is needed", file=path, field="triplets")
     if not path.is_file():
-        raise FileNotFoundError(f"no triplets file {path}; rtd_jax.text.generation makes one from captions")
+        raise MissingInput("no such file; rtd_jax.text.generation makes one from captions", file=path, field="triplets")
     rows, faults = [], []
-    for where, row in readers[path.suffix.lower()](path):
-        problem = row if isinstance(row, str) else _row_fault(row)
-        if problem:
-            faults.append(f"{path}, {where}: {problem}")
+    for place, content in _entries(path):
+        try:
+            rows.append(_row(path, place, content))
+        except InputError as error:
             if not skip_faulty:
-                raise ValueError(f"{faults[0]}. To use the others, set skip_faulty=True")
-        else:
-            rows.append([row[key].strip() for key in KEYS])
+                raise InputError(f"{error}; to use the others, set skip_faulty=True") from error
+            faults.append(error)
     if faults:
         logging.warning("%d of %d triplets left out; the first: %s", len(faults), len(faults) + len(rows), faults[0])
     if not rows:
-        raise ValueError(f"{path} holds no triplet that can be used" + (f"; {faults[0]}" if faults else ""))
+        raise InputError("no triplet that can be used" + (f"; {faults[0]}" if faults else ""), file=path)
     return Triplets(*map(list, zip(*rows, strict=True)))
 
 
@@ -129,40 +130,29 @@ def split(triplets: Triplets, held_back: int, *, seed: int) -> tuple[Triplets, T
         raise ValueError(f"{held_back} triplets cannot be held back of {len(triplets)}")
     order = np.random.default_rng(np.random.SeedSequence((seed, 0x5917))).permutation(len(triplets))
     val = order[:held_back]
-    used = {text for row in val for text in (triplets.references[row], triplets.targets[row])}
+    used = {caption for row in val for caption in (triplets.references[row], triplets.targets[row])}
     train = [row for row in order[held_back:] if not {triplets.references[row], triplets.targets[row]} & used]
     if not train:
         raise ValueError(f"every triplet shares a caption with the {held_back} that are held back: hold back fewer")
     return triplets.select(sorted(train)), triplets.select(sorted(val))
 
 
-def _row_fault(row: Any) -> str:
-    if not isinstance(row, dict):
-        return f"no JSON object but {type(row).__name__}"
-    if missing := [key for key in KEYS if key not in row]:
-        return f"no {missing[0]!r} among {', '.join(map(repr, row)) or 'nothing'}"
-    return fault(*(row[key] for key in KEYS))
+def _entries(path: Path) -> Iterator[tuple[int | str, Any]]:
+    """(place, content): the lines of a JSON Lines file as text, the entries of a JSON file as values."""
+    if path.suffix.lower() == ".jsonl":
+        yield from (numbered for numbered in text.lines(path) if numbered[1].strip())
+    else:
+        yield from ((jsons.entry(i), value) for i, value in enumerate(jsons.read(path, top=list)))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                yield f"line {number}", f"no JSON: {error}"
-                continue
-            yield f"line {number}", row if not isinstance(row, str) else f"no JSON object but the text {row!r}"
-
-
-def _list(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} has to hold a list of objects, not {type(rows).__name__}")
-    for i, row in enumerate(rows):
-        yield f"entry {i}", row if not isinstance(row, str) else f"no object but {row!r}"
+def _row(path: Path, place: int | str, content: Any) -> list[str]:
+    """The three captions of an entry, or an InputError."""
+    if path.suffix.lower() == ".jsonl":
+        content = jsons.parse(content, file=path, place=place, top=dict)
+    if not isinstance(content, dict):
+        raise InputError("must be an object", file=path, place=place, value=content)
+    record = Record(path, place, content)
+    row = [field(record, key, object) for key in KEYS]
+    if problem := fault(*row):
+        raise InputError(problem, file=path, place=place)
+    return [str(caption).strip() for caption in row]

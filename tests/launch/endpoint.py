@@ -17,7 +17,7 @@ class Served:
     headers: list[dict]
 
 
-def completion(content: str | None, finish_reason: str = "stop") -> tuple[int, bytes]:
+def completion(content: str | list | None, finish_reason: str = "stop") -> tuple[int, bytes]:
     """(status, body) of an ordinary answer."""
     message = {"role": "assistant", "content": content}
     body = {

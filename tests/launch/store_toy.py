@@ -82,8 +82,10 @@ def kill_while_saving(moment: str) -> None:
 
     def writing(path, content):
         if Path(path).name == MARKER and Path(path).parent.name.startswith("big-") and moment == "marker":
-            (Path(path).parent / f".{MARKER}.half").write_text(content[:20])
-            die()
+            with files.writing(path) as file:
+                file.write(content[:20].encode())
+                file.flush()
+                die()
         write(path, content)
 
     os.replace, files.write_atomically = replacing, writing

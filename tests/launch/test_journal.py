@@ -43,6 +43,25 @@ def test_rewinding_drops_later_and_half_written_lines(run):
     assert path.read_text() == ""
 
 
+def test_a_damaged_line_is_dropped_by_name(run, caplog):
+    for step in (2, 4):
+        run.log(step, {"loss": float(step)})
+    path = run.path / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    damaged = [
+        b'{"step": 1, "lo\n',
+        b"\xff\xfe\n",
+        b"[1]\n",
+        b'{"loss": 1}\n',
+        b'{"step": "4"}\n',
+        b"[" * 99999 + b"\n",
+    ]
+    path.write_bytes(b"".join([first, *damaged, second]))
+    run.rewind(4)
+    assert path.read_bytes() == first + second
+    assert all(f"metrics.jsonl, line {number} is damaged and dropped" in caplog.text for number in range(2, 8))
+
+
 def test_rewinding_a_run_that_logged_nothing(run):
     run.rewind(3)
     assert not (run.path / "metrics.jsonl").exists()

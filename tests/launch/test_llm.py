@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from launch import llm
-from launch.llm import Endpoint, EndpointError, Llm, Question, ReplyError, strict_json
+from launch.llm import Endpoint, EndpointError, Llm, Question, RefusedError, ReplyError, strict_json
 from tests.commands import ROOT
 from tests.launch.endpoint import completion, serve
 
@@ -238,17 +238,103 @@ def test_a_line_cut_off_by_a_kill_is_asked_again(tmp_path):
     assert len(entries(log)) == 3
 
 
+HALF = [b'["\\\\ud83d"]', b'"\\ud83d"']  # escaped in the reply's JSON; escaped in the endpoint's, so raw in the reply
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_half_a_surrogate_pair_is_logged_and_asked_again(tmp_path, half):
+    body = completion("HALF")[1].replace(b'"HALF"', half if half == HALF[1] else b'"[\\"\\\\ud83d\\"]"')
+    log = tmp_path / "log.jsonl"
+    with serve(lambda _, n: (200, body) if n == 0 else "[1]") as served:
+        assert Llm(endpoint(served.url), log).ask("x", parse=str if half == HALF[1] else None) in ([1], "[1]")
+    assert [("refused" in e, "surrogate" in e.get("refused", "")) for e in entries(log)] == [
+        (True, True),
+        (False, False),
+    ]
+    assert Llm(endpoint(), log).ask("x") == [1]
+
+
+def test_a_reply_that_earlier_versions_kept_is_asked_again(tmp_path):
+    log = tmp_path / "log.jsonl"
+    with serve(lambda _, n: "[1]") as served:
+        model = Llm(endpoint(served.url), log)
+        model.ask("x")
+        log.write_text(log.read_text().replace('"[1]"', json.dumps('["\\ud83d"]')))
+        assert Llm(endpoint(served.url), log).ask("x") == [1]
+        assert len(served.requests) == 2
+
+
+def test_content_in_parts(tmp_path):
+    parts = [{"type": "text", "text": "[1,"}, {"type": "text", "text": " 2]"}, {"type": "image_url"}]
+    with serve(lambda _, n: completion(parts)) as served:
+        assert Llm(endpoint(served.url), tmp_path / "log").ask("x") == [1, 2]
+
+
+def test_a_filtered_reply_is_asked_again(tmp_path):
+    with serve(lambda _, n: completion(None, "content_filter") if n == 0 else "[1]") as served:
+        assert Llm(endpoint(served.url), tmp_path / "log").ask("x") == [1]
+    assert "content filter" in served.requests[1]["messages"][-1]["content"]
+
+
+def test_refused_questions_are_set_aside_and_the_rest_is_finished(tmp_path):
+    log, questions = tmp_path / "log.jsonl", [f"q{i}" for i in range(9)]
+
+    def answer(body, n):
+        prompt = body["messages"][0]["content"]
+        return (
+            (400, b'{"error": {"message": "filtered"}}')
+            if prompt == "q0"
+            else "no"
+            if prompt == "q4"
+            else f'"{prompt}"'
+        )
+
+    with serve(answer) as served:
+        model = Llm(endpoint(served.url, attempts=2), log)
+        answers = model.ask_all(questions, workers=1, progress=False, set_aside=True)
+    assert sum(request["messages"][0]["content"] == "q0" for request in served.requests) == 2
+    assert isinstance(answers[0], RefusedError) and "'q0'" in str(answers[0]) and "filtered" in str(answers[0])
+    assert isinstance(answers[4], ReplyError)
+    assert [answer for answer in answers if isinstance(answer, str)] == [q for q in questions if q not in ("q0", "q4")]
+    with serve(lambda body, n: (400, b"{}")) as served, pytest.raises(RefusedError):
+        Llm(endpoint(served.url), tmp_path / "other").ask_all(questions, progress=False, set_aside=True)
+    with serve(lambda body, n: (401, b"{}")) as served, pytest.raises(EndpointError, match="refuses the key"):
+        Llm(endpoint(served.url), log).ask_all([*questions, "new"], workers=1, progress=False, set_aside=True)
+
+
+def test_no_key_is_in_a_log_or_a_message_wherever_it_was_given(tmp_path, caplog):
+    caplog.set_level("INFO")
+    log, keys = tmp_path / "log.jsonl", ("user-secret", "pass-secret", "query-secret", "k" * 30, "extra-secret")
+    with serve(lambda _, n: '"sk-secret"' if n == 0 else (400, b'{"error": {"message": "not sk-secret"}}')) as served:
+        url = served.url.replace("http://", "http://user-secret:pass-secret@") + f"/{'k' * 30}?api-key=query-secret"
+        model = Llm(endpoint(url, extra={"api_key": "extra-secret", "more": [{"Authorization": "extra-secret"}]}), log)
+        model.ask("x")
+        with pytest.raises(EndpointError) as error:
+            model.ask("y")
+    for secret in (*keys, "sk-secret"):
+        assert not any(secret in text for text in (log.read_text(), str(error.value), caplog.text))
+    assert entries(log)[0]["base_url"].startswith("http://127.0.0.1:")
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"reply": "a"}'])
 def test_a_damaged_log(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"key": "a", "reply": "b"}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is not an entry"):
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2: is not an entry"):
         Llm(endpoint(), log)
 
 
 @pytest.mark.parametrize(
     "text, value",
-    [(' {"a": [1]}\n', {"a": [1]}), ('```json\n["x"]\n```', ["x"]), ("```\n1\n```", 1), ('"é"', "é")],
+    [
+        (' {"a": [1]}\n', {"a": [1]}),
+        ('```json\n["x"]\n```', ["x"]),
+        ('```JSON\r\n["x"]\r\n```', ["x"]),
+        ("~~~ json5\n1\n~~~", 1),
+        ("```json [1]```", [1]),
+        ("```\n1\n```", 1),
+        ('"é"', "é"),
+    ],
 )
 def test_strict_json(text, value):
     assert strict_json(text) == value
@@ -265,6 +351,8 @@ def test_strict_json(text, value):
         ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ("[NaN]", "NaN"),
         ("-Infinity", "Infinity"),
+        ('["\\ud83d"]', "surrogate"),
+        ("[" * 5000 + "]" * 5000, "nested"),
     ],
 )
 def test_what_is_no_strict_json(text, says):
@@ -272,7 +360,18 @@ def test_what_is_no_strict_json(text, says):
         strict_json(text)
 
 
-@pytest.mark.parametrize("change", [{"model": ""}, {"attempts": 0}, {"retries": -1}, {"timeout": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": ""},
+        {"attempts": 0},
+        {"retries": -1},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"base_url": "localhost:8000"},
+        {"base_url": "http://[::1"},
+    ],
+)
 def test_settings_that_make_no_sense(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(Endpoint("m"), **change)

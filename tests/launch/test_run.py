@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from launch import files
 from launch import run as run_module
 from launch.processes.stop import Preempted
 from launch.run import Run, RunDirectoryError
@@ -71,15 +72,25 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 
 def test_sigterm_only_asks(run):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        run.stop.on_sigterm()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with run.stop.listening():
         run.stop.check()
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Preempted):
             run.stop.check()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_ctrl_c_asks_and_the_second_one_interrupts(run):
+    with run.stop.listening():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Preempted):
+            run.stop.check()
+    with pytest.raises(Preempted) as error, run.stop.listening():
+        run.stop.check()
+    assert error.value.number == signal.SIGINT
 
 
 # -- results ----------------------------------------------------------------------------------
@@ -116,3 +127,37 @@ def test_fields_may_change_and_the_earlier_result_is_kept(tmp_path):
     again = Run.open(tmp_path, ConfigDict(base | {"text": {"rate": 3.0}}))
     assert again.result() == {"wga": 1.5}  # the same config: nothing to redo
     again.close()
+
+
+# -- damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b'{"seed": 0', b"", b"[]", b'{"seed": 0, "seed": 1}', b"\xff\xfe{}", b"[" * 99999])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^\S*/config\.json\S* .*is damaged \(.*; remove it to go on$"):
+        Run.open(tmp_path, config())
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_a_damaged_result_is_none_and_a_damaged_plan_is_named(run, caplog):
+    run.finish({"accuracy": 1})
+    (run.path / "result.json").write_text('{"accuracy": 1.')
+    assert run.result() is None and "result.json, line 1, column 15: is damaged" in caplog.text
+    run.finish({"accuracy": 1})
+    assert run.result() == {"accuracy": 1}
+    (run.path / "plan.json").write_text('{"store": "st')
+    with pytest.raises(
+        ValueError, match=r"plan\.json, line 1, column 11: is damaged \(.*; remove it, and give --store"
+    ):
+        run.store_path()
+
+
+def test_leftovers_of_killed_writers_go_when_the_directory_is_opened(run):
+    dead = f".result.json.{files._machine()}-{2**22 + 1}-1-abcdefgh.partial"
+    (run.path / "store" / "clip").mkdir(parents=True)
+    for folder in (run.path, run.path / "store" / "clip"):
+        (folder / dead).write_text("half")
+    run.close()
+    Run.open(run.path, config()).close()
+    assert not list(run.path.rglob("*.partial"))

@@ -347,11 +347,9 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path, tree, problem):
     assert [path.name for path in tmp_path.iterdir()] == ["tree"] and files.load_tree(tmp_path / "tree") == [3]
 
 
-def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    files.save_tree(tmp_path / "value", [3])
-    (tmp_path / ".value.x1").mkdir()
-    (tmp_path / ".value.x1" / "0.npy").write_text("half")
-    (tmp_path / ".value.x2").write_text("half")
-    (tmp_path / ".values").write_text("another's")
-    files.remove_leftovers(tmp_path / "value")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".values", "value"]
+def test_a_damaged_tree_is_named(tmp_path):
+    (tmp_path / "key").mkdir()
+    files.save_tree(tmp_path / "key" / "value", [3])
+    (tmp_path / "key" / "value" / "tree.json").write_text("[3")
+    with pytest.raises(ValueError, match=r"value/tree\.json: is damaged \(.*\); remove .*/key: it is made again"):
+        files.load_tree(tmp_path / "key" / "value")

@@ -25,7 +25,7 @@ TOY = "tests/launch/sweep_toy.py"
 
 
 def call(*args: str, config: str = TOY) -> tuple[int | str | None, str]:
-    """`python -m launch.sweep ARGS…` on CPU cores: its exit status or message, and what it printed."""
+    """`python -m launch.sweep ARGS…` on CPU cores: its exit status or last line, and what it printed."""
     argv, output = ["launch.sweep", f"--config={config}", *args], io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
@@ -34,7 +34,8 @@ def call(*args: str, config: str = TOY) -> tuple[int | str | None, str]:
             sweep.main(train.parse(argv)[:1])
             code = None
         except SystemExit as stop:
-            code = stop.code
+            code = stop.args[0] if stop.args else None
+            assert isinstance(code, int) or stop.code in (1, 2, 75), code
     return code, output.getvalue()
 
 
@@ -141,7 +142,25 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr("launch.files.os.fsync", full)
     code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
-    assert code == f"{tmp_path}: No space left on device; the same command goes on"
+    assert code == "No space left on device; make room, the same command goes on"
+
+
+def test_a_mistyped_objective(tmp_path, monkeypatch):
+    """Refused at once where the experiment declares its results; else after a member, and then it can be corrected."""
+    args = ("--noconfig_sweep", "--grid=x=~uniform(0,10)", "--search=optuna", "--trials=1", f"--workdir={tmp_path}")
+    with monkeypatch.context() as patch:
+        known = {"parabola": "declared"}
+        patch.setattr("tests.launch.sweep_toy.describe", known.get, raising=False)
+        code, _ = call(*args, "--minimize=parabolas")
+        assert "declares no result 'parabolas'" in code and not list(tmp_path.iterdir())
+    code, _ = call(*args, "--minimize=parabolas")
+    assert "has no 'parabolas'; it has " in code and "give one of them to --minimize" in code
+    (member,) = load(tmp_path).members
+    log = (member.path / "log.txt").read_text()
+    code, output = call(*args, "--minimize=parabola")
+    assert code == 0 and f"best: {member.name}" in output and (member.path / "log.txt").read_text() == log
+    code, _ = call(*args, "--minimize=cores")  # now it has learned something
+    assert "holds another sweep" in code and "search objective" in code
 
 
 @pytest.mark.parametrize(
@@ -160,6 +179,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
         (["--executor=slurm", "--slurm=nodelist=a,b", "--grid=seed=1"], """--slurm='"nodelist=a,b"'"""),
         (["--slurm=nodes=2"], "--slurm belongs to --executor=slurm"),
         (["--num_processes=2"], "started by one process"),
+        (["--grid=seed=0:999999999999"], "the range 0:999999999999 has more than 1,000,000 values"),
         (["--processes=10000"], "--processes=10000, but there are "),
     ],
 )

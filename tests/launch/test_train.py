@@ -165,12 +165,14 @@ def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
         (["--config.mode=mpi"], ["unknown sharding mode 'mpi'", "jit, pmap"]),
         (["leftover"], ["not understood: leftover"]),
         (["--config=nowhere.py"], ["nowhere.py: get_config() ends in FileNotFoundError"]),
+        (["--config=README.md"], ["README.md: get_config() ends in ImportError: not a Python file"]),
         ([f"--config={TOY}:argument"], ["toy.py: get_config() ends in TypeError"]),
         (["--num_processes=2"], ["several processes need --coordinator=HOST:PORT"]),
     ],
 )
 def test_bad_input(tmp_path, overrides, expected):
-    output = finish(train(TOY, tmp_path / "run", *overrides, devices=4), None)
+    output = finish(train(TOY, tmp_path / "run", *overrides, devices=4), 2)
+    assert "Traceback" not in output
     for text in expected:
         assert text in output
 

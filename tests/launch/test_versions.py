@@ -30,7 +30,7 @@ def test_a_run_keeps_every_set_of_versions_that_it_was_continued_with(tmp_path, 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "versions.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"versions\.json is damaged .*; remove it to go on"):
+    with pytest.raises(ValueError, match=r"versions\.json, line 1, column 3: is damaged .*; remove it to go on"):
         versions.record(tmp_path)
 
 

@@ -253,6 +253,11 @@ def test_refusals_say_what_is_wrong(case):
             of_kind("manipulate", case, **options)
     with pytest.raises(ValueError, match="k must lie between 1 and the 30 entries of an example, got 31"):
         of_kind("top_k", case, k=31)
+    without = (None, attribution_fn, x, y)
+    with pytest.raises(ValueError, match="logits_fn is None: give one, or set gamma=1"):
+        of_kind("manipulate", without)
+    with pytest.raises(ValueError, match="logits_fn is None: give one, or set keep_prediction=False"):
+        of_kind("top_k", without)
     with pytest.raises(ValueError, match="step_size must be positive"):
         of_kind("top_k", case, step_size=-1.0)
     with pytest.raises(ValueError, match=r"5 images need as many slots \(n,\), got shape \(2,\)"):

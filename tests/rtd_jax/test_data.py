@@ -87,19 +87,19 @@ def test_cirr_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"no split 'train'.*val, test1"):
         cirr.load(tmp_path, "train")
     (tmp_path / "dev/dev-3-img0.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 55 images.*dev-3-img0"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 55 files.*dev-3-img0"):
         cirr.load(tmp_path)
     picture(tmp_path / "dev/dev-3-img0.png")
     path = tmp_path / "cirr/captions/cap.rc2.val.json"
     entries = json.loads(path.read_text())
     write(path, [{**entries[0], "reference": "dev-x"}])
-    with pytest.raises(ValueError, match="not in the gallery, the first is 'dev-x'"):
+    with pytest.raises(ValueError, match="entry 0, 'reference': is not in the gallery, got 'dev-x'"):
         cirr.load(tmp_path)
     write(path, [{k: v for k, v in entries[0].items() if k != "caption"}])
-    with pytest.raises(ValueError, match="no 'caption' in"):
+    with pytest.raises(ValueError, match="entry 0: no 'caption' among"):
         cirr.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"cap\.rc2\.val\.json, line 1, column 2: invalid JSON"):
         cirr.load(tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_genecis_ranks_each_query_in_its_own_gallery(tmp_path):
     assert crop.dtype == np.uint8 and crop.shape[:2] == (34, 34)  # 20 + 0.7 · 20 wide, the height padded
     assert abs(int(crop[17, 17, 0]) - 20) < 4 and crop[0].max() == 0  # image 2 in the middle, black above
     assert found[2].images[0].shape == (40, 50, 3)
-    with pytest.raises(ValueError, match="no 'instance_bbox' in"):
+    with pytest.raises(ValueError, match="entry 0, 'reference': no 'instance_bbox' among"):
         query = {"reference": {"image_id": 0}, "target": {"image_id": 1}, "gallery": [], "condition": "x"}
         write(tmp_path / "templates/focus_attribute.json", [query])
         genecis.load(tmp_path / "templates", images=images)
@@ -257,6 +257,154 @@ def test_texts_of_tasks():
 
 
 def test_a_key_that_a_file_has_twice(tmp_path):
-    (tmp_path / "split.json").write_text('{"a": "1.png", "b": "2.png", "a": "3.png"}')
-    with pytest.raises(ValueError, match=r"split\.json is not valid JSON: 'a' occurs 2 times"):
-        task.load_json(tmp_path / "split.json")
+    make_cirr(tmp_path, "val")
+    path = tmp_path / "cirr/image_splits/split.rc2.val.json"
+    path.write_text('{"a": "1.png", "b": "2.png", "a": "3.png"}')
+    with pytest.raises(ValueError, match=r"split\.rc2\.val\.json: the key 'a' occurs twice"):
+        cirr.load(tmp_path)
+
+
+def changed(path, entry, **values):
+    """Write other values into an entry of a JSON file."""
+    entries = json.loads(path.read_text())
+    entries[entry] |= values
+    write(path, entries)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (
+            {"img_set": {"members": ["dev-0-img0", "dev-1-img0", "dev-1-img0"]}},
+            "entry 0, 'img_set', 'members': 'dev-1-img0' occurs twice",
+        ),
+        ({"img_set": {"members": ["dev-1-img0", "dev-2-img0"]}}, "'members': must contain the reference, 'dev-0-img0'"),
+        ({"img_set": {"members": ["dev-0-img0", "x"]}}, "'members': 'x' is not in the gallery"),
+        ({"img_set": {"members": "dev-0-img0"}}, "'members': must be a list, got 'dev-0-img0'"),
+        ({"img_set": []}, "'img_set': must be an object"),
+        ({"target_hard": "dev-9-img0"}, "'target_hard': must be one of the members of 'img_set', got 'dev-9-img0'"),
+        ({"target_hard": "dev-0-img0"}, "'target_hard': is the reference, got 'dev-0-img0'"),
+        ({"target_hard": None}, "'target_hard': must be a text, got None"),
+        ({"pairid": 9}, "entry 1, 'pairid': is that of entry 0 already, got 9"),
+        ({"caption": " "}, "'caption': must be a text that is not blank"),
+        ({"caption": ["is"]}, "'caption': must be a text"),
+    ],
+)
+def test_cirr_queries_that_make_no_sense(tmp_path, values, message):
+    make_cirr(tmp_path, "val")
+    changed(tmp_path / "cirr/captions/cap.rc2.val.json", 0, **values)
+    with pytest.raises(ValueError, match=message) as error:
+        cirr.load(tmp_path)
+    assert "cap.rc2.val.json, entry" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd", "", None, 3])
+def test_images_lie_below_the_folder(tmp_path, name):
+    make_cirr(tmp_path, "val")
+    path = tmp_path / "cirr/image_splits/split.rc2.val.json"
+    write(path, json.loads(path.read_text()) | {"dev-3-img0": name})
+    with pytest.raises(
+        ValueError, match=r"split\.rc2\.val\.json, 'dev-3-img0': (is not below|must be the name of a file)"
+    ):
+        cirr.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"gt_img_ids": []}, "'gt_img_ids': must be a list of at least 1, has 0"),
+        ({"gt_img_ids": [103]}, "'target_img_id': must be one of 'gt_img_ids', got 101"),
+        ({"gt_img_ids": [101, 101]}, "'gt_img_ids': 101 occurs twice"),
+        ({"gt_img_ids": [101, 1.7]}, "'gt_img_ids': item 1 must be an integer, got 1.7"),
+        ({"gt_img_ids": 101}, "'gt_img_ids': must be a list"),
+        ({"target_img_id": 101.7}, "'target_img_id': must be an integer, got 101.7"),
+        ({"target_img_id": True}, "'target_img_id': must be an integer, got True"),
+        ({"target_img_id": 100, "gt_img_ids": [100]}, "'target_img_id': is the reference, got 100"),
+        ({"reference_img_id": 7}, "'reference_img_id': is not in the gallery, got 7"),
+        ({"id": 1}, "entry 1, 'id': is that of entry 0 already, got 1"),
+        ({"relative_caption": None}, "'relative_caption': must be a text, got None"),
+    ],
+)
+def test_circo_queries_that_make_no_sense(tmp_path, values, message):
+    make_circo(tmp_path, "val")
+    changed(tmp_path / "annotations/val.json", 0, **values)
+    with pytest.raises(ValueError, match=message) as error:
+        circo.load(tmp_path)
+    assert "val.json, entry" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [([{"id": 1.7, "file_name": "x.jpg"}], "entry 0 of 'images', 'id': must be an integer, got 1.7"),
+     ([{"id": 1, "file_name": "../x.jpg"}], "entry 0 of 'images', 'file_name': is not below"),
+     ([{"id": 1}], "entry 0 of 'images', 'file_name': must be the name of a file"),
+     ([3], "entry 0 of 'images': must be an object, got 3"), ({}, "a list under 'images'")],
+)  # fmt: skip
+def test_circo_galleries_that_make_no_sense(tmp_path, images, message):
+    make_circo(tmp_path, "val")
+    path = tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    write(path, {"images": images})
+    with pytest.raises(ValueError, match=message):
+        circo.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [({"captions": ["is blue"]}, "'captions': must be a list of 2, has 1"),
+     ({"captions": "is"}, "'captions': must be a list, got 'is'"),
+     ({"captions": ["is", 3]}, "'captions': item 1 must be a text, got 3"),
+     ({"target": "x"}, "'target': is not in the gallery, got 'x'"), ({"candidate": None}, "must be a text")],
+)  # fmt: skip
+def test_fashioniq_queries_that_make_no_sense(tmp_path, values, message):
+    make_fashioniq(tmp_path)
+    changed(tmp_path / "captions/cap.dress.val.json", 0, **values)
+    with pytest.raises(ValueError, match=r"cap\.dress\.val\.json, entry 0, .*" + message):
+        fashioniq.load_category(tmp_path, "dress")
+
+
+@pytest.mark.parametrize("name", [3, None, "", "../../x"])
+def test_fashioniq_names_that_make_no_sense(tmp_path, name):
+    make_fashioniq(tmp_path)
+    write(tmp_path / "image_splits/split.dress.val.json", ["dress0", name])
+    with pytest.raises(
+        ValueError, match=r"split\.dress\.val\.json, entry 1: (must be the name of an image|is not below)"
+    ):
+        fashioniq.load_category(tmp_path, "dress")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [({"gallery": []}, "'gallery': must be a list of at least 1, has 0"),
+     ({"gallery": [3]}, "'gallery': item 0 must be an object, got 3"),
+     ({"condition": 3}, "'condition': must be a text, got 3"),
+     ({"target": {"image_id": 1.7, "instance_bbox": [0, 0, 1, 1]}}, "must be an integer, got 1.7"),
+     ({"target": {"image_id": "../1", "instance_bbox": [0, 0, 1, 1]}}, "'target', 'image_id': must be an integer"),
+     *(({"reference": {"image_id": 1, "instance_bbox": box}}, "'instance_bbox': " + says) for box, says in (
+        ([0, 0, 0, 5], "must be a box"), ([0, 0, 5, -1], "must be a box"), ([0, 0, 5], "must be a list of 4, has 3"),
+        ([0, 0, "5", 5], "item 2 must be a number, got '5'"), (None, "must be a list")))],
+)  # fmt: skip
+def test_genecis_queries_that_make_no_sense(tmp_path, values, message):
+    images = make_genecis(tmp_path)
+    changed(tmp_path / "templates/focus_attribute.json", 0, **values)
+    with pytest.raises(ValueError, match=r"focus_attribute\.json, entry 0, .*" + message):
+        genecis.load_task(tmp_path / "templates", "focus_attribute", images["visual_genome"])
+
+
+def test_genecis_images_are_decoded_as_everywhere(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((4, 6), 32896, np.uint16)).save(path)  # 16 bits
+    assert genecis.read(path, None).shape == (4, 6, 3) and (genecis.read(path, None) == 128).all()
+    assert genecis.read(path, (0, 0, 2, 2)).max() == 128
+    with pytest.raises(ValueError, match=r"grey\.png: has 6 x 4 pixels, none in the box.*\(6, 0, 2, 2\)"):
+        genecis.read(path, (6, 0, 2, 2))
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match=r"text\.png: is not an image"):
+        genecis.read(tmp_path / "text.png", None)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_release(tmp_path):
+    make_cirr(tmp_path, "val")
+    expected = cirr.load(tmp_path)
+    for path in (tmp_path / "cirr").rglob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert cirr.load(tmp_path).texts == expected.texts

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import clip_jax
+from launch import llm
 from launch.data import scenes
 from rtd_jax.text import generation, masking, phrasings, triplets
 
@@ -102,9 +103,18 @@ class Model:
     def __init__(self, replies):
         self.replies = replies
 
-    def ask_all(self, questions, *, parse, workers, progress):
+    def ask_all(self, questions, *, parse, workers, progress, set_aside):
         assert all(question.prompt.startswith("Caption: ") and question.system for question in questions)
-        return [parse(self.replies[question.prompt.removeprefix("Caption: ")]) for question in questions]
+        replies = [self.replies[question.prompt.removeprefix("Caption: ")] for question in questions]
+        assert set_aside
+        return [reply if isinstance(reply, Exception) else parse(reply) for reply in replies]
+
+
+def test_captions_that_the_endpoint_refuses_are_named_at_the_end(caplog):
+    replies = {"a dog": '{"modification": "is a cat", "target": "a cat"}', "a gun": llm.RefusedError("filtered")}
+    made = generation.by_llm(Model(replies), ["a gun", "a dog"])
+    assert made == triplets.Triplets(["a dog"], ["is a cat"], ["a cat"])
+    assert "'a gun': filtered" in caplog.text and "1 of 2 captions set aside" in caplog.text
 
 
 def test_triplets_of_a_language_model():

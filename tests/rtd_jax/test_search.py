@@ -1,8 +1,11 @@
 """Search from the command line: what is found, what is drawn, what is refused."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
+from absl import app, flags
 from PIL import Image
 
 import clip_jax
@@ -53,9 +56,9 @@ def test_queries_that_cannot_be_answered(index, gallery, tmp_path):
         search.search(index, image, "is $ red", 3)
     with pytest.raises(FileNotFoundError):
         search.search(index, tmp_path / "none.png", "is red", 3)
-    with pytest.raises(FileNotFoundError, match="no images in"):
+    with pytest.raises(FileNotFoundError, match=r"no images .* in it"):
         search.index(index.clip, index.network, tmp_path)
-    with pytest.raises(FileNotFoundError, match="no gallery folder"):
+    with pytest.raises(FileNotFoundError, match="none: no such file or folder"):
         search.index(index.clip, index.network, tmp_path / "none")
     other = phi.init("phi", 8, 8, jax.random.key(0))
     with pytest.raises(ValueError, match="width 8"):
@@ -86,6 +89,83 @@ def test_the_grid_shows_query_and_results(index, gallery, tmp_path):
         assert (pixels == colour).all(1).sum() > 1000
     with pytest.raises(ValueError, match="at least one query"):
         figures.grid(tmp_path / "none.png", [])
+
+
+@pytest.mark.parametrize(
+    "image, text, k, says",
+    [("a/03.png", "is red", 12, "k=12: the gallery has 11 images"), ("a/03.png", " ", 3, "text is empty"),
+     ("a/03.png", "is $ red", 3, "marker"), ("a/03.png", "is red " * 80, 3, "tokens with .* shorten it"),
+     ("a/03.png", "is \ud83d", 3, "text"), ("text.png", "is red", 3, r"text\.png: is not an image"),
+     ("none.png", "is red", 3, r"none\.png: no such file")],
+)  # fmt: skip
+def test_queries_are_refused_before_the_gallery_is_embedded(index, gallery, image, text, k, says, tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    path = gallery / image if "/" in image else tmp_path / image
+    with pytest.raises((ValueError, OSError), match=says):
+        search.check_query(index.clip, index.paths, path, text, k)
+
+
+def parsed(*arguments):
+    """The command's flags, in values of their own."""
+    values = flags.FlagValues()
+    search.define_flags(values)
+    values(["search", *arguments])
+    return values
+
+
+def test_the_command_refuses_before_it_embeds(index, gallery, tmp_path, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(search, "index", lambda *_, **__: embedded.append(1))
+    phi.save(index.network, tmp_path / "phi.safetensors")
+    where = ("--clip=embedded:scenes", f"--phi={tmp_path / 'phi.safetensors'}", f"--gallery={gallery}")
+    image = f"--image={gallery}/a/03.png"
+    for query in ((image, "--text=is red", "--k=12"), (image, "--text= "), ("--image=/none.png", "--text=is red")):
+        with pytest.raises(SystemExit, match=r"^(InputError|MissingInput|ValueError): "):
+            search.run(parsed(*where, *query))
+    for query, extra in (((image,), ()), ((), ()), ((image, "--text=is"), ("red",))):
+        with pytest.raises(app.UsageError):
+            search.run(parsed(*where, *query), extra)
+    assert not embedded
+
+
+def test_a_tilde_is_the_home_folder(index, gallery, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    phi.save(index.network, tmp_path / "phi.safetensors")
+    (tmp_path / "photos").symlink_to(gallery)
+    search.run(
+        parsed("--clip=embedded:scenes", "--phi=~/phi.safetensors", "--gallery=~/photos", "--image=~/photos/a/03.png",
+               "--text=is red", "--out=~/out.png", "--cache=~/cache", "--k=2")
+    )  # fmt: skip
+    assert (tmp_path / "out.png").is_file() and (tmp_path / "cache").is_dir() and not (tmp_path / "~").exists()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_names_of_any_kind_are_printed_and_drawn(index, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [b"$x^{$.png", b"\xe9t\xe9.png", b"_$1$_$2.png", b"a.png"]
+    for i, name in enumerate(names):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(file, "PNG")
+    (folder / "again").symlink_to(folder)
+    phi.save(index.network, tmp_path / "phi.safetensors")
+    search.run(
+        parsed("--clip=embedded:scenes", f"--phi={tmp_path}/phi.safetensors", f"--gallery={folder}",
+               f"--image={folder}/a.png", "--text=is red $"[:-2], f"--out={tmp_path}/found.png", "--k=3")
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert len(printed.encode().splitlines()) == 3 and r"\xe9t\xe9.png" in printed and "$x^{$.png" in printed
+    assert (tmp_path / "found.png").is_file()
+
+
+def test_pictures_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(path, exif=exif)
+    white = (figures.thumbnail(path) == 255).all(2)
+    assert white[:, 0].all() and not white[0].all()  # taller than wide
 
 
 def test_serving_needs_gradio(index, monkeypatch):

@@ -44,6 +44,8 @@ def test_images_of_a_folder(tmp_path):
     train, val = stage.make()
     assert sorted(path.name for path in (*train, *val)) == [f"{i}.png" for i in range(6)] and len(val) == 2
     assert len(train) == 4 and "dog" in stage.words()
+    (tmp_path / "again").symlink_to(tmp_path)  # no image twice
+    assert [sorted(part) for part in stage.make()] == [sorted(part) for part in (train, val)]
     for path in ("/none", ""):
         with pytest.raises(SettingError, match=f"path='{path}': no such folder"):
             data.ImagesOfFolder(path=path)

@@ -27,13 +27,16 @@ def test_jsonl_and_json_are_read_alike(tmp_path):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("{", "line 2: no JSON"),
-        ("[1]", "line 2: no JSON object but list"),
-        ('"text"', "line 2: no JSON object but the text 'text'"),
+        ("{", r"line 2, column 2: invalid JSON"),
+        ("[1]", r"line 2: an object is needed, got \[1\]"),
+        ('"text"', "line 2: an object is needed, got 'text'"),
         ({"reference_caption": "a", "target_caption": "b"}, "line 2: no 'conditioning_caption' among"),
         ({**GOOD, "target_caption": "a  dog "}, "line 2: the reference and the target are the same"),
         ({**GOOD, "conditioning_caption": "costs $ 5"}, "line 2: conditioning_caption 'costs [$] 5' holds '[$]'"),
         ({**GOOD, "reference_caption": ""}, "line 2: reference_caption is empty"),
+        ('{"reference_caption": "a", "reference_caption": "b"}', "line 2: the key 'reference_caption' occurs twice"),
+        ('{"reference_caption": "\\ud83d"}', "line 2: a text contains half of a surrogate pair"),
+        ("[" * 100_000, "line 2: lists and objects are nested"),
         ({**GOOD, "target_caption": None}, "line 2: target_caption is None, no text"),
     ],
 )
@@ -48,7 +51,7 @@ def test_faulty_lines_are_named_and_left_out_only_on_demand(tmp_path, row, messa
 def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no triplet that can be used"):
         triplets.read(lines(tmp_path / "a.jsonl", "{"), skip_faulty=True)
-    with pytest.raises(FileNotFoundError, match="no triplets file"):
+    with pytest.raises(FileNotFoundError, match=r"no such file; rtd_jax\.text\.generation makes one"):
         triplets.read(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match=r"ends in \.jsonl or \.json"):
         triplets.read(tmp_path / "b.csv")
@@ -99,8 +102,50 @@ def test_captions_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="line 2: no 'caption' among 'text'"):
         captions.read(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("no json\n")
-    with pytest.raises(ValueError, match="line 1 is no JSON"):
+    with pytest.raises(ValueError, match="line 1, column 1: invalid JSON"):
         captions.read(tmp_path / "b.jsonl")
     (tmp_path / "c.txt").write_text("\n\n")
     with pytest.raises(ValueError, match="holds no caption"):
         captions.read(tmp_path / "c.txt")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for name, content in (("a.jsonl", json.dumps(GOOD)), ("a.json", json.dumps([GOOD]))):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert triplets.read(tmp_path / name).references == ["a dog"]
+    (tmp_path / "b.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xe9\n")
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 2: byte 1 of the line, 0xe9, is not UTF-8"):
+        triplets.read(tmp_path / "b.jsonl", skip_faulty=True)
+
+
+def test_an_unquoted_comma_cuts_no_caption(tmp_path):
+    (tmp_path / "a.csv").write_text("caption\na dog, a cat\n")
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: 2 cells, the header has 1.*double quotes"):
+        captions.read(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text('caption\n"a dog, a cat\na bird\n')
+    with pytest.raises(ValueError, match="line 2: a cell begins with a quote that is not closed"):
+        captions.read(tmp_path / "b.csv")
+
+
+def test_a_quote_in_tsv_is_text(tmp_path):
+    (tmp_path / "a.tsv").write_text('x\tcaption\n1\t"stop" sign\n2\t"a dog\n3\ta cat\n')
+    assert captions.read(tmp_path / "a.tsv") == ['"stop" sign', '"a dog', "a cat"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", b"caption,caption\na,b\n", "the column 'caption' twice"),
+        ("a.txt", b"a dog\na\0cat\n", "line 2: byte 2 of the line is NUL"),
+        ("a.txt", b"a dog\nein gro\xdfer Hund\n", "line 2: byte 8 of the line, 0xdf, is not UTF-8"),
+        ("a.csv", b'caption\n"' + b"x" * 200_000, "line 2: a cell of more than"),
+        ("a.jsonl", b'{"caption": "a", "caption": "b"}', "line 1: the key 'caption' occurs twice"),
+        ("a.jsonl", b'{"caption": 3}', "line 1: must be a text, got 3"),
+        ("a.json", b"[" * 100_000, "nested deeper"),
+    ],
+)
+def test_caption_files_are_read_strictly(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        captions.read(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)

@@ -133,6 +133,15 @@ def test_what_is_no_file_of_weights(tmp_path):
         backbones.load("resnet50", tmp_path / "a.safetensors", (32, 32, 3), {}, keep_head=False)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, small, value):
+    tensors = torch_names("resnet50", init(small["resnet50"](2), 16))
+    tensors["conv1.weight"][1, 2, 0, :2] = value
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: conv1\.weight has 2 values that are NaN or infinite"):
+        backbones.load("resnet50", tmp_path / "a.safetensors", (16, 16, 3), {}, keep_head=False)
+
+
 def test_images_that_do_not_divide_into_patches():
     with pytest.raises(ValueError, match="images of 30x30 pixels do not divide into patches of 16"):
         jax.eval_shape(vit.ViT(2).init, jax.random.key(0), jnp.zeros((1, 30, 30, 3)))

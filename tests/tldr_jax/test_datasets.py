@@ -7,10 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from launch.data import Arrays, Stream, tfds_sets
+from launch.reading import InputError
+from launch.store import Store
 from tests.tldr_jax.images import value_of, write
 from tldr_jax import datasets, words
 from tldr_jax.datasets import captions, coco, spuco, wilds
 from tldr_jax.datasets.grouped import Grouped, Groups, Part
+from tldr_jax.stages.images import ImageSplit
 
 STREAMED = dict(image_size=32, flip=False, workers=0)
 
@@ -48,12 +51,12 @@ def test_waterbirds(tmp_path):
     ("rows", "error", "message"),
     [
         ([*ROWS, ("a/9.png", 0, 0, 0)], FileNotFoundError, r"metadata.csv, line 7: no image .*a/9\.png"),
-        (ROWS[:-1], ValueError, r"b/5\.png has no row in"),
+        (ROWS[:-1], ValueError, r"b/5\.png: has no row in"),
         ([*ROWS, ROWS[0]], ValueError, r"line 7: a/1\.png is on line 2 already"),
-        ([("a/1.png", 2, 0, 0), *ROWS[1:]], ValueError, "line 2: y='2' is not one of 0, 1"),
-        ([*ROWS[:2], ("b/3.png", 1, 7, 1), *ROWS[3:]], ValueError, "line 4: place='7' is not one of 0, 1"),
-        ([*ROWS[:4], ("b/5.png", 0, 0, 3)], ValueError, "line 6: split='3' is not one of 0, 1, 2"),
-        ([*ROWS[:4], ("b/5.png", "", 0, 2)], ValueError, "line 6: no value in y"),
+        ([("a/1.png", 2, 0, 0), *ROWS[1:]], ValueError, "line 2, 'y': must be one of '0', '1', got '2'"),
+        ([*ROWS[:2], ("b/3.png", 1, 7, 1), *ROWS[3:]], ValueError, "line 4, 'place': must be one of '0', '1', got '7'"),
+        ([*ROWS[:4], ("b/5.png", 0, 0, 3)], ValueError, "line 6, 'split': must be one of '0', '1', '2', got '3'"),
+        ([*ROWS[:4], ("b/5.png", "", 0, 2)], ValueError, "line 6, 'y': must be one of '0', '1', got ''"),
         ([("a/1.png", 0, 0, 1), ("a/2.png", 0, 0, 1), *ROWS[2:]], ValueError, r"no row has split 0 \(train\)"),
         ([], ValueError, "has no rows"),
     ],
@@ -65,12 +68,46 @@ def test_rows_and_images_that_do_not_fit(tmp_path, rows, error, message):
 
 def test_metadata_without_a_column_or_at_all(tmp_path):
     waterbirds(tmp_path, header="img_id,img_filename,label,split,place,place_filename")
-    with pytest.raises(ValueError, match="no column y; its columns: img_id, img_filename, label"):
+    with pytest.raises(ValueError, match="line 1: no column 'y' among 'img_id', 'img_filename', 'label'"):
         wilds.load("waterbirds", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no metadata\.csv in"):
         wilds.load("waterbirds", tmp_path / "a")
     with pytest.raises(FileNotFoundError, match=r"set data\.path"):
         wilds.load("waterbirds", "")
+
+
+def test_an_image_outside_the_folder_or_under_two_names(tmp_path):
+    rows = [("../secret.png", 0, 0, 0), *ROWS[1:]]
+    with pytest.raises(InputError, match=r"line 2, 'img_filename': is not below .*got '\.\./secret\.png'"):
+        wilds.load("waterbirds", waterbirds(tmp_path, rows))
+    with pytest.raises(InputError, match=r"line 7: a/1\.png is on line 2 already"):
+        wilds.load("waterbirds", waterbirds(tmp_path, [*ROWS, ("b/../a/1.png", 0, 0, 0)]))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"img_filename,y,y,place,split\na/1.png,0,1,0,0\n", "line 1: .*'y' twice"),
+        (b"img_filename,y,place,split\na/1.png,0,0\n", "line 2: 3 cells, the header has 4"),
+        (b'img_filename,y,place,split\n"a/1.png,0,0,0\na/2.png,1,0,0\n', "line 2: .*not closed"),
+        (b"img_filename,y,place,split\na/1\xe9.png,0,0,0\n", "line 2: .*0xe9, is not UTF-8"),
+    ],
+)
+def test_metadata_that_cannot_be_taken_apart(tmp_path, content, message):
+    (waterbirds(tmp_path) / "metadata.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        wilds.load("waterbirds", tmp_path)
+
+
+def test_a_link_to_its_own_folder_lists_no_image_again(tmp_path):
+    (waterbirds(tmp_path) / "a" / "loop").symlink_to(tmp_path / "a")
+    assert len(wilds.load("waterbirds", tmp_path).parts["train"]) == 2
+
+
+def test_training_images_of_one_class_are_refused(tmp_path):
+    rows = [(file, 0 if split == 0 else y, place, split) for file, y, place, split in ROWS]
+    with pytest.raises(ValueError, match="no train image of the class waterbird"):
+        Store("").get(ImageSplit("waterbirds", "train", str(waterbirds(tmp_path, rows))))
 
 
 def celeba(folder):
@@ -90,6 +127,9 @@ def test_celeba_in_its_own_two_files(tmp_path):
     assert [found.group_of(name).tolist() for name in ("train", "val", "test")] == [[2], [1], [3]]
     (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n1.png,0\n3.png,2\n")
     with pytest.raises(ValueError, match=r"no row for 2\.png, which is on line 3"):
+        wilds.load("celeba", tmp_path)
+    (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n1.png,0\n2.png,1\n3.png,2\n1.png,2\n")
+    with pytest.raises(InputError, match=r"line 5, 'image_id': is on an earlier line already, got '1\.png'"):
         wilds.load("celeba", tmp_path)
     (tmp_path / "list_eval_partition.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"no list_eval_partition\.csv"):
@@ -118,14 +158,25 @@ def test_spuco_animals(tmp_path):
     assert test.classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and test.spurious.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
     assert [value_of(image) for image in test.images] == list(range(17, 25))
     (tmp_path / "spuco_birds/test/seabirds").mkdir()
-    with pytest.raises(ValueError, match=r"test has the unknown folder 'seabirds'; valid names: landbirds, waterbirds"):
+    with pytest.raises(
+        ValueError, match=r"test: has the unknown folder 'seabirds'; valid names: landbirds, waterbirds"
+    ):
         spuco.load(tmp_path)
     (tmp_path / "spuco_birds/test/seabirds").rmdir()
     (tmp_path / "spuco_dogs/val/big_dogs/garden").mkdir()
-    with pytest.raises(ValueError, match=r"big_dogs has the unknown folder 'garden'; valid names: indoor, outdoor"):
+    with pytest.raises(ValueError, match=r"big_dogs: has the unknown folder 'garden'; valid names: indoor, outdoor"):
         spuco.load(tmp_path)
     (tmp_path / "spuco_birds/train/landbirds/water/x.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no images in .*landbirds/water\. Expected"):
+    with pytest.raises(FileNotFoundError, match=r"landbirds/water: no images .*; Expected"):
+        spuco.load(tmp_path)
+
+
+def test_an_animal_that_a_link_puts_into_two_groups_is_refused(tmp_path):
+    birds = animals(tmp_path) / "spuco_birds/train"
+    (birds / "landbirds/land/loop").symlink_to(birds / "landbirds/land")
+    assert len(spuco.load(tmp_path).parts["train"]) == 8
+    (birds / "landbirds/land/y.png").symlink_to(tmp_path / "spuco_birds/test/waterbirds/water/x.png")
+    with pytest.raises(InputError, match="spuco_birds/test/waterbirds/water"):
         spuco.load(tmp_path)
 
 
@@ -268,10 +319,49 @@ def test_coco_from_its_annotations(tmp_path):
     with pytest.raises(ValueError, match=r"gap\.pairs=5, but there are 4 pairs"):
         coco.from_json(file, tmp_path / "val", n=5, seed=0)
     (tmp_path / "val" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no image .*2\.png, which .*captions\.json describes"):
+    with pytest.raises(FileNotFoundError, match=r"captions\.json: 1 of 4 .* missing, the first is .*2\.png"):
         coco.from_json(file, tmp_path / "val", n=4, seed=0)
     file.write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="is not a COCO captions file: KeyError: 'annotations'"):
+    with pytest.raises(ValueError, match=r"captions\.json: no 'annotations' among 'images'"):
         coco.from_json(file, tmp_path / "val", n=1, seed=0)
     with pytest.raises(FileNotFoundError, match="the annotations' JSON file"):
         coco.from_json("", "", n=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "images, annotations, message",
+    [
+        ([{"id": 1, "file_name": "0.png"}] * 2, [], r"'images'\[1\], 'id': occurs twice, got 1"),
+        ([{"id": 1.7, "file_name": "0.png"}], [], r"'images'\[0\], 'id': must be an integer, got 1\.7"),
+        ([{"id": 1}], [{"image_id": 1, "caption": "x"}], r"'images'\[0\]: no 'file_name'"),
+        ([{"id": 1, "file_name": "../0.png"}], [{"image_id": 1, "caption": "x"}], "'file_name': is not below"),
+        (
+            [{"id": 1, "file_name": "0.png"}],
+            [{"image_id": 2, "caption": "x"}],
+            "'image_id': no image has this id, got 2",
+        ),
+        ([{"id": 1, "file_name": "0.png"}], [{"image_id": 1, "caption": " "}], "'caption': must be .*not blank"),
+        ([{"id": 1, "file_name": "0.png"}], [[1]], r"'annotations': item 0 must be an object, got \[1\]"),
+        ({}, [], "'images': must be a list"),
+    ],
+)
+def test_annotations_that_are_not_as_cocos(tmp_path, images, annotations, message):
+    write(tmp_path / "val" / "0.png", 0)
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(InputError, match=message) as error:
+        coco.from_json(file, tmp_path / "val", n=1, seed=0)
+    assert str(file) in str(error.value)
+
+
+def test_annotations_that_are_no_json(tmp_path):
+    write(tmp_path / "val" / "0.png", 0)
+    file = tmp_path / "captions.json"
+    for content, message in (
+        (b"\xff\xfe{", "UTF-16"),
+        (b"[" * 100_000, "nested"),
+        (b'{"a": 1, "a": 2}', "'a' occurs twice"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            coco.from_json(file, tmp_path / "val", n=1, seed=0)

@@ -88,6 +88,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "erm.init_from": __file__,
     "erm.held_out": 0.1,
     "data.correlation": 0.9,
+    "data.train_examples": 100,  # at least a batch
     "gap.source": "coco",
     "projector.kind": "mlp",
     "text.templates": "photo",
@@ -145,6 +146,9 @@ def test_every_field_of_a_config_reaches_the_plan(tmp_path):
     assert free == expected | {"data.workers", "clip.batch_size", "evaluation.batch_size"}
 
 
+WATERBIRDS = {"data.name": "waterbirds", "pretrain.duration": "0 steps", "words.source": "waterbirds"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -171,6 +175,16 @@ def test_every_field_of_a_config_reaches_the_plan(tmp_path):
         ({"retrain.evaluations": 0}, "retrain.evaluations=0"),
         ({"erm.held_out": 1.0}, "erm.held_out=1.0: a share of the training images"),
         ({"erm.batch_size": 0}, "erm.batch_size=0: at least 1"),
+        ({"erm.batch_size": 65}, "erm.batch_size=65: more than the 64 training images"),
+        ({"erm.batch_size": 52, "erm.held_out": 0.2}, "erm.batch_size=52: more than the 51 training images"),
+        ({"pretrain.batch_size": 65}, "pretrain.batch_size=65: more than the 64 training images"),
+        ({"gap.source": "coco", "gap.path": "/no/file.json"}, "'gap.images': is empty; the annotations' JSON file"),
+        (
+            {"gap.source": "coco", "gap.path": "/no/file.json", "gap.images": "/no"},
+            "/no/file.json, 'gap.path': no such",
+        ),
+        (WATERBIRDS | {"data.path": "/no/folder"}, "/no/folder, 'data.path': no such file or folder"),
+        (WATERBIRDS | {"data.path": __file__}, "'data.path': is a file; a folder is needed"),
         ({"erm.optimizer.learning_rate": -1.0}, "erm.optimizer.learning_rate=-1.0"),
         ({"erm.init_from": "nowhere.safetensors"}, "set erm.init_from"),
         ({"pretrain.duration": "0 steps", "data.name": "birds"}, "data.name='birds'; valid names: 'celeba'"),
@@ -225,6 +239,14 @@ def test_held_out_training_images():
     own = experiment.plan(changed(CONFIG, {"erm.held_out": 0.2})).train.erm
     np.testing.assert_array_equal(own.rows(50)[1], unseen)
     assert own.training_data().count == 51  # of 64
+
+
+def test_coco_without_files_is_refused_before_the_classifier_is_trained(tmp_path):
+    plan = experiment.plan(changed(CONFIG, {"gap.source": "coco"}))
+    store = Store(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'gap\.path': is empty; the annotations' JSON file"):
+        store.get(plan)
+    assert not store.has(plan.train.erm.start)
 
 
 def test_a_group_that_cannot_be_evaluated_is_named(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launch.data.scenes import vocabulary, world
+from launch.reading import InputError
 from tldr_jax import words
 from tldr_jax.words import WordList
 
@@ -66,16 +67,25 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"extra": 1}, "unknown key 'extra'; valid: .*pairs"),
-        ({"target": {"cat": {"words": ["tabby"]}}}, "'target' has to be an object of at least 2"),
-        ({"spurious": {}}, "'spurious' has to be an object of at least 1"),
-        ({"target": {"cat": ["tabby"], "dog": {"words": ["pug"]}}}, "target 'cat' has to be a JSON object, not list"),
-        ({"target": {"cat": {"word": []}, "dog": {"words": ["pug"]}}}, "target 'cat' has an unknown key 'word'"),
+        ({"extra": 1}, "unknown field 'extra'; valid fields: .*pairs"),
+        ({"target": {"cat": {"words": ["tabby"]}}}, "'target': must be an object of at least 2"),
+        ({"spurious": {}}, "'spurious': must be an object of at least 1"),
+        (
+            {"target": {"cat": ["tabby"], "dog": {"words": ["pug"]}}},
+            r"'target', 'cat': must be an object, got \['tabby'\]",
+        ),
+        ({"target": {"cat": {"word": []}, "dog": {"words": ["pug"]}}}, "'target', 'cat': unknown field 'word'"),
         ({"target": {"cat": {"words": []}, "dog": {"words": ["pug"]}}}, "target 'cat' has no words"),
         ({"target": {"cat": {}, "dog": {"words": ["pug"]}}}, "target 'cat' has no words"),
-        ({"target": {"cat": {"words": "tabby"}, "dog": {"words": ["pug"]}}}, "target 'cat' have to be a list, not str"),
-        ({"target": {"cat": {"words": ["a", " "]}, "dog": {"words": ["pug"]}}}, "word 1 of target 'cat'.* not ' '"),
-        ({"target": {"cat": {"words": [3]}, "dog": {"words": ["pug"]}}}, "word 0 of target 'cat'.* not 3"),
+        (
+            {"target": {"cat": {"words": "tabby"}, "dog": {"words": ["pug"]}}},
+            "'cat', 'words': must be a list, got 'tabby'",
+        ),
+        ({"target": {"cat": {"words": ["a", " "]}, "dog": {"words": ["pug"]}}}, "'cat', 'words': word 1 is blank"),
+        (
+            {"target": {"cat": {"words": [3]}, "dog": {"words": ["pug"]}}},
+            "'cat', 'words': item 0 must be a text, got 3",
+        ),
         (
             {"target": {"cat": {"words": ["Great Dane", "great-dane"]}, "dog": {"words": ["pug"]}}},
             "target 'cat' has 'great-dane' twice .the other is 'Great Dane'",
@@ -92,18 +102,21 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
             {"spurious": {"in": {"words": ["sofa"]}, "out": {"words": ["pug"]}, "sea": {"words": ["sea"]}}},
             "'pug' is a word of target 'dog' and of spurious 'out'",
         ),
-        ({"target": {"cat": {"anchor": " ", "words": ["a"]}, "dog": {"words": ["b"]}}}, "the anchor of target 'cat'"),
-        ({"pairs": [["cat", "moon"]]}, "'moon'.* classes are cat, dog; values in, out, sea"),
-        ({"pairs": "all"}, "'pairs' has to be a list"),
+        ({"target": {"cat": {"anchor": " ", "words": ["a"]}, "dog": {"words": ["b"]}}}, "'cat', 'anchor': .*not blank"),
+        (
+            {"pairs": [["cat", "moon"]]},
+            "entry 0 of 'pairs': .* classes are cat, dog; values in, out, sea, got .*'moon'",
+        ),
+        ({"pairs": "all"}, "'pairs': must be a list"),
         ({"pairs": [["cat", "in"], ["cat", "out"], ["cat", "sea"]]}, "'dog' is in none of the pairs"),
         ({"pairs": [["cat", "in"], ["dog", "in"], ["dog", "out"]]}, "'sea' is in none of the pairs"),
         (
             {"target": {"cat": {"words": ["a"], "words_of": "waterbirds/land"}, "dog": {"words": ["b"]}}},
-            "target 'cat' has both",
+            "'target', 'cat': has both",
         ),
         (
             {"target": {"cat": {"words_of": "moonbirds/land"}, "dog": {"words": ["b"]}}},
-            "'moonbirds/land'; sets are: .*waterbirds",
+            "'words_of': .*sets are: .*waterbirds, got 'moonbirds/land'",
         ),
         (
             {"target": {"cat": {"words_of": "waterbirds/moon"}, "dog": {"words": ["b"]}}},
@@ -119,10 +132,52 @@ def test_what_is_wrong_is_named(tmp_path, changes, says):
 
 
 def test_a_file_that_is_no_json_object(tmp_path):
-    with pytest.raises(ValueError, match=r"pets\.json: Expecting"):
+    with pytest.raises(ValueError, match=r"pets\.json, line 1, column 2: invalid JSON: Expecting"):
         words.load(write(tmp_path, "{"))
-    with pytest.raises(ValueError, match=r"pets\.json: the file has to be a JSON object, not list"):
+    with pytest.raises(ValueError, match=r"pets\.json: an object is needed, got \[\]"):
         words.load(write(tmp_path, []))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = write(tmp_path, small())
+    plain = words.load(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert words.load(path) == plain
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b'{"target": {}, "target": {}}', "the key 'target' occurs twice"),
+        (b'{"note": "caf\xe9"}', "line 1: .*0xe9, is not UTF-8"),
+        (b'{"note": "\\ud83d"}', "half of a surrogate pair"),
+        (b'{"note": "\\u0000"}', "NUL"),
+        (b'{"note": ' + b"[" * 100_000, "nested deeper"),
+        (b"", "is empty; JSON is needed"),
+    ],
+)
+def test_text_that_json_allows_and_a_word_file_must_not_have(tmp_path, content, says):
+    path = tmp_path / "pets.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as error:
+        words.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"note": 3}, "'note': must be a text, got 3"),
+        ({"unrelated": "teapot"}, "'unrelated': must be a list"),
+        ({"pairs": [["cat", ["in"]]]}, "entry 0 of 'pairs': must be"),
+        ({"pairs": None}, "'pairs': must be a list, got None"),
+        ({"target": {"cat": {"words": ["a"], "description": 3}, "dog": {"words": ["b"]}}}, "'description': must be a"),
+        ({"target": {"cat": {"words_of": 3}, "dog": {"words": ["b"]}}}, "'words_of': must be a text, got 3"),
+    ],
+)
+def test_types_are_checked(tmp_path, changes, says):
+    with pytest.raises(InputError, match=says):
+        words.load(write(tmp_path, small(**changes)))
 
 
 def test_an_outline_may_lack_words(tmp_path):

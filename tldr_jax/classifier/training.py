@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from launch.data import Split, feed
-from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.stages import SettingError, Stage, free, numbers, require, require_known, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
 from launch.training.fit import Cadence, Training, alone, train
@@ -121,6 +121,12 @@ class Supervised(Stage):
         """A training batch with `image`, uint8, augmented, and `label`."""
         raise NotImplementedError
 
+    def check_batch(self, examples: int) -> None:
+        """Refuse a batch that is larger than the set: it would have images several times."""
+        if self.batch_size > examples and self._steps(examples)[1]:
+            problem = f"={self.batch_size}: more than the {examples} training images"
+            raise SettingError(f"{self.SECTION}.batch_size", problem)
+
     def model(self) -> nn.Module:
         """The network."""
         return self.backbone.create(self.outputs)
@@ -175,6 +181,7 @@ class Supervised(Stage):
         """
         devices = layout(self.sharding)
         devices.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        self.check_batch(len(split))
         to_steps, steps = self._steps(len(split))
         values = as_arrays(numbers(self))
         if not steps:

@@ -1,6 +1,5 @@
 """Image-caption pairs of COCO for the modality gap: from the annotations' JSON file and its images, or through TFDS."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,21 @@ import numpy as np
 from launch.data import tfds_sets
 from launch.data.folder import Files
 from launch.data.splits import Rows
+from launch.reading import MissingInput, jsons, paths, records
+from launch.reading.records import Record
 from tldr_jax.datasets.captions import GapPairs, draw
+
+_NEEDED = (
+    "the annotations' JSON file (annotations/captions_val2017.json) and the folder of its images (val2017) are needed; "
+    "or set gap.source='coco_tfds'"
+)
+
+
+def check_files(path: str | Path, folder: str | Path) -> tuple[Path, Path]:
+    """Paths of the annotations' file and of the images' folder, which have to be there."""
+    if not (str(path) and str(folder)):
+        raise MissingInput(f"is empty; {_NEEDED}", field="gap.images" if str(path) else "gap.path")
+    return paths.file(path, "gap.path", remedy=_NEEDED), paths.folder(folder, "gap.images", remedy=_NEEDED)
 
 
 def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> GapPairs:
@@ -21,32 +34,31 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Gap
       seed: of the draw.
 
     Raises:
-      FileNotFoundError: no such file or folder, or a drawn image is missing.
-      ValueError: not COCO's JSON, or fewer images with captions than n.
+      MissingInput: no such file or folder, or a drawn image is missing.
+      InputError: not COCO's JSON, an id twice, a caption of an unknown image, an image outside the folder.
+      ValueError: fewer images with captions than n.
     """
-    path, folder = Path(path).expanduser(), Path(folder).expanduser()
-    if not path.is_file() or not folder.is_dir():
-        what = f"gap.path={str(path)!r} and gap.images={str(folder)!r}"
-        raise FileNotFoundError(
-            f"{what}: the annotations' JSON file (annotations/captions_val2017.json) and the folder of its images "
-            "(val2017) are needed; or set gap.source='coco_tfds'"
-        )
-    try:
-        content = json.loads(path.read_bytes())
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions: dict[int, list[str]] = {}
-        for annotation in content["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
-        described = sorted(captions)
-        files = [names[image] for image in described]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a COCO captions file: {type(error).__name__}: {error}") from error
-    rows = draw(len(files), n, seed)
-    chosen = [files[row] for row in rows]
-    for name in chosen:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no image {folder / name}, which {path} describes")
-    return GapPairs(Files(folder, chosen), _one_each([captions[described[row]] for row in rows], seed))
+    path, folder = check_files(path, folder)
+    top = Record(path, "", jsons.read(path, top=dict))
+    images: dict[int, Record] = {}
+    for image in top.children("images"):
+        if images.setdefault(records.field(image, "id", int), image) is not image:
+            raise image.error("occurs twice", "id")
+    captions: dict[int, list[str]] = {}
+    for annotation in top.children("annotations"):
+        image = records.field(annotation, "image_id", int)
+        if image not in images:
+            raise annotation.error("no image has this id", "image_id")
+        captions.setdefault(image, []).append(records.text(annotation, "caption"))
+    described = sorted(captions)
+    chosen = [described[row] for row in draw(len(described), n, seed)]
+    files = []
+    for image in chosen:
+        name = records.field(images[image], "file_name", str)
+        files.append(paths.inside(folder, name, listed=path, place=images[image].place, field="file_name"))
+    paths.check_present(files, listed=path, remedy="set gap.images to their folder")
+    names = [str(file.relative_to(folder)) for file in files]
+    return GapPairs(Files(folder, names), _one_each([captions[image] for image in chosen], seed))
 
 
 def from_tfds(path: str, split: str, *, n: int, seed: int) -> GapPairs:

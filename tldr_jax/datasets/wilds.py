@@ -5,20 +5,22 @@ the same with y 1 for blond and place 1 for male, images in ROOT/img_align_celeb
 (columns Blond_Hair and Male) and list_eval_partition.csv.
 """
 
-import csv
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
-from launch.data.folder import EXTENSIONS, Files
+from launch.data.folder import Files
+from launch.reading import InputError, MissingInput, folders, paths, records, tables
+from launch.reading.records import Record
 from tldr_jax.datasets.grouped import SPLITS, Grouped, Groups, Part
 
 WATERBIRDS = Groups(("landbird", "waterbird"), ("land", "water"))
 CELEBA = Groups(("not blond", "blond"), ("female", "male"))
 _KINDS = {"waterbirds": (WATERBIRDS, ""), "celeba": (CELEBA, "img_align_celeba")}  # groups, folder of images in ROOT
+_BITS, _SIGNS = {"0": 0, "1": 1}, {"1": 1, "-1": 0, "0": 0}
+_SPLIT_NUMBERS = {"0": 0, "1": 1, "2": 2}
 
 
 def load(name: str, path: str | Path) -> Grouped:
@@ -29,28 +31,30 @@ def load(name: str, path: str | Path) -> Grouped:
       path: ROOT.
 
     Raises:
-      FileNotFoundError: the folder, the metadata, the image folder or an image that a row names is missing.
-      ValueError: a column, label, place or split is missing or wrong (with its line), or an image is named twice or
-        by no row.
+      MissingInput: the folder, the metadata, the image folder or an image that a row names is missing.
+      InputError: a column, label, place or split is missing or wrong (with its line), an image lies outside the folder,
+        is named twice or by no row.
     """
     groups, folder = _KINDS[name]
     if not path:
-        raise FileNotFoundError(f"{name} has no default folder: set data.path to the one that holds metadata.csv")
-    root = Path(path).expanduser()
+        raise MissingInput(f"{name} has no default folder: set data.path to the one that holds metadata.csv")
+    root = paths.folder(path, "data.path")
+    images = root / folder
     metadata, attributes = root / "metadata.csv", root / "list_attr_celeba.csv"
     if metadata.is_file():
-        rows, file = _metadata(metadata), metadata
+        rows, file = _metadata(metadata, images), metadata
     elif name == "celeba" and attributes.is_file():
-        rows, file = _attributes(attributes, root / "list_eval_partition.csv"), attributes
+        rows, file = _attributes(attributes, root / "list_eval_partition.csv", images), attributes
     else:
-        raise FileNotFoundError(f"no metadata.csv in {root}: data.path is the folder of {name} in WILDS' layout")
-    images = root / folder
-    _check_files(images, [row.file for row in rows], [row.line for row in rows], file)
+        raise MissingInput(f"no metadata.csv in {root}: data.path is the folder of {name} in WILDS' layout")
+    if not rows:
+        raise InputError("has no rows", file=file)
+    _check_files(images, rows, file)
     parts = {}
     for number, split in enumerate(SPLITS):
-        own = [row for row in rows if row.split == number]
+        own = [row for row in rows.values() if row.split == number]
         if not own:
-            raise ValueError(f"{file}: no row has split {number} ({split})")
+            raise InputError(f"no row has split {number} ({split})", file=file)
         labels = [np.array(values, np.int32) for values in zip(*((row.label, row.place) for row in own), strict=True)]
         parts[split] = Part(Files(images, [row.file for row in own]), *labels)
     return Grouped(parts, groups, f"{name} from {root}")
@@ -58,79 +62,66 @@ def load(name: str, path: str | Path) -> Grouped:
 
 @dataclass(frozen=True)
 class _Row:
-    line: int
+    line: int | str
     file: str
     label: int
     place: int
     split: int
 
 
-def _metadata(path: Path) -> list[_Row]:
-    rows = []
-    for line, row in _read(path, ("img_filename", "y", "place", "split")):
-        label, place = (_one_of(row, key, {"0": 0, "1": 1}, path, line) for key in ("y", "place"))
-        split = _one_of(row, "split", {"0": 0, "1": 1, "2": 2}, path, line)
-        rows.append(_Row(line, os.path.normpath(row["img_filename"]), label, place, split))
+_Rows = dict[str, _Row]  # by the image's name, relative to the folder of images
+
+
+def _metadata(path: Path, images: Path) -> _Rows:
+    rows: _Rows = {}
+    for record in tables.records(path, ("img_filename", "y", "place", "split"), skip_spaces=True):
+        label, place = (records.one_of(record, name, _BITS) for name in ("y", "place"))
+        _add(rows, record, "img_filename", images, label, place, records.one_of(record, "split", _SPLIT_NUMBERS))
     return rows
 
 
-def _attributes(path: Path, partition: Path) -> list[_Row]:
+def _attributes(path: Path, partition: Path, images: Path) -> _Rows:
     """Rows of CelebA's own two files: attributes are 1 and -1 (or 0), images are joined by their name."""
     if not partition.is_file():
-        raise FileNotFoundError(f"{path.parent} has {path.name} but no {partition.name}, with the splits")
-    splits = {
-        row["image_id"]: _one_of(row, "partition", {"0": 0, "1": 1, "2": 2}, partition, line)
-        for line, row in _read(partition, ("image_id", "partition"))
-    }
-    rows, signs = [], {"1": 1, "-1": 0, "0": 0}
-    for line, row in _read(path, ("image_id", "Blond_Hair", "Male")):
-        if row["image_id"] not in splits:
-            raise ValueError(f"{partition}: no row for {row['image_id']}, which is on line {line} of {path.name}")
-        blond, male = (_one_of(row, key, signs, path, line) for key in ("Blond_Hair", "Male"))
-        rows.append(_Row(line, row["image_id"], blond, male, splits[row["image_id"]]))
+        raise MissingInput(f"{path.parent} has {path.name} but no {partition.name}, with the splits")
+    splits: dict[str, int] = {}
+    for record in tables.records(partition, ("image_id", "partition"), skip_spaces=True):
+        image = records.text(record, "image_id")
+        if image in splits:
+            raise record.error("is on an earlier line already", "image_id")
+        splits[image] = records.one_of(record, "partition", _SPLIT_NUMBERS)
+    rows: _Rows = {}
+    for record in tables.records(path, ("image_id", "Blond_Hair", "Male"), skip_spaces=True):
+        image = records.text(record, "image_id")
+        if image not in splits:
+            where = f"which is on line {record.place} of {path.name}"
+            raise InputError(f"no row for {image}, {where}", file=partition)
+        blond, male = (records.one_of(record, name, _SIGNS) for name in ("Blond_Hair", "Male"))
+        _add(rows, record, "image_id", images, blond, male, splits[image])
     return rows
 
 
-def _read(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows by column, with their lines."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        if missing := [name for name in required if name not in columns]:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; its columns: {', '.join(columns) or 'none'}")
-        rows = [(reader.line_num, row) for row in reader]
-    for line, row in rows:
-        if short := [name for name in required if not row[name]]:
-            raise ValueError(f"{path}, line {line}: no value in {', '.join(short)}")
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
+def _add(rows: _Rows, record: Record, column: str, images: Path, label: int, place: int, split: int) -> None:
+    """Add a row, unless one has the same image."""
+    line, named = record.place, record.values[column].strip()
+    file = paths.inside(images, named, listed=record.file, place=line, field=column).relative_to(images).as_posix()
+    if file in rows:
+        raise InputError(f"{file} is on line {rows[file].line} already", file=record.file, place=line)
+    rows[file] = _Row(line, file, label, place, split)
 
 
-def _one_of(row: dict[str, str], key: str, known: dict[str, int], path: Path, line: int) -> int:
-    if row[key].strip() not in known:
-        raise ValueError(f"{path}, line {line}: {key}={row[key]!r} is not one of {', '.join(known)}")
-    return known[row[key].strip()]
-
-
-def _check_files(folder: Path, named: Sequence[str], lines: Sequence[int], metadata: Path) -> None:
+def _check_files(folder: Path, rows: _Rows, metadata: Path) -> None:
     """Refuse rows without an image and images without a row."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}, where the images of {metadata} should be")
-    first: dict[str, int] = {}
-    for file, line in zip(named, lines, strict=True):
-        if file in first:
-            raise ValueError(f"{metadata}, line {line}: {file} is on line {first[file]} already")
-        first[file] = line
-    there = {
-        os.path.relpath(os.path.join(base, file), folder)
-        for base, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS)
-    }
-    if missing := [file for file in first if file not in there]:
+        raise MissingInput(f"no folder {folder}, where the images of {metadata} should be")
+    listing = folders.images(folder)
+    for note in listing.notes:
+        logging.warning("%s", note)
+    there = set(listing.names)
+    if missing := [row for file, row in rows.items() if file not in there]:
         more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{metadata}, line {first[missing[0]]}: no image {folder / missing[0]}{more}")
-    if unknown := sorted(there - first.keys()):
+        raise MissingInput(f"no image {folder / missing[0].file}{more}", file=metadata, place=missing[0].line)
+    if unknown := sorted(there - rows.keys()):
         more = f", and {len(unknown) - 1} more have none" if len(unknown) > 1 else ""
-        raise ValueError(f"{folder / unknown[0]} has no row in {metadata}{more}: remove what does not belong there")
+        reason = f"has no row in {metadata}{more}"
+        raise InputError(reason, file=folder / unknown[0], remedy="remove what does not belong there")

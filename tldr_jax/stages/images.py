@@ -15,6 +15,7 @@ import clip_jax
 from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
+from launch.reading import paths
 from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
 from launch.store import Store
 from launch.training import sharding
@@ -44,6 +45,8 @@ class ImageSplit(Stage):
         if self.examples < lowest:
             problem = f"={self.examples}: at least 1 for scenes" if lowest else f"={self.examples}: at least 0, for all"
             raise SettingError(f"{self.split}_examples", problem)
+        if self.path and self.name != "scenes":
+            paths.folder(self.path, "data.path")
 
     @property
     def groups(self) -> datasets.Groups:
@@ -60,11 +63,17 @@ class ImageSplit(Stage):
             correlation=self.correlation,
         )
         logging.info("%s", data.note)
-        if self.split != "train":
-            empty = self.groups.allowed.ravel() & (data.counts(self.split) == 0)
-            for group in np.flatnonzero(empty):
-                name = self.groups.name(int(group))
-                raise ValueError(f"there is no {self.split} image of {name}: its accuracy is not defined")
+        counts, groups = data.counts(self.split), self.groups
+        if self.split == "train":
+            classes = counts.reshape(len(groups.classes), -1).sum(1)
+            missing = [
+                f"the class {groups.classes[i]}: nothing tells it from others" for i in np.flatnonzero(classes == 0)
+            ]
+        else:
+            empty = np.flatnonzero(groups.allowed.ravel() & (counts == 0))
+            missing = [f"{groups.name(int(group))}: its accuracy is not defined" for group in empty]
+        if missing:
+            raise ValueError(f"there is no {self.split} image of {missing[0]}")
         return data.parts[self.split]
 
 

@@ -14,7 +14,7 @@ from launch.stages import SettingError, Stage, free, require, require_known, sta
 from launch.store import Store
 from launch.training import duration
 from tldr_jax import heads, projector, retrain, words
-from tldr_jax.datasets import captions
+from tldr_jax.datasets import captions, coco
 from tldr_jax.heads import Head, draws, together
 from tldr_jax.projector import gap as gaps
 from tldr_jax.projector import linear, mlp
@@ -49,6 +49,13 @@ class Gap(Stage):
     def __post_init__(self):
         require_known(self, "source", captions.SOURCES)
         require(self.pairs >= 1, self, "pairs", "at least 1; for no constraint set projector.gap_rows=0")
+        if self.path or self.images:  # plans for programs alone, without data, name none
+            self.check_files()
+
+    def check_files(self) -> None:
+        """Raise MissingInput if COCO's files are not there."""
+        if self.source == "coco":
+            coco.check_files(self.path, self.images)
 
     def make(self, store: Store) -> np.ndarray:
         options = {name: getattr(self, name) for name in ("path", "images", "split", "pairs", "seed")}

@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from launch.files import write_atomically
+from launch.reading import InputError, jsons, paths, records
+from launch.reading.records import Record
 from launch.stages import free
 
-_KEYS = {"note", "target", "spurious", "pairs", "unrelated"}
-_LIST_KEYS = {"anchor", "description", "words", "words_of"}
+_KEYS = ("note", "target", "spurious", "pairs", "unrelated")
+_LIST_KEYS = ("anchor", "description", "words", "words_of")
 PARTS = ("target", "spurious")
 
 
@@ -123,22 +125,19 @@ def load(source: str | Path, *, outline: bool = False) -> WordSet:
       outline: accept lists without words, as `generate` takes them.
 
     Raises:
-      ValueError: an unknown name; a file that differs from the form above, an empty list, a word twice in one list or
-        in two lists that exclude each other. The file, the list and the word are named.
-      FileNotFoundError: no such file.
+      ValueError: an unknown name.
+      MissingInput: no such file.
+      InputError: a file that differs from the form above, an empty list, a word twice in one list or in two lists that
+        exclude each other. The file, the list and the word are named.
     """
-    path = Path(source)
-    if path.suffix != ".json":
-        if str(source) not in available():
-            names = ", ".join(available())
-            raise ValueError(f"unknown word set {str(source)!r}; valid: {names}, or a path to a .json file")
+    if Path(source).suffix == ".json":
+        path = paths.path(source, "words.source")
+    elif str(source) in available():
         path = _folder() / f"{source}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no word list file {path}")
-    try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")), name=path.stem, outline=outline)
-    except ValueError as error:  # JSON's own errors are ValueErrors
-        raise ValueError(f"{path}: {error}") from error
+    else:
+        names = ", ".join(available())
+        raise ValueError(f"unknown word set {str(source)!r}; valid: {names}, or a path to a .json file")
+    return from_json(jsons.read(path, top=dict), name=path.stem, outline=outline, file=path)
 
 
 def save(word_set: WordSet, path: str | Path) -> None:
@@ -159,20 +158,31 @@ def to_json(word_set: WordSet) -> dict[str, Any]:
     return {"note": word_set.note, **lists, "pairs": pairs, "unrelated": list(word_set.unrelated)}
 
 
-def from_json(values: Any, *, name: str, outline: bool = False) -> WordSet:
-    """A checked set from JSON values; see `load` for what is refused."""
-    values = _object(values, "the file", _KEYS)
-    target, spurious = _lists(values, "target", at_least=2), _lists(values, "spurious", at_least=1)
+def from_json(values: Mapping[str, Any], *, name: str, outline: bool = False, file: str | Path = "") -> WordSet:
+    """A checked set from JSON values; see `load` for what is refused.
+
+    Args:
+      values: in the form above.
+      name: of the set.
+      outline: accept lists without words.
+      file: what errors name; by default the name.
+    """
+    record = Record(file or name, "", values)
+    records.only(record, _KEYS)
+    target, spurious = _lists(record, "target", at_least=2), _lists(record, "spurious", at_least=1)
     word_set = WordSet(
         target=target,
         spurious=spurious,
-        pairs=_pairs(values.get("pairs"), [own.name for own in target], [own.name for own in spurious]),
-        unrelated=_words(values.get("unrelated", []), "unrelated"),
+        pairs=_pairs(record, [own.name for own in target], [own.name for own in spurious]),
+        unrelated=_words(record, "unrelated"),
         name=name,
-        note=str(values.get("note", "")),
+        note=records.optional(record, "note", str, ""),
     )
     if not outline:
-        check(word_set)
+        try:
+            check(word_set)
+        except ValueError as error:
+            raise InputError(str(error), file=record.file) from error
     return word_set
 
 
@@ -285,52 +295,41 @@ def _folder() -> Path:
     return Path(str(resources.files("tldr_jax.words"))) / "word_lists"
 
 
-def _object(values: Any, where: str, known: set[str]) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} has to be a JSON object, not {type(values).__name__}")
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{where} has an unknown key {unknown[0]!r}; valid: {', '.join(sorted(known))}")
-    return values
-
-
-def _lists(values: Mapping[str, Any], part: str, *, at_least: int) -> tuple[WordList, ...]:
+def _lists(record: Record, part: str, *, at_least: int) -> tuple[WordList, ...]:
     """The lists of a part of the file."""
-    entries = values.get(part)
-    if not isinstance(entries, dict) or len(entries) < at_least:
-        raise ValueError(f"{part!r} has to be an object of at least {at_least} named lists")
-    return tuple(_list(name, entry, f"{part} {name!r}") for name, entry in entries.items())
+    lists = record.child(part)
+    if len(lists.values) < at_least:
+        raise record.error(f"must be an object of at least {at_least} named lists", part)
+    return tuple(_list(name, lists.child(name)) for name in lists.values)
 
 
-def _list(name: str, entry: Any, where: str) -> WordList:
-    entry = _object(entry, where, _LIST_KEYS)
-    if "words" in entry and "words_of" in entry:
-        raise ValueError(f"{where} has both 'words' and 'words_of': leave out one")
-    words = _words(_words_of(entry["words_of"], where) if "words_of" in entry else entry.get("words", []), where)
-    texts = {"anchor": entry.get("anchor", name), "description": entry.get("description", "")}
-    for kind, text in texts.items():
-        if not isinstance(text, str) or (kind == "anchor" and not text.strip()):
-            raise ValueError(f"the {kind} of {where} has to be a text, not {text!r}")
-    return WordList(name, words, **texts)
+def _list(name: str, record: Record) -> WordList:
+    records.only(record, _LIST_KEYS)
+    if "words" in record.values and "words_of" in record.values:
+        raise record.error("has both 'words' and 'words_of': leave out one")
+    words = _words(*(_words_of(record) if "words_of" in record.values else (record, "words")))
+    anchor = records.text(record, "anchor") if "anchor" in record.values else name
+    return WordList(name, words, anchor, records.optional(record, "description", str, ""))
 
 
-def _words_of(reference: Any, where: str) -> Sequence[str]:
-    """ "waterbirds/landbird" -> the words of that list of the package's set."""
-    source, _, name = str(reference).partition("/")
+def _words_of(record: Record) -> tuple[Record, str]:
+    """ "waterbirds/landbird" -> that list of the package's set."""
+    source, _, name = records.field(record, "words_of", str).partition("/")
     if source not in available():
-        raise ValueError(f"{where} takes the words of {reference!r}; sets are: {', '.join(available())}")
-    entries = json.loads((_folder() / f"{source}.json").read_text(encoding="utf-8"))
+        raise record.error(f"is no list of a set of the package; sets are: {', '.join(available())}", "words_of")
+    file = _folder() / f"{source}.json"
+    entries = jsons.read(file, top=dict)
     lists = {**entries["target"], **entries["spurious"]}
     if "words" not in lists.get(name, {}):
-        raise ValueError(f"{where} takes the words of {reference!r}; lists of {source} are: {', '.join(lists)}")
-    return lists[name]["words"]
+        raise record.error(f"lists of {source} are: {', '.join(lists)}", "words_of")
+    return Record(file, name, lists[name]), "words"
 
 
-def _words(words: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(words, list):
-        raise ValueError(f"the words of {where} have to be a list, not {type(words).__name__}")
+def _words(record: Record, name: str) -> tuple[str, ...]:
+    words = records.items(record, name, str) if name in record.values else []
     for i, word in enumerate(words):
-        if not isinstance(word, str) or not key(word):
-            raise ValueError(f"word {i} of {where} has to be a text that is not blank, not {word!r}")
+        if not key(word):
+            raise record.error(f"word {i} is blank", name)
     return tuple(" ".join(word.split()) for word in words)
 
 
@@ -345,17 +344,16 @@ def _keys(words: Sequence[str], where: str) -> set[str]:
     return set(seen)
 
 
-def _pairs(pairs: Any, classes: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    if pairs is None:
+def _pairs(record: Record, classes: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    if "pairs" not in record.values:
         return ()
-    if not isinstance(pairs, list):
-        raise ValueError(f"'pairs' has to be a list of [class, value], not {type(pairs).__name__}")
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in classes or pair[1] not in values:
-            raise ValueError(
-                f"pair {pair!r} has to be [class, value]; classes are {', '.join(classes)}; values {', '.join(values)}"
-            )
-    used = [{pair[side] for pair in pairs} for side in (0, 1)]
-    if alone := [n for names, own in zip((classes, values), used, strict=True) for n in names if n not in own]:
-        raise ValueError(f"{alone[0]!r} is in none of the pairs")
+    pairs = records.items(record, "pairs", list)
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2 or pair[0] not in classes or pair[1] not in values:
+            reason = f"must be [class, value]; classes are {', '.join(classes)}; values {', '.join(values)}"
+            raise InputError(reason, file=record.file, place=jsons.entry(i, "pairs"), value=pair)
+    for side, names in enumerate((classes, values)):
+        used = {pair[side] for pair in pairs}
+        if alone := [name for name in names if name not in used]:
+            raise record.error(f"{alone[0]!r} is in none of the pairs")
     return tuple((pair[0], pair[1]) for pair in pairs)

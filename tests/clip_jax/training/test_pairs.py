@@ -82,33 +82,62 @@ def test_the_forms_of_a_captions_file_say_the_same(folder):
 @pytest.mark.parametrize(
     "name, content, error, expected",
     [
-        ("a.jsonl", "", ValueError, "a.jsonl is empty"),
-        ("a.csv", "image,caption\n", ValueError, "a.csv is empty"),
-        ("a.jsonl", '{"image": "images/0.png", "text": "x"}', ValueError, "no column 'caption' among 'image', 'text'"),
-        ("a.csv", "file,caption\nimages/0.png,x\n", ValueError, "line 2: no column 'image' among 'file', 'caption'"),
-        ("a.jsonl", '{"image": "no.png", "caption": "x"}', FileNotFoundError, "no image file .*no.png, named in"),
-        ("a.jsonl", '{"image": "images/0.png", "caption": " "}', ValueError, "line 1: the caption ' ' of images/0"),
-        ("a.jsonl", '{"image": "images/0.png", "caption": []}', ValueError, "line 1: .*one is empty"),
-        ("a.jsonl", '{"image": "", "caption": "x"}', ValueError, "line 1: image=''"),
-        ("a.jsonl", '\n{"image": "images/0.png"', ValueError, "line 2 is not valid JSON"),
-        ("a.jsonl", "[1]", ValueError, "line 1 is not a JSON object but a list"),
-        ("a.csv", "image,caption\nimages/0.png,a red, small star\n", ValueError, "line 2: .*this row has more"),
-        ("a.csv", "image,caption\nimages/0.png\n", ValueError, "line 2: .* this row has fewer"),
-        ("a.txt", "x", ValueError, "one that ends in .jsonl, .csv, .tsv"),
-        ("", "", ValueError, "one that ends in"),
+        ("a.jsonl", "", ValueError, "a.jsonl: is empty"),
+        ("a.csv", "image,caption\n", ValueError, "a.csv: is empty"),
+        ("a.jsonl", '{"image": "images/0.png", "text": "x"}', ValueError, "line 1: no 'caption' among 'image', 'text'"),
+        ("a.csv", "file,caption\nimages/0.png,x\n", ValueError, "line 1: no column 'image' among 'file', 'caption'"),
+        ("a.jsonl", '{"image": "no.png", "caption": "x"}', FileNotFoundError, "1 of 1 .* missing, .*no.png; set data"),
+        ("a.jsonl", '{"image": "images/0.png", "caption": " "}', ValueError, "line 1, 'caption': .*not blank, got ' '"),
+        ("a.jsonl", '{"image": "images/0.png", "caption": []}', ValueError, "line 1, 'caption': .*at least 1"),
+        ("a.jsonl", '{"image": "images/0.png", "caption": ["x", 3]}', ValueError, "'caption': item 1 must be a text"),
+        ("a.jsonl", '{"image": "", "caption": "x"}', ValueError, "line 1, 'image': must be the name.*got ''"),
+        ("a.jsonl", '{"image": ["0.png"], "caption": "x"}', ValueError, "line 1, 'image': must be the name"),
+        ("a.jsonl", '{"image": "../0.png", "caption": "x"}', ValueError, "line 1, 'image': is not below"),
+        ("a.csv", "image,caption\n/etc/passwd,x\n", ValueError, "line 2, 'image': is not below"),
+        ("a.jsonl", '{"image": "images/0.png", "caption": "x", "caption": "y"}', ValueError, "'caption' occurs twice"),
+        ("a.jsonl", '{"image": "images/0.png", "caption": "\\ud800"}', ValueError, "line 1: .*surrogate"),
+        ("a.jsonl", "[" * 100_000, ValueError, "line 1: .*nested deeper"),
+        ("a.jsonl", '\n{"image": "images/0.png"', ValueError, "line 2, .*: invalid JSON"),
+        ("a.jsonl", "[1]", ValueError, r"line 1: an object is needed, got \[1\]"),
+        ("a.csv", "image,caption\nimages/0.png,a red, small star\n", ValueError, "line 2: 3 cells, the header has 2"),
+        ("a.csv", "image,caption\nimages/0.png\n", ValueError, "line 2: 1 cell, the header has 2"),
+        ("a.csv", "image,caption,caption\nimages/0.png,x,y\n", ValueError, "line 1: .*'caption' twice"),
+        ("a.csv", 'image,caption\nimages/0.png,"red" star\n', ValueError, "line 2: text comes after the quote"),
+        ("a.csv", 'image,caption\nimages/0.png,"a star\nimages/1.png,b"\n', ValueError, "line 2: .*not closed"),
+        ("a.csv", b"image,caption\nimages/0.png,caf\xe9\n", ValueError, "line 2: .*0xe9, is not UTF-8; save"),
+        ("a.tsv", "image\tcaption\nimages/0.png\tx\0y\n", ValueError, "line 2: .*NUL"),
+        ("a.txt", "x", ValueError, "ends in .jsonl, .csv, .tsv, got '.*a.txt'"),
+        ("", "", ValueError, "'data.path': is empty"),
     ],
 )
 def test_a_captions_file_that_cannot_be_used(folder, name, content, error, expected):
     if name:
-        (folder / name).write_text(content)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=expected):
         sources.read_captions(folder / name if name else "")
 
 
+def test_a_quote_in_a_tab_separated_caption_is_a_character(folder):
+    """Python's csv module takes it for the beginning of a quoted cell, which ends rows later."""
+    texts = [f"a star {i}" for i in range(60)]
+    texts[7] = '"stop'
+    rows = "".join(f"images/{i % 4}.png\t{text}\n" for i, text in enumerate(texts))
+    (folder / "quote.tsv").write_text("image\tcaption\n" + rows)
+    assert sorted(sources.read_captions(folder / "quote.tsv").texts) == sorted(texts)
+
+
+def test_a_byte_order_mark_and_two_spellings_of_one_file(folder):
+    rows = [{"image": name, "caption": name} for name in ("images/0.png", "./images/0.png", "images/../images/0.png")]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "mark.jsonl").write_text(text, encoding="utf-8-sig")
+    found = sources.read_captions(folder / "mark.jsonl")
+    assert found.images == [folder / "images/0.png"] and found.captions == [[row["caption"] for row in rows]]
+
+
 def test_files_and_folders_that_are_not_there(folder):
-    with pytest.raises(FileNotFoundError, match=r"no captions file .*nothing\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv, 'data\.path': no such file"):
         sources.read_captions(folder / "nothing.csv")
-    with pytest.raises(FileNotFoundError, match=r"data\.images='/no/folder'"):
+    with pytest.raises(FileNotFoundError, match=r"/no/folder, 'data\.images': no such"):
         sources.read_captions(folder / "pairs.jsonl", "/no/folder")
 
 

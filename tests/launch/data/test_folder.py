@@ -51,9 +51,9 @@ def decodings(monkeypatch):
     """The files that were decoded, in a list."""
     paths, decode = [], folder.images.decode
 
-    def counted(data, *, name, **options):
-        paths.append(name)
-        return decode(data, name=name, **options)
+    def counted(path, **options):
+        paths.append(path)
+        return decode(path, **options)
 
     monkeypatch.setattr(folder.images, "decode", counted)
     return paths
@@ -235,9 +235,46 @@ def test_an_image_that_cannot_be_read_is_named(root):
     shutil.copy(root / "train/cat/0.png", root / "train/cat/5.png")
     damaged = root / "train/dog/1.png"
     damaged.write_bytes(damaged.read_bytes()[:80])
-    with pytest.raises(ValueError, match=f"cannot decode image {damaged}"):
+    with pytest.raises(ValueError, match=f"{damaged}: cannot be decoded"):
         data_set(root).load(0)
     assert not caches(root)
     damaged.write_text("not an image")
-    with pytest.raises(ValueError, match=f"cannot decode image {damaged}: UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=f"{damaged}: is not an image in a supported format"):
         data_set(root).load(0)
+
+
+def test_photos_stand_upright_and_floats_are_not_black(root):
+    photo = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    exif = Image.Exif()
+    exif[274] = 6  # taken with the camera turned
+    photo.save(root / "train/cat/0.png", exif=exif)
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(root / "train/cat/1.tiff")
+    Image.fromarray(np.full((8, 8), 128 << 8, np.uint16)).save(root / "train/cat/1.png")
+    (root / "train/cat/2.png").unlink()
+    train = data_set(root).load(0).train
+    np.testing.assert_array_equal(train.images[0, :, :, 0], np.rot90(np.asarray(photo), -1))
+    assert (train.images[1:3] == 128).all()
+
+
+def test_each_image_of_a_class_counts_once(root, caplog):
+    (root / "train/cat/all").symlink_to(root / "train/cat")
+    (root / "train/cat/again.png").symlink_to(root / "train/cat/0.png")
+    assert len(data_set(root).load(0).train) == 9
+    assert "all is skipped: it leads to a folder that contains it" in caplog.text
+    (root / "train/cat/again.png").unlink()
+    (root / "train/dog/cat.png").symlink_to(root / "train/cat/0.png")
+    with pytest.raises(ValueError, match="is in class 'dog' and, through a link, in class 'cat'"):
+        data_set(root).load(0)
+
+
+def test_one_class_is_refused_unless_it_is_named(root):
+    for part in ("train", "test"):
+        shutil.rmtree(root / part / "dog")
+    with pytest.raises(ValueError, match="train: has one class folder, 'cat'; at least two are needed"):
+        data_set(root).spec()
+    listed = root.parent / "classes.txt"
+    listed.write_text("\ufeffcat\n")  # with a byte order mark
+    assert data_set(root, classes=str(listed)).load(0).classes == ("cat",)
+    listed.write_bytes("katzenbär\n".encode("latin1"))
+    with pytest.raises(ValueError, match=r"classes.txt, line 1: byte 8 of the line, 0xe4, is not UTF-8"):
+        data_set(root, classes=str(listed)).spec()

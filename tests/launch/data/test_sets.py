@@ -56,6 +56,29 @@ def test_idx_files_plain_and_gzipped(folder):
     assert idx.available(path) and not idx.available(path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "train",
+            "train-labels-idx1-ubyte, record 7: label 255 is of no class: the classes are 0 to 3, 4 has no example",
+        ),
+        ("t10k", "t10k-labels-idx1-ubyte, record 7: label 255 is of no class: the training labels are 0 to 3"),
+    ],
+)
+def test_an_idx_label_beyond_the_classes_is_refused(tmp_path, part, said):
+    for name, values in (("images-idx3", np.zeros((20, 6, 6), np.uint8)), ("labels-idx1", np.arange(20) % 4)):
+        for each in ("train", "t10k"):
+            values = values.astype(np.uint8)
+            if values.ndim == 1 and each == part:
+                values[7] = 255
+            (tmp_path / f"{each}-{name}-ubyte").write_bytes(idx_bytes(values))
+            values = np.arange(20) % 4 if values.ndim == 1 else values
+    for reads in (idx.load, idx.outline):
+        with pytest.raises(ValueError, match=said):
+            reads(tmp_path)
+
+
 def test_fashion_mnist_of_the_debian_package():
     if not idx.available():
         pytest.skip(f"no Fashion-MNIST in {idx.DEFAULT_FOLDER}: apt-get install dataset-fashion-mnist")

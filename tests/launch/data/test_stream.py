@@ -236,7 +236,7 @@ def test_image_folder_of_listed_classes(folder):
     with pytest.raises(SettingError, match=r"data\.classes='imagenet1000': take 'imagenet100' or a text file"):
         read(data.DataSet, config(folder, classes="imagenet1000"), "data").load(0)
     listed.write_text("dog\ndog\n")
-    with pytest.raises(ValueError, match="each of them once"):
+    with pytest.raises(ValueError, match=r"classes.txt, line 2: 'dog' is on line 1 already"):
         read(data.DataSet, config(folder, classes=str(listed)), "data").load(0)
 
 
@@ -251,7 +251,7 @@ def test_image_folders_that_are_incomplete_are_refused(folder, tmp_path_factory)
     with pytest.raises(FileNotFoundError, match="val lacks 1 of 3 class folders: emu"):
         read(data.DataSet, config(folder), "data").load(0)
     (folder / "val/emu").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no images in .*train/emu"):
+    with pytest.raises(FileNotFoundError, match=r"train/emu: no images"):
         read(data.DataSet, config(folder), "data").load(0)
     (folder / "train/emu").rmdir()
     with pytest.raises(FileNotFoundError, match=r"val has class folders that the training images lack: emu"):
@@ -263,10 +263,10 @@ def test_a_corrupt_image_is_named(folder, workers):
     path = folder / "train/cat/a.jpg"
     path.write_bytes(path.read_bytes()[:200])
     found = read(data.DataSet, config(folder), "data").load(0)
-    with pytest.raises(ValueError, match=rf"cannot decode image {path}"):
+    with pytest.raises(ValueError, match=rf"{path}: cannot be decoded"):
         next(feed.train_batches(dataclasses.replace(found.train, workers=workers), seed=0, batch_size=6))
     path.write_text("not an image")
-    with pytest.raises(ValueError, match=rf"cannot decode image {path}: UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=rf"{path}: is not an image in a supported format"):
         Files(folder / "train", ["cat/a.jpg"])[0]
 
 

@@ -175,7 +175,7 @@ def test_a_corrupt_record_is_named(tmp_path, monkeypatch):
     examples = {"train": [(cut, 0)], "validation": [(jpeg(1), 0)]}
     place = prepare(tmp_path, "imagenet2012", "5.1.0", examples, WNIDS, (None, None, 3), "jpeg")
     found = read(data.DataSet, config("imagenet100", tmp_path), "data").load(0)
-    message = rf"cannot decode image record 0 \(image_0.JPEG\) of split 'train' in {place}"
+    message = rf"record 0 \(image_0.JPEG\) of split 'train' in {place}: cannot be decoded"
     with pytest.raises(ValueError, match=message):
         next(feed.train_batches(found.train, seed=0, batch_size=1))
 

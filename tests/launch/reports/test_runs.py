@@ -204,5 +204,5 @@ def test_members_outside_the_sweep_folder_are_refused(tmp_path):
     content = json.loads((sweep / "sweep.json").read_text())
     content["members"][0]["name"] = os.path.join("..", "secrets")
     (sweep / "sweep.json").write_text(json.dumps(content))
-    with pytest.raises(ReportError, match=r"not '\.\./secrets'"):
+    with pytest.raises(SweepError, match=r"'name': is not below .*, got '\.\./secrets'"):
         runs.read(sweep)

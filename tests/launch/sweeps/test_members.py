@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from launch.journal import Journal
 from launch.run import Run
 from launch.sweeps import folder, members
 from launch.sweeps.board import Board, duration, log_end, summary
@@ -15,6 +17,15 @@ from tests.launch import sweep_toy
 
 BASE = sweep_toy.get_config()
 FILE = "tests/launch/sweep_toy.py"
+
+
+def journals(member, *keys) -> list[Journal]:
+    """The logs of the stages of a member's plan, in its own store."""
+    plan = {"store": "store", "root": keys[-1], "stages": dict.fromkeys(keys, "Toy")}
+    (member.path / "plan.json").write_text(json.dumps(plan))
+    for key in keys:
+        (member.path / "store" / key).mkdir(parents=True)
+    return [Journal(member.path / "store" / key) for key in keys]
 
 
 def made(workdir, overrides, **more) -> members.Sweep:
@@ -78,6 +89,30 @@ def test_sweep_json_holds_the_sweep(tmp_path):
         load(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "../other", "/etc", "a/b", 3, None, ["a"]])
+def test_a_member_outside_of_the_folder_is_refused(tmp_path, name):
+    save(made(tmp_path, [{"seed": 1}]))
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    content["members"][0]["name"] = name
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(SweepError, match=r"sweep\.json is damaged .*'members'\[0\].*'name'"):
+        load(tmp_path)
+
+
+def test_damaged_files_of_a_member(tmp_path):
+    (member,) = made(tmp_path, [{"seed": 1}]).members
+    (tmp_path / "store" / "key").mkdir(parents=True)
+    (tmp_path / "store" / "key" / "metrics.jsonl").write_text('{"step": 3, "loss": 1}\n{"step": 4, "lo\n')
+    member.path.mkdir()
+    (member.path / "plan.json").write_text('{"store": "../store", "stages": {"key": "X", "../../x": "Y"}}')
+    (member.path / "result.json").write_text('{"loss": ')
+    found = status(member)
+    assert (found.state, found.step, found.values) == ("failed", 3, {"loss": 1})
+    assert "result.json, line 1" in found.error and "is damaged" in found.error
+    (member.path / "plan.json").write_text("[")
+    assert status(member).step is None
+
+
 def test_a_folder_takes_the_same_sweep_or_more_of_it(tmp_path):
     folder.claim(made(tmp_path, [{"seed": 0}, {"seed": 1}]))
     Run.open(tmp_path / "seed=1", config_of(load(tmp_path).members[1])).close()
@@ -139,9 +174,10 @@ def test_status_by_the_files(tmp_path):
     run = Run.open(member.path, config_of(member))
     try:
         assert status(member).state == "started" and status(member).step is None
-        run.log(2, {"train/loss": 0.5, "train/other": float("nan")})
-        run.log(4, {"val/accuracy": 0.75})
-        with open(member.path / "metrics.jsonl", "a") as file:
+        (journal,) = journals(member, "toy-1")
+        journal.log(2, {"train/loss": 0.5, "train/other": float("nan")})
+        journal.log(4, {"val/accuracy": 0.75})
+        with open(journal.path / "metrics.jsonl", "a") as file:
             file.write('{"step": 5, "val/acc')  # being written
         found = status(member)
         assert found.step == 4
@@ -155,14 +191,14 @@ def test_status_by_the_files(tmp_path):
     assert (status(member).state, status(member).result) == ("done", {"accuracy": 0.75})
 
 
-def test_status_of_a_run_with_runs_in_it_follows_the_newest(tmp_path):
+def test_status_of_a_run_with_several_trainings_follows_the_newest(tmp_path):
     member = made(tmp_path, [{"seed": 1}]).members[0]
-    run = Run.open(member.path, config_of(member))
-    child = run.child("none-seed0", config_of(member))
-    child.log(7, {"train/loss": 0.25})
+    Run.open(member.path, config_of(member)).close()
+    first, second = journals(member, "toy-1", "toy-2")
+    first.log(9, {"train/loss": 0.5})
+    os.utime(first.path / "metrics.jsonl", (0, 0))
+    second.log(7, {"train/loss": 0.25})
     assert (status(member).step, status(member).values) == (7, {"train/loss": 0.25})
-    child.close()
-    run.close()
 
 
 def test_the_end_of_a_log_is_its_last_lines_without_progress(tmp_path):
@@ -216,9 +252,9 @@ def test_the_live_table_shows_what_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LINES", "10")
     monkeypatch.setenv("COLUMNS", "90")
     sweep = made(tmp_path, [{"seed": s} for s in range(5)])
-    run = Run.open(sweep.members[0].path, config_of(sweep.members[0]))
-    run.log(30, {"train/loss": 0.125})
-    run.close()
+    Run.open(sweep.members[0].path, config_of(sweep.members[0])).close()
+    (journal,) = journals(sweep.members[0], "toy-1")
+    journal.log(30, {"train/loss": 0.125})
     board = Board(sweep.members)
     board.since = dict.fromkeys(("seed=0", "seed=1", "seed=2"), 0.0)
     with board.console.capture() as captured:

@@ -117,6 +117,31 @@ def test_a_result_that_is_not_finite_counts_as_failed(tmp_path):
     assert {t.state for t in found.study.trials} == {optuna.trial.TrialState.FAIL}
 
 
+def test_a_journal_that_was_cut_off_goes_on(tmp_path, caplog):
+    grid = "x=~uniform(0,10)"
+    first = begun(tmp_path, grid, trials=2)
+    for member in first:
+        train(first, member)
+    journal = tmp_path / "optuna.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])
+    number = whole.count(b"\n")
+    second = begun(tmp_path, grid, trials=3)
+    assert f"optuna.journal, line {number} is cut off and dropped" in caplog.text
+    asked = list(second)
+    for member in asked:
+        train(second, member)
+    assert len(asked) == 1 and len(second.sweep.members) == 3
+    assert second.best()[1] == min(parabola(member.overrides) for member in second.sweep.members)
+    assert list(begun(tmp_path, grid, trials=3)) == []
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], lines[1][:9], *lines[2:]]))
+    with pytest.raises(SweepError, match=r"optuna\.journal, line 2 is damaged; remove it: the search starts anew"):
+        begun(tmp_path, grid, trials=3)
+    journal.unlink()
+    assert list(begun(tmp_path, grid, trials=0)) == []
+
+
 def test_errors(tmp_path, monkeypatch):
     found = begun(tmp_path / "a", "x=~uniform(0,10)", trials=2, objective="accuracy")
     with pytest.raises(SweepError, match="has no 'accuracy'; it has loss"):

@@ -1,6 +1,7 @@
 """The language of --grid: what it means, by tables written by hand, and where its errors point."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -172,3 +173,10 @@ def test_tuples_of_mixed_or_unknown_elements_are_read_by_their_look():
     known = space.fields(config)
     found = space.expand(space.parse("mixed=(2.5,true,b,(1,2)); empty=(1,2); unset=('1',)", known), 0)
     assert found == [{"mixed": (2.5, True, "b", (1, 2)), "empty": (1, 2), "unset": ("1",)}]
+
+
+def test_a_long_range_is_quick():
+    start = time.monotonic()
+    grid = space.parse("seed=0:200000", KNOWN)
+    assert len(space.expand(grid, 0)) == 200_000
+    assert time.monotonic() - start < 10

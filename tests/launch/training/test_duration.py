@@ -2,6 +2,7 @@ import pytest
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from launch.stages import SettingError
 from launch.training import duration
 
 SIZES = dict(examples=1000, batch_size=128)
@@ -69,6 +70,16 @@ def test_out_of_range():
         duration.to_steps("2 epochs", examples=10, batch_size=0)
     with pytest.raises(ValueError, match="examples=0"):
         duration.to_steps("2 epochs", examples=0, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999999999 steps", "1e-999999999 epochs", "9" * 100 + " examples", "1e" + "9" * 5000 + " steps"]
+)
+def test_too_many_digits(value):
+    with pytest.raises(ValueError, match="has too many digits"):
+        duration.to_steps(value, **SIZES)
+    with pytest.raises(SettingError, match=r"^warmup: the duration .* has too many digits"):
+        duration.check(None, "warmup", value)
 
 
 def test_unit_changes_on_the_command_line(monkeypatch):

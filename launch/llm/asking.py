@@ -9,19 +9,31 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import logging
+import math
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from launch.llm import replies, secrets
+from launch.reading import InputError, jsons
+from launch.reading.records import Record, field
+
+_REFUSALS = (400, 413, 422)  # HTTP states of a question that is refused, not of an endpoint that is down
+_HOPELESS = 100  # questions, none of which is answered, after which the fault is not theirs
 
 
 class EndpointError(RuntimeError):
     """The endpoint gave no reply; the message says why, and what has been kept."""
+
+
+class RefusedError(EndpointError):
+    """The endpoint refuses this question, in as many attempts as were allowed; it may answer others."""
 
 
 class ReplyError(ValueError):
@@ -46,7 +58,7 @@ class Endpoint:
       max_tokens: of a reply; None for the endpoint's default.
       timeout: seconds without a byte from the endpoint after which a request has failed.
       retries: how often a request is repeated, after growing pauses, when the endpoint is down, slow or overloaded.
-      attempts: how many replies to a question may be refused before it is given up.
+      attempts: how many replies to a question may be refused, by us or by the endpoint, before it is given up.
       extra: further fields of the request, such as {"response_format": {"type": "json_object"}}.
     """
 
@@ -63,10 +75,14 @@ class Endpoint:
     def __post_init__(self):
         if not self.model:
             raise ValueError("name the endpoint's model")
-        if self.attempts < 1 or self.retries < 0 or self.timeout <= 0:
+        if self.attempts < 1 or self.retries < 0 or not 0 < self.timeout < math.inf:
             raise ValueError(
                 f"attempts={self.attempts} must be at least 1, retries={self.retries} not negative and "
-                f"timeout={self.timeout} positive"
+                f"timeout={self.timeout} positive and finite"
+            )
+        if self.base_url and not secrets.is_address(self.base_url):
+            raise ValueError(
+                f"base_url={secrets.public(self.base_url)!r} must begin with http:// or https:// and a host"
             )
 
 
@@ -128,14 +144,15 @@ class Llm:
 
         Args:
           question: the question, or its prompt.
-          parse: of the reply; `strict_json` by default.
+          parse: of the reply; `launch.llm.strict_json` by default.
 
         Raises:
           ReplyError: none of `endpoint.attempts` replies had the requested form. The next call starts afresh.
+          RefusedError: the endpoint refused the question (HTTP 400, 413, 422), as content filters do.
           EndpointError: the endpoint is down, too slow or refuses; no endpoint, and the answer is not in the log.
           ImportError: the endpoint is needed, and `openai` is not installed.
         """
-        parse = parse or strict_json
+        parse = parse or replies.strict_json
         question = Question(question) if isinstance(question, str) else question
         request = self._request(question)
         key = _key(request, question.draw)
@@ -156,6 +173,7 @@ class Llm:
         parse: Parse | None = None,
         workers: int = 8,
         progress: bool = True,
+        set_aside: bool = False,
     ) -> list[Any]:
         """The answers to many questions, in their order, asked in parallel.
 
@@ -166,6 +184,8 @@ class Llm:
           parse: as in `ask`.
           workers: simultaneous requests.
           progress: show a progress bar.
+          set_aside: go on if a question is refused or never answered as asked, and return its RefusedError or
+            ReplyError in place of the answer. If that happens to the first few and none is answered, it is raised.
         """
         distinct = list(dict.fromkeys(Question(q) if isinstance(q, str) else q for q in questions))
         with (
@@ -173,26 +193,39 @@ class Llm:
             tqdm(total=len(distinct), unit="answer", disable=not progress) as bar,
         ):
             futures = {question: pool.submit(self.ask, question, parse=parse) for question in distinct}
+            failures: list[Exception] = []
             try:
-                for future in concurrent.futures.as_completed(futures.values()):
-                    future.result()
+                for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
+                    error = future.exception()
+                    if error is not None:
+                        if not set_aside or not isinstance(error, RefusedError | ReplyError):
+                            raise error
+                        failures.append(error)
+                        if len(failures) == done == min(_HOPELESS, len(futures)):
+                            raise failures[0]
                     bar.update()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-        return [futures[Question(q) if isinstance(q, str) else q].result() for q in questions]
+        outcomes = {question: future.exception() or future.result() for question, future in futures.items()}
+        return [outcomes[Question(q) if isinstance(q, str) else q] for q in questions]
 
     def _ask_anew(self, question: Question, request: dict, key: str, parse: Parse) -> Any:
-        messages, reply, refused = request["messages"], "", ""
-        for attempt in range(1, self.endpoint.attempts + 1):
-            reply, details = self._send({**request, "messages": messages})
+        messages, reply, refused, attempts = request["messages"], "", "", self.endpoint.attempts
+        for attempt in range(1, attempts + 1):
+            try:
+                reply, problem, details = self._send({**request, "messages": messages})
+            except RefusedError as error:
+                if attempt < attempts:
+                    continue  # filters of what the model writes may let another reply pass
+                raise RefusedError(f"{error} The question was {replies.short(question.prompt)!r}") from error
             entry = {"key": key, "draw": question.draw, "attempt": attempt, "reply": reply, **details}
             entry["request"] = request
             try:
-                if details["finish_reason"] == "length":
-                    raise ValueError("it was truncated at the limit of tokens (max_tokens)")
+                if problem:
+                    raise ValueError(problem)
                 answer = parse(reply)
             except ValueError as error:
-                refused = str(error)
+                refused = replies.writable(str(error))
                 self._append({**entry, "refused": refused})
                 correction = f"That cannot be used: {refused}. Answer again, in the form asked for."
                 exchange = ({"role": "assistant", "content": reply}, {"role": "user", "content": correction})
@@ -201,9 +234,9 @@ class Llm:
                 self._append(entry)
                 return answer
         raise ReplyError(
-            f"{self.endpoint.model} did not answer as asked in {self.endpoint.attempts} attempts. The last reply, "
-            f"{_short(reply)!r}, was refused: {refused}. All replies are in {self.log}. The question was "
-            f"{_short(question.prompt)!r}"
+            f"{self.endpoint.model} did not answer as asked in {attempts} attempts. The last reply, "
+            f"{replies.short(reply)!r}, was refused: {refused}. All replies are in {self.log}. The question was "
+            f"{replies.short(question.prompt)!r}"
         )
 
     def _request(self, question: Question) -> dict[str, Any]:
@@ -219,35 +252,37 @@ class Llm:
 
     def _need_endpoint(self, question: Question, why: str) -> None:
         if not self.endpoint.base_url:
-            raise EndpointError(f"no endpoint (base_url), and {why} to {_short(question.prompt)!r}")
+            raise EndpointError(f"no endpoint (base_url), and {why} to {replies.short(question.prompt)!r}")
 
-    def _send(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The reply to a request, and details for the log."""
+    def _send(self, request: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+        """The reply to a request, why it cannot be used ("" if nothing is wrong so far), and details for the log."""
         openai = _openai()
         client = self._connected(openai)
         known = {name: request[name] for name in ("model", "messages", "temperature", "max_tokens") if name in request}
         further = {name: value for name, value in request.items() if name not in known}
+        at = secrets.public(self.endpoint.base_url)
         try:
             completion = client.chat.completions.create(**known, extra_body=further or None)
         except openai.APIError as error:
-            raise EndpointError(f"{_explain(openai, error, self.endpoint)}. {self._kept()}") from error
-        except ValueError as error:  # the body is not JSON
-            problem = f"{self.endpoint.base_url} did not answer in JSON ({error})"
-            raise EndpointError(f"{problem}. {self._kept()}") from error
-        choices = getattr(completion, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
-            raise EndpointError(
-                f"{self.endpoint.base_url} is not a chat endpoint: it answered {_short(str(completion))!r}. "
-                f"{self._kept()}"
-            )
-        usage = getattr(completion, "usage", None)
+            kind = RefusedError if getattr(error, "status_code", None) in _REFUSALS else EndpointError
+            raise kind(self._hidden(f"{_explain(openai, error, self.endpoint)}. {self._kept()}.")) from error
+        except (ValueError, RecursionError) as error:  # the body is not JSON
+            raise EndpointError(self._hidden(f"{at} did not answer in JSON ({error}). {self._kept()}")) from error
+        choices: Any = getattr(completion, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            answer = replies.short(replies.writable(str(completion)))
+            raise EndpointError(self._hidden(f"{at} is not a chat endpoint: it answered {answer!r}. {self._kept()}"))
+        usage: Any = getattr(completion, "usage", None)
+        finish = getattr(choices[0], "finish_reason", None)
+        reply, problem = replies.content(message, finish)
         details = {
             "time": round(time.time(), 3),
-            "base_url": self.endpoint.base_url,
-            "finish_reason": choices[0].finish_reason,
-            "usage": usage.model_dump(mode="json") if usage else None,
+            "base_url": at,
+            "finish_reason": finish,
+            "usage": usage.model_dump(mode="json") if hasattr(usage, "model_dump") else None,
         }
-        return choices[0].message.content or "", details
+        return reply, problem, details
 
     def _connected(self, openai):
         with self._lock:
@@ -255,10 +290,13 @@ class Llm:
                 variable = self.endpoint.key_variable
                 key = os.environ.get(variable) if variable else "none"
                 if not key:
+                    at = secrets.public(self.endpoint.base_url)
                     raise EndpointError(
-                        f"the environment variable {variable} with the key of {self.endpoint.base_url} is not set; set "
-                        'it, or key_variable="" for an endpoint without keys'
+                        f"the environment variable {variable} with the key of {at} is not set; set it, or "
+                        'key_variable="" for an endpoint without keys'
                     )
+                for client in ("httpx", "httpx2"):  # log every request's address, with the password or key in it
+                    logging.getLogger(client).setLevel(logging.WARNING)
                 self._client = openai.OpenAI(
                     api_key=key,
                     base_url=self.endpoint.base_url,
@@ -270,8 +308,14 @@ class Llm:
     def _kept(self) -> str:
         return f"{len(self._answers)} answers are kept in {self.log}; the same command continues from there"
 
+    def _hidden(self, text: str) -> str:
+        return secrets.hidden(text, self.endpoint.base_url, os.environ.get(self.endpoint.key_variable))
+
     def _append(self, entry: dict[str, Any]) -> None:
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+        text = self._hidden(
+            json.dumps({**entry, "request": secrets.without_keys(entry["request"])}, ensure_ascii=False)
+        )
+        line = (text + "\n").encode("utf-8", "replace")
         with self._lock:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with open(self.log, "ab") as file:
@@ -285,34 +329,6 @@ class Llm:
                 self._answers[entry["key"]] = entry["reply"]
 
 
-def strict_json(reply: str) -> Any:
-    """The JSON value of which a reply consists.
-
-    Only white space and one Markdown code fence around the whole are removed.
-
-    Raises:
-      ValueError: other text around it, invalid JSON, a repeated key in an object, NaN or infinity.
-    """
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a JSON value")
-
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [name for name, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(name for name in keys if keys.count(name) > 1)
-            raise ValueError(f"the key {twice!r} occurs twice")
-        return dict(pairs)
-
-    text = reply.strip()
-    if fenced := re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n?```", text, re.DOTALL):
-        text = fenced.group(1)
-    try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=distinct)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON alone ({error})") from error
-
-
 def _key(request: Mapping[str, Any], draw: int) -> str:
     return hashlib.sha256(json.dumps([request, draw], sort_keys=True).encode()).hexdigest()
 
@@ -322,17 +338,15 @@ def _read_log(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     answers = {}
-    lines = path.read_bytes()[: _whole_lines(path)].splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes()[: _whole_lines(path)].splitlines(), 1):
         try:
-            entry = json.loads(line)
-            key, reply, refused = entry["key"], entry["reply"], "refused" in entry
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not an entry of a log of replies ({type(error).__name__}: {error}); remove "
-                "the line, or choose another log"
-            ) from error
-        if not refused:
+            entry = Record(path, number, jsons.parse(line.decode(), top=dict, nonfinite=True))
+            key, reply = (field(entry, name, str) for name in ("key", "reply"))
+        except ValueError as error:
+            remedy = "remove the line, or choose another log"
+            raise InputError(f"is not an entry of a log of replies ({error})", file=path, place=number, remedy=remedy) \
+                from error  # fmt: skip
+        if "refused" not in entry.values:
             answers[key] = reply
     return answers
 
@@ -352,23 +366,20 @@ def _openai():
 
 def _explain(openai, error: Exception, endpoint: Endpoint) -> str:
     """The cause of an error, and what to do about it."""
-    at, tries = endpoint.base_url, f"{endpoint.retries + 1} tries"
+    at, tries = secrets.public(endpoint.base_url), f"{endpoint.retries + 1} tries"
     if isinstance(error, openai.APITimeoutError):
         advice = "increase timeout or ask for less at once"
         return f"{at} did not answer within {endpoint.timeout:g} s, in {tries}; {advice}"
     if isinstance(error, openai.APIConnectionError):
         return f"{at} cannot be reached, in {tries} ({error.__cause__ or error})"
     status = getattr(error, "status_code", None)
-    message = _short(str(error))
+    message = replies.short(str(error))
     if status in (401, 403):
         return f"{at} refuses the key in {endpoint.key_variable or '(none: set key_variable)'} ({message})"
     if status == 404:
         return f"{at} does not know /chat/completions or the model {endpoint.model!r} ({message})"
+    if status in _REFUSALS:
+        return f"{at} refuses the question ({message})"
     if status == 429:
         return f"{at} is over its rate limit, in {tries} ({message})"
     return f"{at} failed ({message})"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:200]} …"

@@ -1,0 +1,103 @@
+"""How commands end: one line for what they refuse, and an exit status.
+
+    0      done; of a training also: stopped on request, all saved
+    1      a failure: a disk that is full, a loss that is not finite, a member of a sweep that failed
+    2      a mistake in what was asked for; nothing was done
+    75     stopped, start the same command again: a sweep, a pod of Kubernetes, a run that lost a process
+    130    Ctrl-C; a training has saved
+
+A traceback is printed for faults of the program only.
+"""
+
+import contextlib
+import errno
+import linecache
+import os
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Iterator
+from logging import LogRecord
+
+from absl import logging
+
+from launch.reading import InputError
+from launch.stages import SettingError
+
+FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where a `raise` of ours says so
+_FAILURES = (RuntimeError, ArithmeticError, LookupError, OSError)
+
+
+class Exit(SystemExit):
+    """The end of a command: its line is printed, and its status is the process's."""
+
+    def __init__(self, line: str, status: int):
+        super().__init__(line)
+        self.code = status
+
+
+def leave(line: str, status: int) -> Exit:
+    """Print why a command ends, and give the exception that ends it."""
+    print(line, file=sys.stderr, flush=True)
+    return Exit(line, status)
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Within it, and in a function that it decorates, errors end the process as the module's docstring says."""
+    logging.get_absl_handler().addFilter(_is_news)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise leave("interrupted", 128 + signal.SIGINT) from error
+    except Exception as error:
+        if (full := _full_disk(error)) is not None:
+            threading.excepthook = sys.unraisablehook = lambda _: None  # what still writes logs fails, too
+            raise leave(f"{full}; make room, the same command goes on", FAILURE) from error
+        line = f"{type(error).__name__}: {error}"
+        if _is_said(error):
+            raise leave(line, MISUSE if isinstance(error, _MISTAKES) else FAILURE) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise leave(f"{os.fsdecode(error.filename)}: {error.strerror}", FAILURE) from error
+        traceback.print_exc()
+        raise leave(
+            f"This is a fault of the program, please report it with the lines above: {line}", FAILURE
+        ) from error
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Whether to log a record: libraries log the traceback of a full disk, which `ending` says in one line."""
+    return not (record.exc_info and record.exc_info[1] and _full_disk(record.exc_info[1]))
+
+
+def _full_disk(error: BaseException) -> str | None:
+    """What a full disk or quota kept from being written, if it is behind an error."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        if isinstance(following, OSError) and following.errno in _FULL:
+            place = f"{os.fsdecode(following.filename)}: " if following.filename else ""
+            return f"{place}{following.strerror}"
+        if os.strerror(errno.ENOSPC) in str(following):  # TensorStore's errors have no number
+            return os.strerror(errno.ENOSPC)
+        following = following.__cause__ or following.__context__
+    return None
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether a `raise` statement outside of the libraries made an error: then its text is meant for the user."""
+    if not isinstance(error, _MISTAKES + _FAILURES) or isinstance(error, NotImplementedError | RecursionError):
+        return False
+    if isinstance(error, InputError | SettingError):
+        return True  # perhaps from a worker process
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    file, line = frames[-1].filename, frames[-1].lineno
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return not file.startswith(libraries) and linecache.getline(file, line or 0).lstrip().startswith("raise")
