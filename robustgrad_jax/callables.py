@@ -52,7 +52,7 @@ def logits_of(model: nn.Module, variables: Any) -> Partial:
     return Partial(_Logits(model), variables)
 
 
-def as_pytree(fn: Any) -> Partial:
+def as_pytree(fn: Callable) -> Partial:
     """`fn` as an argument of a jitted function: a Partial as it is, any other function by its identity."""
     return fn if isinstance(fn, Partial) else Partial(fn)
 
