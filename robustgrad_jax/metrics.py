@@ -226,7 +226,7 @@ def ssim_published(a: Array, b: Array) -> Array:
 def _smoothing(size: int, window: int, sigma: float, boundary: str) -> np.ndarray:
     """The gaussian window over an axis of `size` pixels, as a (positions, size) matrix."""
     if boundary not in ("reflect", "valid", "zero"):
-        raise ValueError(f"ssim: boundary {boundary!r} is not known; there are 'reflect', 'valid' and 'zero'")
+        raise ValueError(f"ssim: boundary {boundary!r} is unknown; valid names: 'reflect', 'valid', 'zero'")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"ssim: the window must have an odd, positive number of pixels, got {window}")
     if size < window:

@@ -20,9 +20,9 @@ NAMES = ("lenet", *(f"{name}_cifar" for name in _DEPTHS), *_DEPTHS)
 
 
 def check(name: str) -> None:
-    """Raise ValueError, listing the models that exist, if `name` is none of them."""
+    """Raise ValueError, listing the valid names, if there is no model called `name`."""
     if name not in NAMES:
-        raise ValueError(f"unknown model {name!r}; there are {', '.join(NAMES)}")
+        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(map(repr, NAMES))}")
 
 
 def create(name: str, *, num_classes: int, activation: str = "softplus", beta: float = 3.0) -> nn.Module:
@@ -35,7 +35,7 @@ def create(name: str, *, num_classes: int, activation: str = "softplus", beta: f
       beta: sharpness of softplus, log(1 + exp(beta t)) / beta; 3 in Joo et al. 2023.
 
     Raises:
-      ValueError: the name is unknown; the message lists those that exist.
+      ValueError: the name is unknown; the message lists the valid ones.
     """
     check(name)
     act = activations.get(activation, beta)

@@ -73,16 +73,16 @@ def create(name: str, model: nn.Module, variables: Any, **options: Any) -> Attri
       by which smoothgrad and expected_gradients draw; the others ignore them.
 
     Raises:
-      ValueError: name or option unknown, or an option missing; the message lists what there is.
+      ValueError: name or option unknown, or an option missing; the message lists the valid ones.
     """
     if name not in NAMES:
-        raise ValueError(f"unknown attribution {name!r}; there are {', '.join(NAMES)}")
-    function = _OF_LOGITS.get(name) or OF_MODEL[name]
+        raise ValueError(f"unknown attribution {name!r}; valid names: {', '.join(map(repr, NAMES))}")
+    function: Callable = _OF_LOGITS.get(name) or OF_MODEL[name]
     accepted = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     draws = accepted.pop("slots", None) is not None
     unknown = sorted(options.keys() - accepted.keys())
     if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; there are {', '.join(accepted) or 'none'}")
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; valid options: {', '.join(accepted) or 'none'}")
     missing = sorted(k for k, p in accepted.items() if p.default is p.empty and k not in options)
     if missing:
         raise ValueError(f"{name} needs the option {', '.join(missing)}")

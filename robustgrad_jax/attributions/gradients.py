@@ -86,7 +86,7 @@ def smoothgrad(
     x: Array,
     y: Array,
     *,
-    key: Array | None = None,
+    key: Any = None,
     slots: Array | None = None,
     noise: Array | None = None,
     samples: int = 50,
@@ -233,7 +233,7 @@ def _column(values: Array, x: Array) -> Array:
 def _quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [0, 1]; the weights sum to 1."""
     if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r} of integrated gradients; there are {', '.join(RULES)}")
+        raise ValueError(f"unknown rule {rule!r} of integrated gradients; valid names: {', '.join(map(repr, RULES))}")
     if steps < 1:
         raise ValueError(f"integrated_gradients: steps must be at least 1, got {steps}")
     if rule == "gausslegendre":

@@ -25,7 +25,7 @@ def grad_cam(model, variables, x: Array, y: Array, *, layer: str, resize: bool =
       (n, h', w', 1), or (n, h, w, 1) where resized; not negative.
 
     Raises:
-      ValueError: the model has no such layer (the message lists those there are), it has no spatial axes, or the logits
+      ValueError: the model has no such layer (the message lists the valid ones), it has no spatial axes, or the logits
         are not computed from it. TypeError, ValueError for x and y as in `gradient`.
     """
     check(x, y)
@@ -77,4 +77,4 @@ def _check_layer(layer: str, out: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     spatial = [name for name, leaf in out.items() if getattr(leaf, "ndim", 0) == 4]
     if layer not in spatial:
         problem = "unknown layer" if layer not in out else "no spatial axes in layer"
-        raise ValueError(f"grad_cam: {problem} {layer!r}; there are {', '.join(spatial)}")
+        raise ValueError(f"grad_cam: {problem} {layer!r}; valid names: {', '.join(map(repr, spatial))}")

@@ -106,7 +106,7 @@ def _merge_one(kernel: Array, norm: Mapping, statistics: Mapping) -> dict:
 
 def _child(tree: Mapping, name: str) -> Mapping:
     if name not in tree:
-        raise ValueError(f"the variables have no {name!r} where the model has one; there are {', '.join(tree)}")
+        raise ValueError(f"the variables have no {name!r} where the model has one; they have {', '.join(tree)}")
     return tree[name]
 
 

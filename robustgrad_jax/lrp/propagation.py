@@ -107,7 +107,7 @@ def create(name: str, **options) -> dict[str, Rule]:
       ValueError: the name or an option is unknown (the message lists those that exist), or a value is not allowed.
     """
     if name not in _COMPOSITES:
-        raise ValueError(f"unknown composite {name!r}; there are {', '.join(NAMES)}")
+        raise ValueError(f"unknown composite {name!r}; valid names: {', '.join(map(repr, NAMES))}")
     known = inspect.signature(_COMPOSITES[name]).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"composite {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")

@@ -204,9 +204,9 @@ def test_grad_cam_closed_form():
 def test_grad_cam_layers(case):
     model, variables, x, _ = case
     cam = lambda **options: attributions.grad_cam(model, variables, x, Y, **options)
-    with pytest.raises(ValueError, match=r"unknown layer 'conv3'; there are .*conv11.*pool2"):
+    with pytest.raises(ValueError, match=r"unknown layer 'conv3'; valid names: .*conv11.*pool2"):
         cam(layer="conv3")
-    with pytest.raises(ValueError, match=r"no spatial axes in layer 'fc1'; there are .*conv11.*pool2"):
+    with pytest.raises(ValueError, match=r"no spatial axes in layer 'fc1'; valid names: .*conv11.*pool2"):
         cam(layer="fc1")
     with pytest.raises(ValueError, match="logits are not computed from out\\['unused'\\]"):
         attributions.grad_cam(Bypass(), {}, x, np.array([0, 1]), layer="unused")
@@ -228,9 +228,9 @@ def test_create_refuses(case):
     create = lambda name, **options: attributions.create(name, model, variables, **options)
     with pytest.raises(ValueError, match=r"unknown attribution 'lime'.*gradient.*grad_cam"):
         create("lime")
-    with pytest.raises(ValueError, match="smoothgrad has no option sigma; there are key, noise, samples"):
+    with pytest.raises(ValueError, match="smoothgrad has no option sigma; valid options: key, noise, samples"):
         create("smoothgrad", sigma=1.0)
-    with pytest.raises(ValueError, match="gradient has no option steps; there are none"):
+    with pytest.raises(ValueError, match="gradient has no option steps; valid options: none"):
         create("gradient", steps=3)
     with pytest.raises(ValueError, match="grad_cam needs the option layer"):
         create("grad_cam")
@@ -258,7 +258,7 @@ def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match=r"logits must be \(n, classes\), got shape \(2,\)"):
         attributions.gradient(lambda x: cubic(x)[:, 0], x, y)
     integrated = lambda **options: attributions.integrated_gradients(cubic, x, y, **options)
-    with pytest.raises(ValueError, match=r"unknown rule 'simpson' .* gausslegendre, midpoint, right"):
+    with pytest.raises(ValueError, match=r"unknown rule 'simpson' .* 'gausslegendre', 'midpoint', 'right'"):
         integrated(rule="simpson")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         integrated(steps=0)

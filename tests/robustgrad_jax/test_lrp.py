@@ -374,7 +374,7 @@ def test_wrong_inputs():
     with pytest.raises(ValueError, match="need params, batch_stats; missing: batch_stats"):
         lrp.merge_batch_norm(model, {"params": variables["params"]})
     params = {k: v for k, v in variables["params"].items() if k != "layer2_0"}
-    with pytest.raises(ValueError, match="no 'layer2_0' where the model has one; there are conv1"):
+    with pytest.raises(ValueError, match="no 'layer2_0' where the model has one; they have conv1"):
         lrp.relevance(model, {**variables, "params": params}, x, y)
     with pytest.raises(TypeError, match="not of Dense"):
         lrp.relevance(cnn.nn.Dense(3), variables, x, y)

@@ -269,7 +269,7 @@ def test_refusals_name_the_shapes():
         metrics.ssim(a, a)
     with pytest.raises(ValueError, match=r"odd, positive number of pixels, got 6"):
         metrics.ssim(a, a, window=6)
-    with pytest.raises(ValueError, match=r"boundary 'wrap' is not known; there are 'reflect', 'valid' and 'zero'"):
+    with pytest.raises(ValueError, match=r"boundary 'wrap' is unknown; valid names: 'reflect', 'valid', 'zero'"):
         metrics.ssim(a, a, window=7, boundary="wrap")
     for name in ("cosine", "pearson", "spearman", "ssim", "mse", "top_k_intersection"):
         with pytest.raises(ValueError, match=rf"{name} .*\(2, 8, 8\) and \(2, 8, 7\)"):

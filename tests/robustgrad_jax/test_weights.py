@@ -123,7 +123,7 @@ def test_weights_of_another_model(lenet):
     # same tensors, more of them
     with pytest.raises(ValueError, match=r"not in the model layer1\.2\.bn1"):
         models.from_torch("resnet18", tensors_of(torch_model("resnet34")))
-    with pytest.raises(ValueError, match="unknown model 'alexnet'; there are lenet, "):
+    with pytest.raises(ValueError, match="unknown model 'alexnet'; valid names: 'lenet', "):
         models.from_torch("alexnet", lenet)
 
 
