@@ -77,7 +77,7 @@ def create(name: str, model: nn.Module, variables: Any, **options: Any) -> Attri
     """
     if name not in NAMES:
         raise ValueError(f"unknown attribution {name!r}; valid names: {', '.join(map(repr, NAMES))}")
-    function: Callable = _OF_LOGITS.get(name) or OF_MODEL[name]
+    function = _OF_LOGITS.get(name) or OF_MODEL[name]
     accepted = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     draws = accepted.pop("slots", None) is not None
     unknown = sorted(options.keys() - accepted.keys())

@@ -86,7 +86,7 @@ def smoothgrad(
     x: Array,
     y: Array,
     *,
-    key: Any = None,
+    key: Array | None = None,
     slots: Array | None = None,
     noise: Array | None = None,
     samples: int = 50,
