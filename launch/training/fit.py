@@ -194,8 +194,7 @@ def fit(
     feed = prefetch(itertools.islice(training.batches(start), steps - start), place.put)
     try:
         for at, batch in zip(range(start + 1, steps + 1), feed, strict=True):
-            with windows.interrupted() as clock:
-                clock.compiled = compiled.prepare(numbers, state, batch, resident)
+            windows.prepare(compiled, numbers, state, batch, resident)
             with jax.transfer_guard("disallow"):  # a hidden copy in the step's arguments would cost every step
                 state, metrics = compiled(numbers, state, batch, resident)
             windows.add(metrics)
@@ -209,7 +208,7 @@ def fit(
             if saves:
                 values = None if evaluate is None else evaluate(numbers, state, resident)
                 _keep(place, state, at, values, windows.alive, journals, checkpoints)
-                windows.resume(at)
+                windows.resume()
             if stops and at < steps:
                 for own in checkpoints:
                     own.wait()

@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,10 @@ from launch.training.program import LOSS
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss or another metric of a step, the gradient's norm say, is NaN or infinite; what was saved is older."""
+    """The loss or another metric of a step, the gradient's norm for example, is NaN or infinite; it is not saved."""
 
 
-NEVER = np.iinfo(np.int32).max  # a step that does not come
+NEVER = np.iinfo(np.int32).max  # sentinel: no such step
 
 
 @jax.jit
@@ -108,13 +108,6 @@ class Watch:
                 self._done.notify_all()
 
 
-@dataclass
-class Interruption:
-    """Whether something was compiled, said by who looks at it."""
-
-    compiled: bool = False
-
-
 class Windows:
     """Metrics of the steps since the last look, summed on the devices, and those on their way to the host.
 
@@ -147,12 +140,10 @@ class Windows:
         """Members whose metrics were finite so far."""
         return [index for index in range(len(self.journals)) if index not in self.failures]
 
-    @contextlib.contextmanager
-    def interrupted(self) -> Iterator[Interruption]:
-        """Around what may compile a program; says how long that took and keeps it out of the rate."""
-        said, start = Interruption(), time.perf_counter()
-        yield said
-        if said.compiled:
+    def prepare(self, compiled: Any, *arguments: Any) -> None:
+        """Compile a `places` program for these arguments if it must be; keep that out of the rate, and log it."""
+        start = time.perf_counter()
+        if compiled.prepare(*arguments):
             seconds = time.perf_counter() - start
             self._undisturbed = False
             self._compile_seconds += seconds
@@ -179,9 +170,8 @@ class Windows:
         while self._pending and (wait or len(self._pending) > 1):
             self._read(self._pending.pop(0))
 
-    def resume(self, step: int) -> None:
-        """Go on after an evaluation or a checkpoint at `step`, where all windows have been read."""
-        del step
+    def resume(self) -> None:
+        """Go on after an evaluation or a checkpoint, where all windows have been read."""
         self._begins = time.perf_counter()
 
     def close(self) -> None:
