@@ -47,6 +47,16 @@ def abstract(state: Any) -> Any:
     return jax.tree.map(leaf, state)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves the question whether to stop to the training loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # JAX's processes agree on one growing count (`launch.processes.stop`). Orbax would set it to the number of the
+        # step that is saved, and the count on which the processes have agreed might never come.
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one training, in one directory; a context manager that waits for the last save at its end.
 
@@ -73,7 +83,7 @@ class Checkpoints:
         _quiet_orbax()
         # Orbax's best_fn with max_to_keep would delete the latest checkpoint when another one is better.
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             item_handlers={
                 # _damage reads this layout.

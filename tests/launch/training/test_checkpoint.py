@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from launch.training import checkpoint
 from launch.training.checkpoint import Checkpoints, abstract
@@ -124,6 +125,18 @@ def test_saving_a_step_twice_does_nothing(tmp_path):
         checkpoints.wait()
         _assert_identical(checkpoints.restore_latest(abstract(_state()))[0], _state(3, seed=1))
         assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_a_save_leaves_the_count_on_which_processes_agree_to_stop(tmp_path, monkeypatch):
+    """Orbax would ask JAX with the step's number, which moves the count of `launch.processes.stop`."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        for step in (3, 6):
+            checkpoints.save(step, _state(step))
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 6
+    assert asked == []
 
 
 def test_donated_buffers(tmp_path):
