@@ -17,8 +17,8 @@ from launch.sweeps.members import Options, SweepError, define, load, status
 from tests.commands import REQUIRED, ROOT, environment, finish, start, train
 from tests.launch import sweep_toy, toy
 from tests.launch.sweeps import slurm_cluster
-from tests.launch.test_sharding import same_training
 from tests.launch.test_train import logged
+from tests.launch.training.test_sharding import same_training
 
 MISSING = slurm_cluster.missing() + ([] if find_spec("submitit") else ["submitit"])
 cluster_needed = pytest.mark.skipif(

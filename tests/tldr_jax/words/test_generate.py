@@ -13,7 +13,7 @@ import launch.train
 from configs.tldr.words import get_config
 from launch.llm import Endpoint, EndpointError, Llm, ReplyError, from_config
 from tests.commands import finish, train
-from tests.launch.endpoint import serve
+from tests.launch.llm.endpoint import serve
 from tldr_jax import words
 from tldr_jax.words import WordList, WordSet, generate
 from tldr_jax.words.generate import parse_words

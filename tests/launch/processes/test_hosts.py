@@ -175,7 +175,7 @@ def pair(monkeypatch):
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", address)
-        started.extend(start("-m", "tests.launch.training.hosts_worker", address, str(i), what) for i in range(2))
+        started.extend(start("-m", "tests.launch.processes.hosts_worker", address, str(i), what) for i in range(2))
         for process in started:
             while (line := process.stdout.readline()) and "watching" not in line:
                 pass

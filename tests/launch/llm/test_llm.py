@@ -13,7 +13,7 @@ import pytest
 from launch import llm
 from launch.llm import Endpoint, EndpointError, Llm, Question, RefusedError, ReplyError, strict_json
 from tests.commands import ROOT
-from tests.launch.endpoint import completion, serve
+from tests.launch.llm.endpoint import completion, serve
 
 
 @pytest.fixture(autouse=True)
