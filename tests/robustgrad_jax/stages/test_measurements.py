@@ -117,7 +117,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_measurement(tmp_path):
 
 
 def test_two_devices_find_what_one_finds():
-    output = finish(start("-m", "tests.robustgrad_jax.measurements_worker", devices=2), timeout=600)
+    output = finish(start("-m", "tests.robustgrad_jax.stages.measurements_worker", devices=2), timeout=600)
     result = json.loads(output.splitlines()[-1])
     assert result["1"] == pytest.approx(result["2"], rel=1e-7)
     assert 0.3 < result["1"]["gradient/aam-8/pcc"] < 0.9999

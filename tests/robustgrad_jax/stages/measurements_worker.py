@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from launch.training import sharding
-from tests.robustgrad_jax import test_measurements
+from tests.robustgrad_jax.stages import test_measurements
 
 
 def main():

@@ -156,7 +156,7 @@ def test_checkpoints_are_as_if_made_alone(both):
 
 
 def test_a_stack_over_eight_devices_is_that_of_one():
-    output = finish(start("-m", "tests.robustgrad_jax.stack_worker", devices=8), timeout=600)
+    output = finish(start("-m", "tests.robustgrad_jax.stages.stack_worker", devices=8), timeout=600)
     found = json.loads(output.splitlines()[-1])
     assert found["devices"] == [1, 5]  # ten members, two on each of five
     assert found["apart"] < 1e-8 < 1e-5 < found["differ"]
