@@ -136,7 +136,7 @@ def test_validation_counts_ties_against_the_model(clip):
 
 
 def test_submissions_are_written(clip, tmp_path):
-    from tests.rtd_jax.test_data import make_cirr  # the same handmade release
+    from tests.rtd_jax.benchmarks.test_data import make_cirr  # the same handmade release
 
     make_cirr(tmp_path / "cirr", "test1")
     network = phi.init("phi", clip.config.projection, clip.config.text.width, jax.random.key(0))

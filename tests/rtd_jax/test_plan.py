@@ -13,7 +13,7 @@ from launch.store import Store
 from rtd_jax import experiment, phi
 from rtd_jax.text import masking
 from tests.rtd_jax import tiny
-from tests.rtd_jax.test_data import make_circo, make_cirr, make_fashioniq, make_genecis
+from tests.rtd_jax.benchmarks.test_data import make_circo, make_cirr, make_fashioniq, make_genecis
 
 # These change how fast a result is made, or how often it is logged and saved, not what it is.
 FREE = {

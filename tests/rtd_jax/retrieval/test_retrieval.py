@@ -187,7 +187,7 @@ def on_devices() -> dict[str, object]:
 
 
 def test_eight_devices():
-    found = json.loads(finish(start("-m", "tests.rtd_jax.test_retrieval", devices=8)).splitlines()[-1])
+    found = json.loads(finish(start("-m", "tests.rtd_jax.retrieval.test_retrieval", devices=8)).splitlines()[-1])
     assert found["devices"] == 8 and len(found["equal"]) > 2 * len(SIZES) and all(found["equal"])
 
 

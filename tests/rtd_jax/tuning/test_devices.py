@@ -12,7 +12,7 @@ TOLERANCE = 1e-8
 
 @pytest.fixture(scope="module")
 def devices():
-    output = finish(start("-m", "tests.rtd_jax.devices_worker", devices=4), timeout=600)
+    output = finish(start("-m", "tests.rtd_jax.tuning.devices_worker", devices=4), timeout=600)
     found = json.loads(output.splitlines()[-1])
     assert found["devices"] == 4
     return found
