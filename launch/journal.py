@@ -1,4 +1,4 @@
-"""What a training says while it runs: metrics.jsonl and TensorBoard, in one folder."""
+"""What a training logs while it runs: metrics.jsonl and TensorBoard, in one folder."""
 
 import json
 import math

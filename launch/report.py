@@ -1,8 +1,8 @@
-"""Show what came out of runs, as one page: `python -m launch.report DIR [--out FILE] [--tables] [--csv FILE] …`.
+"""Report the results of runs as one page: `python -m launch.report DIR [--out FILE] [--tables] [--csv FILE] …`.
 
-DIR is a run directory, a sweep's folder, or a folder of such. The page is a single HTML file: tables of
+DIR is a run directory, a sweep's folder, or a folder of those. The page is a single HTML file: tables of
 mean ± standard deviation over seeds, results over what a sweep varies, curves, figures, configs and versions. The same
-tables can be printed (Markdown) and written as LaTeX or CSV. Runs are only read: a report can be made while they go on.
+tables can be printed (Markdown) and written as LaTeX or CSV. Runs are only read: a report can be made while they run.
 """
 
 import argparse
@@ -32,16 +32,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.csv:
         texts[options.csv] = formats.csv_text(studies)
     if options.latex:
-        texts[options.latex] = formats.latex(table for _, found in of_studies for table in found)
+        texts[options.latex] = formats.latex(table for _, parts in of_studies for table in parts)
     for file, text in texts.items():
         try:
             write_atomically(file, text)
         except OSError as error:
-            why = f"{file} cannot be written ({error.strerror}); give another place with --out, --csv or --latex"
+            why = f"{file} cannot be written ({error.strerror}); choose another place with --out, --csv or --latex"
             raise commands.leave(why, commands.FAILURE) from error
     if options.tables:
         parts = [
-            (f"{folder / study.name} ({study.experiment})", formats.markdown(found)) for study, found in of_studies
+            (f"{folder / study.name} ({study.experiment})", formats.markdown(tables_of_study))
+            for study, tables_of_study in of_studies
         ]
         print("\n".join(f"{head}\n\n{text}" for head, text in parts if text))
     for problem in dict.fromkeys(p for results in studies for run in results.study.all_runs for p in run.problems):
@@ -50,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch.report", description="Show what came out of runs.")
+    parser = argparse.ArgumentParser(prog="python -m launch.report", description="Report the results of runs.")
     parser.add_argument("dir", type=_path, help="a run directory, a sweep's folder, or a folder of runs")
     parser.add_argument("--out", type=_path, help="the page; DIR/report.html by default")
-    parser.add_argument("--tables", action="store_true", help="print the tables as Markdown, too")
-    parser.add_argument("--csv", type=_path, help="write all results to this file, a line per setting and metric")
-    parser.add_argument("--latex", type=_path, help="write the tables to this file, for the package booktabs")
+    parser.add_argument("--tables", action="store_true", help="also print the tables as Markdown")
+    parser.add_argument("--csv", type=_path, help="write all results to this file, one line per setting and metric")
+    parser.add_argument("--latex", type=_path, help="write the tables to this file as LaTeX, with booktabs")
     several = {"action": "append", "type": _pattern, "default": [], "metavar": "REGEX"}
-    parser.add_argument("--metric", **several, help="metrics that overviews show; may be repeated")
-    parser.add_argument("--higher", **several, help="metrics of which higher values are better; may be repeated")
-    parser.add_argument("--lower", **several, help="metrics of which lower values are better; may be repeated")
-    limit = {"type": float, "default": page.MEGABYTES, "help": "megabytes of figures in the page (%(default)s)"}
+    parser.add_argument("--metric", **several, help="metrics to show in overviews; may be repeated")
+    parser.add_argument("--higher", **several, help="metrics for which higher values are better; may be repeated")
+    parser.add_argument("--lower", **several, help="metrics for which lower values are better; may be repeated")
+    limit = {"type": float, "default": page.MEGABYTES, "help": "most megabytes of figures in the page (%(default)s)"}
     parser.add_argument("--figures_mb", **limit)
     return parser
 

@@ -1,7 +1,7 @@
 """The run directory: its config (config.json), its plan (plan.json), its result (result.json).
 
-Running the same command on the same directory continues, or gives the result of a finished run. With another config the
-stages that the change reaches are made anew, and the earlier result goes to history/.
+Running the same command on the same directory continues, or gives the result of a finished run. With a changed config,
+the stages that the change affects are made again, and the earlier result goes to history/.
 """
 
 import fcntl

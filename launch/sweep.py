@@ -7,7 +7,7 @@ one store, so what several members are made from is made once.
 The same command on the same folder continues: finished members stay as they are, failed ones are tried again. The exit
 status is 0 if every member is done; see `launch.processes.commands` for others.
 
-    --executor=local    processes on this machine, each with devices and cores of its own (default)
+    --executor=local    processes on this machine, each with its own devices and cores (default)
     --executor=vmap     members that differ only in numbers as one program
     --executor=slurm    jobs of a cluster, set by --slurm=nodes=2,partition=gpu
     --search=optuna --trials=50 --maximize=KEY    members proposed by the results of others, over the same space
@@ -23,13 +23,13 @@ for each member:
             for seed in range(5):
                 yield {"seed": seed, "data.seed": seed, **ablation}
 
-Members that share stages need no arrangement: with any executor, the classifier of a seed is trained once, and a member
-that needs it meanwhile waits. With seeds in the inner loop, members that start together rarely wait for each other.
+Members that share stages need no special order: whatever the executor, the classifier of a seed is trained once, and a
+member that needs it meanwhile waits. With seeds in the inner loop, members that start together rarely wait.
 `python -m launch.report DIR --tables` prints mean ± standard deviation over the seeds.
 
 An override `config` names another config file, relative to the first, whose config the member's other overrides change:
 `{"config": "cifar10_lenet.py"}` in a sweep(), or --grid "config=cifar10_lenet.py,cifar10_resnet18.py; seed=0:3". A file
-with a sweep() of its own stands for all members of that, or, where both set a field, for those with the same value:
+with its own sweep() stands for all members of that sweep or, where both set a field, for those with the same value:
 --grid "config=scenes_study.py; seed=0".
 """
 
@@ -69,13 +69,13 @@ _OWN = flags.DEFINE_bool("config_sweep", True, "use the sweep() of config files 
 _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "seed of the grid's draws and of a search")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "list the members, one per line, and start nothing")
 _PROCESSES = flags.DEFINE_integer(
-    "processes", 0, "members at once, with vmap in one program; 0: one per device or core, with vmap all", lower_bound=0
+    "processes", 0, "members at once (vmap: in one program); 0: one per device or core (vmap: all)", lower_bound=0
 )
 _SLURM = flags.DEFINE_list("slurm", [], "settings of --executor=slurm: nodes=2,tasks_per_node=1,partition=main")
 _SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "propose members adaptively")
-_TRIALS = flags.DEFINE_integer("trials", 0, "how many members a search proposes in all", lower_bound=0)
-_MINIMIZE = flags.DEFINE_string("minimize", None, "of a search: the key of result.json to minimize")
-_MAXIMIZE = flags.DEFINE_string("maximize", None, "of a search: the key of result.json to maximize")
+_TRIALS = flags.DEFINE_integer("trials", 0, "with --search: how many members to propose in all", lower_bound=0)
+_MINIMIZE = flags.DEFINE_string("minimize", None, "with --search: the key of result.json to minimize")
+_MAXIMIZE = flags.DEFINE_string("maximize", None, "with --search: the key of result.json to maximize")
 
 
 def listed(config_file: str) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def listed(config_file: str) -> list[dict[str, Any]]:
 
     Raises:
       SweepError: it returns something else.
-      train.ConfigFileError: it ends in an error.
+      train.ConfigFileError: it raises an error.
     """
     result = train.called(config_file, "sweep")
     if result is None:
@@ -94,12 +94,12 @@ def listed(config_file: str) -> list[dict[str, Any]]:
     members = list(result) if isinstance(result, Iterable) else []
     if not members or not all(isinstance(overrides, Mapping) for overrides in members):
         shown = members or result
-        raise SweepError(f"{config_file}: sweep() gives {shown!r}, not a list of flat overrides such as {{'a.b': 0.1}}")
+        raise SweepError(f"{config_file}: sweep() returned {shown!r}, not a list of flat overrides like {{'a.b': 0.1}}")
     return [{key: str(value) if key == CONFIG else value for key, value in o.items()} for o in members]
 
 
 def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The members that overrides stand for: several, if they name a config file that has a sweep() of its own.
+    """The members that overrides stand for: several, if they name a config file with its own sweep().
 
     Args:
       overrides: flat; a config file among them is relative to `config_file`. A field that the other file's sweep() sets
@@ -112,14 +112,14 @@ def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, 
 
     Raises:
       SweepError: there is no such file, it names itself, or none of its members has the selected values.
-      train.ConfigFileError: a file ends in an error.
+      train.ConfigFileError: a file raises an error.
     """
     name = overrides.get(CONFIG)
     if name is None:
         return [dict(overrides)]
     file = located(name, beside=config_file)
     if not os.path.isfile(file.partition(":")[0]):
-        raise SweepError(f"there is no config file {file.partition(':')[0]}")
+        raise SweepError(f"no such config file: {file.partition(':')[0]}")
     if file in within:
         raise SweepError(f"{file}: its sweep() leads back to itself, through {' -> '.join((*within, file))}")
     rest = {key: value for key, value in overrides.items() if key != CONFIG}
@@ -135,13 +135,13 @@ def expanded(overrides: Mapping[str, Any], config_file: str, within: tuple[str, 
 
 
 def beside(config_file: str, other: str) -> str:
-    """A file that is relative to the folder of another, as seen from where that other one is: ("b.py", "x/a.py")."""
+    """The path of a file that is given relative to the folder of another: ("b.py", "x/a.py") -> "x/b.py"."""
     file, colon, argument = config_file.partition(":")
     return os.path.normpath(os.path.join(os.path.dirname(other.partition(":")[0]), file)) + colon + argument
 
 
 def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
-    """The base config of members that name a config file of their own.
+    """The base config of members that name their own config file.
 
     Args:
       config_file: FILE or FILE:ARGUMENT.
@@ -149,14 +149,14 @@ def other(config_file: str, fixed: Mapping[str, Any]) -> ConfigDict:
 
     Raises:
       SweepError: there is no such file, it has no get_config, or it lacks a fixed field.
-      train.ConfigFileError: it ends in an error.
+      train.ConfigFileError: it raises an error.
     """
     path = config_file.partition(":")[0]
     if not os.path.isfile(path):
-        raise SweepError(f"there is no config file {path}")
+        raise SweepError(f"no such config file: {path}")
     config = train.called(config_file, "get_config")
     if not isinstance(config, ConfigDict):
-        raise SweepError(f"{path} has no get_config() that gives a ConfigDict")
+        raise SweepError(f"{path} has no get_config() that returns a ConfigDict")
     config.update_from_flattened_dict(space.check(fixed, space.fields(config), f"the command line, for {path}"))
     return config
 
@@ -166,7 +166,7 @@ def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
 
     Raises:
       SweepError: there is nothing to sweep, or something is wrong with it.
-      train.ConfigFileError: a config file ends in an error.
+      train.ConfigFileError: a config file raises an error.
     """
     holder, config = flags.FLAGS["config"], flags.FLAGS.config
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
@@ -177,7 +177,7 @@ def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
     in_grid = {name: expand({CONFIG: name}) for name in space.values_of(CONFIG, _GRID.value)}
     names = dict.fromkeys(member[CONFIG] for member in itertools.chain(own, *in_grid.values()) if CONFIG in member)
     if names and _SEARCH.value:
-        raise SweepError(f"--search is over the fields of one config, this sweep names {', '.join(names)}")
+        raise SweepError(f"--search is over the fields of one config; this sweep names {', '.join(names)}")
     others = {name: other(located(name, beside=file), fixed) for name in (*names, *in_grid)}
     known = functools.reduce(lambda a, b: b | a, map(space.fields, (config, *others.values())))
     known |= {CONFIG: space.ConfigField(str, "")} if others else {}
@@ -223,7 +223,7 @@ def _checked(
 
 
 def _check_objective(objective: str, experiment: str) -> None:
-    """Raise SweepError if an experiment declares its results, and the objective of a search is none of them."""
+    """Raise SweepError if an experiment declares its results, but not the objective of the search."""
     describe = getattr(train.module_of(experiment), "describe", None)
     if callable(describe) and describe(objective) is None:
         raise SweepError(
@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
     except Preempted as stop:
         line = shlex.join([sys.executable, "-m", "launch.sweep", *sys.argv[1:]])
         status = 128 + signal.SIGINT if stop.number == signal.SIGINT else commands.AGAIN
-        raise commands.leave(f"{stop}; go on with the same command:\n  {line}", status) from stop
+        raise commands.leave(f"{stop}; continue with the same command:\n  {line}", status) from stop
     open_ended = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
     print(f"\n{counts['done']} done" + (f", {open_ended}; the same command tries them again" if open_ended else ""))
     sys.exit(1 if open_ended else 0)

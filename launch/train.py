@@ -38,11 +38,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "the run directory: config, metrics, checkpoints, result", required=True
 )
 _STORE = flags.DEFINE_string(
-    "store", "", "the folder that keeps the results of stages, to be shared by runs; by default WORKDIR/store"
+    "store", "", "folder for the results of stages, which runs may share; default: WORKDIR/store"
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no scheduler says it")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes take part, with --coordinator")
-_PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no scheduler provides it")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
+_PROCESS = flags.DEFINE_integer("process_id", None, "index of this process, from 0, with --coordinator")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "let JAX find the other processes, as on a Cloud TPU slice")
 _STUCK_AFTER = flags.DEFINE_float(
     "stuck_after",
@@ -78,12 +78,12 @@ def module_of(experiment: str) -> ModuleType:
 
 
 def _experiments(package: str) -> list[str]:
-    """The modules called "experiment" of an installed package: where one that was moved may be."""
+    """The modules called "experiment" of an installed package: where a moved one may be."""
     try:
         paths = importlib.import_module(package).__path__
     except (ImportError, AttributeError):
         return []
-    modules = [found.name for found in pkgutil.walk_packages(paths, f"{package}.", onerror=lambda name: None)]
+    modules = [module.name for module in pkgutil.walk_packages(paths, f"{package}.", onerror=lambda name: None)]
     return [name for name in modules if name.endswith(".experiment")]
 
 
@@ -92,11 +92,11 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
 
     Args:
       store: the folder of the store; "" for the one that the run directory used before, or its own `store`.
-      advance: called whenever a run of several processes comes to a place where it could stop.
+      advance: called whenever a run of several processes reaches a point where it could stop.
 
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
-      ValueError: a setting cannot be used; said before the folder is touched.
+      ValueError: a setting cannot be used; raised before the folder is touched.
     """
     experiment = module_of(config.experiment)
     root = experiment.plan(config)
@@ -106,7 +106,7 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
         with run.stop.listening():
             result = run.result()
             if result is not None and not run.is_of(root):
-                logging.info("%s: the result is of other files, it goes to history/", workdir)
+                logging.info("%s: the result belongs to other files; moving it to history/", workdir)
                 if run.writes:
                     run.put_aside()
                 result = None
@@ -143,7 +143,7 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
 def main(argv: list[str]) -> None:
     check_understood(argv)
     logging.use_absl_handler()
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells of every backend that is not there
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it logs every backend that is not installed
     try:
         if interrupts.received:
             raise Preempted("stopped before it began", interrupts.received[0])
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> None:
         if stop.number == signal.SIGINT:
             sys.exit(128 + signal.SIGINT)
         if "JOB_COMPLETION_INDEX" in os.environ:
-            sys.exit(commands.AGAIN)  # Kubernetes would take 0 for the end of the work and not start this pod again
+            sys.exit(commands.AGAIN)  # Kubernetes would take 0 for success and not restart this pod
         return
     if jax.process_index() == 0:
         print(formats.markdown(tables.of_finished_run(result, _CONFIG.value.experiment)), flush=True)
@@ -165,15 +165,15 @@ def main(argv: list[str]) -> None:
 def check_understood(argv: list[str]) -> None:
     """Raise InputError if a command line has words that belong to no flag."""
     if len(argv) > 1:
-        raise InputError(f"not understood: {' '.join(argv[1:])}", remedy="settings are --NAME=VALUE")
+        raise InputError(f"unknown arguments: {' '.join(argv[1:])}", remedy="settings are --NAME=VALUE")
 
 
 class ConfigFileError(ValueError):
-    """A config file ends in an error; the message names both."""
+    """A config file raised an error; the message names both."""
 
 
 def called(config_file: str, function: str) -> Any:
-    """What a function of a config file gives, a generator's yields as a list; None if the file has no such function.
+    """Call a function of a config file; returns a generator's values as a list, None if there is no such function.
 
     Args:
       config_file: FILE or FILE:ARGUMENT, as --config takes it.
@@ -185,10 +185,10 @@ def called(config_file: str, function: str) -> Any:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found = getattr(module, function, lambda *arguments: None)(*([argument] if colon else []))
-        return list(found) if isinstance(found, Iterator) else found
-    except Exception as error:  # it is somebody's program
-        raise ConfigFileError(f"{path}: {function}() ends in {type(error).__name__}: {error}") from error
+        result = getattr(module, function, lambda *arguments: None)(*([argument] if colon else []))
+        return list(result) if isinstance(result, Iterator) else result
+    except Exception as error:  # a user's code may raise anything
+        raise ConfigFileError(f"{path}: {function}() raised {type(error).__name__}: {error}") from error
 
 
 @commands.ending()
@@ -196,7 +196,7 @@ def parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an answer that helps when a config key does not exist, and with folders expanded."""
     try:
         left = flags.FLAGS(argv)
-        flags.FLAGS.config.keys()  # a file that is not there is told of here and not before
+        flags.FLAGS.config.keys()  # a missing file is only reported here
     except Exception as error:  # flags.Error; of an unknown nested key, AttributeError or KeyError; a config file's own
         raise commands.leave(_known_keys(argv) or str(error), commands.MISUSE) from error
     _check(flags.FLAGS.config, argv)
@@ -210,24 +210,24 @@ def _check(config: Any, argv: list[str]) -> None:
     """Raise InputError unless a config file gives a config of an experiment, and no tuple is overridden twice."""
     file = _config_file(argv)
     if not isinstance(config, ConfigDict | FrozenConfigDict):
-        raise InputError(f"get_config() gives a {type(config).__name__}, not a ConfigDict", file=file)
+        raise InputError(f"get_config() returned a {type(config).__name__}, not a ConfigDict", file=file)
     if not isinstance(config.get("experiment"), str):
         remedy = "name its module, such as 'robustgrad_jax.experiment'"
         raise InputError("the config has no text under 'experiment'", file=file, remedy=remedy)
     values, given = flatten(config), [key for key, _ in _overrides(argv)]
     for key in given:
         if isinstance(values.get(key), tuple) and given.count(key) > 1:
-            raise InputError("is given twice; the values of both would be taken", field=f"--config.{key}")
+            raise InputError("is given twice; give it once, since both values would be used", field=f"--config.{key}")
 
 
 def _overrides(argv: list[str]) -> list[tuple[str, str]]:
     """(key, value) of every --config.KEY=VALUE; the key of the config file itself is ""."""
-    found = []
+    pairs = []
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if word.startswith("-") and (name.lstrip("-") + ".").startswith("config."):
-            found.append((name.lstrip("-").removeprefix("config").removeprefix("."), value if equals else following))
-    return found
+            pairs.append((name.lstrip("-").removeprefix("config").removeprefix("."), value if equals else following))
+    return pairs
 
 
 def _config_file(argv: list[str]) -> str:
@@ -235,23 +235,23 @@ def _config_file(argv: list[str]) -> str:
 
 
 def _known_keys(argv: list[str]) -> str:
-    """What is wrong with the config file; or with an override of a key that it lacks: which, and those that exist."""
+    """What is wrong with the config file, or which overridden keys it lacks and which are valid."""
     if not (file := _config_file(argv)):
         return ""
     try:
         config = called(file, "get_config")
-    except ConfigFileError as error:  # what has led here
+    except ConfigFileError as error:  # the cause
         return str(error)
     if config is None:
         return f"{file} has no get_config()"
     if not isinstance(config, Mapping | ConfigDict | FrozenConfigDict):
-        return f"{file}: get_config() gives a {type(config).__name__}, not a ConfigDict"
+        return f"{file}: get_config() returned a {type(config).__name__}, not a ConfigDict"
     known = flatten(config)
     lines = []
     for key in (key for key, _ in _overrides(argv) if key and key not in known):
         near = difflib.get_close_matches(key, known, n=1)
         lines.append(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return "\n".join([*lines, "there are: " + ", ".join(sorted(known))]) if lines else ""
+    return "\n".join([*lines, "valid keys: " + ", ".join(sorted(known))]) if lines else ""
 
 
 if __name__ == "__main__":

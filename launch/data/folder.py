@@ -50,7 +50,7 @@ class Files:
         return images.decode(self.path(index), alpha="drop")
 
     def path(self, index: int) -> str:
-        """Of one file."""
+        """The path of one file."""
         return os.path.join(self.root, self.names[index])
 
     def size(self, index: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ class Files:
         try:
             with Image.open(self.path(index)) as image:
                 return image.size
-        except Exception:  # let the decoder say what is wrong with the file
+        except Exception:  # the decoder will report what is wrong with the file
             return self[index].size
 
 
@@ -126,7 +126,7 @@ def residence(parts: Mapping[str, Files], *, image_size: int, memory: str, cache
       cache: as for `decoded`; cached images need no look at the files' headers.
 
     Raises:
-      SettingError: images that are to be kept differ in size, or 0 is the size of images that have no common one.
+      SettingError: images to be kept differ in size, or the size is 0 and the images have no common one.
       ValueError: a file is not an image.
     """
     if memory == "no":
@@ -162,7 +162,7 @@ def decoded(parts: Mapping[str, Files], size: int, cache: Path) -> dict[str, np.
       For each split uint8 (n, size, size, 3), in the order of the files; memory-mapped from the cache.
 
     Raises:
-      ValueError: a file cannot be decoded; it is named.
+      ValueError: a file cannot be decoded; the error names it.
     """
     place = _cached_at(parts, size, cache)
     shapes = {name: (len(source), size, size, 3) for name, source in parts.items()}

@@ -37,7 +37,7 @@ class Spec:
 class DataSet:
     """A data set by its declared name, and the part of it that a run uses.
 
-    It counts for the key of a stage by these fields: the images are never read for that. `path` counts as it is
+    These fields enter the key of a stage; the images are never read for it. `path` counts as it is
     written, so a folder that moves is another data set; TFDS data may move with $TFDS_DATA_DIR.
 
     Attributes:
@@ -52,7 +52,7 @@ class DataSet:
       flip: flip training images at random.
       workers: Grain worker processes of a streamed set; 0 for threads.
       memory: of image_folder: "auto" keeps all images decoded in memory where they have one size and take at most
-        `folder.MEMORY_LIMIT` bytes, and streams them otherwise; "yes" and "no" demand one of the two.
+        `folder.MEMORY_LIMIT` bytes, and streams them otherwise; "yes" and "no" force one of the two.
       cache: folder in which image_folder keeps decoded images; "" for $XDG_CACHE_HOME/alignax or ~/.cache/alignax.
       classes: of image_folder: "" for all class folders by name, "imagenet100", or a text file with the class folders
         to keep, one per line; their order is the order of the labels. A file counts by its content.

@@ -1,4 +1,4 @@
-"""Where each data set comes from: how it is read whole, and what is known of it without its pixels."""
+"""Where each data set comes from: how it is read, and what is known of it without reading pixels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,7 +82,7 @@ class _Digits:
     names = tuple(str(k) for k in range(10))
 
     def read(self, data: "DataSet") -> WholeSet:
-        from sklearn.datasets import load_digits  # imports scipy: only where it is asked for
+        from sklearn.datasets import load_digits  # imports scipy: only where it is needed
 
         source: Any = load_digits()
         images = np.rint(source.images * (255 / 16)).astype(np.uint8)[..., None]

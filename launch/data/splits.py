@@ -63,7 +63,7 @@ class Stream:
       image_size: side of the square images delivered, in pixels.
       flip: flip training images at random.
       workers: Grain worker processes; 0 decodes in threads of this process.
-      as_stored: in evaluation, leave images that have the delivered size already as they are, without the centre crop.
+      as_stored: in evaluation, leave images that already have the delivered size unchanged, without the centre crop.
     """
 
     source: ImageSource
@@ -185,7 +185,7 @@ def subset(split: Split, *, seed: int, examples: int, name: str) -> Split:
       split: to draw from.
       seed: of the draw.
       examples: how many; 0 for all.
-      name: the setting that an error names.
+      name: the name of the setting, for errors.
 
     Raises:
       SettingError: the split has fewer examples.

@@ -86,7 +86,7 @@ def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, .
 
     Raises:
       FileNotFoundError: the data set is not prepared there in a suitable version and format.
-      ValueError: a record cannot be read or decoded; it is named.
+      ValueError: a record cannot be read or decoded; the error names it.
     """
     directory = prepared(name, path)
     info: Any = tfds.builder_from_directory(directory).info  # TFDS types features more loosely than they are

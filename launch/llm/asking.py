@@ -25,7 +25,7 @@ from launch.reading import InputError, jsons
 from launch.reading.records import Record, field
 
 _REFUSALS = (400, 413, 422)  # HTTP states of a question that is refused, not of an endpoint that is down
-_HOPELESS = 100  # questions, none of which is answered, after which the fault is not theirs
+_HOPELESS = 100  # questions; if so many are asked and none is answered, the endpoint is at fault
 
 
 class EndpointError(RuntimeError):
@@ -360,7 +360,7 @@ def _openai():
     try:
         import openai
     except ImportError as error:
-        raise ImportError("asking an endpoint needs the package openai: pip install -e '.[llm]'") from error
+        raise ImportError("a language model needs the package openai: pip install -e '.[llm]'") from error
     return openai
 
 
@@ -375,11 +375,11 @@ def _explain(openai, error: Exception, endpoint: Endpoint) -> str:
     status = getattr(error, "status_code", None)
     message = replies.short(str(error))
     if status in (401, 403):
-        return f"{at} refuses the key in {endpoint.key_variable or '(none: set key_variable)'} ({message})"
+        return f"{at} refused the key in {endpoint.key_variable or '(none: set key_variable)'} ({message})"
     if status == 404:
         return f"{at} does not know /chat/completions or the model {endpoint.model!r} ({message})"
     if status in _REFUSALS:
-        return f"{at} refuses the question ({message})"
+        return f"{at} refused the question ({message})"
     if status == 429:
         return f"{at} is over its rate limit, in {tries} ({message})"
     return f"{at} failed ({message})"

@@ -1,4 +1,4 @@
-"""What a language model says: the text of a message, and the JSON in it."""
+"""What a language model replies: the text of a message, and the JSON in it."""
 
 import json
 import re

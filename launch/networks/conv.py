@@ -44,7 +44,7 @@ class Bilinear(Protocol):
 
 
 class Product(Protocol):
-    """A bilinear map of which only the arrays are left to give."""
+    """A bilinear map with all settings bound: only the arrays are missing."""
 
     def __call__(self, a: Any, b: Any, /) -> jax.Array: ...
 

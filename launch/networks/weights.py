@@ -45,7 +45,7 @@ def sizes(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, tuple[int,
     """The number of classes and the image shape (h, w, c) of a network with these weights.
 
     Only LeNet's weights determine h and w. For a tensor that is missing or has too few dimensions a usual size is
-    assumed: `convert` lists it with all others that are wrong.
+    assumed: `convert` lists it with all other problems.
     """
 
     def size(tensor: str, axis: int, otherwise: int) -> int:

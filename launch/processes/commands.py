@@ -1,4 +1,4 @@
-"""How commands end: one line for what they refuse, and an exit status.
+"""How commands end: one line for a mistake, and an exit status.
 
     0      done; of a training also: stopped on request, all saved
     1      a failure: a disk that is full, a loss that is not finite, a member of a sweep that failed
@@ -28,7 +28,7 @@ from launch.stages import SettingError
 
 FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where a `raise` of ours says so
+_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where our own code raised them
 _FAILURES = (RuntimeError, ArithmeticError, LookupError, OSError)
 
 
@@ -48,7 +48,7 @@ def leave(line: str, status: int) -> Exit:
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """Within it, and in a function that it decorates, errors end the process as the module's docstring says."""
+    """End the process on an error as the module's docstring says; a context manager and a decorator."""
     logging.get_absl_handler().addFilter(_is_news)
     try:
         yield
@@ -56,26 +56,24 @@ def ending() -> Iterator[None]:
         raise leave("interrupted", 128 + signal.SIGINT) from error
     except Exception as error:
         if (full := _full_disk(error)) is not None:
-            threading.excepthook = sys.unraisablehook = lambda _: None  # what still writes logs fails, too
-            raise leave(f"{full}; make room, the same command goes on", FAILURE) from error
+            threading.excepthook = sys.unraisablehook = lambda _: None  # threads that still write logs fail, too
+            raise leave(f"{full}; make room, then run the same command to continue", FAILURE) from error
         line = f"{type(error).__name__}: {error}"
         if _is_said(error):
             raise leave(line, MISUSE if isinstance(error, _MISTAKES) else FAILURE) from error
         if isinstance(error, OSError) and error.filename is not None:
             raise leave(f"{os.fsdecode(error.filename)}: {error.strerror}", FAILURE) from error
         traceback.print_exc()
-        raise leave(
-            f"This is a fault of the program, please report it with the lines above: {line}", FAILURE
-        ) from error
+        raise leave(f"This is a bug; please report it with the lines above: {line}", FAILURE) from error
 
 
 def _is_news(record: LogRecord) -> bool:
-    """Whether to log a record: libraries log the traceback of a full disk, which `ending` says in one line."""
+    """Whether to log a record: libraries log the traceback of a full disk, which `ending` reports in one line."""
     return not (record.exc_info and record.exc_info[1] and _full_disk(record.exc_info[1]))
 
 
 def _full_disk(error: BaseException) -> str | None:
-    """What a full disk or quota kept from being written, if it is behind an error."""
+    """What could not be written for a full disk or quota, if that caused the error."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

@@ -85,7 +85,7 @@ def encode(beat: int, progress: int, host: str, state: str) -> str:
 
 
 def verdict(signs: Mapping[int, Sign], now: float, *, stuck_after: float, lost_after: float) -> str | None:
-    """Why the run cannot go on, or None.
+    """Why the run cannot continue, or None.
 
     Args:
       signs: of every process; those of processes that have left are ignored.
@@ -113,7 +113,7 @@ def verdict(signs: Mapping[int, Sign], now: float, *, stuck_after: float, lost_a
 
 
 class Monitor(threading.Thread):
-    """Posts this process's signs, and ends the process when the run cannot go on.
+    """Posts this process's signs, and ends the process when the run cannot continue.
 
     Args:
       store: JAX's coordination service.
@@ -160,7 +160,7 @@ class Monitor(threading.Thread):
             self.store.key_value_set(f"{_SIGNS}{self.process}", value, allow_overwrite=True)
 
     def look(self) -> str | None:
-        """Read the signs; why the run cannot go on, or None."""
+        """Read the signs; returns why the run cannot continue, or None."""
         now = time.monotonic()
         if self.process:
             verdicts = self.store.key_value_dir_get(_VERDICT)
@@ -222,7 +222,7 @@ def _exit(why: str) -> None:
 def watched(
     stuck_after: float = STUCK_AFTER, *, lost_after: float = _LOST_AFTER, interval: float = _INTERVAL
 ) -> Iterator[Advance]:
-    """Within it, a run of several processes ends if one is lost or stuck; gives the function to call at each step.
+    """End a run of several processes if one is lost or stuck; yields the function to call at each step.
 
     Args:
       stuck_after, lost_after: seconds, as for `verdict`.

@@ -43,7 +43,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it SIGTERM and Ctrl-C ask the run to stop at the next safe place; a second Ctrl-C interrupts it."""
+        """Let SIGTERM and Ctrl-C ask the run to stop at the next safe place; a second Ctrl-C interrupts it."""
         alone = jax.process_count() == 1
 
         def ask(number: int, frame: object = None) -> None:
@@ -70,7 +70,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Whether to stop here. In a run of several processes all must ask equally often: all get the same answer."""
+        """Whether to stop here. In a run of several processes all must ask equally often; all get the same answer."""
         if jax.process_count() == 1:
             return self.asked.is_set()
         self.advance()
@@ -84,13 +84,13 @@ class Stop:
 
 
 def process_0_says(answer: bool) -> bool:
-    """Process 0's answer, on every process: a file that only some of them see yet must not part their ways."""
+    """Process 0's answer, on every process: they must not diverge over a file that only some of them see yet."""
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def wait_for_all(name: str) -> None:
-    """Return once every process has come here."""
+    """Return once every process has arrived here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from launch.reports.numbers import cut, is_number, short
 
-COLOURS = 7  # classes c0 … c6; what comes after is "rest"
+COLOURS = 7  # classes c0 … c6; further lines are "rest"
 POINTS = 150  # of a line, at most: more than a panel has room for
 _WIDTH, _HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
 _LEVELS = 6  # different numbers that an upright axis puts in equal steps
-_DECADES = 30.0  # how far apart the ends of positive values are that a logarithmic axis suits
+_DECADES = 30.0  # ratio of largest to smallest above which positive values get a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ChartScale:
 def scale(values: Sequence[float], start: float, end: float, *, may_log: bool, margin: float = 0.04) -> ChartScale:
     """A scale from `start` to `end` that holds all finite values and leaves a margin, a share of it, on both sides.
 
-    If it may be, it is logarithmic where the values are positive and span more than a factor of 30.
+    With `may_log` it is logarithmic where the values are positive and span more than a factor of 30.
     """
     finite = [float(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
@@ -124,7 +124,7 @@ def response(
     """A metric over one swept number: means with bars of ± std.
 
     The values increase; they are (n,), as are `means` and `stds`, where NaN leaves out the point or its bar. The x axis
-    is logarithmic where values span much, and has equal steps if 0 is among such.
+    is logarithmic where values span much, or has equal steps if 0 is among them.
     """
     positive = [value for value in values if value > 0]
     apart = min(values) == 0 and bool(positive) and max(positive) / min(positive) > _DECADES
@@ -154,7 +154,7 @@ def parallel(
     Args:
       axes: one of numbers alone is a scale, any other has a place per value.
       labels: of the lines; `label`: of the whole.
-      best: the lines to stress.
+      best: the lines to highlight.
       goodness: (n,) in [0, 1], how strongly a line is drawn; lines with NaN are left out.
     """
     gap, height, side = 150, 300, 70
@@ -200,7 +200,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _tag(name: str, content: str = "", title: str = "", **attributes: Any) -> Markup:
-    """An element with a title that is shown where the pointer rests; everything is escaped."""
+    """An element with a title that is shown on hover; everything is escaped."""
     texts = {
         key.rstrip("_").replace("_", "-"): f"{v:.1f}" if isinstance(v, float) else v for key, v in attributes.items()
     }

@@ -86,6 +86,6 @@ def _csv_lines(results: StudyResults) -> Iterator[Mapping[str, object]]:
                 place = (name, study.experiment, table.title, line.condition, line.row, label)
                 meaning = (key, metric.title, metric.unit, metric.direction)
                 values = json.dumps([value if math.isfinite(value) else None for value in spread.values])
-                found = (number(spread.mean), number(spread.std), spread.count, spread.total, values)
+                statistics = (number(spread.mean), number(spread.std), spread.count, spread.total, values)
                 if spread.total:
-                    yield dict(zip(CSV_FIELDS, (*place, *meaning, *found), strict=True)) | config
+                    yield dict(zip(CSV_FIELDS, (*place, *meaning, *statistics), strict=True)) | config

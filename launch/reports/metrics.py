@@ -43,14 +43,14 @@ class Metric:
     """
 
     title: str  # what is measured: "PCC"
-    direction: Direction = "neither"  # which values are better; "neither" for a number without a good side
+    direction: Direction = "neither"  # which values are better; "neither" for a number with no better direction
     unit: str = ""  # printed with the title: "%", "s"; values are printed as they are, never scaled
     digits: int | None = None  # decimals shown at least; None leaves them to the table
     table: str = ""  # title of the table that it belongs to; "" for the experiment's first, unnamed table
     condition: str = ""  # what it was measured under: "RPS ε=4"
     row: str = ""  # the method or variant, within one run, that was measured: "ERM"; "" if the run as a whole was
     column: str = ""  # heading of the column; "" takes `title`
-    help: str = ""  # one sentence, shown where the pointer rests
+    help: str = ""  # one sentence, shown on hover
     level: Level = "normal"
     reference: bool = False  # such as an upper bound
     order: int = 0  # the place of the column; `declare` counts patterns
@@ -179,10 +179,10 @@ def meaning(describe: Describe | None) -> Meaning:
     """
 
     def of(key: str) -> Metric:
-        stage, _, own = key.partition("/")
+        stage, _, name = key.partition("/")
         known = describe(key) if describe else None
-        if known is None and own in LOOP:
-            return dataclasses.replace(LOOP[own], title=f"{stage}: {LOOP[own].title}")
+        if known is None and name in LOOP:
+            return dataclasses.replace(LOOP[name], title=f"{stage}: {LOOP[name].title}")
         return known or LOOP.get(key) or Metric(key)
 
     return of

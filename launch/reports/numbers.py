@@ -62,7 +62,7 @@ def decimals(means: Sequence[float], stds: Sequence[float] = (), digits: int | N
     """How to print the numbers of a column alike.
 
     Three digits of the largest value (or so many decimals as `digits`), whole numbers as such; more where deviations,
-    or most differences between values, would not show: 0.9991 ± 0.0002, not 0.999 ± 0.000. NaN counts for nothing.
+    or most differences between values, would not show: 0.9991 ± 0.0002, not 0.999 ± 0.000. NaN is ignored.
     """
     finite = [value for value in means if math.isfinite(value)]
     spreads = [value for value in stds if math.isfinite(value)]

@@ -110,7 +110,7 @@ def read(root: Path) -> list[Study]:
       SweepError: a sweep.json is damaged.
     """
     if not root.is_dir():
-        raise ReportError(f"{root} is no folder; give a run directory, a sweep's folder, or a folder of runs")
+        raise ReportError(f"{root} is not a folder; give a run directory, a sweep's folder, or a folder of runs")
     folders = [(folder, run, sweep) for folder, run, sweep in _folders(root) if run or sweep or folder == root]
     if folders == [(root, False, None)]:
         raise ReportError(f"no run in {root}: looked for folders with a config.json that names an experiment")
@@ -281,7 +281,7 @@ def _curves(stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, 
                 if value is None or isinstance(value, int | float):
                     points.setdefault(prefix + metric, []).append((step, value if is_number(value) else math.nan))
         if damaged:
-            problems.append(f"{log}, line {damaged}: no JSON object with step and time; left out")
+            problems.append(f"{log}, line {damaged}: not a JSON object with step and time; left out")
     return {name: Curve(*np.asarray(pairs, np.float64).T) for name, pairs in points.items()}, times
 
 

@@ -194,12 +194,12 @@ def headline(keys: Sequence[str], meaning: Meaning, choice: MetricChoice = DEFAU
     Of these, metrics with a better direction come first.
 
     Raises:
-      ReportError: none fits what the reader asks for.
+      ReportError: none matches what the reader asks for.
     """
     if choice.metrics:
         if asked := chosen(keys, choice):
             return asked
         patterns = " or ".join(map(repr, choice.metrics))
-        raise ReportError(f"no metric fits {patterns}; valid metrics: {', '.join(keys)}")
+        raise ReportError(f"no metric matches {patterns}; valid metrics: {', '.join(keys)}")
     main, normal = ([key for key in keys if meaning(key).level == level] for level in ("main", "normal"))
     return main or sorted(normal, key=lambda key: not meaning(key).sign)[:limit]

@@ -48,7 +48,7 @@ _BETTER = {1: "higher is better", -1: "lower is better", 0: ""}
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column: `title` under `above`, `tip` where the pointer rests."""
+    """The head of a column: `title` under `above`, `tip` on hover."""
 
     title: str
     above: str = ""
@@ -62,7 +62,7 @@ class Cell:
 
     text: str  # as it is shown
     value: float | None = None  # what the column is sorted by: a number, NaN for none; None sorts by the text
-    tip: str = ""  # where the pointer rests
+    tip: str = ""  # shown on hover
     style: str = ""  # CSS classes: "best", a run's status
     strength: float | None = None  # of a heat map, how strong its colour is, in [0, 1]
 
@@ -89,7 +89,7 @@ class ResultLine:
     spreads: Mapping[str, Spread]  # by the name of the column
     keys: Mapping[str, str]  # of the result, by the name of the column
     setting: Setting | None = None  # the runs it is of; None for a line that is the same in all settings
-    runs: tuple[int, int] = (1, 1)  # how many finished runs it is of, and how many there are to be
+    runs: tuple[int, int] = (1, 1)  # how many runs are finished, and how many there are in all
     condition: str = ""
     row: str = ""
     reference: bool = False
@@ -281,7 +281,7 @@ def overview(results: StudyResults, keys: Sequence[str], settings: Sequence[Sett
 
 
 def all_metrics(results: StudyResults) -> ReportTable:
-    """Every metric of every setting that has a result, whichever way round there is room for."""
+    """Every metric of every setting that has a result, in whichever orientation fits."""
     settings = results.finished
     keys = keys_of(run for setting in settings for run in setting.finished)
     if len(settings) > WIDE:

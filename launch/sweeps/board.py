@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a line when a member begins or ends, and on a terminal a live table below."""
+"""What a sweep shows while it runs: one line as each member begins or ends and, on a terminal, a live table below."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Claims on a sweep folder: it belongs to one sweep, which runs in it once at a time."""
+"""Claims on a sweep folder: one sweep per folder, run by one process at a time."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ def locked(workdir: str | Path) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SweepError(
-                f"another sweep is running in {path}, or members that a killed one has left (`fuser {path}/.lock` "
+                f"another sweep, or a member left behind by a killed one, is running in {path} (`fuser {path}/.lock` "
                 "lists their processes); wait for it or choose another --workdir"
             ) from error
         except OSError as error:  # some cluster file systems have no locks
@@ -45,7 +45,7 @@ def claim(sweep: Sweep) -> Sweep:
     """Define a sweep in its folder, or continue the one that is in it; call it within `locked`.
 
     A sweep may get more members, with the same base config. A search keeps the members that it has proposed,
-    and takes another objective as long as no result has the earlier one.
+    and accepts another objective as long as no result has the earlier one.
 
     Returns:
       The sweep with all members, as written to sweep.json.
@@ -70,18 +70,18 @@ def checked(sweep: Sweep) -> Sweep:
     others = [p.name for p in sorted(sweep.path.iterdir()) if p.is_dir() and p.name not in names]
     others = [name for name in others if (sweep.path / name / "config.json").exists()]
     if (sweep.path / "config.json").exists() or others:
-        shown = ", ".join(others) if others else "a run of its own"
-        raise SweepError(f"{sweep.path} holds runs that are not of this sweep: {shown}; choose another --workdir")
+        shown = ", ".join(others) if others else "a single run"
+        raise SweepError(f"{sweep.path} holds runs that do not belong to this sweep: {shown}; choose another --workdir")
     for member in sweep.members:
         _check_config(member)
     return sweep
 
 
 def _check_same(stored: Sweep, asked: Sweep) -> None:
-    """Raise unless a sweep is the stored one, or has the same and more members."""
+    """Raise unless a sweep equals the stored one or only adds members to it."""
     lines = [f"base {line}" for line in difference(stored.base, asked.base)]
     before = {member.name: member for member in stored.members}
-    for member in asked.members:  # those with a config file of their own have a base of their own
+    for member in asked.members:  # one with its own config file has its own base
         if member.name in before and member.config_file != asked.config_file:
             lines += [f"{member.name}: {line}" for line in difference(before[member.name].base, member.base)]
     if (stored.search is None) != (asked.search is None):
@@ -89,7 +89,7 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
     elif stored.search and asked.search:
         before_it = dict(stored.search)
         if not any(before_it.get("objective") in (status(member).result or {}) for member in stored.members):
-            before_it["objective"] = asked.search.get("objective")  # no result has it: it was a mistake
+            before_it["objective"] = asked.search.get("objective")  # no result has it, so it may still be corrected
         lines += [f"search {line}" for line in difference(before_it, asked.search)]
     else:
         missing = {m.name for m in stored.members} - {m.name for m in asked.members}
@@ -98,7 +98,7 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
         raise SweepError(
             f"{asked.path} holds another sweep (stored -> given):\n  "
             + "\n  ".join(lines)
-            + "\nGive the same sweep, add members to it, or choose another --workdir."
+            + "\nRun the same sweep, add members to it, or choose another --workdir."
         )
 
 

@@ -1,4 +1,4 @@
-"""Members as processes on this machine, each with devices and cores of its own.
+"""Members as processes on this machine, each with its own devices and cores.
 
 GPUs and TPU chips are assigned by environment variables (`CUDA_VISIBLE_DEVICES`, `TPU_VISIBLE_CHIPS`), one per member
 unless `processes` says otherwise. Cores are divided by CPU affinity, which XLA's thread pools respect.
@@ -57,7 +57,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
     SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM: the members save and end. A second SIGINT kills them.
 
     Args:
-      sweep: that the members belong to.
+      sweep: the sweep that the members belong to.
       members: the next one is taken when a slot is free, so that an iterator can choose it by what has ended so far.
       options: `processes` is the number of slots; 0 is one per device, or per core on a CPU.
 
@@ -99,9 +99,9 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
 
 
 def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """JAX's platform, and the names of its devices as the environment variable that selects them has them.
+    """JAX's platform, and its devices as named in the environment variable that selects them.
 
-    A process of its own looks for them, as a process that has looked at a GPU or a TPU holds it.
+    A separate process looks for them, since a process that has seen a GPU or a TPU keeps hold of it.
 
     Raises:
       SweepError: JAX does not start.
@@ -119,9 +119,7 @@ def devices(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
         )
         platform, count = json.loads(probe.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
-        raise SweepError(
-            f"JAX has not found its devices within {_PROBE_TIMEOUT} s; is another process using them?"
-        ) from error
+        raise SweepError(f"JAX found no devices within {_PROBE_TIMEOUT} s; is another process using them?") from error
     except subprocess.CalledProcessError as error:
         raise SweepError(f"JAX does not start here:\n{error.stderr.strip()}") from error
     visible = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}.get(platform)
@@ -139,7 +137,7 @@ def divide(
       names: of the GPUs or TPU chips.
       cores: of the CPU, by number.
       processes: the number of slots; 0 is one per device, or per core on a CPU.
-      members: how many there are; fewer of them get more cores each.
+      members: their number; the fewer, the more cores each gets.
 
     Raises:
       SweepError: there are more processes than cores or TPU chips.
@@ -158,7 +156,7 @@ def divide(
     if count <= units:
         gpus = [names[i : i + 1] if not processes else _share(names, i, count) for i in range(count)]
         return tuple(ProcessSlot({"CUDA_VISIBLE_DEVICES": ",".join(g)}, s) for g, s in zip(gpus, shares, strict=True))
-    together = -(-count // units)  # members on one GPU; each would take three quarters of its memory
+    together = -(-count // units)  # members on one GPU; by default each would take three quarters of its memory
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / together:.3f}"}
     visible = [{"CUDA_VISIBLE_DEVICES": names[i % units]} for i in range(count)]
     return tuple(ProcessSlot(own | memory, share) for own, share in zip(visible, shares, strict=True))
@@ -217,7 +215,7 @@ class OnSignal(Protocol):
 
 @contextlib.contextmanager
 def handled(ask: OnSignal) -> Iterator[None]:
-    """Call `ask` at the signals that ask the sweep to stop."""
+    """Call `ask` on signals that ask the sweep to stop."""
     numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in numbers}
     try:
@@ -249,8 +247,8 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 def _reason(code: int) -> str:
-    """Why a process has ended, from its exit status."""
+    """Why a process ended, from its exit status."""
     if code > 0:
         return f"exit status {code}"
-    hint = " (out of memory? fewer --processes need less)" if -code == signal.SIGKILL else ""
+    hint = " (out of memory? try fewer --processes)" if -code == signal.SIGKILL else ""
     return f"killed by {signal.Signals(-code).name}{hint}"

@@ -30,7 +30,7 @@ from launch.run import PLAN, plain
 STATES = ("waiting", "started", "failed", "done")
 DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
-CONFIG = "config"  # an override of this name is the config file that the member is of, instead of the sweep's
+CONFIG = "config"  # an override of this name gives the member another config file than the sweep's
 
 
 class SweepError(ValueError):
@@ -112,18 +112,18 @@ class Executor(Protocol):
     """What trains members: a module with this function."""
 
     def execute(self, sweep: Sweep, members: Iterable[Member], options: Options) -> None:
-        """Train members, and go on with the others where one fails.
+        """Train members; one that fails does not stop the others.
 
         Calls `start` before a member begins, `fail` where one ends in an error, and the functions of `options`.
 
         Args:
-          sweep: that they belong to.
+          sweep: the sweep that they belong to.
           members: to be trained; none of them is done.
-          options: how.
+          options: see `Options`.
 
         Raises:
           SweepError: these members cannot be trained by this executor.
-          Preempted: the sweep was asked to stop; the same call goes on.
+          Preempted: the sweep was asked to stop; the same call continues it.
         """
         ...
 
@@ -166,8 +166,8 @@ def define(
       workdir: the sweep folder.
       config_file: FILE or FILE:ARGUMENT.
       base: its config, with `fixed` in it.
-      overrides: of each member; under the key `CONFIG` a config file of its own, relative to `config_file`.
-      others: the configs of such files, by that value.
+      overrides: of each member; the key `CONFIG` names the member's own config file, relative to `config_file`.
+      others: the configs of those files, by the value of that override.
       fixed: overrides from the command line, for all members.
       search: the settings of an adaptive search.
 
@@ -260,13 +260,13 @@ def load(workdir: str | Path) -> Sweep:
             None if search is None else records.field(content, "search", dict),
         )
     except FileNotFoundError as error:
-        raise SweepError(f"{path} is no sweep folder: it has no {DEFINITION}") from error
+        raise SweepError(f"{path} is not a sweep folder: it has no {DEFINITION}") from error
     except InputError as error:
-        raise SweepError(f"{path / DEFINITION} is damaged ({error}); restore it or take another folder") from error
+        raise SweepError(f"{path / DEFINITION} is damaged ({error}); restore it or choose another folder") from error
 
 
 def _member(path: Path, bases: Record, member: Record) -> Member:
-    """A member as sweep.json has it; its folder must be one in the sweep's."""
+    """A member as stored in sweep.json; its folder must lie directly in the sweep's."""
     name, file = records.field(member, "name", str), records.field(member, "config_file", str)
     inside = paths.inside(path, name, listed=member.file, place=member.place, field="name")
     if (inside.parent, inside.name) != (path, name):
@@ -291,7 +291,7 @@ def store_path(sweep: Sweep) -> Path:
 
 
 def command(sweep: Sweep, member: Member) -> list[str]:
-    """The command that trains a member by itself, or continues it; for the folder in which the sweep was started."""
+    """The command that trains a member by itself, or continues it; run it where the sweep was started."""
     overrides = dict(sweep.fixed) | dict(member.overrides)
     return [
         *(sys.executable, "-m", "launch.train", f"--config={member.config_file}", f"--workdir={member.path}"),
@@ -306,7 +306,7 @@ def _argument(value: Any) -> str:
 
 
 def start(member: Member) -> Path:
-    """Make the member's folder without an earlier error; returns the path of the log to append to."""
+    """Make the member's folder, remove an earlier error, and return the path of the log to append to."""
     member.path.mkdir(parents=True, exist_ok=True)
     (member.path / _ERROR).unlink(missing_ok=True)
     return member.path / _LOG
@@ -335,7 +335,7 @@ def status(member: Member) -> Status:
 
 
 def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
-    """The last lines of a member's log that are not empty; of a progress bar the last state."""
+    """The last non-empty lines of a member's log; of a progress bar, only its last state."""
     path = member.path / log
     if not path.exists():
         return []
@@ -353,7 +353,7 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
     values: dict[str, float] = {}
     for line in lines[-20:]:
         if line.startswith("{"):  # the first one may be cut
-            with contextlib.suppress(InputError):  # a damaged line is named when the training goes on
+            with contextlib.suppress(InputError):  # a damaged line is reported when the training resumes
                 values |= jsons.parse(line, top=dict)
     step = values.pop("step", None)
     values.pop("time", None)
@@ -362,7 +362,7 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
 
 def _logs(path: Path) -> Iterator[Path]:
     """The metrics.jsonl of the stages that a run's plan names."""
-    with contextlib.suppress(InputError, KeyError, TypeError):  # no plan yet, or `launch.train` says what is wrong
+    with contextlib.suppress(InputError, KeyError, TypeError):  # no plan yet, or one that `launch.train` will report
         plan = load_json(path / PLAN)
         logs = (path / plan["store"] / key / "metrics.jsonl" for key in plan["stages"] if Path(key).name == key)
         yield from (log for log in logs if log.exists())

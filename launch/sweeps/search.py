@@ -1,6 +1,6 @@
-"""Adaptive search: Optuna proposes members from the space of a grid, by the results of those that have ended.
+"""Adaptive search: Optuna proposes members from the space of a grid, guided by the results of those that have ended.
 
-What it has learned is in WORKDIR/optuna.journal. After an interruption the members that were running continue, and
+Its history is kept in WORKDIR/optuna.journal. After an interruption the members that were running continue, and
 those that had failed are proposed again.
 """
 
@@ -61,7 +61,7 @@ def described(space: Mapping[str, Dimension]) -> dict[str, str]:
 
 @dataclass
 class Search:
-    """An iterator of proposed members, which `ended` tells about results.
+    """An iterator of proposed members, with `ended` to report their results.
 
     Attributes:
       sweep: with the members proposed so far, as in sweep.json.
@@ -70,7 +70,7 @@ class Search:
       objective: the key of a member's result.
       direction: "minimize" or "maximize".
       seed: of the sampler.
-      open: the numbers of the trials that wait for a member, by its name.
+      open: the numbers of the trials that are not over, by the name of their member.
     """
 
     sweep: Sweep
@@ -120,7 +120,7 @@ class Search:
             if self.objective not in now.result:
                 raise SweepError(
                     f"the result of {member.name} has no {self.objective!r}; it has {', '.join(sorted(now.result))}: "
-                    f"give one of them to --{self.direction}, the search goes on in the same folder"
+                    f"pass one of them to --{self.direction}; the search continues in the same folder"
                 )
             value = now.result[self.objective]  # None if it was not finite
         failed = _optuna().trial.TrialState.FAIL
@@ -179,7 +179,7 @@ class Search:
 
 
 def _mend(journal: Path) -> None:
-    """Drop a last line that a killed writer or a full disk cut off: the next one would be glued to it.
+    """Drop a last line cut off by a killed writer or a full disk; the next entry would be appended to it.
 
     Raises:
       SweepError: another line is damaged.
@@ -192,15 +192,15 @@ def _mend(journal: Path) -> None:
             jsons.parse(line.decode() if line.endswith(b"\n") else "", top=dict)
         except ValueError as error:
             if number < len(lines):
-                how = "remove it: the search starts anew, and what is trained is not trained again"
+                how = "delete it: the search starts over, and nothing that is trained is trained again"
                 raise SweepError(f"{journal}, line {number} is damaged; {how}") from error
-            logging.warning("%s, line %d is cut off and dropped", journal, number)
+            logging.warning("%s, line %d is cut off; dropping it", journal, number)
             os.truncate(journal, sound)
         sound += len(line)
 
 
 def _optuna():
-    """The optional package, without its log lines.
+    """Import Optuna with its log lines silenced.
 
     Raises:
       SweepError: it is not installed.

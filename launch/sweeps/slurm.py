@@ -1,4 +1,4 @@
-"""Members as an array of jobs of a SLURM cluster, submitted by submitit: `--slurm=partition=gpu,nodes=2,…`.
+"""Members as a SLURM job array, submitted by submitit: `--slurm=partition=gpu,nodes=2,…`.
 
 Each job runs `launch.train` in every task; JAX finds the other tasks by itself. The sweep folder must be on a file
 system that all nodes see. Job files and the jobs' own output go to WORKDIR/.slurm, a member's output to its log.txt.
@@ -31,7 +31,7 @@ from launch.sweeps.slurm_task import SlurmTask
 
 _QUEUE_EVERY = 10.0  # seconds between two looks at the queue
 _WATCH_EVERY = 1.0
-_LOOKS = 2  # a job that the queue lacks that often in a row has left it: one look can come between two states
+_LOOKS = 2  # after so many looks in a row without it, a job has left the queue: one look can fall between two states
 _FOLDER, _JOBS = ".slurm", "jobs.json"
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
 _STOPPED = ("COMPLETED", "CANCELLED", "PREEMPTED", "RUNNING", "COMPLETING")
@@ -54,7 +54,7 @@ _SETTINGS = {
     "parallel": ("array_parallelism", int),
     "restarts": (None, int),
 }
-_OTHER = "sbatch."  # the prefix of options that go to sbatch as they are
+_OTHER = "sbatch."  # the prefix of options that are passed to sbatch unchanged
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def settings(options: Mapping[str, str], processes: int = 0) -> SlurmSettings:
             continue
         if name not in _SETTINGS:
             raise SweepError(
-                f"--slurm has no {name!r}; valid names: {', '.join(_SETTINGS)}, and {_OTHER}NAME for others"
+                f"unknown --slurm setting {name!r}; valid names: {', '.join(_SETTINGS)}, and {_OTHER}NAME for others"
             )
         theirs, kind = _SETTINGS[name]
         lowest = 0 if name in ("restarts", "gpus_per_node") else 1
@@ -182,7 +182,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
     for program in ("sbatch", "srun", "squeue", "scontrol"):
         if not shutil.which(program):
             raise SweepError(
-                f"--executor=slurm: {program} is not here; start it where jobs are submitted, or use --executor=local"
+                f"--executor=slurm: {program} is not installed here; use a login node, or --executor=local"
             )
     resources = settings(options.slurm, options.processes)
     members = list(members)
@@ -210,7 +210,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
 def _stored(folder: Path) -> dict[str, str]:
     """{member: job} of the last submissions from this folder."""
     path = folder / _JOBS
-    remedy = "`scancel` the jobs that `squeue --me` shows, and remove it to go on"
+    remedy = "`scancel` the jobs that `squeue --me` shows, and delete it to continue"
     return load_json(path, remedy=remedy) if path.exists() else {}
 
 
@@ -224,7 +224,7 @@ def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, fo
     """Submit members as one array.
 
     Args:
-      sweep: that they belong to.
+      sweep: the sweep that they belong to.
       members: at most `array_limit()`.
       resources: of each job.
       folder: for submitit's files.
@@ -265,7 +265,7 @@ def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, fo
             ]
     except (UncompletedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if "sbatch:" in line] or str(error).splitlines()[-3:]
-        raise SweepError("--executor=slurm: the submission is refused\n  " + "\n  ".join(lines)) from error
+        raise SweepError("--executor=slurm: sbatch refused the submission\n  " + "\n  ".join(lines)) from error
     jobs = {member.name: job.job_id for member, job in zip(members, submitted, strict=True)}
     logging.info("%d members submitted as job %s", len(jobs), submitted[0].job_id.split("_")[0])
     return jobs

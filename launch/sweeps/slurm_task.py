@@ -22,7 +22,7 @@ from launch.sweeps.members import Member, fail, last_lines, start, status
 
 TIME_IS_UP = signal.SIGUSR2  # what submitit asks SLURM to send before the end
 LOST_PEER = os.EX_TEMPFAIL  # `launch.processes.hosts.EXIT_STATUS`
-_OTHERS_FIRST = 5.0  # seconds: a process that loses its peers ends in errors that are not the cause
+_OTHERS_FIRST = 5.0  # seconds: a process that loses its peers fails with errors that are not the cause
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SlurmTask:
 
     Attributes:
       member: what is trained.
-      command: that trains it.
+      command: the command that trains it.
       gpus: of each node.
       tasks: on each node.
       restarts: how often the job may start again because one of its processes was killed.
@@ -133,14 +133,14 @@ def _asked() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
 
 
 def _wait(asked: Sequence[int], seconds: float) -> None:
-    """Wait for a signal, at most so many seconds."""
+    """Wait for a signal, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not asked and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def devices(environment: Mapping[str, str], gpus: int, tasks: int) -> dict[str, str]:
-    """The environment that gives this task its share of the node's GPUs; JAX by itself gives every task one.
+    """The environment that gives this task its share of the node's GPUs; on its own, JAX gives every task one GPU.
 
     Args:
       environment: of a task.

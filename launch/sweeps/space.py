@@ -32,7 +32,7 @@ _WANTS = {bool: "true or false", int: "an integer", float: "a finite number", st
 
 @dataclass(frozen=True)
 class ConfigField:
-    """A field of the config: the type of its values, and its own value, which types the elements of tuples."""
+    """A field of the config: the type of its values, and its current value, which types a tuple's elements."""
 
     kind: type
     value: Any
@@ -91,7 +91,7 @@ def check(overrides: Mapping[str, Any], known: Mapping[str, ConfigField], where:
 
     Args:
       overrides: flat.
-      known: the fields that there are.
+      known: the valid fields.
       where: where the overrides come from, for errors.
 
     Raises:
@@ -118,10 +118,10 @@ def _field(key: str, known: Mapping[str, ConfigField]) -> ConfigField:
         return known[key]
     inner = [name for name in known if name.startswith(f"{key}.")]
     if inner:
-        raise ValueError(f"{key!r} is a group of fields, sweep one of them: {', '.join(sorted(inner))}")
+        raise ValueError(f"{key!r} is a group of fields; sweep one of them: {', '.join(sorted(inner))}")
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown config key {key!r}{hint}\nthere are: {', '.join(sorted(known))}")
+    raise ValueError(f"unknown config key {key!r}{hint}\nvalid keys: {', '.join(sorted(known))}")
 
 
 def _coerced(value: Any, field: ConfigField) -> Any:
@@ -138,7 +138,7 @@ def _coerced(value: Any, field: ConfigField) -> Any:
 
 
 def _element(field: ConfigField) -> ConfigField:
-    """A tuple's elements: of the type of its present ones, or of any type if it is empty or they differ."""
+    """A tuple's elements: of the type of the current ones, or of any type if it is empty or they differ."""
     kinds = {type(v) for v in field.value or ()}
     kind = kinds.pop() if len(kinds) == 1 else object
     return ConfigField(kind if kind in _WANTS else object, None)
@@ -202,7 +202,7 @@ def parse(text: str, known: Mapping[str, ConfigField]) -> Grid:
       SweepError: the text is malformed, or names an unknown field or a value of the wrong type; shows the column.
     """
     try:
-        stop = len(text.rstrip("; "))  # a last ; is forgiven
+        stop = len(text.rstrip("; "))  # a trailing ; is allowed
         terms = tuple(
             tuple(_axis(text, *_filled(*axis, what="key=values"), known) for axis in _split(text, *term, "&"))
             for term in _split(text, 0, stop, ";")

@@ -2,8 +2,8 @@
 
 Every member is planned; members whose plans are equal up to stackable numbers form a stack. Their plans are walked side
 by side: where the class of the stages at one place has `STACKS = True`, those that the store lacks are made by one
-program (`launch.stages.Stage.make_together`). Then each member is finished as `launch.train` does it, and either can go
-on with what the other has left.
+program (`launch.stages.Stage.make_together`). Then each member is finished as `launch.train` does it, and either can
+continue what the other has left.
 
 Stacks are trained one after the other; what keeps them apart is printed.
 """
@@ -65,7 +65,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
 
 
 def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
-    """The members with their plans, and those whose settings are refused.
+    """The members with their plans, and those with invalid settings.
 
     Raises:
       SweepError: there is no such experiment, or it has no `plan`.
@@ -79,7 +79,7 @@ def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple
         if not hasattr(experiment, "plan"):
             name = experiment.__name__
             raise SweepError(
-                f"--executor=vmap: {name} cannot train several configs as one program; take --executor=local"
+                f"--executor=vmap: {name} cannot train several configs as one program; use --executor=local"
             )
         try:
             plans.append(PlannedMember(member, experiment, experiment.plan(config_of(member))))
@@ -148,9 +148,9 @@ def make_stacks(stages: Mapping[int, Stage], store: Store, failures: Failures) -
     What only one member needs, or a class makes one by one, is left to `store.get`.
 
     Args:
-      stages: of each member, all at the same place in their plans and equal up to stackable numbers.
+      stages: one per member, all at the same place in their plans and equal up to stackable numbers.
       store: keeps the results.
-      failures: of members that cannot go on; they are left out, and new ones are added.
+      failures: of members that have failed; these are skipped, and new failures are added.
 
     Raises:
       Preempted: the sweep was asked to stop.
@@ -169,11 +169,11 @@ def make_stacks(stages: Mapping[int, Stage], store: Store, failures: Failures) -
 
 
 def _make_together(kind: type[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, Exception]:
-    """Make different stages of one class as one program; why some could not be made, by key."""
+    """Make different stages of one class as one program; returns the errors of those that failed, by key."""
     errors: dict[str, Exception] = {}
     for key, stage in stages.items():
         try:
-            for child in children(stage):  # within make_together its error would be that of all
+            for child in children(stage):  # inside make_together its error would fail all of them
                 store.get(child)
         except Preempted:
             raise
@@ -203,12 +203,12 @@ def _open(planned: PlannedMember, store: Store) -> Run:
     config = config_of(planned.member)
     run = Run.open(planned.member.path, config)
     run.stop = store.stop
-    run.note_plan(planned.root, store)  # by it `launch.train` finds the store, should the member go on alone
+    run.note_plan(planned.root, store)  # so that `launch.train` finds the store if the member continues alone
     return run
 
 
 def _fail(member: Member, error: Exception) -> None:
-    """Note an error as a process of the member's own would: in error.txt and, with its traceback, in the log."""
+    """Record an error as the member's own process would: in error.txt and, with its traceback, in the log."""
     with open(member.path / "log.txt", "a") as log:
         log.writelines(traceback.format_exception(error))
     fail(member, "error")
@@ -216,7 +216,7 @@ def _fail(member: Member, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[Stop]:
-    """A stop that the signals ask for."""
+    """A `Stop` that the signals set."""
     stop = Stop()
 
     def ask(number: int) -> None:
@@ -238,7 +238,7 @@ def _watched(watch: OnRunning, running: set[str]) -> Iterator[None]:
         try:
             while not ended.wait(_POLL):
                 watch(set(running))
-        except Exception as error:  # raised below, where somebody listens
+        except Exception as error:  # raised below, in the main thread
             errors.append(error)
 
     thread = threading.Thread(target=look, daemon=True, name="watch")

@@ -48,7 +48,7 @@ class Difference:
 
 
 def group(members: Iterable[PlannedMember]) -> list[list[PlannedMember]]:
-    """The stacks, members and stacks in their order."""
+    """Group members into stacks; both keep their order."""
     stacks: dict[str, list[PlannedMember]] = {}
     for planned in members:
         stacks.setdefault(planned.root.stack_key, []).append(planned)
@@ -64,19 +64,19 @@ def explain(stacks: Sequence[Sequence[PlannedMember]]) -> str:
     roots = [stack[0].root for stack in stacks]
     if not any(stage.STACKS for root in roots for stage in walk(root)):
         names = ", ".join(dict.fromkeys(stack[0].experiment.__name__ for stack in stacks))
-        raise SweepError(f"--executor=vmap: {names} cannot train several configs as one program; take --executor=local")
+        raise SweepError(f"--executor=vmap: {names} cannot train several configs as one program; use --executor=local")
     if len(stacks) == 1:
         return ""
-    found = differences(roots)
-    reasons = "; ".join(difference.reason for difference in found)
+    differing = differences(roots)
+    reasons = "; ".join(difference.reason for difference in differing)
     stackable = f"members of a stack may differ in {', '.join(stackable_fields(roots))}"
     if all(len(stack) == 1 for stack in stacks):
         raise SweepError(
-            f"--executor=vmap: no two members make one program: {reasons}; {stackable}; take --executor=local"
+            f"--executor=vmap: no two members fit into one program: {reasons}; {stackable}; use --executor=local"
         )
     lines = [f"{len(stacks)} stacks: {reasons}", stackable]
     for index, stack in enumerate(stacks):
-        values = {d.field: d.values[index] for d in found if not d.zero or d.values[index] == 0}
+        values = {d.field: d.values[index] for d in differing if not d.zero or d.values[index] == 0}
         label = ",".join(f"{field}={_shown(value)}" for field, value in values.items())
         lines.append(f"  {len(stack)} members  {label or 'the others'}")
     return "\n".join(lines)
@@ -84,7 +84,7 @@ def explain(stacks: Sequence[Sequence[PlannedMember]]) -> str:
 
 def differences(roots: Sequence[Stage]) -> list[Difference]:
     """The fields in which plans of different stacks differ, each once."""
-    return list({found.field: found for found in _differences(roots, "the plan")}.values())
+    return list({difference.field: difference for difference in _differences(roots, "the plan")}.values())
 
 
 def _differences(values: Sequence[Any], name: str) -> Iterator[Difference]:

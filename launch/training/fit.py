@@ -43,15 +43,15 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Training:
-    """A training, with everything but its initial state and where it is kept.
+    """Everything that defines a training, except its initial state and where it is kept.
 
     Attributes:
       place: where it runs: `places.One`, or a `places.Stack` of members.
       step: see `launch.training.program.Step`.
       numbers: of the member: scalars; of a stack: arrays (k,).
       batches: `start -> iterable` of this process's batches from step `start` on; of a stack (k, b, …).
-      batch_size: examples a step and member, over all devices.
-      steps: how many there are in all.
+      batch_size: examples per step and member, over all devices.
+      steps: their number in all.
       evaluate: at every `cadence.eval_every` steps and at the end; each time a checkpoint follows.
       resident: arrays that every device keeps whole; the step gets them as `batch["resident"]`.
       cadence: of logs, evaluations and checkpoints.
@@ -72,12 +72,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
-      state: the best by `Training.best`, or the last; on the devices, of a stack's member on the host.
-      step: that it is of.
-      metrics: that it was saved with.
+      state: the best by `Training.best`, or the last; on the devices; for a member of a stack, on the host.
+      step: the step of that state.
+      metrics: the metrics that it was saved with.
     """
 
     state: Any
@@ -91,11 +91,11 @@ def alone(evaluate: Callable[[Any], Mapping[str, float]]) -> Evaluate:
 
 
 def train(store: Store, stage: Stage, state: Any, training: Training) -> Outcome:
-    """Train a stage in its folder of the store, or go on with it.
+    """Train a stage in its folder of the store, or continue its training.
 
     Args:
       store: keeps metrics and checkpoints while it trains.
-      stage: whose folder it is.
+      stage: the stage to train.
       state: the initial one, on the host or on the devices.
       training: what is trained.
 
@@ -120,11 +120,11 @@ def train_together(
 
     Args:
       states: initial ones, host arrays (k, …); of one stage as in `train`.
-      training_of: the training of some members: those that are at one step, after a kill not always all.
+      training_of: gives the training of some members: those at the same step; after a kill, not always all.
       whole: the training of all, for what does not depend on the members.
 
     Returns:
-      Of each stage its outcome, or why it was given up.
+      For each stage its outcome, or the error for which it was given up.
     """
     failures: Failures = {}
     last: dict[int, Any] = {}
@@ -133,16 +133,16 @@ def train_together(
         folders = [store.folder(stage) / CHECKPOINTS for stage in stages]
         checkpoints = [opened.enter_context(Checkpoints(folder, best=whole.best)) for folder in folders]
         for start, indices, state in whole.place.restore(states, checkpoints):
-            own = training_of(indices)
-            if start < own.steps:
+            part = training_of(indices)
+            if start < part.steps:
                 if start:
-                    logging.info("continuing from step %d of %d", start, own.steps)
+                    logging.info("continuing from step %d of %d", start, part.steps)
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
-                state, lost = fit(own, state, start, *arguments, stop=store.stop)
+                state, lost = fit(part, state, start, *arguments, stop=store.stop)
                 failures |= {indices[i]: error for i, error in lost.items()}
             else:
-                state = own.place.begin(state)  # finished, but for its result
-            last |= dict(zip(indices, own.place.each(state), strict=True))
+                state = part.place.begin(state)  # finished; only the result is missing
+            last |= dict(zip(indices, part.place.each(state), strict=True))
         return [failures.get(i) or _outcome(whole, last[i], checkpoints[i]) for i in range(len(stages))]
 
 
@@ -155,7 +155,7 @@ def _outcome(training: Training, state: Any, checkpoints: Checkpoints) -> Outcom
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Whether something that happens every so many steps (0: never in between) and at the end does at `step`."""
+    """Whether something that happens every `every` steps (0: never in between) and at step `total` is due at `step`."""
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -178,7 +178,7 @@ def fit(
 
     Returns:
       The state after the last step, on the devices, and the members that were given up because a metric was not
-      finite; of the others the last state is saved.
+      finite; the last state of the others is saved.
 
     Raises:
       Preempted: the run was asked to stop; the states of all members are saved.
@@ -210,15 +210,15 @@ def fit(
                 _keep(place, state, at, values, windows.alive, journals, checkpoints)
                 windows.resume()
             if stops and at < steps:
-                for own in checkpoints:
-                    own.wait()
+                for kept in checkpoints:
+                    kept.wait()
                 raise Preempted(f"saved at step {at} of {steps} in {journals[0].path}")
     finally:
         feed.close()
         progress.close()
         windows.close()
-        for own in checkpoints:
-            own.wait()
+        for kept in checkpoints:
+            kept.wait()
     return state, windows.failures
 
 

@@ -1,4 +1,4 @@
-"""Means over a data set of what is measured of every example, summed on the devices."""
+"""Means over a data set of what is measured for each example, summed on the devices."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -58,18 +58,18 @@ def masked_means(
     finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = dict,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Means over a data set of what `fn` gives for every example: summed under the mask on the devices, divided once.
+    """Average `fn` over the examples of a data set: summed under the mask on the devices, divided once.
 
     Args:
       fn: `(variables, batch, repeat) -> {name: (n,) array}`, pure; compiled once for as long as it is the same object.
-      variables: handed to `fn`, on the devices.
+      variables: passed to `fn`, on the devices.
       batches: padded evaluation batches with a "mask".
-      resident: handed to `fn` as `batch["resident"]`, on the devices.
-      repeats: how often each batch is gone through, with repeat = 0, 1, …: the draws of a random perturbation, say. A
-        loop on the host, one compiled program a draw: XLA on CPU runs second-order convolutions inside its own loops
+      resident: passed to `fn` as `batch["resident"]`, on the devices.
+      repeats: how many times each batch is evaluated, with repeat = 0, 1, …: the draws of a random perturbation, say. A
+        loop on the host, one compiled call per draw: XLA on CPU runs second-order convolutions inside its own loops
         several times slower.
       once: `(variables, batch) -> pytree`, what a batch's repeats have in common, for `fn` in `batch["once"]`.
-      compile_once: whether `once` is compiled as one program. False calls it as it is, on device arrays, for what is
+      compile_once: whether `once` is compiled as one program. False calls it uncompiled, on device arrays, for what is
         a loop of compiled calls on the host.
       finish: applied to each example's mean over the repeats: a root, say.
       check_stop: called between batches; may raise.
@@ -83,7 +83,7 @@ def masked_means(
     extra = {} if resident is None else {sharding.RESIDENT: resident}
     numbers = [layout.replicate(np.int32(i)) for i in range(repeats)]
     # The devices of a CPU share few threads: with several programs under way, the sums over devices of one can take
-    # them all, and wait for ever for the part of a device that has none left.
+    # them all, and deadlock, waiting for a device that has none left.
     shared = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     one_at_a_time = jax.block_until_ready if shared else lambda values: values
     sums = None
@@ -99,6 +99,6 @@ def masked_means(
         totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
         sums = totals if sums is None else add(sums, totals)
     if sums is None or not sums["examples"]:
-        raise ValueError("there is no example to evaluate")
+        raise ValueError("there are no examples to evaluate")
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}
     return {k: v / sums["examples"] for k, v in sums.items() if k != "examples"} | {"examples": sums["examples"]}

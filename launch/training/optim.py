@@ -75,7 +75,7 @@ class Schedule:
         """
         warmup = to_steps(self.warmup)
         if warmup and warmup >= total_steps:
-            logging.warning("warm-up %r is %d of %d steps: no step follows it", self.warmup, warmup, total_steps)
+            logging.warning("warm-up %r takes %d of %d steps: none is left after it", self.warmup, warmup, total_steps)
         milestones = self._milestones(total_steps, to_steps) if self.name == "step" else ()
         rest = max(total_steps - warmup, 1)
 
@@ -96,11 +96,11 @@ class Schedule:
     def _milestones(self, total_steps: int, to_steps: ToSteps) -> tuple[int, ...]:
         milestones = tuple(map(to_steps, self.milestones))
         increasing = all(later > earlier for earlier, later in itertools.pairwise(milestones))
-        require(increasing, self, "milestones", f"milestones must increase, and are steps {milestones}")
+        require(increasing, self, "milestones", f"milestones must increase; they are at steps {milestones}")
         for text, milestone in zip(self.milestones, milestones, strict=True):
             if milestone >= total_steps:
                 logging.warning(
-                    "milestone %r (step %d) is not reached: training has %d steps", text, milestone, total_steps
+                    "milestone %r (step %d) is never reached: training has %d steps", text, milestone, total_steps
                 )
         return milestones
 
@@ -110,7 +110,7 @@ class Optimizer:
     """An optimiser and its learning-rate schedule; defaults are PyTorch's.
 
     Attributes:
-      name: sgd, adam or adamw; fields of the others are not read.
+      name: sgd, adam or adamw; fields of the others are ignored.
       learning_rate, weight_decay: see the module's docstring.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
       momentum, nesterov: sgd only.
@@ -182,7 +182,7 @@ def match(params: Any, patterns: Sequence[str]) -> Any:
     (``"block1/conv/kernel"``).
 
     Raises:
-      ValueError: an expression matches no parameter; lists some of the paths there are.
+      ValueError: an expression matches no parameter; the error lists some of the valid paths.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -190,7 +190,7 @@ def match(params: Any, patterns: Sequence[str]) -> Any:
         if not any(re.fullmatch(pattern, path) for path in paths):
             shown = ", ".join(paths[:8]) + (f", … ({len(paths)} in all)" if len(paths) > 8 else "")
             raise ValueError(
-                f"{pattern!r} matches no whole parameter path ('.*kernel' is all kernels); there are {shown}"
+                f"{pattern!r} matches no whole parameter path ('.*kernel' matches all kernels); paths: {shown}"
             )
     return treedef.unflatten([any(re.fullmatch(pattern, path) for pattern in patterns) for path in paths])
 
@@ -210,7 +210,7 @@ def _clip(max_norm) -> optax.GradientTransformation:
 
 def _add_decay(weight_decay, patterns: Sequence[str]) -> optax.GradientTransformation:
     def init(params):
-        match(params, patterns)  # a mistyped expression fails here, also while the decay is 0
+        match(params, patterns)  # a mistyped expression fails here, even while the decay is 0
         return optax.EmptyState()
 
     def update(updates, state, params=None):

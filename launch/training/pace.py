@@ -1,4 +1,4 @@
-"""What the loop says of its steps: means of their metrics, and how fast the devices go.
+"""What the loop logs about its steps: means of their metrics, and how fast the devices run.
 
 The rate counts steps that ran undisturbed: a window in which something was compiled, or that an evaluation or a
 checkpoint interrupted, has none.
@@ -42,7 +42,7 @@ def _gather(total: dict, metrics: dict[str, jax.Array], step: jax.Array) -> dict
 
 
 def not_finite(step: int, sums: Mapping[str, float]) -> NonFiniteLoss:
-    """The error to raise where metrics, of which `sums` are sums, first were not finite at `step`."""
+    """The error for metrics, summed in `sums`, that were not finite from `step` on."""
     names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
     return NonFiniteLoss(
         f"not finite at step {step}: {names}; the last checkpoint is from before that step. A lower "
@@ -58,7 +58,7 @@ class _Window:
       steps: how many.
       total: sums of metrics, and the first step that was not finite.
       undisturbed: whether nothing but steps happened since the start of the window.
-      compile_seconds: that went into compiling.
+      compile_seconds: time spent compiling.
       begins: when the first step could start: a time, or the window before it, whose end it is.
       ends: when the devices were done, set by the watch.
     """
@@ -109,7 +109,7 @@ class Watch:
 
 
 class Windows:
-    """Metrics of the steps since the last look, summed on the devices, and those on their way to the host.
+    """Metrics of the steps since the last reading, summed on the devices, and those on their way to the host.
 
     A window is read one window after it was closed, so the devices never wait for the host; reading it also keeps the
     host from running more than two windows ahead.
@@ -118,7 +118,7 @@ class Windows:
       place: of the members.
       journals: of the members.
       start: the step before the first.
-      batch_size: examples a step and member.
+      batch_size: examples per step and member.
       progress: the bar.
 
     Attributes:
@@ -137,11 +137,11 @@ class Windows:
 
     @property
     def alive(self) -> list[int]:
-        """Members whose metrics were finite so far."""
+        """Members whose metrics have been finite so far."""
         return [index for index in range(len(self.journals)) if index not in self.failures]
 
     def prepare(self, compiled: Any, *arguments: Any) -> None:
-        """Compile a `places` program for these arguments if it must be; keep that out of the rate, and log it."""
+        """Compile a `places` program for these arguments if necessary; log the time, and keep it out of the rate."""
         start = time.perf_counter()
         if compiled.prepare(*arguments):
             seconds = time.perf_counter() - start
@@ -150,7 +150,7 @@ class Windows:
             logging.info("compiled the step in %.1f s", seconds)
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Take up the metrics of the next step."""
+        """Add the metrics of the next step."""
         self._step += 1
         if self._total is None:
             self._total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(NEVER)}
@@ -171,7 +171,7 @@ class Windows:
             self._read(self._pending.pop(0))
 
     def resume(self) -> None:
-        """Go on after an evaluation or a checkpoint, where all windows have been read."""
+        """Continue after an evaluation or a checkpoint, once all windows have been read."""
         self._begins = time.perf_counter()
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Windows:
         self._watch.close()
 
     def _read(self, window: _Window) -> None:
-        """Log the means of a window; give up the members of which a metric was not finite."""
+        """Log the means of a window; give up members with a metric that is not finite."""
         total = jax.device_get(window.total)
         self._watch.wait(window)
         rates = {}
@@ -189,12 +189,12 @@ class Windows:
         if window.compile_seconds:
             rates["compile_seconds"] = window.compile_seconds
         for index in self.alive:
-            own = self.place.select(total, index)
-            if own["bad"] != NEVER:
-                self.failures[index] = not_finite(int(own["bad"]), own["sums"])
+            part = self.place.select(total, index)
+            if part["bad"] != NEVER:
+                self.failures[index] = not_finite(int(part["bad"]), part["sums"])
                 logging.warning("%s: %s", self.journals[index].path, self.failures[index])
                 continue
-            means = {f"train/{name}": float(value) / window.steps for name, value in own["sums"].items()}
+            means = {f"train/{name}": float(value) / window.steps for name, value in part["sums"].items()}
             self.journals[index].log(window.step, means | {f"train/{name}": rate for name, rate in rates.items()})
             self.progress.set_postfix({LOSS: f"{means[f'train/{LOSS}']:.4g}"}, refresh=False)
         self.progress.update(window.step - self.progress.n)

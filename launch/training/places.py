@@ -1,8 +1,8 @@
 """Where a training lives: one member over a mesh of devices, or a stack of members divided over devices.
 
-`One` and `Stack` offer the loop the same: put numbers, state, batches and resident arrays on devices, compile a step
+`One` and `Stack` have the same interface: put numbers, state, batches and resident arrays on devices, compile a step
 for them, and take one member's part of a tree. Members of a stack differ in numbers, which are traced, and in their
-batches; each lives on one device, as if trained on that alone: no number goes from one device to another.
+batches; each lives on one device, as if trained there alone: nothing passes between devices.
 """
 
 import math
@@ -24,7 +24,7 @@ Restored = list[tuple[int, list[int], Any]]
 
 
 class Place(Protocol):
-    """What the loop asks of `One` and `Stack`."""
+    """What the loop needs from `One` and `Stack`."""
 
     @property
     def members(self) -> int:
@@ -44,7 +44,7 @@ class Place(Protocol):
         ...
 
     def begin(self, state: Any) -> Any:
-        """What `restore` gave, on the devices, in buffers of its own, safe to donate."""
+        """The result of `restore` on the devices, in its own buffers, safe to donate."""
         ...
 
     def jit(self, step: Step, state: Any) -> Callable:
@@ -89,8 +89,8 @@ class One:
         return _Lowered(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        wanted = self.layout.abstract(state)
-        restored = checkpoints[0].restore_latest(wanted)
+        target = self.layout.abstract(state)
+        restored = checkpoints[0].restore_latest(target)
         if restored is None:
             return [(0, [0], self.layout.place(state))]
         return [(restored[1], [0], restored[0])]
@@ -145,7 +145,7 @@ class Stack:
         return jax.tree.map(copy, {} if resident is None else resident)
 
     def begin(self, state: Any) -> Any:
-        """As `put`, into buffers of its own: on a CPU `put` may share the host array's memory."""
+        """As `put`, into its own buffers: on a CPU `put` may share the host array's memory."""
         return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(self.put(state))
 
     def pull(self, tree: Any) -> Any:
@@ -164,13 +164,13 @@ class Stack:
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """The initial state is on the host, (k, …); members that were saved together go on together."""
-        found: dict[int, list[tuple[int, Any]]] = {}
-        for index, own in enumerate(checkpoints):
+        by_step: dict[int, list[tuple[int, Any]]] = {}
+        for index, kept in enumerate(checkpoints):
             initial = member(state, index)
-            restored, at = own.restore_latest(abstract(initial)) or (initial, 0)
-            found.setdefault(at, []).append((index, restored))
+            restored, at = kept.restore_latest(abstract(initial)) or (initial, 0)
+            by_step.setdefault(at, []).append((index, restored))
         groups: Restored = []
-        for at, parts in sorted(found.items()):
+        for at, parts in sorted(by_step.items()):
             states = [part for _, part in parts]
             groups.append((at, [i for i, _ in parts], jax.tree.map(lambda *leaves: np.stack(leaves), *states)))
         return groups
@@ -184,7 +184,7 @@ class Stack:
 
 
 def stack(members: int, devices: Sequence[Device] | None = None) -> Stack:
-    """A stack of so many members over `devices`, by default all of this process."""
+    """A stack of `members` members over `devices`, by default all of this process."""
     return Stack(members, tuple(jax.local_devices() if devices is None else devices))
 
 
@@ -203,7 +203,7 @@ class _Lowered:
         self._jitted, self._arrange, self._compiled = jitted, arrange, {}
 
     def prepare(self, numbers: Any, state: Any, batch: Any, resident: Any) -> bool:
-        """Compile for these arguments unless that is done; whether it was necessary."""
+        """Compile for these arguments unless that is done; returns whether it was necessary."""
         key = self._key(batch)
         if key in self._compiled:
             return False

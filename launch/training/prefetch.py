@@ -7,9 +7,9 @@ from typing import Any
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Generator[Any, None, None]:
-    """Build batches and start their transfer to the devices in a thread: `depth` wait, one more is in its hand.
+    """Build batches and start their transfer to the devices in a thread: `depth` batches wait, one more is being built.
 
-    An exception in the thread is raised where the next batch is asked for. Closing the generator ends the
+    An exception in the thread is raised when the next batch is requested. Closing the generator ends the
     thread.
     """
     buffer: queue.Queue = queue.Queue(depth)

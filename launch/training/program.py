@@ -61,7 +61,7 @@ def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:
       numbers: Python numbers, or lists of them with one for each member of a stack.
 
     Raises:
-      ValueError: a value is no number, or an integer of more than 32 bits; it is named.
+      ValueError: a value is not a number, or an integer of more than 32 bits; the error names it.
     """
     arrays = {}
     for name, value in numbers.items():
@@ -70,7 +70,7 @@ def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:
             if isinstance(one, bool) or not isinstance(one, int | float):
                 raise ValueError(f"{name}={one!r} is not a number, so it cannot be an argument of a program")
             if isinstance(one, int) and abs(one) >= 2**31:
-                raise ValueError(f"{name}={one}: integers of a program have 32 bits; take one below {2**31}")
+                raise ValueError(f"{name}={one}: integers of a program have 32 bits; use one below {2**31}")
         whole = all(isinstance(one, int) for one in values)
         dtype = np.int32 if whole else jax.dtypes.canonicalize_dtype(float)
         arrays[name] = np.asarray(value, dtype)
@@ -82,7 +82,7 @@ def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @struct.dataclass
 class State:
-    """Of a network whose parameters are all that it has; the optimiser may know a part of them only."""
+    """The state of a network that has parameters only; the optimiser may hold just a part of them."""
 
     step: jax.Array
     params: Any
@@ -91,7 +91,7 @@ class State:
 
 @struct.dataclass
 class NormState:
-    """Of a network with batch norm."""
+    """The state of a network with batch norm."""
 
     step: jax.Array
     params: Any

@@ -103,8 +103,8 @@ class Layout:
         if batch_size < 1 or batch_size % self.data_shards:
             below = batch_size // self.data_shards * self.data_shards
             raise ValueError(
-                f"{name}={batch_size} does not divide over {self.data_shards} devices; "
-                f"take {below or self.data_shards} or {below + self.data_shards}"
+                f"{name}={batch_size} does not divide evenly over {self.data_shards} devices; "
+                f"use {below or self.data_shards} or {below + self.data_shards}"
             )
 
     def state_shardings(self, state) -> Any:
@@ -135,7 +135,7 @@ class Layout:
         return shardings
 
     def place(self, state) -> Any:
-        """Put a state (the same on every process) on the devices, in its own buffers, which may be donated."""
+        """Put a state (the same on every process) on the devices, in buffers that may be donated."""
         copy = jax.jit(lambda tree: tree, out_shardings=self.state_shardings(state))
         return copy(jax.tree.map(np.asarray, state))
 

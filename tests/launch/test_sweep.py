@@ -125,7 +125,7 @@ def test_sigterm_then_the_same_command(tmp_path):
 def test_two_sweeps_at_once(tmp_path):
     with folder.locked(tmp_path):
         code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
-    assert "another sweep is running" in code and not (tmp_path / "sweep.json").exists()
+    assert "another sweep, or a member" in code and not (tmp_path / "sweep.json").exists()
 
 
 def test_members_that_a_scheduler_still_has(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr("launch.files.os.fsync", full)
     code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
-    assert code == "No space left on device; make room, the same command goes on"
+    assert code == "No space left on device; make room, then run the same command to continue"
 
 
 def test_a_mistyped_objective(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_mistyped_objective(tmp_path, monkeypatch):
         code, _ = call(*args, "--minimize=parabolas")
         assert "declares no result 'parabolas'" in code and not list(tmp_path.iterdir())
     code, _ = call(*args, "--minimize=parabolas")
-    assert "has no 'parabolas'; it has " in code and "give one of them to --minimize" in code
+    assert "has no 'parabolas'; it has " in code and "pass one of them to --minimize" in code
     (member,) = load(tmp_path).members
     log = (member.path / "log.txt").read_text()
     code, output = call(*args, "--minimize=parabola")
@@ -192,9 +192,9 @@ def test_bad_input(tmp_path, args, message):
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("return 3", "sweep() gives 3, not a list of flat overrides"),
-        ("return []", "sweep() gives [], not a list"),
-        ("return {'x': [1, 2]}", "sweep() gives ['x'], not a list"),
+        ("return 3", "sweep() returned 3, not a list of flat overrides"),
+        ("return []", "sweep() returned [], not a list"),
+        ("return {'x': [1, 2]}", "sweep() returned ['x'], not a list"),
         ("return [{'y': 1}]", "sweep(), member 0: unknown config key 'y'"),
         ("return [{'x': 1}, {'x': 'a'}]", "sweep(), member 1: 'a' is not a finite number"),
         ("yield {'x': 1}; yield {'x': 1.0}", "same member more than once: x=1.0"),
@@ -290,13 +290,13 @@ def test_sweeps_of_sweeps_that_are_refused(nested, tmp_path, file, message):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--grid=config=none.py"], "there is no config file "),
+        (["--grid=config=none.py"], "no such config file: "),
         (["--grid=config=below/other.py:;y=1"], "column 24: unknown config key 'y'"),
         (["--grid=config=below/empty.py"], "below/empty.py has no get_config()"),
         (["--grid=config=first.py;own=1"], "unknown config key 'own'"),
         (["--grid=config=first.py,below/other.py:;own=1"], "first.py: member 0: unknown config key 'own'"),
-        (["--grid=config=below/other.py"], "below/other.py: get_config() ends in TypeError: "),
-        (["--grid=config=below/wrong.py"], "below/wrong.py: get_config() ends in SyntaxError: "),
+        (["--grid=config=below/other.py"], "below/other.py: get_config() raised TypeError: "),
+        (["--grid=config=below/wrong.py"], "below/wrong.py: get_config() raised SyntaxError: "),
         (["--grid=config=below/other.py:;own=a"], "column 28: 'a' is not an integer"),
         (["--grid=config=below/other.py:;own=1", "--config.y=1"], "unknown config key 'y'"),
         (["--config_sweep", "--config.x=3", "--grid=x=1"], "x: swept twice"),

@@ -112,7 +112,7 @@ def classification(
     images show no held-out composition, test images show only those.
 
     Args:
-      seed: of everything; the splits are independent draws.
+      seed: the splits are independent draws.
       train: images.
       val: images; 0 for none.
       test: images.

@@ -145,7 +145,7 @@ def test_an_overloaded_endpoint_is_asked_again(tmp_path):
     [
         ((503, b'{"error": {"message": "busy"}}'), "failed .*busy"),
         ((429, b'{"error": {"message": "quota"}}'), "over its rate limit.*quota"),
-        ((401, b'{"error": {"message": "bad key"}}'), "refuses the key in TEST_KEY"),
+        ((401, b'{"error": {"message": "bad key"}}'), "refused the key in TEST_KEY"),
         ((404, b'{"error": {"message": "gone"}}'), "does not know .* the model 'm'"),
         ((400, b'{"error": {"message": "no such field"}}'), "no such field"),
         ((200, b"<html>"), "not answer in JSON|not a chat endpoint"),
@@ -298,7 +298,7 @@ def test_refused_questions_are_set_aside_and_the_rest_is_finished(tmp_path):
     assert [answer for answer in answers if isinstance(answer, str)] == [q for q in questions if q not in ("q0", "q4")]
     with serve(lambda body, n: (400, b"{}")) as served, pytest.raises(RefusedError):
         Llm(endpoint(served.url), tmp_path / "other").ask_all(questions, progress=False, set_aside=True)
-    with serve(lambda body, n: (401, b"{}")) as served, pytest.raises(EndpointError, match="refuses the key"):
+    with serve(lambda body, n: (401, b"{}")) as served, pytest.raises(EndpointError, match="refused the key"):
         Llm(endpoint(served.url), log).ask_all([*questions, "new"], workers=1, progress=False, set_aside=True)
 
 

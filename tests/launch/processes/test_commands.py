@@ -50,14 +50,14 @@ def test_a_full_disk_behind_another_error(capsys):
             raise OSError(errno.ENOSPC, "No space left on device")
         finally:
             raise RuntimeError("handle is closed")
-    assert capsys.readouterr().err == "No space left on device; make room, the same command goes on\n"
+    assert capsys.readouterr().err == "No space left on device; make room, then run the same command to continue\n"
 
 
 def test_a_full_disk_ends_a_training_in_one_line(tmp_path):
     """/dev/full takes nothing: the log of a training is a link to it."""
     output = finish(start("-c", FULL, f"--config={TOY}", f"--workdir={tmp_path}"), 1)
     lines = [line for line in output.replace("\r", "\n").splitlines() if "step/s" not in line]
-    assert lines[-1].endswith("No space left on device; make room, the same command goes on"), output
+    assert lines[-1].endswith("No space left on device; make room, then run the same command to continue"), output
     assert "Traceback" not in output and "is closed" not in output
 
 
@@ -88,7 +88,7 @@ def test_a_fault_has_a_traceback(capsys, fault):
     with pytest.raises(SystemExit) as stop, commands.ending():
         fault()
     said = capsys.readouterr().err
-    assert stop.value.code == 1 and said.startswith("Traceback") and "This is a fault of the program" in said
+    assert stop.value.code == 1 and said.startswith("Traceback") and "This is a bug" in said
 
 
 # -- command lines ----------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_refused_command_lines(args, line):
 @pytest.mark.parametrize(
     "body, line",
     [
-        ("return {'a': 1}", "my config.py: get_config.. gives a dict, not a ConfigDict"),
+        ("return {'a': 1}", "my config.py: get_config.. returned a dict, not a ConfigDict"),
         ("return ConfigDict({'a': 1})", "my config.py: the config has no text under 'experiment'"),
         ("return ConfigDict({'experiment': 'e', 'abc': 1})", "unknown config key 'abd'; did you mean 'abc'"),
     ],
@@ -145,7 +145,7 @@ def test_config_files_that_are_no_config(tmp_path, body, line):
 
 def test_a_report_expands_its_paths(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(SystemExit, match=f"{tmp_path}/runs is no folder") as stop:
+    with pytest.raises(SystemExit, match=f"{tmp_path}/runs is not a folder") as stop:
         report.main(["~/runs"])
     assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:

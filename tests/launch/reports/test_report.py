@@ -277,18 +277,18 @@ def test_a_metric_of_one_experiment_among_several(tmp_path):
     report.main([str(tmp_path / "s"), "--metric=wga"])
     text = (tmp_path / "s" / "report.html").read_text()
     assert "test/wga" in text and "test/recall" in text
-    with pytest.raises(SystemExit, match="no metric fits 'speed'; valid metrics: test/wga, test/recall"):
+    with pytest.raises(SystemExit, match="no metric matches 'speed'; valid metrics: test/wga, test/recall"):
         report.main([str(tmp_path / "s"), "--metric=speed"])
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["{}/nowhere"], "nowhere is no folder"),
+        (["{}/nowhere"], "nowhere is not a folder"),
         (["{}"], "no run in"),
-        (["{}/run", "--metric=speed"], "no metric fits 'speed'; valid metrics: test/accuracy"),
+        (["{}/run", "--metric=speed"], "no metric matches 'speed'; valid metrics: test/accuracy"),
         (["{}/run", "--csv={}/missing/r.csv"], "missing/r.csv cannot be written"),
-        (["{}/run", "--out={}/missing/r.html"], "cannot be written .* give another place with --out"),
+        (["{}/run", "--out={}/missing/r.html"], "cannot be written .* choose another place with --out"),
     ],
 )
 def test_bad_input_is_explained(tmp_path, arguments, said):

@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_read(tmp_path):
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(ReportError, match=r"no run in .*: looked for folders with a config.json"):
         runs.read(tmp_path)
-    with pytest.raises(ReportError, match="is no folder"):
+    with pytest.raises(ReportError, match="is not a folder"):
         runs.read(tmp_path / "missing")
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(SweepError, match="damaged"):

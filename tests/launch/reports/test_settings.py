@@ -166,7 +166,7 @@ def test_headline():
     assert settings.headline(keys, MEANING, MetricChoice(metrics=("mse", "^test"))) == [
         *("g/rps-4/mse", "test/cross_entropy", "test/accuracy", "test/examples")
     ]
-    with pytest.raises(ReportError, match=r"no metric fits 'speed'; valid metrics: best_step, val/accuracy"):
+    with pytest.raises(ReportError, match=r"no metric matches 'speed'; valid metrics: best_step, val/accuracy"):
         settings.headline(keys, MEANING, MetricChoice(metrics=("speed",)))
     assert settings.headline(["x"], lambda key: Metric(key, level="detail")) == []
 

@@ -233,7 +233,7 @@ def test_devices_are_asked_of_another_process(monkeypatch):
         local.devices({})
     monkeypatch.setattr(local, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(local, "_PROBE_TIMEOUT", 0.2)
-    with pytest.raises(SweepError, match="has not found its devices"):
+    with pytest.raises(SweepError, match="JAX found no devices"):
         local.devices({})
 
 

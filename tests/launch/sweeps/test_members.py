@@ -85,7 +85,7 @@ def test_sweep_json_holds_the_sweep(tmp_path):
     (tmp_path / "sweep.json").write_text('{"base": {}}')
     with pytest.raises(SweepError, match=r"sweep\.json is damaged"):
         load(tmp_path)
-    with pytest.raises(SweepError, match="is no sweep folder"):
+    with pytest.raises(SweepError, match="is not a sweep folder"):
         load(tmp_path / "elsewhere")
 
 
@@ -142,20 +142,20 @@ def test_folders_with_other_runs_are_refused(tmp_path):
     with pytest.raises(SweepError, match=r"seed=1 holds a run of another sweep(.|\n)*seed: 0 -> 1"):
         folder.claim(sweep)
     Run.open(tmp_path / "b" / "mine", BASE).close()
-    with pytest.raises(SweepError, match="not of this sweep: mine"):
+    with pytest.raises(SweepError, match="do not belong to this sweep: mine"):
         folder.claim(made(tmp_path / "b", [{"seed": 1}]))
     Run.open(tmp_path / "c", BASE).close()
-    with pytest.raises(SweepError, match="a run of its own"):
+    with pytest.raises(SweepError, match="a single run"):
         folder.claim(made(tmp_path / "c", [{"seed": 1}]))
 
 
 def test_a_folder_is_for_one_sweep_and_its_orphans(tmp_path):
     with folder.locked(tmp_path / "sweep") as lock:
-        with pytest.raises(SweepError, match="another sweep is running"), folder.locked(tmp_path / "sweep"):
+        with pytest.raises(SweepError, match="another sweep, or a member"), folder.locked(tmp_path / "sweep"):
             pass
         orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
     try:
-        with pytest.raises(SweepError, match="a killed one has left"), folder.locked(tmp_path / "sweep"):
+        with pytest.raises(SweepError, match="left behind by a killed one"), folder.locked(tmp_path / "sweep"):
             pass
     finally:
         orphan.kill()

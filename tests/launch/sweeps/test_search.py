@@ -127,7 +127,7 @@ def test_a_journal_that_was_cut_off_goes_on(tmp_path, caplog):
     journal.write_bytes(whole[:-20])
     number = whole.count(b"\n")
     second = begun(tmp_path, grid, trials=3)
-    assert f"optuna.journal, line {number} is cut off and dropped" in caplog.text
+    assert f"optuna.journal, line {number} is cut off; dropping it" in caplog.text
     asked = list(second)
     for member in asked:
         train(second, member)
@@ -136,7 +136,7 @@ def test_a_journal_that_was_cut_off_goes_on(tmp_path, caplog):
     assert list(begun(tmp_path, grid, trials=3)) == []
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([lines[0], lines[1][:9], *lines[2:]]))
-    with pytest.raises(SweepError, match=r"optuna\.journal, line 2 is damaged; remove it: the search starts anew"):
+    with pytest.raises(SweepError, match=r"optuna\.journal, line 2 is damaged; delete it: the search starts over"):
         begun(tmp_path, grid, trials=3)
     journal.unlink()
     assert list(begun(tmp_path, grid, trials=0)) == []

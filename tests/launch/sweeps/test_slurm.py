@@ -149,7 +149,7 @@ def test_the_command(here, tmp_path):
 @cluster_needed
 def test_what_sbatch_refuses_is_shown(here, tmp_path):
     sweep = sweep_of(tmp_path, sweep_toy, {"x": 1.0})
-    with pytest.raises(SweepError, match=r"the submission is refused\n.*invalid partition"):
+    with pytest.raises(SweepError, match=r"sbatch refused the submission\n.*invalid partition"):
         slurm.execute(sweep, sweep.members, Options(slurm={"partition": "nowhere"}))
     assert slurm.array_limit() == 1001
 
@@ -160,7 +160,7 @@ def test_what_sbatch_refuses_is_shown(here, tmp_path):
 def test_no_scheduler(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     sweep = sweep_of(tmp_path, sweep_toy, {"x": 1.0})
-    with pytest.raises(SweepError, match=r"sbatch is not here.*--executor=local"):
+    with pytest.raises(SweepError, match=r"sbatch is not installed here; use a login node or --executor=local"):
         slurm.execute(sweep, sweep.members, Options())
 
 

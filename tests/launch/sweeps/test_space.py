@@ -62,7 +62,7 @@ def test_what_a_grid_means(text, expected):
         ("seed=1;x=", 10, "expected a value"),
         ("x=1,,2", 5, "expected a value"),
         ("seed=1;nested.raet=1", 8, "unknown config key 'nested.raet'; did you mean 'nested.rate'?"),
-        ("nested=1", 1, "'nested' is a group of fields, sweep one of them: nested.names, nested.radii, nested.rate"),
+        ("nested=1", 1, "'nested' is a group of fields; sweep one of them: nested.names, nested.radii, nested.rate"),
         ("nested.sizes=(1,2)", 1, "write a tuple there"),
         ("seed=1,2.5", 8, "2.5 is not an integer"),
         ("seed=one", 6, "'one' is not an integer"),
@@ -103,7 +103,7 @@ def test_errors_show_the_column(text, column, message):
 
 
 def test_an_unknown_key_lists_those_there_are():
-    with pytest.raises(SweepError, match=r"there are: .*ending, .*nested\.names, .*x"):
+    with pytest.raises(SweepError, match=r"valid keys: .*ending, .*nested\.names, .*x"):
         members("steps=1")
 
 

@@ -133,9 +133,9 @@ def test_what_cannot_be_stacked_is_explained(tmp_path):
     assert "  2 members  Squares.weight=0.0,Squares.kind=square\n" in output
     assert "  2 members  Squares.kind=absolute\n" in output
     code, _ = call("--grid=kind=square,absolute", f"--workdir={tmp_path / 'b'}")
-    assert "no two members make one program: Squares.kind cannot be stacked;" in code and "--executor=local" in code
+    assert "no two members fit into one program: Squares.kind cannot be stacked;" in code and "--executor=local" in code
     code, _ = call("--grid=seed=0,1", "--noconfig_sweep", f"--workdir={tmp_path / 'c'}", config="tests/launch/toy.py")
-    assert "tests.launch.toy cannot train several configs as one program; take --executor=local" in code
+    assert "tests.launch.toy cannot train several configs as one program; use --executor=local" in code
 
 
 def test_members_of_several_config_files(tmp_path):

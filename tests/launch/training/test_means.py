@@ -83,7 +83,7 @@ def test_nothing_to_evaluate():
     measure = lambda _, batch, repeat: {"a": batch["x"]}
     nothing = [{"x": np.ones(4, np.float32), "mask": np.zeros(4, bool)}]
     for batches in ([], nothing):
-        with pytest.raises(ValueError, match="there is no example to evaluate"):
+        with pytest.raises(ValueError, match="there are no examples to evaluate"):
             masked_means(sharding.layout(), measure, None, batches)
 
 

@@ -246,7 +246,7 @@ def test_milestone_beyond_the_end_warns(monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     config = _config(schedule=dict(name="step", milestones=("1 epoch", "40 epochs")))
     _, schedule = read(optim.Optimizer, config, "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
-    assert warnings == ["milestone '40 epochs' (step 80) is not reached: training has 8 steps"]
+    assert warnings == ["milestone '40 epochs' (step 80) is never reached: training has 8 steps"]
     np.testing.assert_allclose(float(schedule(TOTAL)), 0.005, rtol=1e-6)
 
 
