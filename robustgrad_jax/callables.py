@@ -1,8 +1,8 @@
-"""Functions of a network as pytrees: their weights are arguments of what is compiled, not constants inside it.
+"""Functions of a network as pytrees: their weights are arguments of the compiled program, not constants in it.
 
-Attacks, curves and sensitivities compile functions that they are given. A closure over the weights bakes them into
+Attacks, curves and sensitivities compile the functions they are given. A closure over the weights bakes them into
 the program, which is then compiled again for every checkpoint; a `jax.tree_util.Partial` carries them as leaves. So
-`Partial(attributions.gradient, logits_of(model, variables))` is an attribution that compiles once a model. Plain
+`Partial(attributions.gradient, logits_of(model, variables))` is an attribution that compiles once per model. Plain
 functions work as well; they compile once per function object.
 """
 
@@ -53,7 +53,7 @@ def logits_of(model: nn.Module, variables: Any) -> Partial:
 
 
 def as_pytree(fn: Callable) -> Partial:
-    """`fn` as an argument of a jitted function: a Partial as it is, any other function by its identity."""
+    """`fn` as an argument of a jitted function: a Partial unchanged, any other function by its identity."""
     return fn if isinstance(fn, Partial) else Partial(fn)
 
 

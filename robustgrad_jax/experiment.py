@@ -109,11 +109,11 @@ def _regularizer(config: Any) -> regularizers.Penalty:
 
 
 def _refuse_old_names(options: Any, sections: set[str]) -> None:
-    """Raise `SettingError` for "regularizer.iga_weight", which is "regularizer.iga.weight" now."""
+    """Raise `SettingError` for "regularizer.iga_weight", which is now called "regularizer.iga.weight"."""
     known = {field.name for field in dataclasses.fields(regularizers.Alignment)} | {"name"}
     for name in set(options) - sections - known:
         owner = next((part for part in sections if name.startswith(f"{part}_")), None)
-        valid = f"it is regularizer.{owner}.{name.removeprefix(f'{owner}_')} now" if owner else "no such setting"
+        valid = f"it is now regularizer.{owner}.{name.removeprefix(f'{owner}_')}" if owner else "no such setting"
         raise SettingError(f"regularizer.{name}", f"={options[name]!r}: {valid}")
 
 
@@ -171,7 +171,7 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
 
 
 def _attribution_options(name: str, options: Evaluation) -> dict[str, Any]:
-    """Those settings that an attribution depends on."""
+    """The settings that an attribution depends on."""
     return {
         "integrated_gradients": {"steps": options.path_steps},
         "smoothgrad": {"samples": options.samples, "level": options.noise_level},

@@ -1,6 +1,6 @@
 """The pictures of an evaluation, as PNG: image grids, and curves over ε or over the share of pixels.
 
-Each function takes arrays and a path and returns nothing; matplotlib draws on a canvas of its own (Agg), without
+Each function takes arrays and a path and returns nothing; matplotlib draws on its own canvas (Agg), without
 pyplot and its global state, and is imported only here, when it is needed.
 """
 
@@ -12,20 +12,20 @@ import numpy as np
 
 from launch import drawing
 
-_CELL = 1.25  # inches a picture of a grid
-_PANEL = (3.4, 2.8)  # inches a panel of curves
+_CELL = 1.25  # inches per picture of a grid
+_PANEL = (3.4, 2.8)  # inches per panel of curves
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
 _MARKERS = "os^Dv<>"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a grid: one picture a column.
+    """A row of a grid: one picture per column.
 
     Attributes:
       title: at its left.
       pictures: (k, h, w) heat maps or (k, h, w, c) images, c 1 or 3, in [0, 1].
-      captions: one a picture, above it; () for none.
+      captions: one per picture, above it; () for none.
     """
 
     title: str
@@ -86,21 +86,22 @@ class Line:
     spread: np.ndarray | None = None
 
 
-def panels(path: str | Path, found: Mapping[str, Sequence[Line]], *, x_label: str, y_label: str = "") -> None:
-    """Panels side by side, one a title, with one legend below them.
+def panels(path: str | Path, lines_by_title: Mapping[str, Sequence[Line]], *, x_label: str, y_label: str = "") -> None:
+    """Panels side by side, one per title, with one legend below them.
 
     Raises:
       ValueError: there is no panel, or one without a line.
     """
-    if not found or not all(found.values()):
-        raise ValueError(f"each panel needs a line, got { {title: len(lines) for title, lines in found.items()} }")
-    labels = list(dict.fromkeys(line.label for lines in found.values() for line in lines))
-    across = min(4, len(found))
-    down = -(-len(found) // across)
+    if not lines_by_title or not all(lines_by_title.values()):
+        counts = {title: len(lines) for title, lines in lines_by_title.items()}
+        raise ValueError(f"each panel needs a line, got {counts}")
+    labels = list(dict.fromkeys(line.label for lines in lines_by_title.values() for line in lines))
+    across = min(4, len(lines_by_title))
+    down = -(-len(lines_by_title) // across)
     legend = 0.3 * -(-len(labels) // (2 * across)) + 0.1
     figure = drawing.figure(_PANEL[0] * across, _PANEL[1] * down + legend)
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for panel, (title, lines) in zip(axes, found.items(), strict=False):
+    for panel, (title, lines) in zip(axes, lines_by_title.items(), strict=False):
         for line in lines:
             at = labels.index(line.label)
             style = dict(color=_COLOURS[at % len(_COLOURS)], marker=_MARKERS[at % len(_MARKERS)], markersize=3.5)
@@ -114,7 +115,7 @@ def panels(path: str | Path, found: Mapping[str, Sequence[Line]], *, x_label: st
         panel.set_ylabel(y_label, fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.25, linewidth=0.6)
-    for panel in axes[len(found) :]:
+    for panel in axes[len(lines_by_title) :]:
         panel.set_axis_off()
     figure.tight_layout(rect=(0, legend / figure.get_figheight(), 1, 1))
     drawn = {handle.get_label(): handle for panel in axes for handle in panel.get_lines()}

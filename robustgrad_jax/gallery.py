@@ -1,6 +1,6 @@
-"""The figures of networks that were measured: what `robustgrad_jax.figures` draws of them.
+"""The figures of measured networks, drawn by `robustgrad_jax.figures`.
 
-Three files, each if there is what it shows: `attributions.png` (inputs, heat maps, attacked inputs and their heat
+Three files, each only if it has data: `attributions.png` (inputs, heat maps, attacked inputs and their heat
 maps), `curves.png` (insertion and deletion) and `similarity.png` (similarity against ε).
 """
 
@@ -39,7 +39,7 @@ Series = Mapping[str, Sequence[Measured]]  # label -> one per seed
 
 
 def gather(measurements: Iterable[Mapping[str, Any]]) -> dict[str, Measured]:
-    """Attribution -> what was measured of it.
+    """Measurements by attribution.
 
     Args:
       measurements: as stages keep them, see `robustgrad_jax.stages.Measurement.encode`: "attribution", "values" with
@@ -59,12 +59,12 @@ def gather(measurements: Iterable[Mapping[str, Any]]) -> dict[str, Measured]:
             else:
                 values.setdefault(name, {})[condition, metric] = number
     curve = lambda levels: np.asarray([levels[i] for i in range(len(levels))])
-    curves = {name: {key: curve(levels) for key, levels in own.items()} for name, own in points.items()}
+    curves = {name: {key: curve(levels) for key, levels in levels_of.items()} for name, levels_of in points.items()}
     return {name: Measured(values.get(name, {}), curves.get(name, {}), pictures[name]) for name in pictures}
 
 
 def draw(folder: Path, series: Series) -> None:
-    """Whatever of the three figures can be drawn; files that are there already are replaced."""
+    """Draw those of the three figures that can be drawn; existing files are replaced."""
     if rows := picture_rows(series):
         figures.grid(folder / "attributions.png", rows)
     if panels := curve_panels(series):
@@ -124,7 +124,7 @@ def similarity_panels(series: Series) -> dict[str, list[figures.Line]]:
             if len(several) < 2:
                 continue
             at = np.asarray(sorted(several))
-            points = np.asarray([[own.values[f"{kind}-{radius:g}", metric] for radius in at] for own in seeds])
+            points = np.asarray([[one.values[f"{kind}-{radius:g}", metric] for radius in at] for one in seeds])
             title = f"{condition_title(f'{kind}-1').partition(' ε')[0]}, {metric_title(metric)}"
             panels.setdefault(title, []).append(_line(label, at, points))
     return panels

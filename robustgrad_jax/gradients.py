@@ -1,4 +1,4 @@
-"""What everything here stands on: input gradients, Hessian-vector products, noise, and the ball that it stays in.
+"""Foundations of the package: input gradients, Hessian-vector products, noise, and the ball that it stays in.
 
 g(x) is the *logit* of the true class, neither a probability nor a loss. With batch norm in training mode the logit of
 an image depends on the whole batch; as in the code of Joo et al. 2023, the gradient is that of the sum over the batch.
@@ -19,7 +19,7 @@ from launch.training import keys
 NOISE_KINDS = ("uniform", "gaussian", "gradient", "gradient_sign")
 
 Radius = float | Sequence[float] | Array  # a number, or one per channel
-RandomKind = Literal["uniform", "gaussian"]  # those of `NOISE_KINDS` that no gradient is needed for
+RandomKind = Literal["uniform", "gaussian"]  # those of `NOISE_KINDS` that need no gradient
 AlongGradient = Callable[[Array], Array]  # source gradient (n, h, w, c) -> perturbation of the same shape
 
 
@@ -132,7 +132,7 @@ class Draws:
     Attributes:
       key: scalar key; None where nothing is drawn, or `start` is given.
       slots: int (n,), the place of each example in the data set or the global batch, so that its numbers do not depend
-        on how that is divided; 0 … n-1 by default.
+        on how it is divided; 0 … n-1 by default.
       start: perturbations to take instead of random ones, in x's units.
     """
 
@@ -182,7 +182,7 @@ class Draws:
 
     def _key(self) -> Array:
         if self.key is None:
-            raise ValueError("random numbers are drawn here: pass Draws(key=…), or Draws(start=…) to use your own")
+            raise ValueError("this draws random numbers: pass Draws(key=…), or Draws(start=…) to use your own")
         return self.key
 
 

@@ -1,4 +1,4 @@
-"""The networks by name: built, and filled with weights that were trained in PyTorch.
+"""Networks by name, and their weights from PyTorch.
 
 Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last;
 logits (n, num_classes); `out` a dict with every named intermediate. See `launch.networks.cnn`.
@@ -52,7 +52,7 @@ def from_torch(name: str, tensors: Mapping[str, np.ndarray]) -> dict:
       name: one of `NAMES`.
       tensors: name -> array as PyTorch lays it out. Names are torchvision's for the ImageNet ResNets and the
         published code's for LeNet (conv11 conv12 conv21 conv22 fc1 fc2) and the CIFAR ResNets (conv1 bn1
-        layerK.J.convI shortcut.0 shortcut.1 linear). `num_batches_tracked` has no counterpart: passed over.
+        layerK.J.convI shortcut.0 shortcut.1 linear). `num_batches_tracked` has no counterpart and is ignored.
 
     Returns:
       {"params": …, "batch_stats": …} (no "batch_stats" for LeNet), with the arrays' own dtype. The number of

@@ -18,7 +18,7 @@ def metric_title(name: str) -> str:
 
 
 def condition_title(group: str) -> str:
-    """What something was measured under, as it is printed: "aam-8" -> "AAM ε=8"; "aam-8-insertion" for its curve."""
+    """The printed name of a condition: "aam-8" -> "AAM ε=8"; "aam-8-insertion" for its curve."""
     match = _CONDITION.fullmatch(group)
     if not match:
         return group.replace("_", " ")
@@ -86,7 +86,7 @@ def _of_the_network() -> dict[str, Metric]:
 
 
 def _of_training() -> dict[str, Metric]:
-    """What the curves of a training show."""
+    """Metrics of the curves of a training."""
     return {
         "{stage:classifier}/val/accuracy": Metric("validation accuracy", "up"),
         "{stage:classifier}/val/cross_entropy": Metric("validation cross-entropy", "down"),

@@ -1,4 +1,4 @@
-"""How far an attribution moves when the image does, and how well it predicts what the network then does.
+"""How much an attribution changes when the image does, and how well it predicts the change of the network's output.
 
 Local stability over random draws x' around x: max- and average-sensitivity (Yeh et al. 2019, arXiv 1901.09392), the
 local Lipschitz estimate (Alvarez-Melis and Jaakkola 2018, arXiv 1806.08049) and relative input stability (Agarwal et
@@ -62,7 +62,7 @@ def stability(
       local_lipschitz           max_j  ‖φ(x'_j) − φ(x)‖ / ‖x'_j − x‖
       relative_input_stability  max_j  ‖(φ(x) − φ(x'_j)) / φ(x)‖ / max(‖(x − x'_j) / x‖, 1e-6), divided entry by entry;
                                 a divisor of 0 counts as 1e-6, as in Quantus
-    An attribution of zeros has ‖φ(x)‖ = 1, as in captum: its sensitivity is the norm of what the draws give.
+    An attribution of zeros has ‖φ(x)‖ = 1, as in captum: its sensitivity is the norm of the perturbed attribution.
 
     Args:
       attribution_fn: (x, y) -> (n, …); relative input stability needs no resemblance to x's shape either.
@@ -176,7 +176,7 @@ def _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chu
     def ratios(numbers: Array) -> dict[str, Array]:
         change = jax.vmap(lambda number: perturbation(draws, number, x, ball, noise))(numbers)
         moved = x + change
-        change = moved - x  # what is left of it after rounding
+        change = moved - x  # the perturbation that is left after rounding
         flat = moved.reshape(-1, *x.shape[1:])
         difference = attribution_fn(flat, jnp.tile(y, len(numbers))).reshape(len(numbers), *clean.shape) - clean
         values = {

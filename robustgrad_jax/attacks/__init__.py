@@ -1,4 +1,4 @@
-"""Attacks on attributions: images that look the same and are explained otherwise."""
+"""Attacks on attributions: images that look the same but are explained differently."""
 
 from robustgrad_jax.attacks.methods import (
     NAMES,

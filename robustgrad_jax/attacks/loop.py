@@ -46,7 +46,7 @@ def needed(logits_fn: LogitsFn | None, otherwise: str) -> Partial:
     """logits_fn as a pytree.
 
     Raises:
-      ValueError: it is None; the message says which setting does without.
+      ValueError: it is None; the message names the setting that needs none.
     """
     if logits_fn is None:
         raise ValueError(f"logits_fn is None: give one, or set {otherwise}")

@@ -61,7 +61,7 @@ def smoothed(model: nn.Module, beta: float = SOFTPLUS_BETA) -> nn.Module:
     A model with another activation is returned as it is. Raises ValueError for one without the field `activation`.
     """
     if not hasattr(model, "activation"):
-        raise ValueError(f"{type(model).__name__} has no field `activation` that softplus could be put in")
+        raise ValueError(f"{type(model).__name__} has no field `activation` to replace by softplus")
     return model.clone(activation=_softplus(float(beta))) if model.activation is jax.nn.relu else model
 
 

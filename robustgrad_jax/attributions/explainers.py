@@ -24,7 +24,7 @@ LRP = "lrp_"
 class Explainer:
     """(model, variables, x, y, slots) -> the attribution (n, h, w, c).
 
-    Equal to itself alone, so that it is hashable whatever its options are: what is compiled for it is used again as
+    Equal to itself alone, so that it is hashable whatever its options are: programs compiled for it are reused as
     long as it is the same object.
     """
 

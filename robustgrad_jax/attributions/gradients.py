@@ -1,9 +1,9 @@
 """Attributions that need nothing but input gradients of the logits.
 
-Those that average many gradients along a path or over noise take `chunk` points an image at a time. On accelerators
+Those that average many gradients along a path or over noise take `chunk` points per image at a time. On accelerators
 the chunks are the steps of one compiled loop; on CPU, where XLA runs convolutions in a loop several times slower than
 outside, the loop is unrolled: same numbers, a longer compilation. Differentiated again, a chunk's intermediates are
-computed anew rather than kept.
+recomputed rather than kept.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Grad-CAM: what a named intermediate of the network counts for a class's logit."""
+"""Grad-CAM: how much a named intermediate of the network counts for a class's logit."""
 
 from collections.abc import Callable, Mapping
 
@@ -60,8 +60,8 @@ def _value_and_gradient(apply: Callable, x: Array, y: Array, layer: str) -> tupl
             if any(v in depends for v in equation.invars if not isinstance(v, Literal)):
                 depends.update(equation.outvars)
             primitive = equation.primitive
-            found = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
-            for var, value in zip(equation.outvars, found if primitive.multiple_results else [found], strict=True):
+            outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+            for var, value in zip(equation.outvars, outputs if primitive.multiple_results else [outputs], strict=True):
                 put(var, value)
         if logits_var not in depends:
             raise ValueError(f"grad_cam: the model's logits are not computed from out[{layer!r}]")

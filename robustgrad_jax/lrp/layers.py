@@ -1,7 +1,7 @@
-"""The networks as lists of layers, with batch norm merged into the convolutions: what relevance runs back through.
+"""The networks as lists of layers, with batch norm merged into the convolutions: the form that relevance needs.
 
-Layer-wise rules need every linear map, sum and pooling as a thing of its own, with its input and output, which
-the modules in `launch.networks.cnn` do not give. Tests hold the two descriptions together: the logits agree.
+Layer-wise rules need every linear map, sum and pooling as a separate layer, with its input and output, which
+the modules in `launch.networks.cnn` do not give. Tests check that the two descriptions give the same logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,9 +72,9 @@ def merge_batch_norm(model: nn.Module, variables: Mapping) -> dict:
       TypeError: the model is not one of the package's. ValueError: "params" or "batch_stats" are missing.
     """
     _checked(model)
-    wanted = ("params",) if isinstance(model, LeNet) else ("params", "batch_stats")
-    if missing := [key for key in wanted if key not in variables]:
-        raise ValueError(f"{type(model).__name__}'s variables need {', '.join(wanted)}; missing: {', '.join(missing)}")
+    needed = ("params",) if isinstance(model, LeNet) else ("params", "batch_stats")
+    if missing := [key for key in needed if key not in variables]:
+        raise ValueError(f"{type(model).__name__}'s variables need {', '.join(needed)}; missing: {', '.join(missing)}")
     return _merge(variables["params"], variables.get("batch_stats", {}))
 
 

@@ -92,7 +92,7 @@ NAMES = tuple(_COMPOSITES)
 
 
 def create(name: str, **options) -> dict[str, Rule]:
-    """The composite called `name` (one of `NAMES`): a table layer kind -> rule, to be used, or changed, as it is.
+    """The composite called `name` (one of `NAMES`): a table layer kind -> rule, ready to use or to change.
 
     The first part of a name is the rule of dense layers, the second that of convolutions; in the flat ones, and with
     box, the layer that reads the image has its own.
@@ -104,13 +104,13 @@ def create(name: str, **options) -> dict[str, Rule]:
         numbers or arrays that broadcast to (h, w, c).
 
     Raises:
-      ValueError: the name or an option is unknown (the message lists those that exist), or a value is not allowed.
+      ValueError: the name or an option is unknown (the message lists the valid ones), or a value is not allowed.
     """
     if name not in _COMPOSITES:
         raise ValueError(f"unknown composite {name!r}; valid names: {', '.join(map(repr, NAMES))}")
     known = inspect.signature(_COMPOSITES[name]).parameters
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"composite {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ValueError(f"composite {name!r} has no option {', '.join(unknown)}; valid options: {', '.join(known)}")
     return _COMPOSITES[name](**options)
 
 

@@ -53,12 +53,12 @@ def call(layer: Layer, x: Array | tuple[Array, Array]) -> Call:
 
 
 def pass_through(call: Call, relevance: Array) -> Array:
-    """Relevance goes on unchanged: the rule of elementwise layers."""
+    """Relevance passes unchanged: the rule of elementwise layers."""
     return relevance
 
 
 def gradient(call: Call, relevance: Array) -> Array:
-    """Relevance goes on like a gradient; through max pooling, that is all of it to the winner."""
+    """Relevance passes back like a gradient; through max pooling, that is all of it to the winner."""
     return call.pullback(relevance)
 
 
@@ -108,10 +108,10 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, stabilizer: float = 1e-6) 
     def rule(call: Call, relevance: Array) -> Array:
         linear = _linear(call, "alpha_beta")
         kernel, bias = linear.kernel, linear.bias
-        # Each sign has a denominator of its own; the published code's residual rule mixes one up.
+        # Each sign has its own denominator; the published code's residual rule mixes one up.
         kernels, biases = (_positive(kernel), _negative(kernel)), (_positive(bias), _negative(bias))
-        wanted = jnp.concatenate([alpha * relevance, -beta * relevance], axis=-1)
-        return _share_by_sign(linear, kernels, biases, wanted, stabilizer)
+        passed_on = jnp.concatenate([alpha * relevance, -beta * relevance], axis=-1)
+        return _share_by_sign(linear, kernels, biases, passed_on, stabilizer)
 
     return rule
 
@@ -132,8 +132,8 @@ def gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
         kernels = (kernel + gamma * _positive(kernel), kernel + gamma * _negative(kernel))
         biases = (bias + gamma * _positive(bias), bias + gamma * _negative(bias))
         signs = jnp.concatenate([call.y > 0, call.y < 0], axis=-1)
-        wanted = jnp.where(signs, jnp.concatenate([relevance, relevance], axis=-1), 0)
-        return _share_by_sign(linear, kernels, biases, wanted, stabilizer)
+        passed_on = jnp.where(signs, jnp.concatenate([relevance, relevance], axis=-1), 0)
+        return _share_by_sign(linear, kernels, biases, passed_on, stabilizer)
 
     return rule
 
@@ -159,7 +159,7 @@ def zbox(low: Array | float, high: Array | float, stabilizer: float = 1e-6) -> R
 
 
 def flat(stabilizer: float = 1e-6) -> Rule:
-    """The same share for every input that an output sees, whatever weights and inputs are: for the first layer."""
+    """The same share for every input that an output sees, whatever the weights and inputs are: for the first layer."""
     _check_positive("stabilizer", stabilizer)
 
     def rule(call: Call, relevance: Array) -> Array:
@@ -175,12 +175,12 @@ def flat(stabilizer: float = 1e-6) -> Rule:
     return rule
 
 
-# their parts
+# parts of the rules
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """What a rule with weights reads of a call: its input (n, …, c) and the fields of its conv or dense layer."""
+    """What a rule with weights reads from a call: its input (n, …, c) and the fields of its conv or dense layer."""
 
     x: Array
     kernel: Array

@@ -1,4 +1,4 @@
-"""How the true class fares as pixels go in or out in the order of a heat map: insertion and deletion curves.
+"""Insertion and deletion curves: the true class's probability as pixels come or go in the order of a heat map.
 
 `steps` levels i = 0 … steps − 1 with floor(i/steps · pixels) pixels each; a pixel goes with all its channels, and what
 is out is 0 in normalised space, the data set's mean colour. The order is that of the heat map, largest first; of equal
@@ -6,7 +6,7 @@ pixels the first in row-major order comes first, so that a map of zeros fills th
 that is not finite has a curve of NaN.
 
 All levels are forwards of one program, `chunk` levels of the batch at a time; see `robustgrad_jax.callables` for
-functions that compile once a model.
+functions that compile once per model.
 """
 
 import functools
@@ -47,7 +47,7 @@ def deletion_curve(
     """Probability of class y when the most important i/steps of the pixels are gone, (steps, n).
 
     The complement of `insertion_curve`, with the same arguments; the first level is x itself. Where steps divides the
-    number of pixels, levels 1 … are the pixel flipping of Bach et al. 2015 with pixels/steps features a step.
+    number of pixels, levels 1 … are the pixel flipping of Bach et al. 2015 with pixels/steps features per step.
     """
     return _curve(logits_fn, x, y, heatmap, steps, chunk, keep_top=False)
 

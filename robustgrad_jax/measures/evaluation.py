@@ -1,4 +1,4 @@
-"""What is measured on the test set, example by example: accuracy, attributions under perturbation, curves, the bound.
+"""Measures on the test set, example by example: accuracy, attributions under perturbation, curves, the bound.
 
 Every function here gives a `Measure`, for `launch.training.means.masked_means`. Follows Joo et al. 2023.
 """
@@ -34,7 +34,7 @@ class Attribute(Protocol):
       model: linen module, (variables, x) -> (logits, out).
       variables: all its variables.
       x: (n, h, w, c). y: int (n,).
-      slots: int (n,), the places of the images in the test set: what random numbers are drawn by.
+      slots: int (n,), the places of the images in the test set: from which random numbers are drawn.
     """
 
     def __call__(
@@ -92,7 +92,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Of:
-    """An attribution of a model, equal for equal ones: what is compiled for it is used again."""
+    """An attribution of a model, equal for equal ones, so that compiled programs are reused."""
 
     attribute: Attribute
     model: nn.Module
@@ -161,7 +161,7 @@ def accuracy(model: nn.Module, prepare: Prepare) -> Measure:
 
 
 def clean(subject: Subject) -> Callable[[Any, Batch], dict[str, Any]]:
-    """What all draws share, (variables, batch) -> the clean images explained, and the batch's value range."""
+    """What all draws share: (variables, batch) -> the explanations of the clean images and the batch's value range."""
 
     def explain(variables: Any, batch: Batch) -> dict[str, Any]:
         x, y = subject.prepare(batch)

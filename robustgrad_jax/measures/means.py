@@ -1,4 +1,4 @@
-"""Means of a measure over a split: of one network over all devices, and of a stack of networks."""
+"""Means of a measure over a split: for one network over all devices, and for a stack of networks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ def over_split(
 
     Args:
       layout: of the devices.
-      split: to go through.
+      split: to average over.
       batch_size: images at a time, at most.
       check_stop: called between batches; may raise.
     """
@@ -73,7 +73,7 @@ def of_stack(place: Stack, measure: Measure) -> StackedMeans:
             new = compiled({}, states, batch, resident)
             total = new if total is None else add(total, new)
         if total is None:
-            raise ValueError("there is no example to evaluate")
+            raise ValueError("there are no examples to evaluate")
         pulled = place.pull(total)
         return [_divided({k: float(v[i]) for k, v in pulled.items()}) for i in range(place.members)]
 

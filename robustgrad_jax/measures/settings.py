@@ -118,13 +118,13 @@ class Evaluation:
         for name, available in (("examples", spec.test_examples), ("attack_examples", spec.test_examples)):
             require(getattr(self, name) <= available, self, name, f"the test split has {available} examples")
         if "expected_gradients" in self.attributions:
-            require(self.references <= spec.examples, self, "references", f"{spec.examples} training images are there")
+            require(self.references <= spec.examples, self, "references", f"there are {spec.examples} training images")
         pixels = math.prod(spec.image_shape[:2])
         require(self.top_k <= pixels, self, "top_k", f"the images have {pixels} pixels")
         if self.perturbations and "ssim" in self.metrics and min(spec.image_shape[:2]) < metrics.SSIM_WINDOW:
             problem = (
                 f" has 'ssim', but images of shape {spec.image_shape} are smaller than SSIM's window of "
-                f"{metrics.SSIM_WINDOW} pixels: take a larger data.image_size, or leave 'ssim' out"
+                f"{metrics.SSIM_WINDOW} pixels: set a larger data.image_size, or leave 'ssim' out"
             )
             raise SettingError("metrics", problem)
 

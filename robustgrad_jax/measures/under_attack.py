@@ -83,7 +83,7 @@ RunAttack = Callable[[Any, Batch], dict[str, Any]]
 def attacked(subject: Subject, through: Subject, attack: Attack, *, std: Sequence[float], seed: int) -> RunAttack:
     """(variables, batch) -> what `under_attack` measures.
 
-    Runs as it is, a compiled step at a time, or inside jit, where the whole attack is one program.
+    Runs eagerly, one compiled step at a time, or inside jit, where the whole attack is one program.
 
     Args:
       subject: what is explained, before and after.
@@ -118,7 +118,7 @@ def under_attack(subject: Subject, attack: Attack, *, compare: Compare, curve_st
 
     Args:
       subject: what is explained.
-      attack: that the images are under.
+      attack: the attack on the images.
       compare: the similarities, of clean and attacked map, and for AAM of attacked map and target too.
       curve_steps: of adversarial insertion: the attacked map orders the pixels, those of the clean image are inserted;
         0 leaves it out.

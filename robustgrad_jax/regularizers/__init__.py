@@ -1,4 +1,4 @@
-"""What is added to the cross-entropy: local gradient alignment and the methods that it is compared with.
+"""Terms added to the cross-entropy: local gradient alignment and the methods that it is compared with.
 
 To add one: write a file with a frozen dataclass that is a `Penalty`, whose fields are its section of the config, and
 give it a line in `_KINDS`.
@@ -6,7 +6,7 @@ give it a line in `_KINDS`.
 Common to all, where the papers differ or are silent:
 - x (n, h, w, c) is normalised, y int (n,). Every pass goes through the same `logits_fn(params, x) -> (logits, aux)`:
   with batch norm in training mode, each perturbed batch is normalised by its own statistics, and only the aux of the
-  clean pass is handed back.
+  clean pass is returned.
 - perturbed images are kept in the ℓ∞ ball and not clipped to the range of pixels, as in Joo et al. 2023.
 - inner maximisations are constants to the outer derivative, and unrolled: the number of steps is static.
 - random numbers are drawn per example from a key and the places of the examples in the global batch, so that they do

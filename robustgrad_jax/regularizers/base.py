@@ -53,7 +53,7 @@ def check_numbers(penalty: Any, **at_least: int) -> None:
       at_least: field -> its smallest value, for other fields.
 
     Raises:
-      SettingError: a value is no number, or too small.
+      SettingError: a value is not a number, or too small.
     """
     stackable = {field.name: 0 for field in dataclasses.fields(penalty) if field.metadata.get("stackable")}
     for name, least in (stackable | at_least).items():
@@ -68,7 +68,7 @@ def ascend(
     """Sign ascent in the ball around x from a random or given start, unrolled; a constant to the outer derivative.
 
     Args:
-      objective: what is increased.
+      objective: what is maximised.
       params: of the network, constants here.
       x: (n, …).
       ball: where the result may be.

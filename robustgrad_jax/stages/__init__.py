@@ -1,4 +1,4 @@
-"""The method on one page: data, a network that is trained or was trained before, and what it is worth.
+"""The method on one page: data, a network that is trained or was trained before, and its measurements.
 
     ImageSplits, Architecture           -> Classifier        (or a TrainedRun, a TorchFile)
     Classifier                          -> CleanAccuracy, UpperBound

@@ -69,7 +69,7 @@ class Classifier(Stage):
     """A network that is trained; its best state on validation.
 
     Attributes:
-      images: that it is trained and validated on.
+      images: what it is trained and validated on.
       architecture: of the network.
       regularizer: what is added to the cross-entropy.
       optimizer: of all parameters.
@@ -166,7 +166,7 @@ class Classifier(Stage):
         return failures
 
     def program(self, layout: sharding.Layout) -> Program:
-        """What it compiles, for a global batch over the devices of `layout`."""
+        """The program that it compiles, for a global batch over the devices of `layout`."""
         layout.check_batch(self.batch_size)
         spec = self.images.data.spec()
         shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype)
@@ -215,7 +215,7 @@ class Classifier(Stage):
         return self.optimizer.create(total_steps=steps, to_steps=to_steps)[0]
 
     def _steps(self, spec: Spec) -> tuple[int, Any]:
-        """How many steps there are, and what turns a duration into steps."""
+        """The number of steps, and the function that turns a duration into steps."""
         to_steps = partial(duration.to_steps, examples=spec.examples, batch_size=self.batch_size)
         return to_steps(self.duration), to_steps
 
@@ -271,8 +271,8 @@ def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str
 
     def stacked(feeds: Mapping[Any, Iterable[feed.Batch]], rows: Mapping[Any, Any]) -> Iterator[dict[str, np.ndarray]]:
         for parts in zip(*feeds.values(), strict=True):
-            own = {member: feed.moved(part, rows[member]) for member, part in zip(feeds, parts, strict=True)}
-            yield {name: np.stack([own[member][name] for member in members]) for name in own[members[0]]}
+            moved = {member: feed.moved(part, rows[member]) for member, part in zip(feeds, parts, strict=True)}
+            yield {name: np.stack([moved[member][name] for member in members]) for name in moved[members[0]]}
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         make = partial(feed.train_batches, batch_size=first.batch_size, start=start)

@@ -79,7 +79,7 @@ class Pretrained(Stage):
 
     Attributes:
       images: what it is measured on, or trained further.
-      architecture: that its weights must have.
+      architecture: the architecture that its weights must have.
       source: where the weights are.
     """
 
@@ -90,7 +90,7 @@ class Pretrained(Stage):
     source: File
 
     def read(self) -> Mapping[str, Any]:
-        """The variables in the source, whatever they are."""
+        """The variables in the source, unchecked."""
         raise NotImplementedError(f"{type(self).__name__} has no read()")
 
     def variables(self) -> Variables:
@@ -148,10 +148,10 @@ def pretrained(source: str, images: ImageSplits, architecture: Architecture) -> 
       source: the directory of a run of this experiment whose training is finished, or a .safetensors file with the
         names of PyTorch.
       images: what it is measured on.
-      architecture: at hand; a run must have trained the same.
+      architecture: of this config; a run must have trained the same one.
 
     Raises:
-      SettingError: there is nothing, it is neither of the two, or another network; the message names what differs.
+      SettingError: nothing is there, it is neither of the two, or it is another network, with what differs.
       ValueError: the file is damaged, or has other tensors than the network.
     """
     path = Path(source)
@@ -180,7 +180,7 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
     _require_source((path / PLAN).is_file(), source, f"the run has not begun: no {PLAN}")
     plan = json.loads((path / PLAN).read_text())
     folders = [path / plan["store"] / key / "value" for key, kind in plan["stages"].items() if kind == TRAINED]
-    _require_source(folders, source, "that run trained no network; take what it was started from")
+    _require_source(folders, source, "that run trained no network; give the source it was started from")
     _require_source(folders[0].is_dir(), source, "its training is not finished; run its command again")
     return folders[0].resolve()
 

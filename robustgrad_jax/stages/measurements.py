@@ -1,4 +1,4 @@
-"""What a network is worth: each measurement is a stage of its own, so that others are added without repeating any."""
+"""Measurements of a network: each is its own stage, so that more can be added without repeating any."""
 
 import math
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ class Measurement(Stage):
       seed: of the subset and of random draws.
     """
 
-    GROUP: ClassVar[str] = ""  # what keys of the result begin with where they are of no attribution
+    GROUP: ClassVar[str] = ""  # prefix of the keys in the result where no attribution is measured
 
     weights: Weights
     examples: int = 0
@@ -90,7 +90,7 @@ class Measurement(Stage):
 
     @property
     def attribution(self) -> str:
-        """What is measured, as keys of the result begin: "gradient"; "" for the network itself."""
+        """The attribution that is measured, the prefix of its keys: "gradient"; "" for the network itself."""
         return ""
 
     @property
@@ -99,7 +99,7 @@ class Measurement(Stage):
         return self.attribution or self.GROUP
 
     def named(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The values under their keys in the result."""
+        """The values by their keys in the result."""
         return {f"{self.GROUP}/{name}": value for name, value in values.items()}
 
     def means(self, store: Store, measure: Measure, *, batch_size: int, **options: Any) -> dict[str, float]:
@@ -211,7 +211,7 @@ class UnderAttack(AttributionMeasurement):
     """Similarity of attributions before and after an attack, adversarial insertion, and pictures.
 
     Attributes:
-      attack: that the images are under.
+      attack: the attack on the images.
       beta: of the softplus that ReLU networks are attacked through.
       compare: the attributions before and after.
       curve_steps: levels of the adversarial insertion curve; 0 for none.
@@ -242,7 +242,7 @@ class UnderAttack(AttributionMeasurement):
 
     def _keeping(self, attacked: RunAttack, splits: Splits, pictures: dict[str, np.ndarray]) -> RunAttack:
         """The attack, which also puts the first images of the first batch into `pictures`."""
-        # On CPU the attack is a loop over a compiled step: in a loop of its own XLA is many times slower there.
+        # On CPU the attack is a loop over a compiled step: inside a loop of XLA's own it is many times slower there.
         run = attacked if jax.default_backend() == "cpu" else jax.jit(attacked)
         count = min(self.pictures, self.examples or len(splits.test))
         mean, std = (np.asarray(value, np.float32) for value in (splits.mean, splits.std))

@@ -319,7 +319,7 @@ def test_unknown_composites_and_options_list_those_that_exist():
     with pytest.raises(ValueError, match="unknown composite 'deep_taylor'") as error:
         lrp.create("deep_taylor")
     assert all(name in str(error.value) for name in lrp.NAMES)
-    with pytest.raises(ValueError, match="has no option gamma; it has epsilon, stabilizer"):
+    with pytest.raises(ValueError, match="has no option gamma; valid options: epsilon, stabilizer"):
         lrp.create("epsilon_plus", gamma=0.5)
     with pytest.raises(ValueError, match="needs low and high"):
         lrp.create("epsilon_gamma_box", low=0.0)
