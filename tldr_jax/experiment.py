@@ -28,7 +28,7 @@ KINDS = ("linear", "mlp")
 SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
-# Settings of the section `data` by what they are of.
+# Settings of the section `data` by what they configure.
 _AUGMENTATION = ("flip", "crop_padding", "workers")
 _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
@@ -63,11 +63,15 @@ def ablations(network: text.NetworkFit) -> Mapping[str, Ablation]:
       network: of `mlp_projector`.
     """
 
-    def by_network(own: Projector) -> Projector:
-        if isinstance(own, text.NetworkProjector):
-            return own
+    def by_network(projector: Projector) -> Projector:
+        if isinstance(projector, text.NetworkProjector):
+            return projector
         return text.NetworkProjector(
-            images=own.moments.images, features=own.target, gap=own.gap, gap_rows=own.gap_rows, fit=network
+            images=projector.moments.images,
+            features=projector.target,
+            gap=projector.gap,
+            gap_rows=projector.gap_rows,
+            fit=network,
         )
 
     return {
@@ -90,7 +94,7 @@ def plan(config) -> comparison.Comparison:
     clip = images.FrozenClip(_clip_source(config.clip.source))
     size = config.evaluation.batch_size
     views = {split: images.ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
-    clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
+    clip_alone = "zero_shot" in config.baselines  # without it CLIP's embeddings of the test images are not needed
     beside = views if clip_alone else views | {"test": None}
     features = {split: images.Features(erm, own, size, beside[split]) for split, own in splits.items()}
     word_set = _word_set(config, splits["train"].groups)
@@ -186,7 +190,7 @@ def _logging(options, path: str) -> Logging:
 
 
 def _clip_source(source: str) -> File | str:
-    """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
+    """A folder, or the CLIP embedded in the package, as a file; a hub name unchanged."""
     prefix = "embedded:"
     if source.startswith(prefix):
         return File(str(clip_jax.embedded(source.removeprefix(prefix))))
@@ -220,7 +224,7 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
 def _projectors(
     config, clip: images.FrozenClip, view: images.ClipImages, features: images.Features
 ) -> tuple[Projector, tuple[Projector, ...], text.NetworkFit]:
-    """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
+    """The projector of the filter, those that heads are trained on, and how to fit a network in their place."""
     own, grid = config.projector, config.retrain.grid
     network = settings(text.NetworkFit, config, "projector.mlp")
     if own.kind not in KINDS:
@@ -257,8 +261,8 @@ def _baselines(
 ) -> tuple[tuple[str, comparison.Baseline], ...]:
     pair: dict[str, Any] = dict(train=features["train"], val=features["val"])
     prompts = tuple(
-        tuple(fill(template, own.anchor, articles=forms.articles) for template in forms.target)
-        for own in word_set.target
+        tuple(fill(template, words_of_class.anchor, articles=forms.articles) for template in forms.target)
+        for words_of_class in word_set.target
     )
     known: dict[str, comparison.Baseline] = {
         "erm": comparison.ErmHead(features["train"].erm),

@@ -18,7 +18,7 @@ from tldr_jax import words
 from tldr_jax.words import WordSet
 from tldr_jax.words.generate import generate
 
-REPLIES = "replies.jsonl"  # in the store: whatever setting changes, what was answered is not asked again
+REPLIES = "replies.jsonl"  # in the store, so that answered questions are not asked again when a setting changes
 
 describe = declare({"{list}": Metric("words of {list}", table="Words", digits=0)})
 
@@ -52,7 +52,7 @@ class WrittenWords(Stage):
 
     def make(self, store: Store) -> dict[str, Any]:
         if jax.process_count() > 1:
-            raise ValueError("a language model is asked by one process: run this without others")
+            raise ValueError("a language model is asked by one process: run this as a single process")
         model = Llm(self.endpoint, self.log or store.path / REPLIES)
         options = dict(count=self.count, batch=self.batch, workers=self.workers)
         word_set, report = generate(model, self.outline, rounds=self.rounds or None, **options)
@@ -68,7 +68,7 @@ class WordCounts(Stage):
 
     def make(self, store: Store) -> dict[str, float]:
         counts = store.get(self.written)["report"]["got"]
-        return {f"{part} {name}": float(count) for part, own in counts.items() for name, count in own.items()}
+        return {f"{part} {name}": float(count) for part, by_name in counts.items() for name, count in by_name.items()}
 
 
 def plan(config) -> WordCounts:

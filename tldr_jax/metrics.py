@@ -113,10 +113,10 @@ def class_balanced(predictions: ArrayLike, labels: ArrayLike, classes: int | Seq
     count = classes if isinstance(classes, int) else len(classes)
     within = []
     for label in range(count):
-        if not (own := labels == label).any():
+        if not (members := labels == label).any():
             name = f"class {label}" + ("" if isinstance(classes, int) else f" ({classes[label]})")
             raise ValueError(f"no image is of {name}: its accuracy is not defined")
-        within.append(np.mean(predictions[..., own] == label, axis=-1))
+        within.append(np.mean(predictions[..., members] == label, axis=-1))
     return np.mean(within, axis=0)
 
 

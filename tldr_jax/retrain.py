@@ -49,7 +49,7 @@ class Trained(NamedTuple):
     Attributes:
       heads: kernel (k, e, f, C) and bias (k, e, C), of JAX's default float.
       loss: (k, e), mean training loss of the steps that lead up to each point.
-      steps: (e,), how many steps each point comes after; the last is the end.
+      steps: (e,), the step of each point; the last is the end.
     """
 
     heads: Head
@@ -89,7 +89,7 @@ class _Dense(NamedTuple):
     axis: int
 
     def sharding(self, devices: Sequence[Any], dimensions: int) -> NamedSharding:
-        """Of an array that begins with so many dimensions of the grid."""
+        """The sharding of an array that begins with `dimensions` dimensions of the grid."""
         mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
         spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
         return NamedSharding(mesh, P(*spec))
@@ -159,10 +159,10 @@ def sweep(
       projectors: stacked (`projector.stack`), a leading axis p in every array; linear ones or networks
         (`tldr_jax.projector.mlp`).
       members: see `grid`. Fastest where every projector is used with equally many seeds and every such pair with
-        equally many optimiser settings; otherwise gaps are filled with work that is thrown away.
-      batch_size: text examples a step.
+        equally many optimiser settings; otherwise gaps are filled with wasted work.
+      batch_size: text examples per step.
       epochs, steps: how long, in passes over the balanced pairs (`draws`) or in steps; one epoch if neither is given.
-      evaluations: e, at how many points, evenly spaced, the heads are kept.
+      evaluations: e, the number of evenly spaced points at which the heads are kept.
       tables: True projects every (word, template) once, before training, and gathers f-wide rows in each step; False
         projects each batch. None takes the cheaper by the number of rows, as long as the tables stay below 512 MB.
       devices: the members are divided among them, by projector, seed or setting, whichever divides evenly; by default
@@ -305,7 +305,7 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
         return (head, state), (head, total / (end - start))
 
     secrets = jax.vmap(jax.vmap(draws.secrets))(seeds)
-    # The width of the features is known to the projectors alone, which may be networks.
+    # The width of the features is known only to the projectors, which may be networks.
     of_step = per_seed(functools.partial(batch, step=0), 0 if tables else None)
     width = jax.eval_shape(of_step, words, projectors, secrets)
     create = lambda seed: heads.init(keys.stream(seed, "head"), width[0].shape[-1], classes)
@@ -313,7 +313,7 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
     start = jax.vmap(jax.vmap(create))(seeds)
     start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], rates.shape[2], 2), start)
     state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, rates, decays)
-    # All that follows is computed where a member's head and optimiser state are.
+    # Everything below is computed where a member's head and optimiser state are.
     start, state = jax.lax.with_sharding_constraint((start, state), sharding)
     bounds = (jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]), jnp.asarray(ends))
     return jax.lax.scan(segment, (start, state), bounds)[1]

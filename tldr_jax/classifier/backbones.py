@@ -81,7 +81,7 @@ class Backbone:
         return (self.image_size, self.image_size, 3)
 
     def create(self, outputs: int) -> nn.Module:
-        """The network with a head of so many outputs, see `create`."""
+        """The network with a head of `outputs` outputs, see `create`."""
         return create(self.name, outputs)
 
     def normalise(self, images: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ class Backbone:
 
 
 def create(name: str, outputs: int) -> nn.Module:
-    """The network, with a head of so many outputs: `apply(variables, x, train=False) -> (logits, out)`.
+    """The network, with a head of `outputs` outputs: `apply(variables, x, train=False) -> (logits, out)`.
 
     Raises:
       ValueError: an unknown name; the message lists the valid ones.
@@ -122,7 +122,7 @@ def load(
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: tensors that are missing, extra or of another shape; they are named.
+      ValueError: tensors that are missing, extra or of another shape; the error names them.
     """
     if name == "small_cnn":
         raise ValueError(f"erm.init_from={str(path)!r}: no published weights of small_cnn exist; pretrain it")

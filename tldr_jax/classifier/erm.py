@@ -73,7 +73,7 @@ def augmented(batch: Batch, seed: Any, step: jax.Array, *, padding: int, flip: b
       batch: of a training step.
       seed: of the augmentation, an int or a traced integer.
       step: number of the training step.
-      padding: random crop after so many pixels of zeros on each side.
+      padding: pixels of zeros on each side before a random crop.
       flip: flip at random.
     """
     full = images_and_labels(batch)
@@ -91,11 +91,11 @@ def attribute_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def held_out(examples: int, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The training images that ERM sees, and a share that it does not see, for AFR: rows, int, both in order.
+    """Split the training images: rows that ERM sees, and a share held out for AFR; int, both in order.
 
     Args:
-      examples: how many images there are.
-      share: of them, from 0 to below 1, that is held out.
+      examples: the number of images.
+      share: the part held out, from 0 to below 1.
       seed: of the draw.
     """
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _HELD_OUT)))).permutation(examples)
@@ -120,7 +120,7 @@ def validation(
       model: the network.
       split: validation images.
       groups: the group of each, int32 (n,).
-      batch_size: images a step, rounded up to a multiple of the devices.
+      batch_size: images per step, rounded up to a multiple of the devices.
     """
     present = np.unique(groups)
     resident = layout.replicate(feed.resident(split) | {"groups": groups})

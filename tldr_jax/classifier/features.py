@@ -1,6 +1,6 @@
-"""The two views of every image that the method works with: features of the classifier, embeddings of CLIP.
+"""The two views of every image that the method uses: features of the classifier, embeddings of CLIP.
 
-Both are tables of rows that need not fit in memory. Every image is decoded once for all encoders that are given; each
+Both are tables of rows that need not fit in memory. Every image is decoded once for all encoders; each
 network gets its own preprocessing of it.
 """
 
@@ -84,7 +84,7 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
       backbone: the network.
       variables: trained ones, on the host.
       outputs: of its head.
-      batch_size: images a step, rounded up to a multiple of this process's devices.
+      batch_size: images per step, rounded up to a multiple of this process's devices.
     """
     model = backbone.create(outputs)
     mesh = Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))

@@ -26,7 +26,7 @@ from tldr_jax.classifier.backbones import Backbone
 
 @dataclass(frozen=True)
 class Logging:
-    """How often a training logs, evaluates and saves; it decides nothing of the result.
+    """How often a training logs, evaluates and saves; it does not affect the result.
 
     Attributes:
       log_every: steps.
@@ -76,7 +76,7 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Stage):
-    """A network trained by the mean of a loss over labelled images; its result are the variables, on the host.
+    """A network trained by the mean of a loss over labelled images; its result is the variables, on the host.
 
     Attributes:
       backbone: the network.
@@ -122,7 +122,7 @@ class Supervised(Stage):
         raise NotImplementedError
 
     def check_batch(self, examples: int) -> None:
-        """Refuse a batch that is larger than the set: it would have images several times."""
+        """Refuse a batch that is larger than the set: it would contain images more than once."""
         if self.batch_size > examples and self._steps(examples)[1]:
             problem = f"={self.batch_size}: more than the {examples} training images"
             raise SettingError(f"{self.SECTION}.batch_size", problem)
@@ -132,7 +132,7 @@ class Supervised(Stage):
         return self.backbone.create(self.outputs)
 
     def step(self, examples: int) -> Step:
-        """The training step for so many training images, which epochs are counted by."""
+        """The training step for a training set of this size, which defines an epoch."""
 
         def prepare(values: Numbers, batch: Batch, step: jax.Array):
             full = self.prepare(with_numbers(self, values).seed, batch, step)
@@ -166,7 +166,7 @@ class Supervised(Stage):
         evaluate=None,
         best: BestCheckpoint | None = None,
     ) -> dict[str, Any]:
-        """Train from `variables`, or go on with that.
+        """Train from `variables`, or continue a training that was stopped.
 
         Args:
           store: keeps metrics and checkpoints.
@@ -221,6 +221,6 @@ class Supervised(Stage):
         return with_numbers(self, values).optimizer.create(total_steps=steps, to_steps=to_steps)[0]
 
     def _state(self, examples: int, values: Numbers, variables: Mapping[str, Any]) -> State:
-        # from the same numbers as the step, which may be traced: what is off at 0 is in the state all the same
+        # from the same numbers as the step, which may be traced: a part that is off at 0 still has its state
         optimizer = self._optimizer(examples, values)
         return State(jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"]))

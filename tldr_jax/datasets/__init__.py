@@ -53,16 +53,16 @@ def load(
 
     Args:
       name: one of `NAMES`.
-      path: its folder; for celeba_tfds TFDS' ("" is the usual place), not read for scenes.
+      path: its folder; for celeba_tfds that of TFDS ("" is the usual place); ignored for scenes.
       splits: which of train, val and test.
-      examples: size of a seeded subset by split; 0 or absent for all images, which Scenes has as many of as one asks
+      examples: size of a seeded subset by split; 0 or absent for all images, of which Scenes draws as many as one asks
         for: by default 3,000 and 2,000, validation images have to be given.
       seed: of the subsets, and of Scenes.
       correlation: scenes: the share of training images whose background gives the class away.
 
     Raises:
-      FileNotFoundError: the data are missing; the message describes the layout.
-      ValueError: an unknown name, or rows and images that do not fit together; the row or the file is named.
+      FileNotFoundError: the data is missing; the message describes the layout.
+      ValueError: an unknown name, or rows and images that do not fit together; the error names the row or the file.
     """
     groups(name)
     sizes = {split: (examples or {}).get(split, 0) for split in splits}
@@ -83,9 +83,7 @@ def _subset(split: str, part: Part, examples: int, seed: int) -> Part:
     if examples == 0:
         return part
     if not 0 < examples <= len(part):
-        raise ValueError(
-            f"data.{split}_examples={examples} of {len(part)}: take 1 to {len(part)}, or 0 for all of them"
-        )
+        raise ValueError(f"data.{split}_examples={examples} of {len(part)}: set 1 to {len(part)}, or 0 for all of them")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _SUBSET))))
     rows = np.sort(generator.permutation(len(part))[:examples])
     return Part(Rows(part.images, rows), part.classes[rows], part.spurious[rows])

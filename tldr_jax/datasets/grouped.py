@@ -120,7 +120,7 @@ def split(part: Part, *, image_size: int, flip: bool, workers: int) -> Split:
     """A part in the form that training and evaluation batches are made from.
 
     Args:
-      part: the images; of an array the other arguments are not read.
+      part: the images; for an array the other arguments are ignored.
       image_size: side of streamed images.
       flip: flip streamed training images at random.
       workers: Grain processes of streamed images; 0 for threads.

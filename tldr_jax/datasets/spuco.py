@@ -29,7 +29,7 @@ def load(path: str | Path) -> Grouped:
     """List the images of the eight groups; they are decoded when they are indexed.
 
     Raises:
-      MissingInput: no path, or a group's folder is missing or has no image; it is named.
+      MissingInput: no path, or a group's folder is missing or has no image; the error names it.
       InputError: an unknown folder beside those of the groups, whose images would be ignored; an image that is in two
         groups or splits through links.
     """

@@ -52,11 +52,14 @@ def load(name: str, path: str | Path) -> Grouped:
     _check_files(images, rows, file)
     parts = {}
     for number, split in enumerate(SPLITS):
-        own = [row for row in rows.values() if row.split == number]
-        if not own:
+        rows_of_split = [row for row in rows.values() if row.split == number]
+        if not rows_of_split:
             raise InputError(f"no row has split {number} ({split})", file=file)
-        labels = [np.array(values, np.int32) for values in zip(*((row.label, row.place) for row in own), strict=True)]
-        parts[split] = Part(Files(images, [row.file for row in own]), *labels)
+        labels = [
+            np.array(values, np.int32)
+            for values in zip(*((row.label, row.place) for row in rows_of_split), strict=True)
+        ]
+        parts[split] = Part(Files(images, [row.file for row in rows_of_split]), *labels)
     return Grouped(parts, groups, f"{name} from {root}")
 
 

@@ -1,4 +1,4 @@
-"""Last layers: their accuracy, the text draws that train them, the image-based baselines."""
+"""Last layers: heads, the draws of text that train them, the image-based baselines."""
 
 from tldr_jax.heads.head import Head, init, logits, predictions
 

@@ -1,4 +1,4 @@
-"""Other ways to a last layer, on the same cached features: logistic regressions, AFR, zero-shot CLIP.
+"""Other ways to obtain a last layer, on the same cached features: logistic regressions, AFR, zero-shot CLIP.
 
 `dfr` uses images with group labels, `class_balanced` only classes, `afr` only classes (and validation groups to choose
 its settings), `zero_shot` no training image. Each returns `Head`s, on raw features: scaling is folded into them.
@@ -68,8 +68,8 @@ def dfr(
     counts = metrics.group_counts(labels, spurious, allowed, names=names)
     if len(small := np.argwhere(allowed & (counts < 2))):
         raise ValueError(
-            f"DFR needs two images or more of every group; of class {small[0][0]} with spurious value {small[0][1]} "
-            f"there are fewer: {counts.tolist()}"
+            f"DFR needs at least two images of every group; class {small[0][0]} with spurious value {small[0][1]} "
+            f"has fewer: {counts.tolist()}"
         )
 
     def score(predicted, rows):
@@ -99,7 +99,7 @@ def class_balanced(
     if labels.shape != (len(features),) or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be (n,) = ({len(features)},) from 0 to {classes - 1}, got shape {labels.shape}")
     if (counts := np.bincount(labels, minlength=classes)).min() < 2:
-        raise ValueError(f"every class needs two images or more; there are {counts}")
+        raise ValueError(f"every class needs at least two images; the counts are {counts}")
     score = lambda predicted, rows: metrics.class_balanced(predicted, labels[rows], classes)
     return _averaged(features, labels, labels, score, scale_on, penalties, draws, tuning_draws, seed)
 
@@ -176,7 +176,7 @@ def zero_shot(prompts: ArrayLike) -> Head:
 def _averaged(features, labels, strata, score, scale_on, penalties, draws, tuning_draws, seed) -> Fitted:
     """Logistic regressions of stratum-balanced subsets: C chosen by `score` on held-out halves, then averaged."""
     if not len(penalties) or draws < 1 or tuning_draws < 1:
-        raise ValueError(f"at least one C ({list(penalties)}), one draw ({draws}) and one tuning draw ({tuning_draws})")
+        raise ValueError(f"needs a C ({list(penalties)}), a draw ({draws}) and a tuning draw ({tuning_draws})")
     if np.ndim(features) != 2 or len(features) != len(labels):
         raise ValueError(f"features must be (n, f), a row for each of {len(labels)} labels, got {np.shape(features)}")
     features, rng = np.asarray(features, np.float64), np.random.default_rng(seed)
@@ -202,13 +202,13 @@ def _balanced(rng: np.random.Generator, strata: np.ndarray) -> np.ndarray:
     """Rows of a random subset with equally many of every stratum, as many as the smallest has."""
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     smallest = min(map(len, members))
-    return np.concatenate([rng.permutation(own)[:smallest] for own in members])
+    return np.concatenate([rng.permutation(rows)[:smallest] for rows in members])
 
 
 def _halves(rng: np.random.Generator, strata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two random halves of the rows, each stratum halved."""
     members = [rng.permutation(np.flatnonzero(strata == stratum)) for stratum in np.unique(strata)]
-    first, second = zip(*((own[len(own) // 2 :], own[: len(own) // 2]) for own in members), strict=True)
+    first, second = zip(*((rows[len(rows) // 2 :], rows[: len(rows) // 2]) for rows in members), strict=True)
     return np.concatenate(first), np.concatenate(second)
 
 

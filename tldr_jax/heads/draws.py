@@ -75,7 +75,7 @@ def plan(text_set: TextSet) -> PairPlan:
 
     Raises:
       ValueError: shapes that do not fit together, a class or value out of range, no allowed pair, or a class or value
-        of an allowed pair that has no word (it is named).
+        of an allowed pair that has no word (the error names it).
     """
     allowed = np.asarray(text_set.allowed, bool)
     tables = {"target": np.shape(text_set.target), "spurious": np.shape(text_set.spurious)}
@@ -129,10 +129,10 @@ def draw(plan: PairPlan, secrets: jax.Array, step, batch_size: int) -> Draw:
     group = place % groups
     label, value = jnp.asarray(plan.groups)[group].T
     rows, columns = jnp.asarray(plan.target.count)[label], jnp.asarray(plan.spurious.count)[value]
-    # every group and epoch has a permutation of its own
+    # every group and epoch has its own permutation
     tweak = _mix(epoch.astype(jnp.uint32) * np.uint32(_GOLDEN) + group.astype(jnp.uint32))
     row, column = _permuted(place // groups, rows, columns, tweak, secrets)
-    # hashed counters, not jax.random: the sweep compiles in half the time, and only a template hangs on them
+    # hashed counters, not jax.random: the sweep compiles in half the time, and only the templates depend on them
     first, second = (
         (_mix(_mix(slot.astype(jnp.uint32) ^ a) + b) % jnp.asarray(count, jnp.uint32)).astype(jnp.int32)
         for (a, b), count in zip(secrets[ROUNDS:].reshape(2, 2), plan.templates, strict=True)

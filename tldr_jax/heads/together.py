@@ -52,7 +52,7 @@ def sweep(tasks: Sequence[HeadTask]) -> list[retrain.Trained]:
                 mappings.append(mapping)
             places.append(place)
         members.append(task.members._replace(projector=np.array(places)[task.members.projector]))
-    counts = [len(own.seed) for own in members]
+    counts = [len(part.seed) for part in members]
     logging.info("text stage: %d heads, %d projectors, as one program", sum(counts), len(mappings))
     first = tasks[0]
     trained = retrain.sweep(

@@ -140,7 +140,7 @@ def solve(moments: Moments, gap: np.ndarray | None, *, ridge: float, relu: bool)
         # G counts through its row space only; an orthonormal basis of it keeps G A Gᵀ as well-conditioned as A is.
         across = scipy.linalg.cho_solve(factor, basis.T)
         weight -= across @ scipy.linalg.solve(basis @ across, basis @ weight, assume_a="pos")
-        weight -= basis.T @ (basis @ weight)  # what rounding has left
+        weight -= basis.T @ (basis @ weight)  # removes what rounding has left
     bias = (moments.y - moments.x @ weight) / moments.count
     return Projector(weight, bias, relu)
 
@@ -153,7 +153,7 @@ def fit(
     ridge: float,
     relu: bool,
 ) -> Projector:
-    """`solve` of the moments of image_embeddings (n, d) and features (n, f): the whole of the closed form.
+    """`solve` of the moments of image_embeddings (n, d) and features (n, f): the closed form as a whole.
 
     Raises:
       ValueError: see `moments_of` and `solve`.
@@ -221,16 +221,16 @@ def diagnostics(
     spread = np.sum((features - features.mean(0)) ** 2)
     if not spread > 0:
         raise ValueError("the validation features are all the same: their explained variance is not defined")
-    own, new = (
+    plain, new = (
         float(np.mean(heads.predictions(head, np.asarray(x, np.float32)) == labels)) for x in (features, projected)
     )
-    if not own > 0:
+    if not plain > 0:
         raise ValueError("the head classifies no validation image correctly: head, features and labels do not match")
     return of_gap | {
         "nmse": float(np.sum((features - projected) ** 2) / spread),
-        "accuracy": own,
+        "accuracy": plain,
         "accuracy_projected": new,
-        "accuracy_retained": new / own,
+        "accuracy_retained": new / plain,
     }
 
 

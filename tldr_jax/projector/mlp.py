@@ -34,11 +34,11 @@ class ProjectorMlp(nn.Module):
 
 @struct.dataclass
 class MlpProjector:
-    """A trained network with the subspace that its input is freed of, and its scales; a pytree.
+    """A trained network with the subspace projected out of its input, and its scales; a pytree.
 
     Attributes:
       params: of `ProjectorMlp`.
-      basis: (r, d), orthonormal rows that the input is freed of; r may be 0.
+      basis: (r, d), orthonormal rows that are projected out of the input; r may be 0.
       center, scale: (d,) and (), of the inputs.
       mean, spread: (f,) and (), of the features.
       hidden: width of the hidden layer.

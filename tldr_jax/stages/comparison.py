@@ -19,7 +19,7 @@ from tldr_jax.words import text
 
 
 class Baseline(Stage):
-    """Another way to a last layer; the result is a `Head`."""
+    """Another way to obtain a last layer; the result is a `Head`."""
 
     OF_IMAGES: ClassVar[bool] = False  # the head is for CLIP's embeddings of images, not for the classifier's features
 
@@ -47,7 +47,7 @@ class ZeroShot(Baseline):
     Attributes:
       clip: the CLIP.
       prompts: by class and template.
-      batch_size: prompts a step.
+      batch_size: prompts per step.
     """
 
     OF_IMAGES: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class ZeroShot(Baseline):
 
 @dataclass(frozen=True)
 class Dfr(Baseline):
-    """Logistic regression on group-balanced validation images: what labelled images would give.
+    """Logistic regression on group-balanced validation images: what images with group labels would give.
 
     Attributes:
       train: features whose scale is taken.
@@ -93,8 +93,8 @@ class Dfr(Baseline):
         return baselines.dfr(np.asarray(val.rows), *labels, **options, **self._options(store)).head
 
     def _options(self, store: Store) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("penalties", "draws", "tuning_draws", "seed")}
-        return own | {"scale_on": store.get(self.train).rows}
+        options = {name: getattr(self, name) for name in ("penalties", "draws", "tuning_draws", "seed")}
+        return options | {"scale_on": store.get(self.train).rows}
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Diagnostics(Stage):
 
 @dataclass(frozen=True)
 class Comparison(Stage):
-    """The root of a run: what every head is worth on the test images.
+    """The root of a run: how well every head does on the test images.
 
     The result is flat: "METHOD/metric" with `metrics.summary`'s metrics. The heads of a method give "METHOD/…", chosen
     by validation WGA, and "METHOD_class_balanced/…". All are NaN where the filters left the method no words.

@@ -79,7 +79,7 @@ class ImageSplit(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Supervised):
-    """A network that tells the attributes of Scenes' images, without held-out compositions: in place of ImageNet."""
+    """A network that predicts the attributes of Scenes' images, without held-out compositions: in place of ImageNet."""
 
     SECTION: ClassVar[str] = "pretrain"
 
@@ -101,7 +101,7 @@ class Pretraining(Supervised):
         return Examples(self.examples, (len(world.COUNTS),))
 
     def prepare(self, seed, batch, step):
-        del seed, step  # not augmented: colour and place are what is asked for
+        del seed, step  # not augmented: it has to predict colour and place
         return erm.images_and_labels(batch)
 
     def make(self, store: Store) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Erm(Supervised):
-    """The classifier that is debiased, trained as usual; its result are the variables.
+    """The classifier that is debiased, trained as usual; its result is the variables.
 
     Attributes:
       images: what it is trained on.
@@ -142,7 +142,7 @@ class Erm(Supervised):
       held_out: a share of the images that it does not see, for AFR.
       augmentation: of the images.
       best: which checkpoint is the result; None for the last.
-      eval_batch_size: images a step of the validation.
+      eval_batch_size: images per step in validation.
     """
 
     SECTION: ClassVar[str] = "erm"
@@ -178,13 +178,15 @@ class Erm(Supervised):
         return erm.augmented(batch, seed, step, padding=self.augmentation.crop_padding, flip=self.augmentation.flip)
 
     def rows(self, examples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training images that it sees and those that are held out, see `erm.held_out`."""
+        """The training images that it sees and those held out, see `erm.held_out`."""
         return erm.held_out(examples, self.held_out, seed=self.seed)
 
     def make(self, store: Store) -> dict[str, Any]:
         images, val = store.get(self.images), store.get(self.val)
-        own = self.augmentation
-        options: dict[str, Any] = dict(image_size=self.backbone.image_size, flip=own.flip, workers=own.workers)
+        augmentation = self.augmentation
+        options: dict[str, Any] = dict(
+            image_size=self.backbone.image_size, flip=augmentation.flip, workers=augmentation.workers
+        )
         split = select(datasets.split(images, **options), self.rows(len(images))[0])
         variables = erm.init(self.model(), split.image_shape, self.seed)
         if isinstance(self.start, File):
@@ -205,8 +207,8 @@ class Erm(Supervised):
 
     def head(self, store: Store) -> Head:
         """The classifier's own head."""
-        own = store.get(self)["params"][backbones.HEAD]
-        return Head(own["kernel"], own["bias"])
+        head = store.get(self)["params"][backbones.HEAD]
+        return Head(head["kernel"], head["bias"])
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class Features(Stage):
     Attributes:
       erm: the classifier.
       images: the split.
-      batch_size: images a step, and that are decoded at a time.
+      batch_size: images per step, and decoded at a time.
       beside: made in the same pass over the images, unless it is there already: they are decoded once for both.
     """
 

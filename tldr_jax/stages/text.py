@@ -86,7 +86,7 @@ class ProjectorFit(Stage):
 
     Attributes:
       gap: None for no constraint.
-      gap_rows: the pairs' differences are averaged to so many rows; 0 without a gap.
+      gap_rows: the pairs' differences are averaged to this many rows; 0 without a gap.
     """
 
     gap: Gap | None = None
@@ -190,7 +190,7 @@ class EmbeddedWords(Stage):
       words: the right words.
       templates: what they are put into.
       junk, junk_seed: a share of every list that is wrong words, see `words.with_junk`.
-      batch_size: prompts a step.
+      batch_size: prompts per step.
     """
 
     clip: FrozenClip
@@ -280,8 +280,8 @@ class KeptWords(Stage):
             kept = kept.replaced(part, lists)
         return text.narrow(store.get(self.embedded).texts, everything, kept)
 
-    def _logits(self, store: Store, own: ProjectorFit) -> filters.LogitsOfTexts:
-        mapping, head = store.get(own), own.target.erm.head(store)
+    def _logits(self, store: Store, fit: ProjectorFit) -> filters.LogitsOfTexts:
+        mapping, head = store.get(fit), fit.target.erm.head(store)
         return lambda embeddings: heads.logits(head, projector.apply(mapping, embeddings))
 
 
@@ -301,7 +301,7 @@ class Heads(Stage):
       projectors: heads are trained on each.
       val: features of the validation images.
       duration: over the group-balanced pairs of words.
-      batch_size: text examples a step.
+      batch_size: text examples per step.
       evaluations: heads along the way that are validated.
       learning_rate, weight_decay, seed: of AdamW and of the draws; all combinations are trained.
     """
@@ -368,7 +368,7 @@ class Heads(Stage):
             seeds=self.seed,
             projectors=range(len(self.projectors)),
         )
-        mappings = [store.get(own) for own in self.projectors]
+        mappings = [store.get(fit) for fit in self.projectors]
         return together.HeadTask(texts, mappings, members, self.batch_size, steps, min(self.evaluations, steps))
 
     def _chosen(self, store: Store, task: together.HeadTask, trained: retrain.Trained) -> dict[str, Any]:

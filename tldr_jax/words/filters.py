@@ -1,4 +1,4 @@
-"""Filters of word lists: keep the words that the models understand as what they are meant to be.
+"""Filters of word lists: keep the words that the models understand as intended.
 
 (a) The CLIP filter: "a photo of a {word}." has to be nearer to the anchor of its own list than to the others'.
 (b) The classifier filter, for target words: the classifier whose last layer is repaired has to take the projected text
@@ -65,7 +65,7 @@ class Dropped:
       name: the class or value of its list.
       filter: "clip" or "classifier".
       taken_for: the class or value that the filter saw in it.
-      margin: by how much that one won: cosine similarities in the CLIP filter, logits in the classifier filter.
+      margin: by how much it won: cosine similarities in the CLIP filter, logits in the classifier filter.
     """
 
     word: str
@@ -81,8 +81,8 @@ class FilterReport:
     """What the filters did.
 
     Attributes:
-      before: part -> name -> number of words that came in.
-      after: part -> name -> number of words that stayed.
+      before: part -> name -> number of words before filtering.
+      after: part -> name -> number of words kept.
       dropped: words and reasons; a word that both filters drop is in it twice.
     """
 
@@ -99,7 +99,7 @@ class FilterReport:
         }
 
     def __str__(self) -> str:
-        """One line per list: how many words stayed, and which went for which reason."""
+        """One line per list: how many words were kept, and which were dropped for which reason."""
         lines = []
         for part, counts in self.before.items():
             for name, count in counts.items():
@@ -123,7 +123,7 @@ def embed(
       clip: the CLIP.
       word_set: C classes and S values.
       templates: their anchor prompts are used, for words and anchors alike.
-      batch_size: prompts a step.
+      batch_size: prompts per step.
       progress: show a progress bar.
     """
     anchors = {"target": templates.target_anchor, "spurious": templates.spurious_anchor}
@@ -192,7 +192,7 @@ def anchor_similarity(embeddings: np.ndarray, anchors: np.ndarray) -> np.ndarray
 
 
 def judge(scores: np.ndarray, own: np.ndarray, rivals: np.ndarray) -> np.ndarray:
-    """What each word is taken for: the best among its own list and the lists that it must be told apart from.
+    """What each word is taken for: the best among its own list and the lists that it must be distinguished from.
 
     Args:
       scores: (n, k).
@@ -250,7 +250,7 @@ def _check_empty(report: FilterReport) -> None:
             blamed = " and ".join(f"the {filter_} filter {n}" for filter_, n in gone.items())
             off = ", ".join(f"words.{filter_}_filter=False" for filter_ in gone)
             raise EmptyWordListError(
-                f"no words are left of {part} {name!r}: of {report.before[part][name]}, {blamed} dropped. Give other "
+                f"no words are left of {part} {name!r}: of {report.before[part][name]}, {blamed} dropped. Use other "
                 f"words or another anchor, or switch a filter off ({off})",
                 report,
             )

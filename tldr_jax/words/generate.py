@@ -1,6 +1,6 @@
 """Word lists written by a language model.
 
-Each list is asked for in rounds: so many words, without those it has already. Words that the model repeats are dropped,
+Each list is requested in rounds, without the words that it already has. Words that the model repeats are dropped,
 and so is a word that it gives to two lists which exclude each other. All replies are in the model's log (`launch.llm`).
 """
 
@@ -22,7 +22,7 @@ Each has to be something that a photo can show, named by a short English noun ph
 Answer with a JSON object of this form: {{"words": ["...", "..."]}}"""
 KNOWN = "\nLeave out these, which are already there: {words}."
 _LONGEST = 60  # characters of a word or phrase
-_DRY = 2  # rounds in a row without a new word, after which a list is left as it is
+_DRY = 2  # rounds in a row without a new word, after which a list is complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GenerationReport:
     Attributes:
       asked: number of words that each list should have.
       got: part -> name -> how many it has.
-      rounds: part -> name -> how often it was asked for.
+      rounds: part -> name -> how often it was requested.
       repeated: part -> name -> words that the model gave again, or in another spelling.
       contested: words that it gave to lists that exclude each other, dropped from all of them: `words.key` -> names.
     """
@@ -79,7 +79,7 @@ def generate(
 
     Raises:
       ValueError: a list without a description, or for which the model gave no word of its own.
-      EndpointError, ReplyError, ImportError: as `Llm.ask`; answers so far are in the log, and the same call goes on.
+      EndpointError, ReplyError, ImportError: as `Llm.ask`; answers so far are in the log, and the same call continues.
     """
     if count < 1 or batch < 1:
         raise ValueError(f"count={count} and batch={batch} must be at least 1")
@@ -87,7 +87,7 @@ def generate(
     lists = {(part, own.name): own.description for part in words.PARTS for own in outline.lists(part)}
     for (part, name), description in lists.items():
         if not description:
-            raise ValueError(f"{part} {name!r} of {outline.name} needs a description to ask a model for")
+            raise ValueError(f"{part} {name!r} of {outline.name} needs a description to give to the model")
     with ThreadPoolExecutor(workers) as pool:
         ask = lambda description: _list(model, description, count, batch, rounds)
         answers = dict(zip(lists, pool.map(ask, lists.values()), strict=True))
@@ -146,7 +146,7 @@ def _list(model: Llm, description: str, count: int, batch: int, rounds: int) -> 
     while len(answers.words) < count and answers.rounds < rounds and dry < _DRY:
         before = len(answers.words)
         prompt = _prompt(description, min(batch, count - before), list(answers.words.values()))
-        # The number of the round tells the question from an earlier one of the same text, after which nothing new came.
+        # The number of the round distinguishes the question from an earlier one of the same text that gave nothing new.
         for word in model.ask(Question(prompt, SYSTEM, draw=answers.rounds), parse=parse_words):
             if words.key(word) in answers.words:
                 answers.repeated.append(word)

@@ -1,4 +1,4 @@
-"""Word lists: their form, their files, and what is refused.
+"""Word lists: their form, their files, and their validation.
 
 A set is a JSON file, one of this package (`available`) or your own:
 
@@ -128,7 +128,7 @@ def load(source: str | Path, *, outline: bool = False) -> WordSet:
       ValueError: an unknown name.
       MissingInput: no such file.
       InputError: a file that differs from the form above, an empty list, a word twice in one list or in two lists that
-        exclude each other. The file, the list and the word are named.
+        exclude each other. The error names the file, the list and the word.
     """
     if Path(source).suffix == ".json":
         path = paths.path(source, "words.source")
@@ -159,13 +159,13 @@ def to_json(word_set: WordSet) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any], *, name: str, outline: bool = False, file: str | Path = "") -> WordSet:
-    """A checked set from JSON values; see `load` for what is refused.
+    """A checked set from JSON values; see `load` for the errors.
 
     Args:
       values: in the form above.
       name: of the set.
       outline: accept lists without words.
-      file: what errors name; by default the name.
+      file: the name in errors; by default `name`.
     """
     record = Record(file or name, "", values)
     records.only(record, _KEYS)
@@ -242,15 +242,15 @@ def select(word_set: WordSet, target: Mapping[str, np.ndarray], spurious: Mappin
 
 
 def with_junk(word_set: WordSet, share: float, *, seed: int) -> WordSet:
-    """The set with wrong words in every list, to see what the filters make of them.
+    """The set with wrong words in every list, to test the filters.
 
     Half of the junk of a list (rounded up) are words of lists that exclude it, half are `unrelated` words; without
     unrelated words, all are words of other lists.
 
     Args:
-      word_set: the right words.
+      word_set: the intended words.
       share: of each longer list that is junk, in [0, 1).
-      seed: of the draw; every list has a draw of its own.
+      seed: of the draw; every list has its own draw.
 
     Raises:
       ValueError: a share out of bounds, or more junk words than the lists offer.
@@ -262,11 +262,13 @@ def with_junk(word_set: WordSet, share: float, *, seed: int) -> WordSet:
     for p, part in enumerate(PARTS):
         lists = word_set.lists(part)
         longer = {}
-        for i, own in enumerate(lists):
+        for i, word_list in enumerate(lists):
             wrong = [word for j, other in enumerate(lists) if j != i and rivals[part][i, j] for word in other.words]
             generator = np.random.default_rng((seed, p, i))
-            where = f"{part} {own.name!r}"
-            longer[own.name] = own.words + _junk(generator, own.words, wrong, word_set.unrelated, share, where)
+            where = f"{part} {word_list.name!r}"
+            longer[word_list.name] = word_list.words + _junk(
+                generator, word_list.words, wrong, word_set.unrelated, share, where
+            )
         spoilt = spoilt.replaced(part, longer)
     return spoilt
 
@@ -285,8 +287,8 @@ def _junk(
     for words, count in counts:
         if count > len(words):
             raise ValueError(
-                f"{share:.0%} junk in {where} takes {count} {'other' if words is wrong else 'unrelated'} words, and "
-                f"there are {len(words)}: ask for less"
+                f"{share:.0%} junk in {where} takes {count} {'other' if words is wrong else 'unrelated'} words, but "
+                f"there are {len(words)}: set a smaller share"
             )
     return tuple(str(words[i]) for words, count in counts for i in generator.permutation(len(words))[:count])
 

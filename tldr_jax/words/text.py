@@ -1,6 +1,6 @@
 """Words to the two embedding tables that a text batch is drawn from.
 
-A text example is a target word and a spurious word, each under a prompt template of its own; its embedding is the mean
+A text example is a target word and a spurious word, each under its own prompt template; its embedding is the mean
 of the two. Every (word, template) is embedded once, and the pairs are index arithmetic on the tables: they are never
 written out, neither as strings nor as embeddings.
 """
@@ -46,7 +46,7 @@ def embed(
       clip: the CLIP.
       word_set: C classes and S spurious values; their words in order, class after class.
       templates: T for target words and T for spurious words.
-      batch_size: prompts a step, over all local devices.
+      batch_size: prompts per step, over all local devices.
       progress: show a progress bar.
 
     Raises:
@@ -93,7 +93,7 @@ def embed_prompts(clip: Clip, prompts: Sequence[str], *, batch_size: int = 256, 
     """Embeddings of prompts, not normalised, float32 (n, d). Equal prompts are embedded once.
 
     Raises:
-      ValueError: a prompt that is longer than the CLIP's context, and would lose its end; it is named.
+      ValueError: a prompt that is longer than the CLIP's context, and would be cut; the error names it.
     """
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     _check_length(clip, list(distinct))
@@ -109,7 +109,7 @@ def _positions(lists: Sequence[WordList]) -> np.ndarray:
 
 
 def _rows(lists: Sequence[WordList], kept: Sequence[WordList]) -> list[int]:
-    """Where the kept words are among all."""
+    """The rows of the kept words among all words."""
     place = {entry: row for row, entry in enumerate((own.name, word) for own in lists for word in own.words)}
     entries = [(own.name, word) for own in kept for word in own.words]
     if missing := [entry for entry in entries if entry not in place]:
@@ -119,11 +119,11 @@ def _rows(lists: Sequence[WordList], kept: Sequence[WordList]) -> list[int]:
 
 def _check_length(clip: Clip, prompts: Sequence[str]) -> None:
     if clip.tokenizer is None:
-        return  # `embed_texts` says what is missing
+        return  # `embed_texts` reports what is missing
     context = clip.tokenizer.context_length
     for prompt, encoding in zip(prompts, clip.tokenizer.backend.encode_batch_fast(prompts), strict=True):
         if len(encoding.ids) > context:
             raise ValueError(
                 f"the prompt {prompt!r} has {len(encoding.ids)} tokens, this CLIP reads {context} and would lose its "
-                "end: leave out the word, or take shorter templates"
+                "end: leave out the word, or use shorter templates"
             )

@@ -158,11 +158,11 @@ def test_zero_shot_is_the_nearest_ensemble_of_prompts():
 
 def test_what_cannot_be_fitted_is_said():
     x, label, spurious = images([20, 1, 20, 20])
-    with pytest.raises(ValueError, match="every group; of class 0 with spurious value 1 there are fewer"):
+    with pytest.raises(ValueError, match="at least two images of every group; class 0 with spurious value 1 has fewer"):
         baselines.dfr(x, label, spurious, allowed=ALL)
     with pytest.raises(ValueError, match="labels must be"):
         baselines.class_balanced(x, label + 1, classes=2)
-    with pytest.raises(ValueError, match="two images or more; there are"):
+    with pytest.raises(ValueError, match="at least two images; the counts are"):
         baselines.class_balanced(x, label, classes=3)
     with pytest.raises(ValueError, match="a row for each of"):
         baselines.class_balanced(x[1:, 0], label[1:], classes=2)

@@ -304,7 +304,7 @@ def test_junk_is_a_function_of_the_seed():
 def test_junk_without_unrelated_words_comes_from_the_other_lists(tmp_path):
     values = {"target": {"a": {"words": ["x", "y"]}, "b": {"words": ["z", "w"]}}, "spurious": {"s": {"words": ["q"]}}}
     found = words.load(write(tmp_path, values))
-    with pytest.raises(ValueError, match=r"50% junk in spurious 's' takes 1 other words, and there are 0"):
+    with pytest.raises(ValueError, match=r"50% junk in spurious 's' takes 1 other words, but there are 0"):
         words.with_junk(found, 0.5, seed=0)
     found = dataclasses.replace(found, spurious=(*found.spurious, WordList("t", ("r",))), pairs=())
     assert set(words.with_junk(found, 0.5, seed=0).listed("target")["a"]) == {"x", "y", "z", "w"}
