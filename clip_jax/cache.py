@@ -70,7 +70,7 @@ def file_list(paths: Sequence[str | Path]) -> str:
     """A hash of files by their absolute path, size and time of modification; their content is not read.
 
     Raises:
-      FileNotFoundError: a file does not exist; the first is named.
+      FileNotFoundError: a file does not exist; the error names the first.
     """
     entries = []
     for path in paths:

@@ -69,7 +69,7 @@ class Clip:
                 )
             return tokenizer.MARKER_ID
         if self.tokenizer.marker_id is None:
-            raise ValueError(f'"{tokenizer.MARKER}" is not one token of the tokenizer: pass the marker_id of another')
+            raise ValueError(f'"{tokenizer.MARKER}" is not one token of the tokenizer: pass another marker_id')
         return self.tokenizer.marker_id
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -199,7 +199,7 @@ def load(
     Raises:
       FileNotFoundError: no such folder, or files are missing from it.
       ConnectionError: a hub name, and the hub cannot be reached.
-      ValueError: corrupt files; config fields, tensors or a tokenizer that do not fit; the file is named.
+      ValueError: corrupt files; config fields, tensors or a tokenizer that do not fit; the error names the file.
       ImportError: the weights are a PyTorch file, and PyTorch is not installed.
     """
     dtype = _dtype(dtype)
@@ -245,7 +245,7 @@ def save(clip: Clip, folder: str | Path, *, dtype: Any = None) -> None:
         never converted.
 
     Raises:
-      FileExistsError: `folder` is a file, or holds files that are not of a saved CLIP; they are named.
+      FileExistsError: `folder` is a file, or holds files that are not of a saved CLIP; the error names them.
       ValueError: the parameters do not have the shapes of the config; an unknown dtype.
     """
     target = Path(os.path.realpath(folder))

@@ -1,4 +1,4 @@
-"""Many images or texts to embeddings, as fast as the devices go.
+"""Many images or texts to embeddings, as fast as the devices allow.
 
 Threads decode images ahead of the devices, which take them as 8-bit values and normalise them. Every batch has the same
 size (the last one is filled up and cut), so that one program is compiled; with several local devices each takes a share
@@ -54,7 +54,7 @@ class Embedder:
         and 256 texts.
       workers: threads that decode images; None for the cores of this process, at most 32.
       target_pad: pad elongated images first, as composed retrieval does; see `preprocess.pad_to_ratio`.
-      cache: a folder that keeps embeddings, or None. An entry is found again by the tower's parameters (every byte) and
+      cache: a folder that keeps embeddings, or None. An entry is looked up by the tower's parameters (every byte) and
         architecture and by its inputs: the preprocessing and the images (paths by absolute path, size and time of
         modification, arrays by content), or the token ids and the pseudo tokens. A file changed in place without any
         of these changing goes unnoticed.
@@ -339,7 +339,7 @@ def _identity(images: np.ndarray | Sequence[Source]) -> str | list[str]:
         return disk.file_list(paths)
     if len(arrays) == len(images):
         return [_content(array) for array in arrays]
-    raise ValueError("a cache needs all images as paths or all as arrays: the content of PIL images is costly to read")
+    raise ValueError("a cache needs all images as paths or all as arrays: hashing PIL images would be costly")
 
 
 def _content(array: np.ndarray) -> str:

@@ -319,7 +319,7 @@ def cut(config: ClipConfig, ids: np.ndarray) -> np.ndarray:
       (b, n), n the shortest of `text_lengths` that keeps every end token, or t if that is less.
 
     Raises:
-      ValueError: a text has no end token; the row is named.
+      ValueError: a text has no end token; the error names the row.
     """
     ids = np.asarray(ids)
     ends = end_positions(config, ids)
@@ -331,7 +331,7 @@ def cut(config: ClipConfig, ids: np.ndarray) -> np.ndarray:
 
 
 def check_marker(ids: Array, marker_id: int, n: int | None = None) -> None:
-    """Raise ValueError unless every text has the marker n times (None: at least once); the first bad row is named.
+    """Raise ValueError unless every text has the marker n times (None: at least once); the error names the row.
 
     Args:
       ids: int, (b, t), on the host.

@@ -47,7 +47,7 @@ def plan(config: Any) -> ComposedRetrieval:
     """The run of a config as a stage; nothing is computed.
 
     Raises:
-      SettingError: a setting that cannot be used; it is named.
+      SettingError: a setting that cannot be used; the error names it.
     """
     options, clip = config.evaluation, data.ClipSource.named(config.clip)
     frozen: dict[str, Any] = dict(clip=clip, batch_size=options.batch_size)
@@ -65,7 +65,7 @@ def plan(config: Any) -> ComposedRetrieval:
 
 
 def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
-    """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
+    """φ of the file `phi.load`, or trained by `phi.method` on the data that the method needs."""
     options, clip, seed = config.phi, frozen["clip"], config.seed
     if options.load:
         with section("phi"):
@@ -105,7 +105,7 @@ def _tuned(
 
 
 def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
-    """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
+    """The tasks of a benchmark by the options of the evaluation; errors name settings without it."""
     if name == "scenes":
         with section("scenes"):
             return [data.SceneTask(seed=seed, **options.scenes)]
@@ -157,7 +157,7 @@ def _known(kinds: Mapping[str, type], setting: str, name: str) -> type:
 
 @contextlib.contextmanager
 def _renamed(**names: str) -> Iterator[None]:
-    """Fields that are refused inside are named as the config has them: {field: dotted name}."""
+    """Name invalid fields as the config does, by {field: dotted name}."""
     try:
         yield
     except SettingError as error:

@@ -10,7 +10,7 @@ from PIL import Image
 from launch import drawing
 from launch.reading import images
 
-_CELL = 1.25  # inches a picture
+_CELL = 1.25  # inches per picture
 _PIXELS = 224  # of a thumbnail
 _FRAME = "#009e73"  # of the right image: Okabe and Ito's green
 

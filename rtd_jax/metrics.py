@@ -1,4 +1,4 @@
-"""Recall and mean average precision of rankings. Plain NumPy on integers, apart from how rankings are made.
+"""Recall and mean average precision of rankings. Plain NumPy on integers, independent of how rankings are made.
 
 A ranking is an integer array (q, n): row i names the gallery rows for query i, best first. Where
 galleries differ in size, -1 fills the ends. Every value is a mean over the queries in percent, 0 to 100.
@@ -32,7 +32,7 @@ def recall_at(ranking: np.ndarray, target: np.ndarray, ks: Sequence[int]) -> dic
 
 
 def mean_average_precision_at(ranking: np.ndarray, ground_truths: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """mAP@k over several right answers a query (Baldrati et al. 2023, arXiv 2303.15247, section 5, CIRCO).
+    """mAP@k over several right answers per query (Baldrati et al. 2023, arXiv 2303.15247, section 5, CIRCO).
 
         AP@k = 1 / min(k, |ground truths|) · sum of (right answers up to p) / p over the places p ≤ k of right answers
 
@@ -63,10 +63,10 @@ def mean_average_precision_at(ranking: np.ndarray, ground_truths: np.ndarray, ks
 def subset_recall_at(
     ranking: np.ndarray, target: np.ndarray, members: np.ndarray, ks: Sequence[int]
 ) -> dict[int, float]:
-    """Recall among a few images a query: the ranking with everything else left out (Liu et al. 2021, CIRR).
+    """Recall among a few images per query: the ranking with everything else left out (Liu et al. 2021, CIRR).
 
     Args:
-      ranking: int (q, n); it must name each query's target. One over the members alone will do, see
+      ranking: int (q, n); it must name each query's target. A ranking of the members alone is enough, see
         `rtd_jax.retrieval.rank_members`.
       target: int (q,), gallery rows, each of them one of its query's members.
       members: int (q, m), gallery rows without the reference; -1 fills the rows of queries with fewer.

@@ -45,7 +45,7 @@ def _retrieval() -> dict[str, Metric]:
 
 
 def _training(stage: str, title: str) -> dict[str, Metric]:
-    """How a training went, on held-back examples of its own."""
+    """Validation of a training on its own held-back examples."""
     place: dict[str, Any] = dict(table="Training", condition=title)
     return {
         f"{stage}/val/recall": Metric("validation R@1", "up", "%", 1, **place),

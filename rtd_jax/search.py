@@ -83,13 +83,13 @@ def search(
     *,
     keep_query: bool = False,
 ) -> list[Match]:
-    """The k images nearest to what an image and a text ask for, best first; ties by the order of files.
+    """The k images that best match an image and a text, best first; ties by the order of files.
 
     Args:
       index: the gallery.
       image: a file, a PIL image or uint8 (h, w, 3).
       text: the change, which continues "a photo of this that …": "is blue".
-      k: how many.
+      k: number of images.
       keep_query: leave the query's own file in the gallery.
 
     Raises:
@@ -131,7 +131,7 @@ def check_query(
             row = next((row for row, path in enumerate(files) if path.resolve() == file), None)
     most = len(files) - (row is not None)
     if not 1 <= k <= most:
-        raise ValueError(f"k={k}: the gallery has {most} images besides the query, take 1 to {most}")
+        raise ValueError(f"k={k}: the gallery has {most} images besides the query, use 1 to {most}")
     return row
 
 
@@ -178,11 +178,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(f: flags.FlagValues, further: Sequence[str] = ()) -> None:
-    """Search as flags say; `further` are words of the command line that belong to no flag, which are refused."""
+    """Search as the flags say; `further` are arguments that belong to no flag, which are an error."""
     if further:
         raise app.UsageError(f"unexpected arguments: {' '.join(further)}; put a text of several words in quotes")
     if not f.serve and not (f.image and f.text):
-        raise app.UsageError("--image and --text make the query; or --serve opens a page")
+        raise app.UsageError("give --image and --text, or --serve to open a page")
     try:
         cache = paths.path(f.cache, "--cache") if f.cache else None
         out = paths.path(f.out, "--out") if f.out else None
@@ -208,15 +208,15 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     options: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string(
-        "clip", None, "a CLIP's folder or hub name: a run's folder `clip`, with RTD's text encoder", **options
+        "clip", None, "folder or hub name of the CLIP: the folder `clip` of a run has RTD's text encoder", **options
     )
-    flags.DEFINE_string("phi", None, "φ's file, .safetensors or .pt", **options)
+    flags.DEFINE_string("phi", None, "the file of φ, .safetensors or .pt", **options)
     flags.DEFINE_string("gallery", None, "the folder of images to search, with its subfolders", **options)
     flags.DEFINE_string("image", "", "the reference image", **options)
     flags.DEFINE_string("text", "", 'the change; continues "a photo of this that"', **options)
-    flags.DEFINE_integer("k", 10, "how many images", lower_bound=1, **options)
-    flags.DEFINE_string("out", "found.png", "the PNG of the query and its matches; empty for none", **options)
-    flags.DEFINE_string("cache", "", "a folder that keeps the gallery's embeddings", **options)
+    flags.DEFINE_integer("k", 10, "number of images to find", lower_bound=1, **options)
+    flags.DEFINE_string("out", "found.png", "the PNG to draw, the query and its matches; empty for none", **options)
+    flags.DEFINE_string("cache", "", "folder to cache the gallery's embeddings in", **options)
     flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped", **options)
     flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery", **options)
     flags.DEFINE_bool("serve", False, "open a page to try queries", **options)

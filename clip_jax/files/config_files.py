@@ -118,7 +118,7 @@ def to_huggingface(config: ClipConfig) -> dict[str, Any]:
     if config.text.end_rule == "largest_id":
         text["eos_token_id"] = _HF_LEGACY_EOS
     elif config.text.eos_token_id == _HF_LEGACY_EOS:
-        raise ValueError("config.json cannot say eos_token_id=2: transformers takes it for the rule 'largest_id'")
+        raise ValueError("config.json cannot express eos_token_id=2: transformers takes it for the rule 'largest_id'")
     image = {theirs: getattr(config.image, ours) for ours, theirs in _HF_IMAGE.items()}
     sections = {"vision_config": image | {"num_channels": 3}, "text_config": text}
     for name, section in sections.items():

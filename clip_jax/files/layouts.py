@@ -173,7 +173,7 @@ OPENCLIP = WeightLayout(
     buffers=frozenset({"attn_mask"}),
 )
 OPENCLIP_CUSTOM = WeightLayout(
-    "OpenCLIP with a text tower of its own",
+    "OpenCLIP with a separate text tower",
     _OPENCLIP_MODULES | {path: f"text.{name}" for path, name in _OPENCLIP_TEXT.items()},
     _TORCH_LEAVES,
     transposed=True,

@@ -1,4 +1,4 @@
-"""A loss that helps a small CLIP over the plateau on which it does not see yet what is hard to see.
+"""A loss that helps a small CLIP past the plateau on which it does not yet see the harder attributes.
 
 A linear head on the image embedding predicts what is in the image. Its weight decreases to zero well before the end,
 and the head is part of the training state only.

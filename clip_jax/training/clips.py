@@ -1,4 +1,4 @@
-"""The CLIP that something starts from: a checkpoint, or random parameters."""
+"""The CLIP that a training starts from: a checkpoint, or random parameters."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ class PretrainedClip(Stage):
 
     @property
     def place(self) -> str:
-        """What `clip_jax.load` takes."""
+        """The source, as `clip_jax.load` takes it."""
         return self.source.path if isinstance(self.source, File) else self.source
 
     def outline(self) -> clip_jax.Clip:
@@ -60,7 +60,7 @@ class FreshClip(Stage):
 
     Attributes:
       architecture: its sizes; they fit the tokenizer.
-      tokenizer: the checkpoint whose tokenizer it has; None for one of Scenes' words.
+      tokenizer: the checkpoint whose tokenizer it uses; None for one of Scenes' words.
       seed: of the parameters.
     """
 

@@ -44,7 +44,7 @@ def composer(
       ValueError: no kinds, groups that do not fill the batch evenly, or no group with `group` different members.
     """
     if not alike:
-        raise ValueError("alike=() names no kind of batch; take ((),) for shuffled batches")
+        raise ValueError("alike=() names no kind of batch; use ((),) for shuffled batches")
     epoch_order = order.remembered_order(n, seed)
     pools: dict[tuple[int, ...], list[list[np.ndarray]]] = {}
     for columns in map(tuple, alike):
@@ -96,7 +96,7 @@ def groups(attributes: np.ndarray, columns: Sequence[int], size: int) -> list[li
 
 
 def draw(generator: np.random.Generator, pool: Sequence[Sequence[np.ndarray]], *, count: int, size: int) -> np.ndarray:
-    """`size` different members of each of `count` groups, int32 (count * size,); no group repeats before all came."""
+    """`size` different members of each of `count` groups, int32 (count * size,); none repeats before all are drawn."""
     chosen = np.concatenate([generator.permutation(len(pool)) for _ in range(-(-count // len(pool)))])[:count]
     rows = []
     for g in chosen:

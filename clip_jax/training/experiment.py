@@ -1,4 +1,4 @@
-"""Train a CLIP on images with captions, from scratch or from a checkpoint, keep the best on validation, measure it.
+"""Train a CLIP on images with captions, from scratch or from a checkpoint, keep the best on validation, evaluate it.
 
 Configs: `configs/clip/`. Method: Radford et al. 2021, https://arxiv.org/abs/2103.00020. The trained CLIP is the folder
 `clip` of the run directory, for `clip_jax.load` and transformers.

@@ -1,7 +1,7 @@
-"""The quality of embeddings: zero-shot accuracy, retrieval, the gap between the modalities; and of a CLIP by them.
+"""The quality of embeddings: zero-shot accuracy, retrieval, the gap between the modalities; for arrays, and for a CLIP.
 
 The measures are pure, on NumPy arrays. Embeddings need not be normalised; similarity is the cosine. Ties count against
-the model, so that a model that gives everything the same embedding scores zero.
+the model, so a model that gives everything the same embedding scores zero.
 """
 
 from collections.abc import Sequence

@@ -64,14 +64,14 @@ class Composition:
     group: int = 8
 
     def __post_init__(self) -> None:
-        require(self.alike, self, "alike", "names no kind of batch; take ((),) for shuffled batches")
+        require(self.alike, self, "alike", "names no kind of batch; use ((),) for shuffled batches")
         require(self.group >= 1, self, "group", "must be positive")
 
     def rows_at(self, examples: int, labels: np.ndarray | None, *, batch_size: int, seed: int) -> composition.RowsAt:
         """The rows of every step's batch; `labels` are Scenes' attributes of the images, int (n, 5), or None."""
         names = () if labels is None else tuple(scenes.ATTRIBUTES)
         for name in (name for kind in self.alike for name in kind):
-            valid = ", ".join(map(repr, names)) or "none, so take ((),)"
+            valid = ", ".join(map(repr, names)) or "none, so use ((),)"
             require(name in names, self, "alike", f"no attribute {name!r}; valid names: {valid}")
         alike = [[names.index(name) for name in kind] for kind in self.alike]
         return composition.composer(
@@ -81,7 +81,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class Devices:
-    """How a training is spread over devices: the negatives are those of the global batch in any case.
+    """How a training is spread over devices; the negatives are always those of the global batch.
 
     Attributes:
       mode: "jit" or "pmap"; see `launch.training.sharding`.

@@ -142,7 +142,7 @@ def train_batches(
       (b, s, s, 3), and `ids`, int32 (b, t).
 
     Raises:
-      FileNotFoundError, ValueError: an image cannot be read; its file is named.
+      FileNotFoundError, ValueError: an image cannot be read; the error names its file.
     """
 
     def share(step: int) -> tuple[np.ndarray, np.ndarray]:

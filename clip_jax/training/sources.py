@@ -44,9 +44,9 @@ def read_captions(
       caption_column: column or key with its caption.
 
     Raises:
-      MissingInput: the file, the folder or an image does not exist; the first is named.
+      MissingInput: the file, the folder or an image does not exist; the error names the first.
       InputError: an unknown ending, no row, a missing column, a row without image or caption, or an image outside the
-        folder; the line is named.
+        folder; the error names the line.
     """
     path = paths.file(path, "data.path", endings=ENDINGS)
     folder = paths.folder(images, "data.images") if images else path.parent

@@ -188,7 +188,7 @@ class ClipTraining(Stage):
     trainable: tuple[str, ...] = (".*",)
     attribute_weight: float = stackable(0.0, off_at_zero=True)
     attribute_until: float = 0.6
-    seed: int = stackable(0, argument=False)  # decides on the host what the batches are; the step has no use for it
+    seed: int = stackable(0, argument=False)  # decides on the host what the batches are; the step does not use it
     workers: int = free(0)
     evaluation_batch_size: int = free(256)
 
@@ -199,14 +199,14 @@ class ClipTraining(Stage):
         require(groups_fit, self, "batch_size", f"does not divide into groups of {self.composition.group} (data.group)")
         require(self.trainable, self, "trainable", "trains nothing; ('.*',) is all parameters")
         has_attributes = self.attribute_weight == 0 or isinstance(self.train, ScenesPairs)
-        require(has_attributes, self, "attribute_weight", "these images have no attributes, take 0.0")
+        require(has_attributes, self, "attribute_weight", "these images have no attributes; use 0.0")
 
     def outline(self) -> clip_jax.Clip:
         """The CLIP that is trained, with shapes in place of parameters."""
         return self.computation.of(self.clip.outline())
 
     def check(self) -> None:
-        """Raise `SettingError` if settings do not fit together; no data are read and nothing is computed."""
+        """Raise `SettingError` if settings do not fit together; no data is read and nothing is computed."""
         with about("init_from"):
             clip = self.outline()
         if clip.tokenizer is None:
@@ -222,7 +222,7 @@ class ClipTraining(Stage):
         self._rows_at(self.batch_size if labels is None else len(labels), labels)
 
     def program(self, layout: Layout) -> Program:
-        """What is compiled; the training set is read for its shapes."""
+        """The program that is compiled; the training set is read for its shapes."""
         del layout
         clip = self.outline()
         prepared = self._prepare(clip, Store("").get(self.train))
@@ -281,7 +281,7 @@ class ClipTraining(Stage):
         return replace(self.outline(), params=store.get(self)["params"])
 
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:
-        """The optimiser for a training set of so many images, and what counts durations."""
+        """The optimiser for a training set of `examples` images, and the function that turns durations into steps."""
         to_steps = partial(durations.to_steps, examples=examples, batch_size=self.batch_size)
         with section("optimizer.schedule"):
             optimizer, _ = self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)

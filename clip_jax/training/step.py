@@ -25,7 +25,7 @@ class AttributeLoss(Protocol):
       params: all that are trained.
       images: embeddings, not normalised, (b, d).
       batch: of the step.
-      step: how many updates were made before.
+      step: the number of updates made before.
 
     Returns:
       A scalar, the mean over the batch.

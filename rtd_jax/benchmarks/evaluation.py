@@ -150,7 +150,7 @@ def submit(inputs: QueryInputs) -> dict[str, Any]:
 def first_rankings(inputs: QueryInputs, *, count: int = 6, k: int = 6) -> np.ndarray:
     """What φ's first queries find in the whole gallery but the reference: int32 (count, k) rows, for pictures.
 
-    Empty, (0, 0), for GeneCIS, whose queries have galleries of their own.
+    Empty, (0, 0), for GeneCIS, whose queries have their own galleries.
     """
     task = inputs.task
     if isinstance(task.images, Crops):

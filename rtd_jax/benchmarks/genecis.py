@@ -1,6 +1,6 @@
 """GeneCIS (Vaze et al., CVPR 2023, https://arxiv.org/abs/2306.07969), with the templates of its release.
 
-    ROOT/{focus,change}_{attribute,object}.json  queries, each with a gallery of its own: the target and 9 to 14 others
+    ROOT/{focus,change}_{attribute,object}.json  queries, each with its own gallery: the target and 9 to 14 others
     IMAGES.visual_genome/ID.jpg                  Visual Genome's images, for the two tasks of attributes
     IMAGES.coco/000000ID.jpg                     COCO's val2017, for the two tasks of objects
 

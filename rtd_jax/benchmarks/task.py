@@ -115,7 +115,7 @@ def padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def check_submission(answers: Mapping[str, Sequence[Any]], known: Sequence[Any], length: int, what: str) -> None:
-    """Refuse answers that a test server would refuse.
+    """Reject answers that a test server would reject.
 
     Raises:
       ValueError: no answers, a query with another number of ids than `length`, a repeated or an unknown one.

@@ -5,7 +5,7 @@ which stays as it is, has to give back the embedding of the whole caption:
 
     loss = mean (ψ(caption with its keywords replaced, [$] = φ(ψ(caption) + level · u · n)) − ψ(caption))²,
 
-u ~ U(0, 1) and n ~ N(0, I) per caption. The noise makes up for the gap between embeddings of texts and of images.
+u ~ U(0, 1) and n ~ N(0, I) per caption. The noise bridges the gap between embeddings of texts and of images.
 """
 
 from collections.abc import Sequence

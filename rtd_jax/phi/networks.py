@@ -177,7 +177,7 @@ def check_fits(network: Network, config: ClipConfig) -> None:
 
 
 def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Network:
-    """φ from the state dict of a published module: names say which network it is, shapes its sizes.
+    """φ from the state dict of a published module: the names tell the network, the shapes its sizes.
 
     Names are `layers.{0,3,6}.{weight,bias}` (SEARLE, LinCIR) or `layers.{i}.0.{weight,bias}` and `fc_out.{weight,bias}`
     (Pic2Word); a prefix `module.`, which DataParallel leaves, is dropped.
@@ -195,7 +195,7 @@ def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Netw
     if expected != set(tensors):
         missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
         raise ValueError(
-            f"these tensors are no φ: missing {', '.join(missing) or 'none'}; unknown {', '.join(extra) or 'none'}"
+            f"these tensors are not a φ: missing {', '.join(missing) or 'none'}; unknown {', '.join(extra) or 'none'}"
         )
     params, width = {}, 0
     for i, name in enumerate(names):
@@ -245,7 +245,7 @@ def load(path: str | Path) -> Network:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a corrupt file, one without φ or with more than plain data, or another suffix; it is named.
+      ValueError: a corrupt file, one without φ or with more than plain data, or another suffix; the error names it.
       ImportError: a PyTorch file without PyTorch.
     """
     path = Path(path).expanduser()
@@ -263,7 +263,7 @@ def check_file(path: str | Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"no φ file {path}")
     if path.suffix not in _READERS:
-        raise ValueError(f"{path}: a φ file ends in {', '.join(_READERS)}")
+        raise ValueError(f"{path}: a φ file must end in {', '.join(_READERS)}")
 
 
 def save(network: Network, path: str | Path) -> None:

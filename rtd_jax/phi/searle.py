@@ -1,7 +1,7 @@
 """SEARLE: tokens optimised image by image, then a φ network that gives them at once (Baldrati et al., ICCV 2023).
 
-https://arxiv.org/abs/2303.15247. First gradient descent finds a token for every image: "a photo of [$]" has to lie near
-the image, and a phrase about one of the image's concepts has to keep its embedding when the token takes the concept's
+https://arxiv.org/abs/2303.15247. First gradient descent finds a token for every image: "a photo of [$]" must lie near
+the image, and a phrase about one of the image's concepts must keep its embedding when the token takes the concept's
 place. Then φ learns to give these tokens from the images' embeddings. An image's concepts are the nearest among given
 words. The paper's phrases come from a language model; here they are templates, in which "{}" stands for the concept.
 """
@@ -156,7 +156,7 @@ def _descend(
     def objective(tokens):
         key = keys.stream(seed, "phrases", i)
         text, phrase, concept = _sentences(config, frozen, prompt, tokens, near, ids, phrases, key, slots)
-        # The mean over images times their number: every image has a gradient of its own size.
+        # The mean over images times their number: every image's gradient has its own size.
         return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
 
     updates, state = _adamw(rates).update(jax.grad(objective)(tokens), state, tokens)

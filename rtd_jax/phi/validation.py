@@ -1,4 +1,4 @@
-"""Validation of φ: whether "a photo of [$]" says what a caption or an image says."""
+"""Validation of φ: whether "a photo of [$]" means what a caption or an image means."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """Exact nearest neighbours in galleries from a hundred to a hundred million rows.
 
-A gallery is gone through in chunks, each split over the devices; a device keeps the best rows it has seen for every
+A gallery is read in chunks, each split over the devices; a device keeps the best rows it has seen for every
 query, and the devices' lists are merged once, at the end. Memory is bounded by the chunk, so the gallery may be a file
 mapped into memory. Scores are inner products; among equal scores the lower row comes first, whatever the chunks are.
 """
@@ -55,7 +55,7 @@ def top_k(
       queries: float (q, d).
       gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on a device is
         searched there.
-      k: how many.
+      k: the number of rows.
       exclude: int (q,) or (q, e): gallery rows that a query may not find, such as its reference image; -1 is no row.
       cosine: normalise queries and gallery rows.
       dtype: of the factors, "float32" or "bfloat16"; sums are float32.
@@ -88,7 +88,7 @@ def top_k(
     ranked, scores = (np.concatenate([m[i][: len(b)] for m, b in zip(merged, blocks, strict=True)]) for i in (0, 1))
     if len(bad := np.flatnonzero(np.isnan(scores).any(1))):
         at = ranked[bad[0]][np.isnan(scores[bad[0]])][0]
-        raise ValueError(f"the score of gallery row {at} for query {bad[0]} is NaN: look at both")
+        raise ValueError(f"the score of gallery row {at} for query {bad[0]} is NaN: check both")
     return _without(ranked, scores, exclude, k)
 
 
@@ -126,7 +126,7 @@ def rank_members(
     scores = np.where(members == PADDING, -np.inf, scores)
     if len(bad := np.argwhere(np.isnan(scores))):
         query, column = bad[0]
-        raise ValueError(f"the score of gallery row {members[query, column]} for query {query} is NaN: look at both")
+        raise ValueError(f"the score of gallery row {members[query, column]} for query {query} is NaN: check both")
     last = np.where(members == PADDING, np.iinfo(np.int32).max, members)
     order = np.lexsort((last, -scores), axis=1)
     take = lambda x: np.take_along_axis(x, order, 1)
@@ -269,7 +269,7 @@ def _without(rows: np.ndarray, scores: np.ndarray, exclude: np.ndarray | None, k
 
 
 def _checked(queries, gallery, k, exclude, dtype, chunk, recall_target) -> tuple[np.ndarray, np.ndarray | None]:
-    """Queries, and the excluded rows as (q, e), once both are known to make sense."""
+    """Queries, and the excluded rows as (q, e), once both are checked."""
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; valid names: {', '.join(map(repr, DTYPES))}")
     if chunk < 1:

@@ -63,7 +63,7 @@ def _held_back(count: int, val: int, seed: tuple[int, int], what: str) -> tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class DataStage(Stage):
-    """Data that stands on no other stage, so that `make` needs no store."""
+    """Data that depends on no other stage, so that `make` needs no store."""
 
     KEPT = False
 
@@ -123,7 +123,7 @@ class ExamplesOfScenes(DataStage):
 
 
 class CaptionsOfScenes(ExamplesOfScenes):
-    """Captions, and what finds their keywords."""
+    """Captions, and the matcher of their keywords."""
 
     def make(self, store: Store | None = None) -> tuple[list[str], list[str], masking.Matcher]:
         (seed, count), (val_seed, val_count) = self._draws("rtd.captions")
@@ -158,7 +158,7 @@ class TripletsOfScenes(ExamplesOfScenes):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionsOfFile(DataStage):
-    """Captions of a file, split by the seed, and what finds their keywords.
+    """Captions of a file, split by the seed, and the matcher of their keywords.
 
     Attributes:
       path, column: see `rtd_jax.text.captions.read`.

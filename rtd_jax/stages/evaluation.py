@@ -36,7 +36,7 @@ class GalleryEmbeddings(Stage):
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedTask:
-    """What one task says of some ways of making queries.
+    """The results of one task for some ways of making queries.
 
     Attributes:
       metrics: "TASK/ROW/METRIC", in percent.
@@ -88,7 +88,7 @@ class ComposedRetrieval(Stage):
       tuned_evaluations: of RTD's text encoder, by task.
     """
 
-    KEPT = False  # put together from results that are kept
+    KEPT = False  # assembled from results that are kept
 
     phi: PhiTraining | PhiFile
     tuned: TunedClip | None

@@ -25,7 +25,7 @@ from rtd_jax.tuning import feed, training
 
 @dataclass(frozen=True)
 class TextLoop:
-    """Cadence of a training; that of evaluations counts, as the best of the evaluated states is kept."""
+    """Cadence of a training; that of evaluations affects the result, since the best evaluated state is kept."""
 
     log_every: int = free(50)
     eval_every: str = "100 steps"
@@ -113,7 +113,7 @@ class TextTraining(Stage):
         duration.check(self, "duration", self.duration)
 
     def to_steps(self, examples: int) -> ToSteps:
-        """What turns durations into steps."""
+        """The function that turns durations into steps."""
         return partial(duration.to_steps, examples=examples, batch_size=self.batch_size)
 
     def create_optimizer(self, examples: int) -> tuple[optax.GradientTransformation, Rate]:
@@ -122,7 +122,7 @@ class TextTraining(Stage):
         return self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
 
     def step_of(self, make_update: MakeUpdate) -> Step:
-        """The step of this stage, with the numbers of a program in place of its own."""
+        """The step of this stage, with the program's numbers in place of its own."""
 
         def step(numbers, state, batch, *, axis_name: str | None = None):
             return make_update(with_numbers(self, numbers))(state, batch, axis_name=axis_name)
@@ -175,5 +175,5 @@ class TextTraining(Stage):
 
 
 def metrics_of(outcome: Outcome) -> dict[str, float]:
-    """The step of a training's best state, and the metrics that it was saved with."""
+    """The step of a training's best state, and its metrics."""
     return {"best_step": float(outcome.step), **outcome.metrics}

@@ -106,7 +106,7 @@ class PhiTraining(TextTraining):
         raise NotImplementedError
 
     def read(self, store: Store) -> tuple[feed.TextTable, np.ndarray, dict[str, np.ndarray]]:
-        """The table to train on, embeddings to validate on, and what the loss keeps on the devices beside the CLIP."""
+        """The table to train on, embeddings to validate on, and what the loss keeps on the devices besides the CLIP."""
         raise NotImplementedError
 
     def shapes(self, clip: clip_jax.Clip) -> tuple[Shapes, Shapes]:

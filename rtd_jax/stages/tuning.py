@@ -27,7 +27,7 @@ from rtd_jax.tuning import step, trained, training
 
 @dataclass(frozen=True, kw_only=True)
 class TripletEmbeddings(Stage):
-    """What the frozen encoder says of the triplets' captions, (n, d) each: ψ(T_r) and ψ(T_t)."""
+    """The frozen encoder's embeddings of the triplets' captions, (n, d) each: ψ(T_r) and ψ(T_t)."""
 
     clip: ClipSource
     triplets: DataStage
@@ -85,7 +85,7 @@ class Tuning(TextTraining):
         with section("optimizer"):
             ok = not self.restrict_vocabulary or self.optimizer.name == "adamw" or not vocabulary.decays(self.optimizer)
             problem = (
-                "adds weight decay to the gradient, which moves every row of the token table; take 'adamw', "
+                "adds weight decay to the gradient, which moves every row of the token table; use 'adamw', "
                 "weight_decay=0, or rtd.restrict_vocabulary=False"
             )
             require(ok, self.optimizer, "name", problem)

@@ -22,5 +22,5 @@ def read(path: str | Path, *, column: str = "caption") -> list[str]:
     texts = forms.texts(path, column, endings=ENDINGS, setting="captions")
     captions = list(dict.fromkeys(" ".join(text.split()) for _, text in texts))
     if not captions:
-        raise InputError("holds no caption", file=path)
+        raise InputError("contains no caption", file=path)
     return captions

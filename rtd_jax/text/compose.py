@@ -74,7 +74,7 @@ def check_length(clip: clip_jax.Clip, modification: str) -> None:
     if clip.tokenizer is not None:
         count, most = len(clip.tokenizer.backend.encode(sentence).ids), clip.tokenizer.context_length
         if count > most:
-            raise ValueError(f"the text has {count} tokens with {BASE!r} before it, the CLIP takes {most}; shorten it")
+            raise ValueError(f"the text has {count} tokens with {BASE!r} before it, this CLIP takes {most}; shorten it")
 
 
 def plain_text(reference: str, modification: str) -> str:
@@ -148,7 +148,7 @@ def queries(
         takes them.
       texts: n modifications; a tuple of two is used in both orders, and the normalised embeddings are averaged.
       prepare: makes φ's input from the embeddings; None for the embeddings themselves.
-      batch_size: texts a step.
+      batch_size: texts per step.
       progress: show a progress bar.
 
     Returns:

@@ -41,8 +41,8 @@ def substitutes(
     Args:
       clip: its text encoder says what is similar, by "a photo of WORD".
       kinds: word -> kind.
-      nearest: the most words that are returned for one.
-      synonym: cosine from which on two words are synonyms.
+      nearest: the most words returned for one word.
+      synonym: cosine above which two words are synonyms.
 
     Returns:
       word -> words; a word with none is left out.
@@ -76,7 +76,7 @@ def by_rules(
     Args:
       clip: see `substitutes`.
       texts: captions.
-      matcher: finds keywords and says of what kind they are.
+      matcher: finds keywords and their kinds.
       seed: caption i's triplets are a function of (seed, i, the words of all captions).
       per_caption: the most triplets of one caption; their targets differ.
 
@@ -132,7 +132,7 @@ def _article(before: str, old: str, new: str) -> str:
 def by_llm(model: llm.Llm, texts: Sequence[str], *, workers: int = 8, progress: bool = True) -> Triplets:
     """Triplets by a language model, one per caption; answers are kept in the model's log.
 
-    Captions that the endpoint refuses or the model does not answer as asked are left out, and named at the end.
+    Captions that the endpoint refuses, or that the model does not answer in the requested form, are skipped and logged.
 
     Raises:
       launch.llm.EndpointError, launch.llm.ReplyError: see `launch.llm.Llm.ask_all`.
@@ -158,7 +158,7 @@ def _parse(reply: str) -> tuple[str, str]:
     """(modification, target) of a reply, or a ValueError that says what is wrong with it."""
     answer = llm.strict_json(reply)
     if not isinstance(answer, dict) or set(answer) != {"modification", "target"}:
-        raise ValueError('it is no JSON object of "modification" and "target"')
+        raise ValueError('it is not a JSON object with "modification" and "target"')
     if problem := fault("a caption", answer["modification"], answer["target"]):
         raise ValueError(problem)
     return answer["modification"].strip().rstrip("."), answer["target"].strip()
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS.out.endswith(".jsonl"):
-        raise app.UsageError("--out has to end in .jsonl")
+        raise app.UsageError("--out must end in .jsonl")
     try:
         generate()
     except (ValueError, OSError, ImportError, llm.EndpointError) as error:
@@ -192,16 +192,16 @@ def generate() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("captions", None, "a file of captions: .txt, .jsonl, .json, .csv, .tsv")
+    flags.DEFINE_string("captions", None, "the file of captions: .txt, .jsonl, .json, .csv, .tsv")
     flags.DEFINE_string("column", "caption", "key or column of the captions")
     flags.DEFINE_string("out", None, "the .jsonl file to write")
-    flags.DEFINE_string("clip", "embedded:scenes", "by rules: folder or hub name of the CLIP that tells similar words")
+    flags.DEFINE_string("clip", "embedded:scenes", "by rules: folder or hub name of the CLIP that finds similar words")
     flags.DEFINE_enum("matcher", "auto", masking.MATCHERS, "by rules: what finds keywords")
-    flags.DEFINE_integer("per_caption", 1, "by rules: triplets of a caption", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "by rules: of the draws")
-    flags.DEFINE_integer("limit", 0, "take the first captions only; 0 for all", lower_bound=0)
-    flags.DEFINE_string("llm", "", "a language model's name: it makes the triplets")
-    flags.DEFINE_string("base_url", "", "of its endpoint; empty to use kept answers only")
+    flags.DEFINE_integer("per_caption", 1, "by rules: triplets per caption", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "by rules: seed of the draws")
+    flags.DEFINE_integer("limit", 0, "number of captions to use, from the first; 0 for all", lower_bound=0)
+    flags.DEFINE_string("llm", "", "name of the language model that makes the triplets")
+    flags.DEFINE_string("base_url", "", "its endpoint; empty to use logged answers only")
     flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "environment variable with its key; empty for none")
     flags.mark_flags_as_required(["captions", "out"])
     app.run(main)

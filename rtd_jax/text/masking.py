@@ -1,7 +1,7 @@
 """Keywords of captions: the runs of nouns and adjectives that LinCIR's training replaces by a pseudo token.
 
-spaCy finds them where its small English model is installed (`pip install -e '.[spacy]'`), and otherwise a word list of
-this package does (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998.
+They are found by spaCy where its small English model is installed (`pip install -e '.[spacy]'`), else by a word list of
+this package (`lexicon.txt`). Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998.
 """
 
 import functools
@@ -72,12 +72,12 @@ def create(name: str = "auto", words: Iterable[str] = ()) -> Matcher:
 
 
 def resolve(name: str) -> str:
-    """ "spacy" or "lexicon": which of them a matcher's name means on this machine; raises as `create`."""
+    """ "spacy" or "lexicon": what a matcher's name means on this machine; raises as `create`."""
     if name not in MATCHERS:
         raise ValueError(f"unknown keyword matcher {name!r}; valid names: {', '.join(map(repr, MATCHERS))}")
     installed = _spacy_model() is not None
     if name == "spacy" and not installed:
-        raise ImportError(f"keywords by spaCy need it and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
+        raise ImportError(f"matcher 'spacy' needs spaCy and its model {SPACY_MODELS[0]}: pip install -e '.[spacy]'")
     return "spacy" if installed and name != "lexicon" else "lexicon"
 
 
@@ -89,7 +89,7 @@ def _spacy_model() -> str | None:
 
 @functools.cache
 def lexicon() -> Mapping[str, str]:
-    """The built-in word list: word -> kind, such as "noun.animal". A word of two kinds has the first."""
+    """The built-in word list: word -> kind, such as "noun.animal". A word of two kinds gets the first."""
     table: dict[str, str] = {}
     with resources.as_file(resources.files("rtd_jax.text").joinpath("lexicon.txt")) as file:
         for _, line in lists.items(file, comment="#"):

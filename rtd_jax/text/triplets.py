@@ -54,7 +54,7 @@ def fault(reference: object, modification: object, target: object) -> str:
     """What is wrong with a triplet; "" if nothing is."""
     for key, caption in zip(KEYS, (reference, modification, target), strict=True):
         if not isinstance(caption, str):
-            return f"{key} is {shown(caption)}, no text"
+            return f"{key} is {shown(caption)}, not a text"
         if not caption.strip():
             return f"{key} is empty"
         if MARKER in caption:
@@ -79,7 +79,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
 
     Args:
       path: the file.
-      skip_faulty: leave out lines that cannot be used; the log says how many, and which was the first.
+      skip_faulty: skip lines that cannot be used; the log gives their number and the first.
 
     Raises:
       FileNotFoundError: no such file.
@@ -88,7 +88,7 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
     """
     path = paths.path(path, "triplets")
     if path.suffix.lower() not in ENDINGS:
-        raise InputError(f"a file that ends in {' or '.join(ENDINGS)} is needed", file=path, field="triplets")
+        raise InputError(f"must be a file that ends in {' or '.join(ENDINGS)}", file=path, field="triplets")
     if not path.is_file():
         raise MissingInput("no such file; rtd_jax.text.generation makes one from captions", file=path, field="triplets")
     rows, faults = [], []

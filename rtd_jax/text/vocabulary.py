@@ -1,4 +1,4 @@
-"""Training only those rows of the token table that the training texts use: the others change by weight decay alone.
+"""Train only the rows of the token table that the training texts use: the others change by weight decay alone.
 
 Two fifths of ViT-B/32's text tower are the embeddings of 49,408 tokens, and a set of captions uses a few thousand of
 them. A token that occurs in no text gets no gradient, so Adam's moments of its row stay zero, and the row follows from
@@ -23,7 +23,7 @@ TOKENS = "tokens"  # the table's name in a text tower's parameters
 
 @dataclass(frozen=True)
 class TokenSubset:
-    """Some tokens of a vocabulary, numbered anew.
+    """Some tokens of a vocabulary, renumbered.
 
     Attributes:
       kept: int32 (v',), ascending: their ids in the whole vocabulary.
@@ -106,7 +106,7 @@ def decay(optimizer: Optimizer, rate: Rate, steps: int, *, path: str = f"text/{T
     Args:
       optimizer: of the text tower.
       rate: the learning rate as a function of the step.
-      steps: how many were made.
+      steps: the number of steps made.
       path: of the table in the optimiser's parameters.
 
     Raises:
@@ -117,7 +117,7 @@ def decay(optimizer: Optimizer, rate: Rate, steps: int, *, path: str = f"text/{T
     if optimizer.name != "adamw":
         raise ValueError(
             f"optimiser {optimizer.name!r} puts weight_decay={optimizer.weight_decay} into the gradient, which moves "
-            "every row of the token table: take adamw, weight_decay 0, or train the whole table"
+            "every row of the token table: use adamw, weight_decay 0, or train the whole table"
         )
     rates = np.broadcast_to(np.asarray(rate(np.arange(steps)), np.float64), steps)
     return math.prod((1 - rates * float(optimizer.weight_decay)).tolist())

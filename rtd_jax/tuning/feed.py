@@ -1,4 +1,4 @@
-"""Batches for training on texts: rows of precomputed embeddings beside token ids, texts of like length together.
+"""Batches for training on texts: rows of precomputed embeddings beside token ids, texts of similar length together.
 
 Text towers cost what the longest text of a batch costs. Rows of several batches are therefore drawn together, sorted by
 length and dealt out; which rows a step sees stays a pure function of (seed, step).
@@ -58,9 +58,9 @@ class BatchRows(Protocol):
 def grouped_rows(
     n: int, *, seed: int, batch_size: int, lengths: np.ndarray | None = None, window: int = WINDOW
 ) -> BatchRows:
-    """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of like length.
+    """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of texts of similar length.
 
-    No batch holds an example twice, as it would be its own negative: the examples that remain when an epoch's last
+    No batch holds an example twice, as it would be its own negative: the examples left over when an epoch's last
     batch is full are left out, other ones each time.
 
     Args:
@@ -75,7 +75,7 @@ def grouped_rows(
     """
     order.check_positive(n, batch_size)
     if n < batch_size:
-        raise ValueError(f"batch_size={batch_size} is more than the {n} examples; take a smaller one")
+        raise ValueError(f"batch_size={batch_size} is more than the {n} examples; use a smaller one")
     per_epoch = n // batch_size
 
     @functools.lru_cache(maxsize=1)
@@ -117,6 +117,6 @@ def batches(
         first, size = order.share(len(rows), process_index, process_count)
         share = slice(first, first + size)
         batch = {name: np.ascontiguousarray(column[rows[share]]) for name, column in table.arrays.items()}
-        # Cut by the global batch: every process has to give the same shapes.
+        # Cut by the global batch: every process must have the same shapes.
         batch |= {name: model.cut(config, column[rows])[share] for name, column in table.ids.items()}
         yield batch | {"slot": np.arange(first, first + size, dtype=np.int32)}

@@ -88,7 +88,7 @@ class Contrast(Protocol):
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
-    """Names of what a batch of b examples has to hold.
+    """Names of the columns that a batch of b examples must have.
 
     slot             int32 (b,), the place in the global batch, from which the noise follows
     ids              int32 (b, t), the composed texts, cut: of `rtd_jax.text.compose.tokenize`, or plain concatenations
@@ -151,7 +151,7 @@ def make_step(
       objective: what is trained.
       prompt: of `rtd_jax.text.compose.prompt`.
       seed: of the noise; may be traced.
-      shards: over how many devices a batch is spread in mode "jit", the layout's `data_shards`.
+      shards: number of devices that a batch is spread over in mode "jit", the layout's `data_shards`.
 
     The batch holds `columns(objective)`. Metrics: "loss", "accuracy" (the share of composed queries whose target is the
     nearest of the targets), "gradient_norm".
@@ -231,7 +231,7 @@ def _parts(rows: Rows, groups: int, parts: int) -> Rows:
 def _gradients(encode: Encode, loss_of: Contrast, params, parts: Rows, negatives: str):
     """Gradients of the mean loss, and the mean metrics, over the parts (leading axis) of a batch.
 
-    With negatives "per_device" every part has a loss of its own, so its gradients are those of one pass. "global" ones
+    With negatives "per_device" every part has its own loss, so its gradients are those of one pass. "global" ones
     need the embeddings of all parts before there is a loss: they are computed first, without gradients; then the
     gradients of the loss with respect to the embeddings go back through one part after the other.
     """

@@ -150,7 +150,7 @@ def test_there_and_back(name):
 def test_the_end_rule_is_written_as_transformers_reads_it():
     assert to_huggingface(TINY)["text_config"]["eos_token_id"] == 90
     assert to_huggingface(largest_id(TINY))["text_config"]["eos_token_id"] == 2
-    with pytest.raises(ValueError, match="cannot say eos_token_id=2"):
+    with pytest.raises(ValueError, match="cannot express eos_token_id=2"):
         to_huggingface(replace(TINY, text=replace(TINY.text, eos_token_id=2)))
 
 

@@ -93,9 +93,9 @@ def test_a_prefix_of_dataparallel_is_dropped():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.pop("layers.3.bias"), "no φ: missing layers.3.bias; unknown none"),
+        (lambda t: t.pop("layers.3.bias"), "not a φ: missing layers.3.bias; unknown none"),
         (lambda t: t.update({"layers.9.weight": t["layers.6.weight"]}), "missing none; unknown layers.9.weight"),
-        (lambda t: t.clear(), "no φ: missing layers.0.bias"),
+        (lambda t: t.clear(), "not a φ: missing layers.0.bias"),
         (lambda t: t.update({"layers.3.weight": np.ones((24, 7))}), r"layers.3: weight \(24, 7\) .* the 24 inputs"),
         (lambda t: t.update({"layers.0.bias": np.ones(3)}), r"layers.0: weight \(24, 6\) and bias \(3,\)"),
     ],
@@ -128,10 +128,10 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"half\.safetensors is not a whole safetensors file"):
         phi.load(tmp_path / "half.safetensors")
     (tmp_path / "phi.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"phi.npz: a φ file ends in .safetensors, .pt"):
+    with pytest.raises(ValueError, match=r"phi.npz: a φ file must end in .safetensors, .pt"):
         phi.load(tmp_path / "phi.npz")
     save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors: these tensors are no φ"):
+    with pytest.raises(ValueError, match=r"other\.safetensors: these tensors are not a φ"):
         phi.load(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"φ is saved as \.safetensors"):
         phi.save(phi.init("phi", IN, OUT, jax.random.key(0)), tmp_path / "phi.pt")

@@ -37,7 +37,7 @@ def test_jsonl_and_json_are_read_alike(tmp_path):
         ('{"reference_caption": "a", "reference_caption": "b"}', "line 2: the key 'reference_caption' occurs twice"),
         ('{"reference_caption": "\\ud83d"}', "line 2: a text contains half of a surrogate pair"),
         ("[" * 100_000, "line 2: lists and objects are nested"),
-        ({**GOOD, "target_caption": None}, "line 2: target_caption is None, no text"),
+        ({**GOOD, "target_caption": None}, "line 2: target_caption is None, not a text"),
     ],
 )
 def test_faulty_lines_are_named_and_left_out_only_on_demand(tmp_path, row, message):
@@ -53,7 +53,7 @@ def test_nothing_left_is_an_error(tmp_path):
         triplets.read(lines(tmp_path / "a.jsonl", "{"), skip_faulty=True)
     with pytest.raises(FileNotFoundError, match=r"no such file; rtd_jax\.text\.generation makes one"):
         triplets.read(tmp_path / "b.jsonl")
-    with pytest.raises(ValueError, match=r"ends in \.jsonl or \.json"):
+    with pytest.raises(ValueError, match=r"must be a file that ends in \.jsonl or \.json"):
         triplets.read(tmp_path / "b.csv")
 
 
@@ -105,7 +105,7 @@ def test_captions_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="line 1, column 1: invalid JSON"):
         captions.read(tmp_path / "b.jsonl")
     (tmp_path / "c.txt").write_text("\n\n")
-    with pytest.raises(ValueError, match="holds no caption"):
+    with pytest.raises(ValueError, match="contains no caption"):
         captions.read(tmp_path / "c.txt")
 
 
