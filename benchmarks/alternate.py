@@ -50,7 +50,7 @@ def pair(module: str, case: str, *, steps: int, warmup: int, devices: int, pytho
       sets in bytes, `torch_peak` and `jax_peak`.
 
     Raises:
-      RuntimeError: a side died; what it said is on standard error.
+      RuntimeError: a side died; its error is on standard error.
     """
 
     def launch(side):
@@ -98,7 +98,7 @@ def main(
     warmup: int = 2,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """The command line of a benchmark: a table with a row a case.
+    """The command line of a benchmark: a table with one row per case.
 
     Args:
       module: dotted name of the benchmark.

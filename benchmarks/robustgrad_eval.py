@@ -6,7 +6,7 @@ Both sides measure cosine, Pearson, SSIM and MSE of gradient heat maps on the sa
 "rps" over uniform draws, "aam" before and after an attack of Adam steps. A timed step is the whole of it, ours through
 `masked_means` of the loop as an evaluation runs it, compiled before. One step of each side is timed unless --steps says
 otherwise: the attack on ResNet-18 takes minutes. Quick: `--images 8 --attack_steps 2 --draws 2`. Ours runs over one CPU
-device a core, the images divided among them (`--devices 1` for one program over a batch).
+device per core, the images divided among them (`--devices 1` for one program over a batch).
 """
 
 import dataclasses

@@ -5,7 +5,7 @@
 Both sides do the whole step: forward, penalty, gradients, clipping, update, on the same images and noise radius. Peak
 memory is the process's largest resident set (host memory, so on CPU).
 
-Ours runs in mode "pmap" over one CPU device a core, each with its share of the batch (`--devices 1` for one program
+Ours runs in mode "pmap" over one CPU device per core, each with its share of the batch (`--devices 1` for one program
 over the whole batch): so all cores take part where XLA runs an operation on one. Batch norm then sees that share, as
 under DistributedDataParallel, while PyTorch's sees the whole batch; LeNet has none, its numbers are the same.
 """

@@ -6,7 +6,7 @@
 the published code does: see `benchmarks.torch_rtd_step`. Ours reads the frozen embeddings from a table, cuts the texts,
 encodes both queries of a triplet in one pass and trains the rows of the token table that the triplets use.
 
-    grouped           batches of like length, as training draws them
+    grouped           batches of similar length, as training draws them
     mixed             batches of any length
     whole table       as grouped, every row of the token table trained
 """

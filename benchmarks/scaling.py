@@ -46,7 +46,7 @@ class Chip:
 
 
 # NVIDIA H100 SXM5: 989 TFLOP/s, 3.35 TB/s, NVLink 900 GB/s in both directions together.
-# TPU v5e: 197 TFLOP/s, 819 GB/s, 1,600 Gbit/s a chip each way over four links, of which a ring uses two.
+# TPU v5e: 197 TFLOP/s, 819 GB/s, 1,600 Gbit/s per chip each way over four links, of which a ring uses two.
 CHIPS = {"H100": Chip(989e12, 3.35e12, 450e9), "TPU v5e": Chip(197e12, 819e9, 100e9)}
 
 
@@ -188,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     flags = f"--xla_force_host_platform_device_count={max(args.devices)} --xla_backend_optimization_level=0"
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
-    print("| step | mode | devices | collectives | MB a device |\n|---|---|---|---|---|", flush=True)
+    print("| step | mode | devices | collectives | MB per device |\n|---|---|---|---|---|", flush=True)
     later = []
     for case in args.cases:
         for mode in args.modes:

@@ -1,4 +1,4 @@
-"""Sweeps as one program against a process a member: wall time, memory, training steps a second.
+"""Sweeps as one program against one process per member: wall time, memory, training steps per second.
 
     python -m benchmarks.sweep [--cases lenet heads] [--members 16] [--steps 100] [--executors one local vmap]
 
@@ -9,7 +9,7 @@ pretraining are cut short, every process makes its own and the program one for a
 
 Wall time is that of the whole command, from Python's start to the last result. Memory is the largest sum of resident
 sets over its processes, host memory, so on CPU. Steps are those of all members, from the last windows of their
-metrics.jsonl: what is left once everything is compiled. On a CPU the program runs on one device a core.
+metrics.jsonl: what is left once everything is compiled. On a CPU the program runs on one device per core.
 """
 
 import argparse
@@ -89,10 +89,10 @@ def resident(pid: int) -> int:
 
 
 def timed(line: list[str], log: Path, devices: int = 1) -> tuple[float, int]:
-    """Seconds and bytes that a command takes, with so many devices made of a CPU.
+    """Seconds and bytes that a command takes, with `devices` devices made of a CPU.
 
     Raises:
-      RuntimeError: it failed; the end of what it said is in the message.
+      RuntimeError: it failed; the message has the end of its output.
     """
     start, peak = time.perf_counter(), 0
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=0, help="0: the case's own number")
     parser.add_argument("--steps", type=int, default=100)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--devices", type=int, default=cores, help="of a CPU, for vmap; %(default)s: one a core")
+    parser.add_argument("--devices", type=int, default=cores, help="of a CPU, for vmap; %(default)s: one per core")
     args = parser.parse_args()
     print("| case | executor | members | wall s | GB | steps/s |\n" + "|---" * 6 + "|")
     for case, executor in itertools.product(args.cases, args.executors):

@@ -1,4 +1,4 @@
-"""Top-k retrieval in PyTorch, as evaluation codes of composed retrieval write it: the other side of `retrieval`."""
+"""Top-k retrieval in PyTorch, as evaluation code of composed retrieval does it: the other side of `retrieval`."""
 
 import torch
 

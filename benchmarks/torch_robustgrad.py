@@ -1,7 +1,7 @@
-"""PyTorch eager: the published training step of local gradient alignment, as reference and as opponent.
+"""PyTorch eager: the published training step of local gradient alignment, for parity tests and benchmarks.
 
 Joo et al., "Towards More Robust Interpretation via Local Gradient Alignment", AAAI 2023 (arXiv 2211.15900).
-Parity tests take their reference numbers from here, benchmarks run it against ours; nothing here is timed.
+Parity tests take their reference numbers from here, benchmarks time it against ours; nothing here is timed.
 
 Parameter names are those of the published code for LeNet and the CIFAR ResNets, and torchvision's for the
 ImageNet ones, so that state dicts travel both ways.
@@ -28,7 +28,7 @@ def _activation(name: str, beta: float) -> nn.Module:
         return nn.Softplus(beta=beta)
     if name == "relu":
         return nn.ReLU()
-    raise ValueError(f"activation {name!r} is not known here; there are 'softplus' and 'relu'")
+    raise ValueError(f"unknown activation {name!r}; valid names: 'softplus', 'relu'")
 
 
 class LeNet(nn.Module):
@@ -128,7 +128,7 @@ def create(
     initialisation. Raises ValueError for an unknown name or activation, listing what there is.
     """
     if name not in MODELS:
-        raise ValueError(f"model {name!r} is not known; there are {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(MODELS)}")
     act = _activation(activation, beta)
     if name == "lenet":
         return LeNet(in_channels, image_size, num_classes, act)
@@ -176,7 +176,7 @@ def step_loss(
     "cosine", or "hessian") that were computed.
     """
     if regularizer not in REGULARIZERS:
-        raise ValueError(f"regularizer {regularizer!r} is not known; there are {', '.join(REGULARIZERS)}")
+        raise ValueError(f"unknown regularizer {regularizer!r}; valid names: {', '.join(REGULARIZERS)}")
     if regularizer == "none":
         logits = model(x)
         loss = F.cross_entropy(logits, y)

@@ -1,7 +1,7 @@
-"""PyTorch eager: random perturbation similarity and adversarial attribution manipulation, as opponent.
+"""PyTorch eager: random perturbation similarity and adversarial attribution manipulation, the other side of `robustgrad_eval`.
 
 The procedures of Joo et al. 2023 over batches of images: the clean map once, the draws one after the other; the attack
-a loop of Adam steps, with one forward pass a step for map and logits. Attributions are input gradients of the true
+a loop of Adam steps, with one forward pass per step for map and logits. Attributions are input gradients of the true
 class's logit; images (n, c, h, w) normalised.
 """
 

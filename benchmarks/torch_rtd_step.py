@@ -1,4 +1,4 @@
-"""RTD's published training step in PyTorch, as its authors' code goes about it: the other side of `rtd_step`.
+"""RTD's published training step in PyTorch, as its authors' code does it: the other side of `rtd_step`.
 
 Captions are padded to the context; the frozen encoder runs on T_t, and on T_r twice, for φ and for the target; the
 trained encoder runs on both kinds of queries; the loss exponentiates the joint similarities.

@@ -1,4 +1,4 @@
-"""PyTorch eager: the text stage as published, as opponent. Words and examples one at a time, in Python loops.
+"""PyTorch eager: the text stage as published, words and examples one at a time; the other side of `tldr_text_stage`.
 
 Projector by explicit inverses in float64; each word through both filters by itself; each word's prompts as a batch of
 77 tokens; a training example assembled from its two embeddings by a data set, a batch projected in each step.

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # a checkpoint's folder, a hub name, or "embedded:scenes"; "": a fresh model
     config.trainable = (".*",)  # regular expressions over parameter paths; ("text/.*", "logit_scale") locks the images
     config.attribute_weight = 0.0  # scenes: of a supervised loss on the image embedding, beside the contrastive one
-    config.attribute_until = 0.6  # share of the steps at which it has gone down to 0, from half of it on
+    config.attribute_until = 0.6  # share of the steps at which it reaches 0; it decreases from half of that on
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 
     config.data = data = ConfigDict()
@@ -21,17 +21,17 @@ def get_config() -> ConfigDict:
     data.val_examples = 1000  # images on which the best checkpoint is chosen
     data.test_examples = 1000
     data.train_examples = 24_000  # scenes: images
-    data.captions_per_image = 8  # scenes: drawn once, which one a step sees is drawn each time
+    data.captions_per_image = 8  # scenes: drawn once; each step draws the one it sees
     data.evaluation_seed = 0  # scenes: of validation and test images, the same for every `seed`
-    data.alike = ((),)  # scenes: kinds of batch; () is shuffled, names are what the members of its groups agree in
+    data.alike = ((),)  # scenes: kinds of batch; () is shuffled, names are the attributes that a group's members share
     data.group = 8  # scenes: members of a group
-    data.path = ""  # captions: .jsonl, .csv or .tsv with one image and caption a row
+    data.path = ""  # captions: .jsonl, .csv or .tsv with one image and caption per row
     data.val_path = ""  # captions: a file like it; "": held out of `path` by seed
     data.test_path = ""
     data.images = ""  # captions: the folder that image names are relative to; "": that of `path`
     data.image_column = "image"
     data.caption_column = "caption"
-    data.workers = 0  # captions: threads that decode images; 0: one a core
+    data.workers = 0  # captions: threads that decode images; 0: one per core
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of activations and matrix products; "bfloat16" on accelerators

@@ -2,15 +2,15 @@
 
     python -m launch.train --config=configs/clip/finetune.py --workdir=runs/finetune --config.data.path=pairs.jsonl
 
-`pairs.jsonl` holds one {"image": FILE, "caption": TEXT} a line, .csv and .tsv with a header row will do too; FILE is
+`pairs.jsonl` holds one {"image": FILE, "caption": TEXT} per line; .csv and .tsv with a header row work too; FILE is
 relative to its folder or to `--config.data.images=FOLDER`. The result is runs/finetune/clip, which clip_jax and
 transformers load.
 
-One GPU: `--config.batch_size=128`, and `--config.model.remat=True` where memory is short.
+One GPU: `--config.batch_size=128`, and `--config.model.remat=True` if memory is short.
 Eight GPUs of one machine: the same command, `--config.batch_size=1024`: the batch is split over them, the negatives are
 those of the whole. `--config.sharding.model=2` splits the towers over pairs of devices where one cannot hold them.
 A TPU pod: the same command on every host with `--distributed`, --workdir on a file system that all of them see. On a
-SLURM cluster `srun` of one task a node finds the others by itself.
+SLURM cluster `srun` with one task per node finds the others by itself.
 
 Another checkpoint: `--config.init_from=FOLDER`, or a hub name. Only the text tower:
 `--config.trainable="('text/.*', 'logit_scale')"`.

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     data.train_examples = 0  # 0: all of them
     data.test_examples = 0
     data.image_size = 0  # 0: as stored (digits: 16, imagenet100: 224)
-    data.crop_padding = 4  # random crop after so many pixels of zeros on each side; 0: none
+    data.crop_padding = 4  # pixels of zeros on each side before a random crop; 0: none
     data.flip = True
     data.workers = 0  # Grain worker processes for streamed sets; 0: threads
     data.memory = "auto"  # image_folder: decoded into memory if small and of one size; yes, no (streamed)

@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     triplets.path = ""  # .jsonl or .json; rtd_jax.text.generation makes one from captions
     triplets.skip_faulty = False  # leave out lines that cannot be used, instead of stopping at the first
     triplets.train_examples = 8000  # scenes
-    triplets.val_examples = 1000  # held back, to choose the best checkpoint by
+    triplets.val_examples = 1000  # held back to choose the best checkpoint
 
     config.rtd = rtd = _stage(batch_size=512, duration="2000 steps", learning_rate=1e-5)
     rtd.train = True  # False: φ alone is trained and measured
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
 
 
 def _stage(*, batch_size: int, duration: str, learning_rate: float) -> ConfigDict:
-    """What a stage of training has: its length, optimiser and loop."""
+    """The settings of a training stage: length, optimiser and loop."""
     stage = ConfigDict()
     stage.batch_size = batch_size  # over all devices
     stage.duration = duration

@@ -16,8 +16,8 @@ GeneCIS: `--config.evaluation.roots.genecis=TEMPLATES --config.evaluation.geneci
 The test servers' files: `--config.evaluation.splits.cirr=test1 --config.evaluation.splits.circo=test`; they are written
 to artifacts/submissions.
 OpenCLIP's bigG/14, whose text tower and its optimiser do not fit one device: `--config.sharding.model=4`.
-To expect, from LinCIR's authors for its φ alone with ViT-L/14: CIRR recall@1/5/10 25.04/53.25/66.68, CIRCO
-mAP@5/10/25/50 12.59/13.58/15.00/15.85, FashionIQ recall@10/50 26.28/46.49. Not run yet on these data.
+Expect, by LinCIR's authors for its φ alone with ViT-L/14: CIRR recall@1/5/10 25.04/53.25/66.68, CIRCO
+mAP@5/10/25/50 12.59/13.58/15.00/15.85, FashionIQ recall@10/50 26.28/46.49. Not yet run on this data.
 """
 
 from configs.rtd import base

@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.projector = projector = ConfigDict()
     projector.kind = "linear"  # or mlp: an ablation, trained by gradient
     projector.ridge = 50.0
-    projector.gap_rows = 1  # the pairs' differences averaged to so many rows; 0: no constraint
+    projector.gap_rows = 1  # the pairs' differences averaged to this many rows; 0: no constraint
     projector.mlp = mlp = ConfigDict()
     mlp.hidden = 1024
     mlp.learning_rate = 1e-3
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     words.source = ""  # a list that comes with the package, or a JSON file; "": the data set's
     words.clip_filter = True
     words.classifier_filter = True
-    words.junk = 0.0  # a share of every list that is words which do not belong there
+    words.junk = 0.0  # share of every list that is words which do not belong there
     words.junk_seed = 0
 
     config.text = ConfigDict()
@@ -126,17 +126,17 @@ def get_config() -> ConfigDict:
 
 def optimizer() -> ConfigDict:
     """SGD as in Kirichenko et al. 2023 on Waterbirds."""
-    found = ConfigDict()
-    found.name = "sgd"
-    found.learning_rate = 1e-3
-    found.weight_decay = 1e-3
-    found.momentum = 0.9
-    found.clip_norm = 0.0
-    found.b1 = 0.9
-    found.b2 = 0.999
-    found.eps = 1e-8
-    found.schedule = schedule = ConfigDict()
+    sgd = ConfigDict()
+    sgd.name = "sgd"
+    sgd.learning_rate = 1e-3
+    sgd.weight_decay = 1e-3
+    sgd.momentum = 0.9
+    sgd.clip_norm = 0.0
+    sgd.b1 = 0.9
+    sgd.b2 = 0.999
+    sgd.eps = 1e-8
+    sgd.schedule = schedule = ConfigDict()
     schedule.name = "constant"
     schedule.warmup = "0 steps"
     schedule.final = 0.0
-    return found
+    return sgd

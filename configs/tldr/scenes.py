@@ -1,4 +1,4 @@
-"""Text-based last-layer retraining on Scenes: curved or angular shapes, 95 % of which stand where the class expects.
+"""Text-based last-layer retraining on Scenes: curved or angular shapes, 95 % of them on the background of their class.
 
     python -m launch.train --config=configs/tldr/scenes.py --workdir=runs/tldr_scenes
 
@@ -44,5 +44,5 @@ def get_config():
 
 
 def sweep():
-    """Five classifiers, each on images of its own."""
+    """Five classifiers, each with its own images."""
     return [{"seed": seed, "data.seed": seed} for seed in range(5)]

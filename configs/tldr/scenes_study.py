@@ -36,7 +36,7 @@ def sweep(clips="embedded:scenes"):
     for seed in SEEDS:
         for number, clip in enumerate(clips.split(",")):
             own = {"seed": seed, "data.seed": seed} | ({"clip.source": clip} if number else {})
-            # baselines that no CLIP changes, once a seed: counted again, they would feign a smaller spread
+            # baselines that no CLIP changes, once per seed: repeated, they would understate the spread
             baselines = ("zero_shot",) if number else everything.baselines
             yield own | {"baselines": baselines, "ablations": everything.ablations}
             for ridge in RIDGES:
