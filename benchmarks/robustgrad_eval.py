@@ -47,7 +47,7 @@ def jax_step(model: str, kind: str) -> Callable[[], None]:
     from robustgrad_jax.measures import evaluation, means, under_attack
 
     def prepare(batch):
-        batch = feed.materialise(batch, batch[sharding.RESIDENT])
+        batch = feed.materialize(batch, batch[sharding.RESIDENT])
         return (batch["image"].astype(jnp.float32) / 255 - 0.5) / STD, batch["label"]
 
     network, layout, images = models.create(model, num_classes=10), sharding.layout(), examples()

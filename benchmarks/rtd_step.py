@@ -72,7 +72,7 @@ def jax_step(case: str) -> Callable[[], None]:
     if case != "whole table":
         small = vocabulary.used(config, composed, np.array(prompt.ids))
         config, text = small.narrow(config), small.take(text)
-        prompt, composed = small.localise_prompt(prompt), small.localise(composed)
+        prompt, composed = small.localize_prompt(prompt), small.localize(composed)
     optimizer, _ = optim.Optimizer("adamw", 1e-5, 0.01).create(total_steps=2000, to_steps=lambda text: 0)
     layout = sharding.layout()
     update = step.make_step(config, optimizer, network.module, step.Objective(), prompt=prompt, seed=0)

@@ -6,8 +6,8 @@ Filter the words, embed each under 80 prompts, fit the projector (n = 5,000, d =
 batches of 128, an epoch of 400 words' pairs): "text stage" is the four together, "64 heads" a sweep against as many
 runs in turn. The words are those of Waterbirds, a quarter for each of its four lists; the published setting is
 --words 400, at which PyTorch embeds for half an hour, the default 40. The text tower has the size of ViT-B/32 and
-random weights, and so would filter at random: both sides filter, then continue with all words. A word has a token for each
-six letters. PyTorch pads to 77 tokens, as published; ours computes the lengths that there are.
+random weights, and so would filter at random: both sides filter, then continue with all words. A word has a token for
+each six letters. PyTorch pads to 77 tokens, as published; ours computes the lengths that there are.
 
 A step is timed once unless --steps says otherwise; ours is compiled before. In "64 heads: ours in turn" the column of
 PyTorch is our own program, one head at a time.

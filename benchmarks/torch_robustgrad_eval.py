@@ -1,4 +1,4 @@
-"""PyTorch eager: random perturbation similarity and adversarial attribution manipulation, the other side of `robustgrad_eval`.
+"""PyTorch eager: random perturbation similarity and attribution manipulation, the other side of `robustgrad_eval`.
 
 The procedures of Joo et al. 2023 over batches of images: the clean map once, the draws one after the other; the attack
 a loop of Adam steps, with one forward pass per step for map and logits. Attributions are input gradients of the true
@@ -42,10 +42,10 @@ def ssim(a: Tensor, b: Tensor, window: Tensor) -> Tensor:
 def similarities(a: Tensor, b: Tensor, window: Tensor) -> dict[str, Tensor]:
     """Cosine, Pearson, SSIM and MSE of maps (n, h, w), each (n,)."""
     x, y = a.flatten(1), b.flatten(1)
-    centred = [v - v.mean(1, keepdim=True) for v in (x, y)]
+    centered = [v - v.mean(1, keepdim=True) for v in (x, y)]
     return {
         "cosine": F.cosine_similarity(x, y, dim=1),
-        "pcc": F.cosine_similarity(*centred, dim=1),
+        "pcc": F.cosine_similarity(*centered, dim=1),
         "ssim": ssim(a, b, window),
         "mse": (x - y).square().mean(1),
     }

@@ -199,7 +199,7 @@ def list_images(folder: str | Path) -> list[Path]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _image_step(config: ClipConfig, spec: Preprocessing, params: Any, images: jax.Array) -> jax.Array:
     """uint8 (b, s, s, 3) -> (b, d)."""
-    return model.encode_image(config, params, preprocess.normalise(spec, images)).astype(np.float32)
+    return model.encode_image(config, params, preprocess.normalize(spec, images)).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -24,7 +24,7 @@ def contrastive(
       The loss, in nats, and metrics: `image_to_text_accuracy`, the fraction of images whose text is the most similar
       of the batch, and `text_to_image_accuracy`. All are means over the global batch, the same on every device.
     """
-    image, text = normalise(image), normalise(text)
+    image, text = normalize(image), normalize(text)
     scale = jnp.exp(logit_scale)
     every_image, every_text, first = image, text, 0
     if axis_name is not None:
@@ -42,7 +42,7 @@ def contrastive(
     return (loss, metrics) if axis_name is None else jax.lax.pmean((loss, metrics), axis_name)
 
 
-def normalise(x: jax.Array) -> jax.Array:
+def normalize(x: jax.Array) -> jax.Array:
     """x (..., d) on the unit sphere, in at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

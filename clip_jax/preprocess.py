@@ -74,7 +74,7 @@ def preprocess(spec: Preprocessing, images: Source | Sequence[Source], *, target
       FileNotFoundError, ValueError, TypeError: an image is missing, unreadable or of a kind without a defined
         conversion; the message has its file or index.
     """
-    return normalise(spec, crop_all(spec, images, target_pad=target_pad))
+    return normalize(spec, crop_all(spec, images, target_pad=target_pad))
 
 
 def crop_all(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
@@ -120,7 +120,7 @@ def crop(spec: Preprocessing, image: Source, *, name: str = "", target_pad: bool
     return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
 
 
-def normalise(spec: Preprocessing, images: Any) -> Any:
+def normalize(spec: Preprocessing, images: Any) -> Any:
     """uint8 (..., h, w, 3) -> float32, by mean and standard deviation; NumPy or JAX (inside jit) like `images`."""
     *lead, height, width, _ = images.shape
     mean, std = np.asarray(spec.mean, np.float64), np.asarray(spec.std, np.float64)

@@ -69,13 +69,13 @@ def _standard_rows(a: Array) -> Array:
     rows = a.reshape(a.shape[0], -1)
     # The mean of equal numbers is rounded, so a constant row must be recognised before it is subtracted.
     constant = jnp.max(rows, axis=-1, keepdims=True) == jnp.min(rows, axis=-1, keepdims=True)
-    centred = jnp.where(constant, 0, rows - jnp.mean(rows, axis=-1, keepdims=True))
+    centered = jnp.where(constant, 0, rows - jnp.mean(rows, axis=-1, keepdims=True))
     # Scaled to a largest entry of 1 before squaring: the result does not depend on the scale, and neither
     # does its gradient, so the scale is a constant.
-    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(centred), axis=-1, keepdims=True))
-    centred = centred / jnp.where(scale > 0, scale, 1)
-    squared = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
-    return centred / jnp.sqrt(jnp.where(constant, 1, squared))
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(centered), axis=-1, keepdims=True))
+    centered = centered / jnp.where(scale > 0, scale, 1)
+    squared = jnp.sum(jnp.square(centered), axis=-1, keepdims=True)
+    return centered / jnp.sqrt(jnp.where(constant, 1, squared))
 
 
 def spearman(a: Array, b: Array) -> Array:

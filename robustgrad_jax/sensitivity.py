@@ -129,7 +129,7 @@ def infidelity(
     *,
     samples: int = 10,
     noise: RandomKind = "gaussian",
-    normalise: bool = False,
+    normalize: bool = False,
     chunk: int = 1,
 ) -> Array:
     """Infidelity of an attribution (Yeh et al. 2019), (n,): mean over draws I of (Iᵀφ − (f_y(x) − f_y(x − I)))².
@@ -142,7 +142,7 @@ def infidelity(
       ball, draws: of I, as in `stability`.
       samples: number of draws.
       noise: "uniform" or "gaussian".
-      normalise: scale φ by β = E[Iᵀφ·Δf] / E[(Iᵀφ)²], which makes the result independent of φ's scale; an
+      normalize: scale φ by β = E[Iᵀφ·Δf] / E[(Iᵀφ)²], which makes the result independent of φ's scale; an
         attribution of zeros has β = 0.
       chunk: draws in one forward, of chunk·n examples.
 
@@ -151,7 +151,7 @@ def infidelity(
     if attribution.shape != x.shape:
         raise ValueError(f"infidelity takes an attribution of x's shape {x.shape}, got {attribution.shape}")
     _check(x, y, ball, draws, samples, noise)
-    return _infidelity(as_pytree(logits_fn), attribution, x, y, ball, draws, noise, samples, chunk, normalise)
+    return _infidelity(as_pytree(logits_fn), attribution, x, y, ball, draws, noise, samples, chunk, normalize)
 
 
 def _check(x: Array, y: Array, ball: Ball, draws: Draws, samples: int, noise: str) -> None:
@@ -211,8 +211,8 @@ def _away_from_zero(a: Array) -> Array:
     return jnp.where(a == 0, SMALLEST, a)
 
 
-@functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "normalise"))
-def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk, normalise) -> Array:
+@functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "normalize"))
+def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk, normalize) -> Array:
     score = lambda x, y: jnp.take_along_axis(logits_fn(x), y[:, None], axis=-1)[:, 0]
     clean = score(x, y)
 
@@ -224,7 +224,7 @@ def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk
         return jnp.concatenate([expected, clean - moved.reshape(len(numbers), -1)], axis=-1)
 
     expected, happened = map_chunks(terms, samples, chunk).reshape(samples, 2, -1).swapaxes(0, 1)
-    if normalise:
+    if normalize:
         power = jnp.sum(jnp.square(expected), axis=0)
         scale = jnp.where(power == 0, 0, jnp.sum(expected * happened, axis=0) / jnp.where(power == 0, 1, power))
         expected = scale * expected

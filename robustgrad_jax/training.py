@@ -41,7 +41,7 @@ def create_state(
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalized:
     """From a batch to (x normalised, y), without augmentation; a `Prepare`.
 
     Attributes:
@@ -52,14 +52,14 @@ class Normalised:
     std: tuple[float, ...]
 
     def __call__(self, batch: Batch, /) -> tuple[Array, Array]:
-        batch = feed.materialise(dict(batch), batch.get(sharding.RESIDENT, {}))
-        return augment.normalise(batch["image"], self.mean, self.std), batch["label"]
+        batch = feed.materialize(dict(batch), batch.get(sharding.RESIDENT, {}))
+        return augment.normalize(batch["image"], self.mean, self.std), batch["label"]
 
     def augmented(self, batch: Batch, key: Array, *, padding: int, flip: bool) -> tuple[Array, Array]:
         """The same after a random crop and flip; see `launch.data.augment.crop_flip`."""
-        batch = feed.materialise(dict(batch), batch.get(sharding.RESIDENT, {}))
+        batch = feed.materialize(dict(batch), batch.get(sharding.RESIDENT, {}))
         image = augment.crop_flip(key, batch["image"], batch["slot"], padding=padding, flip=flip)
-        return augment.normalise(image, self.mean, self.std), batch["label"]
+        return augment.normalize(image, self.mean, self.std), batch["label"]
 
 
 def update(

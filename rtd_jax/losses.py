@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import losses as clip_losses
-from clip_jax.losses import normalise
+from clip_jax.losses import normalize
 
 
 def unit_rows(x: np.ndarray | jax.Array) -> np.ndarray:
     """The rows of x (n, d) on the unit sphere, on the host."""
-    return np.asarray(normalise(jnp.asarray(x)))
+    return np.asarray(normalize(jnp.asarray(x)))
 
 
 def target_anchored(
@@ -44,7 +44,7 @@ def target_anchored(
         if axis_name is not None:
             raise ValueError("groups keep their negatives to themselves: give (m, d) with an axis_name")
         return jax.vmap(lambda q, t: target_anchored(q, t, temperature))(queries, targets).mean()
-    queries, targets = normalise(queries), normalise(targets)
+    queries, targets = normalize(queries), normalize(targets)
     anchors = everything = jnp.stack([queries, targets])  # (2, m, d)
     first = 0
     if axis_name is not None:
@@ -61,7 +61,7 @@ def target_anchored(
 
 def accuracy(queries: jax.Array, targets: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Share of queries whose target is the most similar of all targets; arguments as of `target_anchored`."""
-    queries, targets = normalise(queries), normalise(targets)
+    queries, targets = normalize(queries), normalize(targets)
     target = jnp.arange(queries.shape[-2])
     if axis_name is not None:
         targets = jax.lax.all_gather(targets, axis_name, tiled=True)
@@ -94,7 +94,7 @@ def pic2word(images: jax.Array, texts: jax.Array, logit_scale: jax.Array, *, axi
 
 def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """1 - cos of (..., d) with (..., d), averaged."""
-    return 1 - (normalise(a) * normalise(b)).sum(-1).mean()
+    return 1 - (normalize(a) * normalize(b)).sum(-1).mean()
 
 
 def searle_inversion(
@@ -123,7 +123,7 @@ def searle_inversion(
 
 def searle_distillation(
     predicted: jax.Array,
-    optimised: jax.Array,
+    optimized: jax.Array,
     phrases: jax.Array,
     concepts: jax.Array,
     *,
@@ -135,12 +135,12 @@ def searle_distillation(
 
     Args:
       predicted: (b, w), φ's tokens.
-      optimised: (b, w), the same images' optimised tokens, constants.
+      optimized: (b, w), the same images' optimised tokens, constants.
       phrases: (b, d); see `searle_inversion`, with φ's tokens.
       concepts: (b, d).
       temperature: of the contrast.
       distillation_weight: of the contrast.
       concept_weight: of the distance between phrases and concepts.
     """
-    contrast = target_anchored(predicted, optimised, temperature)
+    contrast = target_anchored(predicted, optimized, temperature)
     return distillation_weight * contrast + concept_weight * cosine_distance(phrases, concepts)

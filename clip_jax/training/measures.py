@@ -19,7 +19,7 @@ VALIDATION = tuple(f"val/{name}" for name in ("recall", "image_to_text_recall_at
 _CHUNK = 2**24  # similarities held at a time
 
 
-def normalise(x: np.ndarray) -> np.ndarray:
+def normalize(x: np.ndarray) -> np.ndarray:
     """x (..., d) on the unit sphere, float32."""
     x = np.asarray(x, np.float32)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -35,8 +35,8 @@ def zero_shot(images: np.ndarray, prompts: Sequence[np.ndarray], labels: np.ndar
       prompts: for each class the embeddings of its texts, (k, d).
       labels: int (n,).
     """
-    classes = normalise(np.stack([normalise(texts).mean(0) for texts in prompts]))
-    similarity = normalise(images) @ classes.T
+    classes = normalize(np.stack([normalize(texts).mean(0) for texts in prompts]))
+    similarity = normalize(images) @ classes.T
     correct = np.take_along_axis(similarity, np.asarray(labels)[:, None], axis=1)
     return float(((similarity >= correct).sum(1) == 1).mean())
 
@@ -53,7 +53,7 @@ def recall(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, ks: Sequenc
       owner: int (m,), the image of each text; every image has one.
       ks: positive.
     """
-    images, texts, owner = normalise(images), normalise(texts), np.asarray(owner)
+    images, texts, owner = normalize(images), normalize(texts), np.asarray(owner)
     n, m = len(images), len(texts)
     to_image = np.empty(m, np.int64)  # how many other images are at least as near as the text's image
     step = max(1, _CHUNK // n)
@@ -86,7 +86,7 @@ def modality_gap(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> di
     """
     from sklearn.linear_model import LogisticRegression  # takes a second to import, and scipy looks for torch then
 
-    images, texts = normalise(images), normalise(texts)
+    images, texts = normalize(images), normalize(texts)
     both = np.concatenate([images, texts])
     is_text = np.repeat([0, 1], [len(images), len(texts)])
     odd = np.concatenate([np.arange(len(images)), np.arange(len(texts))]) % 2 == 1

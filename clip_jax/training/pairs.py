@@ -106,7 +106,7 @@ def prepare(clip: Clip, pairs: CaptionedImages) -> PreparedPairs:
     return PreparedPairs(images, clip.tokenize(pairs.texts), first, count, pairs.attributes)
 
 
-def materialise(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+def materialize(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """A batch's images, uint8 (b, s, s, 3), and ids, int32 (b, t): pure, inside jit."""
     if not resident:
         return batch["image"], batch["ids"]

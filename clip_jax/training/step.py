@@ -86,8 +86,8 @@ def update(
       attribute_loss: added to the contrastive loss.
       axis_name: see `launch.training.program.Step`.
     """
-    images, ids = pairs.materialise(batch, batch.get(sharding.RESIDENT, {}))
-    pixels = preprocess.normalise(preprocessing, images)
+    images, ids = pairs.materialize(batch, batch.get(sharding.RESIDENT, {}))
+    pixels = preprocess.normalize(preprocessing, images)
     trained, frozen = split(state.params, trainable)
 
     def objective(trained: dict[str, Any]) -> tuple[jax.Array, Metrics]:

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     data.seed = 0  # of subsets, and of Scenes
     data.correlation = 0.95  # scenes: the share of training images whose background gives the class away
     data.flip = True
-    data.crop_padding = 0  # images in memory: random crop after so many pixels of zeros on each side
+    data.crop_padding = 0  # images in memory: pixels of zeros on each side before a random crop
     data.workers = 0  # Grain worker processes of streamed images; 0: threads
 
     config.backbone = backbone = ConfigDict()

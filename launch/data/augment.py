@@ -30,7 +30,7 @@ def crop_flip(key: jax.Array, images: jax.Array, slots: jax.Array, *, padding: i
     return _shift_mirror(images, shift, mirrored & flip)
 
 
-def normalise(
+def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """(images / 255 - mean) / std.

@@ -2,7 +2,7 @@
 
     place = feed.resident(split)                        # once, placed on the device
     for batch in feed.train_batches(split, seed=0, batch_size=128, start=step):
-        ...                                             # inside jit: feed.materialise(batch, place)
+        ...                                             # inside jit: feed.materialize(batch, place)
 
 Every batch is a pure function of (seed, step). The shares of the processes, joined in their order, are the same global
 batch for any number of processes.
@@ -22,7 +22,7 @@ from launch.data.splits import Arrays, Split
 __all__ = [
     "eval_batches",
     "index_batch",
-    "materialise",
+    "materialize",
     "moved",
     "num_eval_batches",
     "pooled",
@@ -139,7 +139,7 @@ def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
     return batch if rows is None else {**batch, "row": rows[batch["row"]]}
 
 
-def materialise(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def materialize(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Complete a batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,); pure, for use inside jit.
 
     Rows are gathered from the resident arrays; without them, the batch has its images already.

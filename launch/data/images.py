@@ -79,7 +79,7 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def centre_crop(image: Image.Image, size: int) -> np.ndarray:
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Crop the centre of the image after its short side is resized to size * 256 / 224.
 
     Returns:
@@ -97,4 +97,4 @@ def evaluation_view(image: Image.Image, size: int, *, as_stored: bool) -> np.nda
     """The image if it has size (size, size) already and `as_stored`, else its centre crop: uint8, (size, size, 3)."""
     if as_stored and image.size == (size, size):
         return np.asarray(image)
-    return centre_crop(image, size)
+    return center_crop(image, size)

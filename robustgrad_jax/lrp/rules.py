@@ -67,7 +67,7 @@ def epsilon(epsilon: float = 1e-6) -> Rule:
     _check_positive("epsilon", epsilon)
 
     def rule(call: Call, relevance: Array) -> Array:
-        slopes = call.pullback(relevance / _stabilise(call.y, epsilon))
+        slopes = call.pullback(relevance / _stabilize(call.y, epsilon))
         return jax.tree.map(jnp.multiply, call.x, slopes)
 
     return rule
@@ -91,7 +91,7 @@ def zplus(stabilizer: float = 1e-6) -> Rule:
         kernel, bias = linear.kernel, linear.bias
         parts = _signed_parts(linear)
         kernel = _beside_inputs(_positive(kernel), _negative(kernel), parts=len(parts))
-        return _share(linear, parts, kernel, lambda z: relevance / _stabilise(z + _positive(bias), stabilizer))
+        return _share(linear, parts, kernel, lambda z: relevance / _stabilize(z + _positive(bias), stabilizer))
 
     return rule
 
@@ -153,7 +153,7 @@ def zbox(low: Array | float, high: Array | float, stabilizer: float = 1e-6) -> R
         # (x - low) w+ + (x - high) w-: the formula's three terms summed up, none of them negative
         parts = tuple(linear.x - bound for bound in bounds)
         kernel = _beside_inputs(_positive(linear.kernel), _negative(linear.kernel), parts=2)
-        return _share(linear, parts, kernel, lambda z: relevance / _stabilise(z, stabilizer))
+        return _share(linear, parts, kernel, lambda z: relevance / _stabilize(z, stabilizer))
 
     return rule
 
@@ -169,7 +169,7 @@ def flat(stabilizer: float = 1e-6) -> Rule:
         window = jnp.ones((*linear.kernel.shape[:-2], 1, 1), linear.kernel.dtype)
         seen, pull = jax.vjp(lambda x: linear.product(x, window), ones)
         total = relevance.sum(-1, keepdims=True)
-        (shares,) = pull(total / _stabilise(linear.x.shape[-1] * seen, stabilizer))
+        (shares,) = pull(total / _stabilize(linear.x.shape[-1] * seen, stabilizer))
         return jnp.broadcast_to(shares, linear.x.shape)
 
     return rule
@@ -220,7 +220,7 @@ def _share_by_sign(
         [_beside_inputs(up, down, parts=len(parts)), _beside_inputs(down, up, parts=len(parts))], axis=-1
     )
     bias = jnp.concatenate(biases)
-    return _share(linear, parts, kernel, lambda z: wanted / _stabilise(z + bias, stabilizer))
+    return _share(linear, parts, kernel, lambda z: wanted / _stabilize(z + bias, stabilizer))
 
 
 def _signed_parts(linear: _Linear) -> tuple[Array, ...]:
@@ -241,7 +241,7 @@ def _negative(a: Array) -> Array:
     return jnp.minimum(a, 0)
 
 
-def _stabilise(z: Array, epsilon: float) -> Array:
+def _stabilize(z: Array, epsilon: float) -> Array:
     return z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype)
 
 

@@ -11,7 +11,7 @@ from launch.stages import require
 from launch.training.optim import is_number
 from robustgrad_jax.gradients import Ball, Draws, Forward
 
-Penalised = tuple[Array, Array, Any, dict[str, Array]]
+Penalized = tuple[Array, Array, Any, dict[str, Array]]
 
 
 class Penalty(Protocol):
@@ -31,10 +31,10 @@ class Penalty(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised: ...
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized: ...
 
 
-class Maximised(Protocol):
+class Maximized(Protocol):
     """What an inner maximisation increases: (params, moved (n, …)) -> a scalar, the sum over the batch."""
 
     def __call__(self, params: Any, moved: Array, /) -> Array: ...
@@ -63,7 +63,7 @@ def check_numbers(penalty: Any, **at_least: int) -> None:
 
 
 def ascend(
-    objective: Maximised, params: Any, x: Array, ball: Ball, draws: Draws, *, steps: int, step_size: Any
+    objective: Maximized, params: Any, x: Array, ball: Ball, draws: Draws, *, steps: int, step_size: Any
 ) -> Array:
     """Sign ascent in the ball around x from a random or given start, unrolled; a constant to the outer derivative.
 

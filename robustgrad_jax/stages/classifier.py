@@ -191,7 +191,7 @@ class Classifier(Stage):
     def _step(self) -> Step:
         data = self.images.data
         spec, (mean, std) = data.spec(), data.statistics()
-        module, prepare = self.architecture.module(spec), training.Normalised(mean, std)
+        module, prepare = self.architecture.module(spec), training.Normalized(mean, std)
 
         def step(
             numbers: Numbers, state: NormState, batch: Batch, *, axis_name: str | None = None
@@ -238,7 +238,7 @@ class Classifier(Stage):
 
     def _accuracy(self, splits: Splits) -> evaluation.Measure:
         module = self.architecture.module(self.images.data.spec())
-        return evaluation.accuracy(module, training.Normalised(splits.mean, splits.std))
+        return evaluation.accuracy(module, training.Normalized(splits.mean, splits.std))
 
     def _initial(self, store: Store) -> Variables | None:
         return None if self.initial is None else store.get(self.initial)["variables"]

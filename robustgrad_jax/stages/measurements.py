@@ -49,7 +49,7 @@ class Explanation(Stage):
 
     def make(self, store: Store) -> Subject:
         splits, module = store.get(self.images), self.architecture.module(self.images.data.spec())
-        prepare = training.Normalised(splits.mean, splits.std)
+        prepare = training.Normalized(splits.mean, splits.std)
         attribute = explainers.create(
             self.name, self.options, model=module, splits=splits, prepare=prepare, seed=self.seed
         )
@@ -113,11 +113,11 @@ class Measurement(Stage):
         test = store.get(self.weights.images).test
         return data_splits.subset(test, seed=self.seed, examples=self.examples, name="examples")
 
-    def subject(self, store: Store) -> tuple[Any, training.Normalised, Splits]:
+    def subject(self, store: Store) -> tuple[Any, training.Normalized, Splits]:
         """The network's module, what prepares a batch for it, and its data."""
         splits = store.get(self.weights.images)
         module = self.weights.architecture.module(self.weights.images.data.spec())
-        return module, training.Normalised(splits.mean, splits.std), splits
+        return module, training.Normalized(splits.mean, splits.std), splits
 
 
 @dataclass(frozen=True, kw_only=True)

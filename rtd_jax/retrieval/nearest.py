@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.losses import normalise
+from clip_jax.losses import normalize
 from launch.training.prefetch import prefetch
 from launch.training.sharding import Device
 
@@ -151,7 +151,7 @@ def _search(best, queries, part, first, rows, *, mesh, k, cosine, dtype, recall_
     def local(best, queries, part, first, rows):
         (ranked, scores), part, first = jax.tree.map(lambda x: x[0], (best, part, first))
         if cosine:
-            queries, part = normalise(queries), normalise(part)
+            queries, part = normalize(queries), normalize(part)
         products = jnp.matmul(
             queries.astype(dtype),
             part.astype(dtype).T,

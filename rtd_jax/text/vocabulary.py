@@ -31,7 +31,7 @@ class TokenSubset:
 
     kept: np.ndarray
 
-    def localise(self, ids: np.ndarray) -> np.ndarray:
+    def localize(self, ids: np.ndarray) -> np.ndarray:
         """ids in the smaller vocabulary's numbers, int32 of the same shape; larger ids stay larger.
 
         Raises:
@@ -44,9 +44,9 @@ class TokenSubset:
             raise ValueError(f"token {ids[~known][0]} is not among the {len(self.kept)} that were kept")
         return places.astype(np.int32)
 
-    def localise_prompt(self, prompt: Prompt) -> Prompt:
+    def localize_prompt(self, prompt: Prompt) -> Prompt:
         """The prompt in the smaller vocabulary's numbers."""
-        *prefix, marker, end = self.localise(np.array(prompt.ids)).tolist()
+        *prefix, marker, end = self.localize(np.array(prompt.ids)).tolist()
         return Prompt(tuple(prefix), marker, end)
 
     def narrow(self, config: ClipConfig) -> ClipConfig:

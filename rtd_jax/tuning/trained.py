@@ -44,7 +44,7 @@ class TrainedTower:
     def prompt(self) -> compose.Prompt:
         """What all queries begin with, in this vocabulary's numbers."""
         prompt = compose.prompt(self.clip)
-        return self.subset.localise_prompt(prompt) if self.subset else prompt
+        return self.subset.localize_prompt(prompt) if self.subset else prompt
 
     def whole(self, params: Mapping[str, Any], decay: float) -> dict[str, Any]:
         """The trained text tower with the whole vocabulary, on this process.
@@ -75,7 +75,7 @@ def restrict(clip: clip_jax.Clip, ids: Mapping[str, np.ndarray]) -> tuple[Traine
     """The tower with the tokens of some texts and of the prompt alone, and the texts in its numbers."""
     subset = vocabulary.used(clip.config, *ids.values(), np.array(compose.prompt(clip).ids))
     logging.info("the triplets use %d of %d tokens", len(subset.kept), clip.config.text.vocab_size)
-    return TrainedTower(clip, subset), {name: subset.localise(column) for name, column in ids.items()}
+    return TrainedTower(clip, subset), {name: subset.localize(column) for name, column in ids.items()}
 
 
 def make_table(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.losses import contrastive, normalise
+from clip_jax.losses import contrastive, normalize
 from tests.commands import finish, start
 
 
@@ -63,7 +63,7 @@ def test_a_high_temperature_scale_does_not_overflow(embeddings):
 
 
 def test_normalise():
-    x = normalise(jnp.asarray([[3.0, 4.0], [0.0, 2.0]], jnp.bfloat16))
+    x = normalize(jnp.asarray([[3.0, 4.0], [0.0, 2.0]], jnp.bfloat16))
     np.testing.assert_allclose(x, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
 
 

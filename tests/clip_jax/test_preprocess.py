@@ -140,8 +140,8 @@ def test_a_stack_that_still_has_to_be_cropped_or_resized(spec):
 
 def test_normalising_inside_jit():
     stack = noise(3, 16, 16, 3)
-    ours = jax.jit(preprocess.normalise, static_argnums=0)(SPEC, stack)
-    np.testing.assert_allclose(ours, preprocess.normalise(SPEC, stack), atol=1e-5)
+    ours = jax.jit(preprocess.normalize, static_argnums=0)(SPEC, stack)
+    np.testing.assert_allclose(ours, preprocess.normalize(SPEC, stack), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def test_zero_and_broken_attributions(case):
         np.testing.assert_array_equal(np.isnan(value), [False, True, False, False])
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_infidelity_equals_the_definition(case, normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_infidelity_equals_the_definition(case, normalize):
     weights, x, y = case
     phi = np.random.default_rng(1).normal(size=x.shape)
     phi[3] = 0
@@ -141,12 +141,12 @@ def test_infidelity_equals_the_definition(case, normalise):
     for n, (image, label) in enumerate(zip(x, y, strict=True)):
         products = np.array([(change * phi[n]).sum() for change in drawn[:, n]])
         drops = np.array([score(weights, image, label) - score(weights, image - i, label) for i in drawn[:, n]])
-        scale = (products * drops).mean() / (products**2).mean() if normalise and phi[n].any() else 1
+        scale = (products * drops).mean() / (products**2).mean() if normalize and phi[n].any() else 1
         expected[n] = ((scale * products - drops) ** 2).mean()
-    logits_fn, more = Partial(logits_of, jnp.asarray(weights)), options(chunk=2, normalise=normalise)
+    logits_fn, more = Partial(logits_of, jnp.asarray(weights)), options(chunk=2, normalize=normalize)
     run = lambda scale: sensitivity.infidelity(logits_fn, scale * phi, jnp.asarray(x), y, **more)
     np.testing.assert_allclose(run(1), expected, rtol=1e-9)
-    assert np.allclose(run(10), expected, rtol=1e-9) == normalise
+    assert np.allclose(run(10), expected, rtol=1e-9) == normalize
 
 
 def test_refusals(case):

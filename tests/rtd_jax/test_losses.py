@@ -122,6 +122,6 @@ def test_searle_inversion():
 
 
 def test_searle_distillation():
-    predicted, optimised, phrases, concepts = (vectors(5, 6, seed=i) for i in range(4))
-    expected = by_the_formula(predicted, optimised, 0.25) + 0.75 * mean_distance(phrases, concepts)
-    assert losses.searle_distillation(predicted, optimised, phrases, concepts) == pytest.approx(expected, rel=1e-12)
+    predicted, optimized, phrases, concepts = (vectors(5, 6, seed=i) for i in range(4))
+    expected = by_the_formula(predicted, optimized, 0.25) + 0.75 * mean_distance(phrases, concepts)
+    assert losses.searle_distillation(predicted, optimized, phrases, concepts) == pytest.approx(expected, rel=1e-12)

@@ -84,9 +84,9 @@ class Backbone:
         """The network with a head of `outputs` outputs, see `create`."""
         return create(self.name, outputs)
 
-    def normalise(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images (n, h, w, c) -> float32, normalised."""
-        return augment.normalise(images, self.mean or _IMAGENET[0], self.std or _IMAGENET[1])
+        return augment.normalize(images, self.mean or _IMAGENET[0], self.std or _IMAGENET[1])
 
 
 def create(name: str, outputs: int) -> nn.Module:

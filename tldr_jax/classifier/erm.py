@@ -63,7 +63,7 @@ def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of
 def images_and_labels(batch: Batch) -> dict[str, jax.Array]:
     """The batch with `image`, uint8, and `label`, gathered from resident arrays where the images are in memory."""
     resident = batch.get(RESIDENT, {})
-    return feed.materialise(dict(batch), {name: resident[name] for name in ("images", "labels") if name in resident})
+    return feed.materialize(dict(batch), {name: resident[name] for name in ("images", "labels") if name in resident})
 
 
 def augmented(batch: Batch, seed: Any, step: jax.Array, *, padding: int, flip: bool) -> dict[str, jax.Array]:
@@ -129,7 +129,7 @@ def validation(
     def correct(variables, batch, repeat):
         del repeat
         full = images_and_labels(batch)
-        hit = model.apply(variables, backbone.normalise(full["image"]))[0].argmax(-1) == full["label"]
+        hit = model.apply(variables, backbone.normalize(full["image"]))[0].argmax(-1) == full["label"]
         group = jnp.take(batch[RESIDENT]["groups"], batch["slot"], mode="clip")
         hits = {f"hits/{g}": hit & (group == g) for g in present}
         return {"accuracy": hit} | hits | {f"members/{g}": group == g for g in present}

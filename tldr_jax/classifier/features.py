@@ -48,7 +48,7 @@ class CheckStop(Protocol):
     def __call__(self) -> None: ...
 
 
-class LabelledRows(NamedTuple):
+class LabeledRows(NamedTuple):
     """Rows (n, f) of the images of a split, with their classes and spurious values (n,)."""
 
     rows: np.ndarray
@@ -93,7 +93,7 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
 
     @jax.jit
     def features(variables, stack):
-        return model.apply(variables, backbone.normalise(stack))[1]["features"]
+        return model.apply(variables, backbone.normalize(stack))[1]["features"]
 
     def embed(stack: np.ndarray) -> np.ndarray:
         full = np.concatenate([stack, np.repeat(stack[-1:], size - len(stack), axis=0)])
@@ -101,7 +101,7 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
         return np.asarray(rows, np.float32)[: len(stack)]
 
     return Encoder(
-        crop=lambda image: images.centre_crop(image, backbone.image_size),
+        crop=lambda image: images.center_crop(image, backbone.image_size),
         accepts=lambda stack: True,  # sets in memory are cut to size when they are read
         embed=embed,
         width=backbone.kind.features,

@@ -136,7 +136,7 @@ class Supervised(Stage):
 
         def prepare(values: Numbers, batch: Batch, step: jax.Array):
             full = self.prepare(with_numbers(self, values).seed, batch, step)
-            return self.backbone.normalise(full["image"]), full["label"]
+            return self.backbone.normalize(full["image"]), full["label"]
 
         return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples))
 

@@ -11,7 +11,7 @@ from absl import logging
 from launch.stages import Stage, free, require, walk
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
-from tldr_jax.classifier.features import LabelledRows
+from tldr_jax.classifier.features import LabeledRows
 from tldr_jax.heads import Head, baselines
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
 from tldr_jax.stages.text import Gap, Heads, KeptWords, LinearProjector, NetworkProjector
@@ -224,7 +224,7 @@ class Comparison(Stage):
         return {name: math.nan if number is None else number for name, number in tree.items()}
 
     def _worth(self, store: Store, head: Head | None) -> Mapping[str, float]:
-        test: LabelledRows = store.get(self.test)
+        test: LabeledRows = store.get(self.test)
         if head is None:
             return dict.fromkeys(self._summary(store, test.classes), math.nan)
         return self._summary(store, heads.predictions(head, test.rows))

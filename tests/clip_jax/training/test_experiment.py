@@ -299,8 +299,8 @@ def test_transformers_loads_the_folder_and_embeds_the_same(whole):
     with torch.no_grad():
         out = theirs(**ids, **pixels)
     ours = [
-        losses.normalise(clip.encode_image(clip.params, clip.preprocess(pictures))),
-        losses.normalise(clip.encode_text(clip.params, clip.tokenize(captions))),
+        losses.normalize(clip.encode_image(clip.params, clip.preprocess(pictures))),
+        losses.normalize(clip.encode_text(clip.params, clip.tokenize(captions))),
     ]
     np.testing.assert_allclose(ours[0], out.image_embeds, atol=1e-5)
     np.testing.assert_allclose(ours[1], out.text_embeds, atol=1e-5)

@@ -221,7 +221,7 @@ def test_a_batch_pairs_an_image_with_one_of_its_captions():
         assert np.array_equal(owner[batch["text"]], batch["row"])
         assert sorted(batch["row"]) == [0, 0, 1, 1, 2, 2, 3, 3]
         seen |= set(batch["text"].tolist())
-        images, ids = jax.jit(pairs.materialise)(batch, prepared.resident)
+        images, ids = jax.jit(pairs.materialize)(batch, prepared.resident)
         assert np.array_equal(images, in_memory().images[batch["row"]])
         assert np.array_equal(ids, prepared.ids[batch["text"]])
     assert seen == set(range(7))
@@ -245,10 +245,10 @@ def test_images_in_files_are_prepared_as_for_encoding(folder):
     assert prepared.resident == {}
     for batch in batches(prepared, 3):
         assert batch["image"].dtype == np.uint8 and batch["image"].shape == (8, 16, 16, 3)
-        images, ids = pairs.materialise(batch, {})
+        images, ids = pairs.materialize(batch, {})
         rows = [np.flatnonzero((prepared.ids == row).all(1))[0] for row in ids]
         wanted = CLIP.preprocess([read.images[read.owner[row]] for row in rows])
-        np.testing.assert_allclose(preprocess.normalise(CLIP.preprocessing, np.asarray(images)), wanted, atol=1e-6)
+        np.testing.assert_allclose(preprocess.normalize(CLIP.preprocessing, np.asarray(images)), wanted, atol=1e-6)
 
 
 def test_an_unreadable_image_is_named(folder):

@@ -84,6 +84,6 @@ def test_under_vmap_and_shard_map():
 def test_normalise(dtype):
     batch, mean, std = images(), (0.49, 0.48, 0.44), (0.2, 0.19, 0.21)
     expected = (batch.astype(np.float64) / 255 - mean) / std
-    found = augment.normalise(batch, mean, std, dtype)
+    found = augment.normalize(batch, mean, std, dtype)
     assert found.dtype == dtype
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=1e-6 if dtype == jnp.float32 else 0.05)

@@ -16,7 +16,7 @@ def test_each_split_finds_its_examples_and_none_is_there_twice():
         np.testing.assert_array_equal(resident["images"][own], split.images)
         np.testing.assert_array_equal(resident["labels"][own], split.labels)
         batch = next(feed.train_batches(split, seed=3, batch_size=5))
-        both = [feed.materialise(batch, feed.resident(split)), feed.materialise(feed.moved(batch, own), resident)]
+        both = [feed.materialize(batch, feed.resident(split)), feed.materialize(feed.moved(batch, own), resident)]
         np.testing.assert_array_equal(both[0]["image"], both[1]["image"])
     assert any((a != b).any() for a, b in zip(rows[:1], rows[2:3], strict=True))  # the seeds cut differently
 

@@ -41,7 +41,7 @@ def evaluated(split, batch_size=4):
     """All images of a split, as an evaluation sees them."""
     batches = []
     for batch in feed.eval_batches(split, batch_size=batch_size):
-        batch = feed.materialise(batch, feed.resident(split))
+        batch = feed.materialize(batch, feed.resident(split))
         batches.append((np.asarray(batch["image"])[batch["mask"]], np.asarray(batch["label"])[batch["mask"]]))
     return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
 

@@ -84,13 +84,13 @@ def test_materialise_gathers_rows_and_passes_streams_through():
     split = arrays(9)
     place = feed.resident(split)
     batch = next(feed.train_batches(split, seed=0, batch_size=4))
-    found = feed.materialise(batch, place)
+    found = feed.materialize(batch, place)
     np.testing.assert_array_equal(found["image"], split.images[batch["row"]])
     np.testing.assert_array_equal(found["label"], split.labels[batch["row"]])
     np.testing.assert_array_equal(found["slot"], batch["slot"])
     assert found["image"].dtype == np.uint8
     carried = {"image": split.images[:2], "label": split.labels[:2], "slot": np.arange(2)}
-    assert feed.materialise(carried, {}) == carried
+    assert feed.materialize(carried, {}) == carried
 
 
 def test_impossible_batches_are_refused():

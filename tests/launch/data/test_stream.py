@@ -156,7 +156,7 @@ def test_evaluation_crop_is_the_centre(size):
     width, height = size
     y, x = np.mgrid[:height, :width]
     image = Image.fromarray(np.stack([4 * x, 4 * y, 0 * x], -1).clip(0, 255).astype(np.uint8))
-    found = images.centre_crop(image, 28).astype(float)
+    found = images.center_crop(image, 28).astype(float)
     scale = min(size) / 32  # 28 * 256 / 224 = 32 pixels for the short side
     centre = (np.arange(28) - 13.5) * scale
     np.testing.assert_allclose(found[14, :, 0], 4 * (centre + (width - 1) / 2), atol=3.5)

@@ -50,8 +50,8 @@ class ComposedBatchNorm(torch.nn.BatchNorm2d):
     """
 
     def forward(self, x):
-        centred = x - x.mean((0, 2, 3), keepdim=True)
-        scaled = centred / (centred.square().mean((0, 2, 3), keepdim=True) + self.eps).sqrt()
+        centered = x - x.mean((0, 2, 3), keepdim=True)
+        scaled = centered / (centered.square().mean((0, 2, 3), keepdim=True) + self.eps).sqrt()
         return scaled * self.weight[:, None, None] + self.bias[:, None, None]
 
 

@@ -71,8 +71,8 @@ def test_max_sensitivity(case, radius):
     np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=1e-7)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_infidelity(case, normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_infidelity(case, normalize):
     theirs, logits_fn, x, y, options = case
     phi = gradient(logits_fn, x, y) * (1 + jnp.arange(3))  # not quite the gradient
     change = repeated(x, options, 0.3, "gaussian")
@@ -83,7 +83,7 @@ def test_infidelity(case, normalise):
         to_torch(phi),
         target=to_torch(y),
         n_perturb_samples=SAMPLES,
-        normalize=normalise,
+        normalize=normalize,
     )
-    ours = sensitivity.infidelity(logits_fn, phi, x, y, Ball(0.3), normalise=normalise, **options)
+    ours = sensitivity.infidelity(logits_fn, phi, x, y, Ball(0.3), normalize=normalize, **options)
     np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-7)

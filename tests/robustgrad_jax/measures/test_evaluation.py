@@ -49,7 +49,7 @@ def case():
 
 
 def prepare(batch):
-    batch = feed.materialise(batch, batch[sharding.RESIDENT])
+    batch = feed.materialize(batch, batch[sharding.RESIDENT])
     return (batch["image"].astype(jnp.float64) / 255 - MEAN) / STD, batch["label"]
 
 

@@ -79,7 +79,7 @@ def measured(folder, asked, stop=None):
 @contextlib.contextmanager
 def images_in_double():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(augment, "normalise", functools.partial(augment.normalise, dtype=jnp.float64))
+        patch.setattr(augment, "normalize", functools.partial(augment.normalize, dtype=jnp.float64))
         yield
 
 
@@ -198,7 +198,7 @@ def test_a_batch_is_prepared_as_the_images_are_normalised():
     images, labels = Noise().load(0).test.images, Noise().load(0).test.labels
     place = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
     batch = next(iter(feed.eval_batches(Noise().load(0).test, batch_size=N)))
-    x, y = training.Normalised(MEAN, STD)(batch | {sharding.RESIDENT: place})
+    x, y = training.Normalized(MEAN, STD)(batch | {sharding.RESIDENT: place})
     np.testing.assert_allclose(x, (images / 255 - MEAN) / STD, atol=1e-5)
     np.testing.assert_array_equal(y, labels)
 

@@ -64,7 +64,7 @@ def in_double():
         to_double = lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a
         return jax.tree.map(to_double, create(*args))
 
-    def textured(images, mean, std, original=augment.normalise):
+    def textured(images, mean, std, original=augment.normalize):
         """Digits stand on one colour, where the maxima of a pool are equal: rounding would pick one of them."""
         texture = np.random.default_rng(0).normal(size=images.shape[1:])
         return original(images, mean, std, dtype=jnp.float64) + 0.01 * texture
@@ -72,7 +72,7 @@ def in_double():
     jax.config.update("jax_enable_x64", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "create_state", created)
-        patch.setattr(augment, "normalise", textured)
+        patch.setattr(augment, "normalize", textured)
         yield
     jax.config.update("jax_enable_x64", False)
 

@@ -31,12 +31,12 @@ def test_the_same_embeddings(config):
     small = vocabulary.used(config, ids, np.array(toy.PROMPT.ids))
     narrow, params = small.narrow(config), small.take(tower())
     assert narrow.text.vocab_size == len(small.kept) == len(params["tokens"]) < config.text.vocab_size
-    local = small.localise(ids)
+    local = small.localize(ids)
     assert local.max() < len(small.kept) and (np.diff(small.kept) > 0).all()
     np.testing.assert_array_equal(model.end_positions(narrow, local), model.end_positions(config, ids))
     found = model.encode_text(narrow, {"text": params}, local)
     np.testing.assert_array_equal(found, model.encode_text(config, {"text": tower()}, ids))
-    assert small.kept[list(small.localise_prompt(toy.PROMPT).ids)].tolist() == list(toy.PROMPT.ids)
+    assert small.kept[list(small.localize_prompt(toy.PROMPT).ids)].tolist() == list(toy.PROMPT.ids)
 
 
 def train(config, params, prompt, ids, network):
@@ -58,7 +58,7 @@ def test_the_same_training():
     ids, network = toy.composed((9, 5, 8, 6)), phi.init("phi", TINY.projection, TINY.text.width, jax.random.key(0))
     whole, rate = train(TINY, tower(), toy.PROMPT, ids, network)
     small = vocabulary.used(TINY, ids, np.array(toy.PROMPT.ids))
-    prompt, local = small.localise_prompt(toy.PROMPT), small.localise(ids)
+    prompt, local = small.localize_prompt(toy.PROMPT), small.localize(ids)
     trained, _ = train(small.narrow(TINY), small.take(tower()), prompt, local, network)
     found = small.restore(trained, tower()["tokens"], vocabulary.decay(OPTIMIZER, rate, STEPS))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, whole)
@@ -84,9 +84,9 @@ def test_an_id_that_was_not_kept():
     small = vocabulary.used(TINY, np.array([[1, 2, 5]]))
     for wrong in (3, 98):
         with pytest.raises(ValueError, match=f"token {wrong} is not among the 4 that were kept"):
-            small.localise(np.array([1, wrong]))
+            small.localize(np.array([1, wrong]))
     with pytest.raises(ValueError, match="token 3 is not among"):
-        small.localise_prompt(Prompt((3,), 2, 5))
+        small.localize_prompt(Prompt((3,), 2, 5))
 
 
 def test_decay():
