@@ -113,7 +113,7 @@ def _refuse_old_names(options: Any, sections: set[str]) -> None:
     known = {field.name for field in dataclasses.fields(regularizers.Alignment)} | {"name"}
     for name in set(options) - sections - known:
         owner = next((part for part in sections if name.startswith(f"{part}_")), None)
-        valid = f"it is now regularizer.{owner}.{name.removeprefix(f'{owner}_')}" if owner else "no such setting"
+        valid = f"it is regularizer.{owner}.{name.removeprefix(f'{owner}_')} now" if owner else "no such setting"
         raise SettingError(f"regularizer.{name}", f"={options[name]!r}: {valid}")
 
 

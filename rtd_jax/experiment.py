@@ -65,7 +65,7 @@ def plan(config: Any) -> ComposedRetrieval:
 
 
 def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
-    """φ of the file `phi.load`, or trained by `phi.method` on the data that the method needs."""
+    """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
     options, clip, seed = config.phi, frozen["clip"], config.seed
     if options.load:
         with section("phi"):
@@ -105,7 +105,7 @@ def _tuned(
 
 
 def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
-    """The tasks of a benchmark by the options of the evaluation; errors name settings without it."""
+    """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
     if name == "scenes":
         with section("scenes"):
             return [data.SceneTask(seed=seed, **options.scenes)]

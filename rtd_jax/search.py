@@ -178,11 +178,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(f: flags.FlagValues, further: Sequence[str] = ()) -> None:
-    """Search as the flags say; `further` are arguments that belong to no flag, which are an error."""
+    """Search as flags say; `further` are words of the command line that belong to no flag, which are refused."""
     if further:
         raise app.UsageError(f"unexpected arguments: {' '.join(further)}; put a text of several words in quotes")
     if not f.serve and not (f.image and f.text):
-        raise app.UsageError("give --image and --text, or --serve to open a page")
+        raise app.UsageError("--image and --text make the query; or --serve opens a page")
     try:
         cache = paths.path(f.cache, "--cache") if f.cache else None
         out = paths.path(f.out, "--out") if f.out else None

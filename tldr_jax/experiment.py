@@ -94,7 +94,7 @@ def plan(config) -> comparison.Comparison:
     clip = images.FrozenClip(_clip_source(config.clip.source))
     size = config.evaluation.batch_size
     views = {split: images.ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
-    clip_alone = "zero_shot" in config.baselines  # without it CLIP's embeddings of the test images are not needed
+    clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
     beside = views if clip_alone else views | {"test": None}
     features = {split: images.Features(erm, own, size, beside[split]) for split, own in splits.items()}
     word_set = _word_set(config, splits["train"].groups)
@@ -224,7 +224,7 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
 def _projectors(
     config, clip: images.FrozenClip, view: images.ClipImages, features: images.Features
 ) -> tuple[Projector, tuple[Projector, ...], text.NetworkFit]:
-    """The projector of the filter, those that heads are trained on, and how to fit a network in their place."""
+    """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
     own, grid = config.projector, config.retrain.grid
     network = settings(text.NetworkFit, config, "projector.mlp")
     if own.kind not in KINDS:

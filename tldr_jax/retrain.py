@@ -89,7 +89,7 @@ class _Dense(NamedTuple):
     axis: int
 
     def sharding(self, devices: Sequence[Any], dimensions: int) -> NamedSharding:
-        """The sharding of an array that begins with `dimensions` dimensions of the grid."""
+        """Of an array that begins with so many dimensions of the grid."""
         mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
         spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
         return NamedSharding(mesh, P(*spec))

@@ -1,4 +1,4 @@
-"""Replace a folder as a whole, and only one that `save` wrote."""
+"""Replacing a folder as a whole, and only one of our own."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ def check(target: Path, known: Collection[str]) -> None:
     files = {path.name for path in target.iterdir()} if target.exists() else set()
     if strangers := sorted(files - set(known)):
         raise FileExistsError(
-            f"{target} holds files that are not part of a saved CLIP and would be lost: {', '.join(strangers)}. Choose "
+            f"{target} holds files that are not of a saved CLIP and would be lost: {', '.join(strangers)}. Choose "
             "another folder or remove them"
         )
 

@@ -28,7 +28,7 @@ from launch.stages import SettingError
 
 FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where our own code raised them
+_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where a `raise` of ours says so
 _FAILURES = (RuntimeError, ArithmeticError, LookupError, OSError)
 
 
@@ -56,8 +56,8 @@ def ending() -> Iterator[None]:
         raise leave("interrupted", 128 + signal.SIGINT) from error
     except Exception as error:
         if (full := _full_disk(error)) is not None:
-            threading.excepthook = sys.unraisablehook = lambda _: None  # threads that still write logs fail, too
-            raise leave(f"{full}; make room, then run the same command to continue", FAILURE) from error
+            threading.excepthook = sys.unraisablehook = lambda _: None  # what still writes logs fails, too
+            raise leave(f"{full}; make room, the same command goes on", FAILURE) from error
         line = f"{type(error).__name__}: {error}"
         if _is_said(error):
             raise leave(line, MISUSE if isinstance(error, _MISTAKES) else FAILURE) from error
@@ -68,12 +68,12 @@ def ending() -> Iterator[None]:
 
 
 def _is_news(record: LogRecord) -> bool:
-    """Whether to log a record: libraries log the traceback of a full disk, which `ending` reports in one line."""
+    """Whether to log a record: libraries log the traceback of a full disk, which `ending` says in one line."""
     return not (record.exc_info and record.exc_info[1] and _full_disk(record.exc_info[1]))
 
 
 def _full_disk(error: BaseException) -> str | None:
-    """What could not be written for a full disk or quota, if that caused the error."""
+    """What a full disk or quota kept from being written, if it is behind an error."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

@@ -179,7 +179,7 @@ class Search:
 
 
 def _mend(journal: Path) -> None:
-    """Drop a last line cut off by a killed writer or a full disk; the next entry would be appended to it.
+    """Drop a last line that a killed writer or a full disk cut off: the next one would be glued to it.
 
     Raises:
       SweepError: another line is damaged.

@@ -208,7 +208,7 @@ def _open(planned: PlannedMember, store: Store) -> Run:
 
 
 def _fail(member: Member, error: Exception) -> None:
-    """Record an error as the member's own process would: in error.txt and, with its traceback, in the log."""
+    """Note an error as a process of the member's own would: in error.txt and, with its traceback, in the log."""
     with open(member.path / "log.txt", "a") as log:
         log.writelines(traceback.format_exception(error))
     fail(member, "error")
@@ -216,7 +216,7 @@ def _fail(member: Member, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[Stop]:
-    """A `Stop` that the signals set."""
+    """A stop that the signals ask for."""
     stop = Stop()
 
     def ask(number: int) -> None:

@@ -23,7 +23,7 @@ from jax import Array
 from robustgrad_jax.gradients import Draws, Forward, draw_noise, hessian_vector_product, input_gradient
 from robustgrad_jax.regularizers.alignment import Alignment, gradient_alignment
 from robustgrad_jax.regularizers.atex import Atex
-from robustgrad_jax.regularizers.base import Penalized, Penalty
+from robustgrad_jax.regularizers.base import Penalised, Penalty
 from robustgrad_jax.regularizers.curvature import Curvature
 from robustgrad_jax.regularizers.hessian import Hessian, hessian_norm
 from robustgrad_jax.regularizers.ig_norm import IgNorm
@@ -53,7 +53,7 @@ __all__ = [
 class Nothing:
     """Plain training."""
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         del y, draws, std
         logits, aux = logits_fn(params, x)
         return jnp.zeros((), logits.dtype), logits, aux, {}

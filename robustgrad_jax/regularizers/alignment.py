@@ -18,7 +18,7 @@ from robustgrad_jax.gradients import (
     input_gradient,
     squared_norm,
 )
-from robustgrad_jax.regularizers.base import Penalized, check_numbers, in_network_units
+from robustgrad_jax.regularizers.base import Penalised, check_numbers, in_network_units
 
 VARIANTS = ("difference", "jvp")
 TERMS = ("l2", "cosine")
@@ -50,7 +50,7 @@ class Alignment:
         require_known(self, "variant", VARIANTS)
         require_known(self, "terms", TERMS)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         noise = draws.noise(self.noise, x, in_network_units(self.radius, x, std))
         l2, cosine, logits, aux = gradient_alignment(
             logits_fn, params, x, y, noise, detach_source=self.detach_source, variant=self.variant

@@ -9,7 +9,7 @@ from jax import Array
 
 from launch.stages import stackable
 from robustgrad_jax.gradients import Ball, Draws, Forward, input_gradient
-from robustgrad_jax.regularizers.base import Penalized, check_numbers, in_network_units
+from robustgrad_jax.regularizers.base import Penalised, check_numbers, in_network_units
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Atex:
     def __post_init__(self) -> None:
         check_numbers(self, draws=1)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         ball = Ball(in_network_units(self.radius, x, std))
         value, logits, aux = atex(
             logits_fn, params, x, y, ball, draws, samples=self.draws, temperature=self.temperature

@@ -11,7 +11,7 @@ from launch.stages import require
 from launch.training.optim import is_number
 from robustgrad_jax.gradients import Ball, Draws, Forward
 
-Penalized = tuple[Array, Array, Any, dict[str, Array]]
+Penalised = tuple[Array, Array, Any, dict[str, Array]]
 
 
 class Penalty(Protocol):
@@ -31,7 +31,7 @@ class Penalty(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized: ...
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised: ...
 
 
 class Maximized(Protocol):
@@ -53,7 +53,7 @@ def check_numbers(penalty: Any, **at_least: int) -> None:
       at_least: field -> its smallest value, for other fields.
 
     Raises:
-      SettingError: a value is not a number, or too small.
+      SettingError: a value is no number, or too small.
     """
     stackable = {field.name: 0 for field in dataclasses.fields(penalty) if field.metadata.get("stackable")}
     for name, least in (stackable | at_least).items():

@@ -9,7 +9,7 @@ from jax import Array
 
 from launch.stages import stackable
 from robustgrad_jax.gradients import Draws, Forward
-from robustgrad_jax.regularizers.base import Penalized, check_numbers, loss_gradient
+from robustgrad_jax.regularizers.base import Penalised, check_numbers, loss_gradient
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Curvature:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         del draws, std
         value, logits, aux = curvature(logits_fn, params, x, y, h=self.h)
         return self.weight * value, logits, aux, {"curvature": value}

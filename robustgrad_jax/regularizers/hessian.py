@@ -8,7 +8,7 @@ from jax import Array
 
 from launch.stages import stackable
 from robustgrad_jax.gradients import Draws, Forward, hessian_vector_product, squared_norm
-from robustgrad_jax.regularizers.base import Penalized, check_numbers
+from robustgrad_jax.regularizers.base import Penalised, check_numbers
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Hessian:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         del std
         _, product, logits, aux = hessian_vector_product(logits_fn, params, x, y, draws.noise("gaussian", x, 1.0))
         value = jnp.mean(squared_norm(product))

@@ -9,7 +9,7 @@ from jax import Array
 from launch.stages import stackable
 from robustgrad_jax.gradients import Ball, Draws, Forward
 from robustgrad_jax.regularizers.base import (
-    Penalized,
+    Penalised,
     ascend,
     check_numbers,
     cross_entropy,
@@ -42,7 +42,7 @@ class IgNorm:
     def __post_init__(self) -> None:
         check_numbers(self, steps=0, path_steps=1, attack_path_steps=1)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         value, logits, aux = ig_norm(
             logits_fn,
             params,

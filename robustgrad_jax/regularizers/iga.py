@@ -10,7 +10,7 @@ from jax import Array
 from launch.stages import stackable
 from robustgrad_jax import metrics
 from robustgrad_jax.gradients import Ball, Draws, Forward
-from robustgrad_jax.regularizers.base import Penalized, ascend, check_numbers, in_network_units
+from robustgrad_jax.regularizers.base import Penalised, ascend, check_numbers, in_network_units
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Iga:
     def __post_init__(self) -> None:
         check_numbers(self, steps=0)
 
-    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalized:
+    def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         ball = Ball(in_network_units(self.radius, x, std))
         value, logits, aux = input_gradient_spatial_alignment(logits_fn, params, x, y, ball, draws, steps=self.steps)
         return self.weight * value, logits, aux, {"iga": value}

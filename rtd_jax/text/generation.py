@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS.out.endswith(".jsonl"):
-        raise app.UsageError("--out must end in .jsonl")
+        raise app.UsageError("--out has to end in .jsonl")
     try:
         generate()
     except (ValueError, OSError, ImportError, llm.EndpointError) as error:

@@ -142,7 +142,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr("launch.files.os.fsync", full)
     code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
-    assert code == "No space left on device; make room, then run the same command to continue"
+    assert code == "No space left on device; make room, the same command goes on"
 
 
 def test_a_mistyped_objective(tmp_path, monkeypatch):

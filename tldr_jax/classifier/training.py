@@ -122,7 +122,7 @@ class Supervised(Stage):
         raise NotImplementedError
 
     def check_batch(self, examples: int) -> None:
-        """Refuse a batch that is larger than the set: it would contain images more than once."""
+        """Refuse a batch that is larger than the set: it would have images several times."""
         if self.batch_size > examples and self._steps(examples)[1]:
             problem = f"={self.batch_size}: more than the {examples} training images"
             raise SettingError(f"{self.SECTION}.batch_size", problem)

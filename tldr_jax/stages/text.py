@@ -301,7 +301,7 @@ class Heads(Stage):
       projectors: heads are trained on each.
       val: features of the validation images.
       duration: over the group-balanced pairs of words.
-      batch_size: text examples per step.
+      batch_size: text examples a step.
       evaluations: heads along the way that are validated.
       learning_rate, weight_decay, seed: of AdamW and of the draws; all combinations are trained.
     """
@@ -368,7 +368,7 @@ class Heads(Stage):
             seeds=self.seed,
             projectors=range(len(self.projectors)),
         )
-        mappings = [store.get(fit) for fit in self.projectors]
+        mappings = [store.get(own) for own in self.projectors]
         return together.HeadTask(texts, mappings, members, self.batch_size, steps, min(self.evaluations, steps))
 
     def _chosen(self, store: Store, task: together.HeadTask, trained: retrain.Trained) -> dict[str, Any]:

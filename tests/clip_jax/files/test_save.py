@@ -34,7 +34,7 @@ def test_overwriting(clip, folder):
     assert not (folder / "vocab.json").exists()  # the folder is replaced, not mixed
     (folder / "README.md").write_text("mine")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FileExistsError, match=f"{folder} holds files that are not part of a saved CLIP .*: README.md"):
+    with pytest.raises(FileExistsError, match=f"{folder} holds files that are not of a saved CLIP .*: README.md"):
         clip_jax.save(clip, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert os.listdir(folder.parent) == ["clip"]

@@ -50,14 +50,14 @@ def test_a_full_disk_behind_another_error(capsys):
             raise OSError(errno.ENOSPC, "No space left on device")
         finally:
             raise RuntimeError("handle is closed")
-    assert capsys.readouterr().err == "No space left on device; make room, then run the same command to continue\n"
+    assert capsys.readouterr().err == "No space left on device; make room, the same command goes on\n"
 
 
 def test_a_full_disk_ends_a_training_in_one_line(tmp_path):
     """/dev/full takes nothing: the log of a training is a link to it."""
     output = finish(start("-c", FULL, f"--config={TOY}", f"--workdir={tmp_path}"), 1)
     lines = [line for line in output.replace("\r", "\n").splitlines() if "step/s" not in line]
-    assert lines[-1].endswith("No space left on device; make room, then run the same command to continue"), output
+    assert lines[-1].endswith("No space left on device; make room, the same command goes on"), output
     assert "Traceback" not in output and "is closed" not in output
 
 

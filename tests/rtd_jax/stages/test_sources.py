@@ -90,4 +90,4 @@ def test_the_generation_command(tmp_path):
     assert f"{len(made)} triplets in {out}" in output and len(made) >= 3
     assert set(json.loads(out.read_text().splitlines()[0])) == set(triplets.KEYS)
     output = finish(start(*command[:3], f"--out={tmp_path}/x.csv"), code=None)
-    assert "--out must end in .jsonl" in output
+    assert "--out has to end in .jsonl" in output
