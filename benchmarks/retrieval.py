@@ -28,9 +28,9 @@ def check(rows, queries, gallery) -> None:
     """Refuse to time a search whose scores are not the best ones, for a few of the queries."""
     import numpy as np
 
-    for query, found in zip(queries[:8], np.asarray(rows)[:8], strict=True):
+    for query, ranked in zip(queries[:8], np.asarray(rows)[:8], strict=True):
         scores = gallery @ query
-        np.testing.assert_allclose(np.sort(scores[found])[::-1], np.sort(scores)[: -K - 1 : -1], atol=1e-6)
+        np.testing.assert_allclose(np.sort(scores[ranked])[::-1], np.sort(scores)[: -K - 1 : -1], atol=1e-6)
 
 
 def jax_step() -> Callable[[], None]:

@@ -103,8 +103,8 @@ def torch_step(model: str, kind: str) -> Callable[[], None]:
 
     def run(steps: int, draws: int) -> None:
         batches = zip(x.split(BATCHES[model]), y.split(BATCHES[model]), strict=True)
-        found = [evaluate(*batch, steps, draws) for batch in batches]
-        {k: torch.cat([batch[k] for batch in found]).mean().item() for k in found[0]}
+        measured = [evaluate(*batch, steps, draws) for batch in batches]
+        {k: torch.cat([batch[k] for batch in measured]).mean().item() for k in measured[0]}
 
     run(steps=1, draws=1)
     return partial(run, size("attack_steps"), size("draws"))

@@ -63,8 +63,8 @@ def random_perturbation_similarity(
     before, total = clean_map(model, x, y), None
     for _ in range(draws):
         moved = (x + radius * (2 * torch.rand_like(x) - 1)).clamp(x.min(), x.max())
-        found = similarities(before, clean_map(model, moved, y), window)
-        total = found if total is None else {k: total[k] + v for k, v in found.items()}
+        values = similarities(before, clean_map(model, moved, y), window)
+        total = values if total is None else {k: total[k] + v for k, v in values.items()}
     return {k: v / draws for k, v in total.items()}
 
 
@@ -78,8 +78,8 @@ def manipulate(
     optimizer = torch.optim.Adam([attacked], lr=4 * radius / steps)
     for _ in range(steps):
         logits = model(attacked)
-        found = heatmap(input_gradient(logits, attacked, y, create_graph=True))
-        loss = gamma * (found - target).square().sum()
+        heat = heatmap(input_gradient(logits, attacked, y, create_graph=True))
+        loss = gamma * (heat - target).square().sum()
         loss = loss + (1 - gamma) * (logits - logits_before).square().mean(1).sum()
         (attacked.grad,) = torch.autograd.grad(loss, attacked)
         optimizer.step()

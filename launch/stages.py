@@ -169,8 +169,8 @@ class Stage:
     def _cached(self, name: str, *, stacked: bool) -> str:
         if name not in self.__dict__:
             text = json.dumps(describe(self, stacked=stacked), sort_keys=True, allow_nan=False)
-            found = f"{_snake(type(self).__name__)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-            object.__setattr__(self, name, found)
+            key = f"{_snake(type(self).__name__)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+            object.__setattr__(self, name, key)
         return self.__dict__[name]
 
 
@@ -250,16 +250,16 @@ def _stages_in(value: Any) -> Iterator[Stage]:
 
 def walk(stage: Stage) -> list[Stage]:
     """The stage and all that it is made from, each key once, those before that are needed by others."""
-    found: dict[str, Stage] = {}
+    by_key: dict[str, Stage] = {}
 
     def visit(one: Stage) -> None:
-        if one.key not in found:
+        if one.key not in by_key:
             for child in children(one):
                 visit(child)
-            found[one.key] = one
+            by_key[one.key] = one
 
     visit(stage)
-    return list(found.values())
+    return list(by_key.values())
 
 
 # -- numbers of a program -------------------------------------------------------------------------------------------
@@ -282,15 +282,15 @@ def stacked_numbers(members: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def _numbers(value: Any, prefix: str) -> dict[str, tuple[Any, bool]]:
-    found: dict[str, tuple[Any, bool]] = {}
+    numbers_by_name: dict[str, tuple[Any, bool]] = {}
     for field in dataclasses.fields(value):
         own = getattr(value, field.name)
         if field.metadata.get("stackable"):
             off = field.metadata["off_at_zero"] and own == 0  # a program without that part does not read it
-            found[prefix + field.name] = own, field.metadata["argument"] and not off
+            numbers_by_name[prefix + field.name] = own, field.metadata["argument"] and not off
         elif dataclasses.is_dataclass(own) and not isinstance(own, Stage | type):
-            found |= _numbers(own, f"{prefix}{field.name}.")
-    return found
+            numbers_by_name |= _numbers(own, f"{prefix}{field.name}.")
+    return numbers_by_name
 
 
 def with_numbers(value: T, given: Mapping[str, Any]) -> T:

@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
 def check_understood(argv: list[str]) -> None:
     """Raise InputError if a command line has words that belong to no flag."""
     if len(argv) > 1:
-        raise InputError(f"unknown arguments: {' '.join(argv[1:])}", remedy="settings are --NAME=VALUE")
+        raise InputError(f"not understood: {' '.join(argv[1:])}", remedy="settings are --NAME=VALUE")
 
 
 class ConfigFileError(ValueError):

@@ -201,6 +201,16 @@ def test_folders_are_small(folder):
     assert len(list((ROOT / folder).glob("*.py"))) <= FOLDER_FILES
 
 
+def test_class_names_are_unique():
+    places: dict[str, list[str]] = {}
+    for path in files():
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path))
+    assert {"Stage", "Classifier"} <= places.keys()
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
 def test_function_lengths():
     body = "\n".join("    x = 1" for _ in range(70))
     source = f'def f():\n    """Two\n    lines."""\n    x = 2\n\n\nclass C:\n    async def g(self):\n{body}\n'

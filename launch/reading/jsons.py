@@ -102,11 +102,11 @@ def records(file: str | Path, *, under: str = "") -> list[Record]:
     Raises:
       As `read`; also an entry that is no object.
     """
-    found = entries(read(file, top=dict if under else list), file, under=under)
-    for i, values in enumerate(found):
+    listed = entries(read(file, top=dict if under else list), file, under=under)
+    for i, values in enumerate(listed):
         if not isinstance(values, dict):
             raise InputError("must be an object", file=file, place=entry(i, under), value=values)
-    return [Record(file, entry(i, under), values) for i, values in enumerate(found)]
+    return [Record(file, entry(i, under), values) for i, values in enumerate(listed)]
 
 
 def entries(content: Any, file: str | Path, *, under: str = "") -> list[Any]:

@@ -48,18 +48,18 @@ def file(value: Any, setting: str, *, endings: Sequence[str] = (), remedy: str =
       MissingInput: no such file.
       InputError: not a path, another ending, no regular file, not readable.
     """
-    found = path(value, setting)
-    if endings and found.suffix.lower() not in endings:
+    location = path(value, setting)
+    if endings and location.suffix.lower() not in endings:
         raise InputError(f"must be a file that ends in {', '.join(endings)}", field=setting, value=str(value))
-    _check_kind(found, setting, remedy, stat.S_ISREG, "a file", os.R_OK)
-    return found
+    _check_kind(location, setting, remedy, stat.S_ISREG, "a file", os.R_OK)
+    return location
 
 
 def folder(value: Any, setting: str, *, remedy: str = "") -> Path:
     """A setting as the path of a folder that is there; see `file`."""
-    found = path(value, setting)
-    _check_kind(found, setting, remedy, stat.S_ISDIR, "a folder", os.R_OK | os.X_OK)
-    return found
+    location = path(value, setting)
+    _check_kind(location, setting, remedy, stat.S_ISDIR, "a folder", os.R_OK | os.X_OK)
+    return location
 
 
 def inside(root: str | Path, name: Any, *, listed: str | Path, place: str | int = "", field: str = "") -> Path:
@@ -125,17 +125,17 @@ def open_regular(file: str | bytes | Path) -> BinaryIO:
     raise InputError(f"is {_kind(mode)}; a regular file is needed", file=file)
 
 
-def _check_kind(found: Path, setting: str, remedy: str, is_kind, kind: str, access: int) -> None:
+def _check_kind(location: Path, setting: str, remedy: str, is_kind, kind: str, access: int) -> None:
     try:
-        mode = os.stat(found).st_mode
+        mode = os.stat(location).st_mode
     except OSError as error:
-        raise of_os(error, found, field=setting, remedy=remedy) from error
+        raise of_os(error, location, field=setting, remedy=remedy) from error
     except ValueError as error:
-        raise InputError("is not a valid path", field=setting, value=str(found)) from error
+        raise InputError("is not a valid path", field=setting, value=str(location)) from error
     if not is_kind(mode):
-        raise InputError(f"is {_kind(mode)}; {kind} is needed", file=found, field=setting, remedy=remedy)
-    if not os.access(found, access):
-        raise InputError("cannot be read: no permission", file=found, field=setting)
+        raise InputError(f"is {_kind(mode)}; {kind} is needed", file=location, field=setting, remedy=remedy)
+    if not os.access(location, access):
+        raise InputError("cannot be read: no permission", file=location, field=setting)
 
 
 def _kind(mode: int) -> str:

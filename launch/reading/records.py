@@ -45,8 +45,8 @@ class Record:
 
     def children(self, name: str, *, at_least: int = 0) -> list["Record"]:
         """The objects of a list under a field, as records."""
-        found = items(self, name, dict, at_least=at_least)
-        return [Record(self.file, _below(self.place, f"{name!r}[{i}]"), values) for i, values in enumerate(found)]
+        objects = items(self, name, dict, at_least=at_least)
+        return [Record(self.file, _below(self.place, f"{name!r}[{i}]"), values) for i, values in enumerate(objects)]
 
 
 def field(record: Record, name: str, kind: type[T]) -> T:
@@ -83,10 +83,10 @@ def texts(record: Record, name: str) -> list[str]:
     value = record.values.get(name)
     if not isinstance(value, list):
         return [text(record, name)]
-    found = [item.strip() for item in items(record, name, str, at_least=1)]
-    if "" in found:
-        raise record.error(f"text {found.index('')} of the list is blank", name)
-    return found
+    stripped = [item.strip() for item in items(record, name, str, at_least=1)]
+    if "" in stripped:
+        raise record.error(f"text {stripped.index('')} of the list is blank", name)
+    return stripped
 
 
 def number(record: Record, name: str, kind: type[T], *, least: float = -math.inf, most: float = math.inf) -> T:
@@ -118,17 +118,17 @@ def items(
     Raises:
       InputError: as `field`; another length, an item of another type or one that occurs twice.
     """
-    found = field(record, name, list)
-    if length is not None and len(found) != length:
-        raise record.error(f"must be a list of {length}, has {len(found)}", name)
-    if len(found) < at_least:
-        raise record.error(f"must be a list of at least {at_least}, has {len(found)}", name)
-    found = [_typed(record, name, item, kind, f"item {i} ") for i, item in enumerate(found)]
-    if distinct and len(set(found)) < len(found):
+    values = field(record, name, list)
+    if length is not None and len(values) != length:
+        raise record.error(f"must be a list of {length}, has {len(values)}", name)
+    if len(values) < at_least:
+        raise record.error(f"must be a list of at least {at_least}, has {len(values)}", name)
+    values = [_typed(record, name, item, kind, f"item {i} ") for i, item in enumerate(values)]
+    if distinct and len(set(values)) < len(values):
         seen: set[Any] = set()
-        twice = next(item for item in found if item in seen or seen.add(item))
+        twice = next(item for item in values if item in seen or seen.add(item))
         raise record.error(f"{shown(twice)} occurs twice", name)
-    return found
+    return values
 
 
 @overload

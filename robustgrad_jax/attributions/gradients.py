@@ -250,8 +250,8 @@ def _gradients(logits_fn: LogitsFn, points: Array, y: Array) -> Array:
     """
     c, n = points.shape[:2]
     batch = jnp.swapaxes(points, 0, 1).reshape(n * c, *points.shape[2:])
-    found, _, _ = input_gradient(_checked(logits_fn, y), None, batch, jnp.repeat(jnp.asarray(y), c))
-    return jnp.swapaxes(found.reshape(n, c, *points.shape[2:]), 0, 1)
+    gradients, _, _ = input_gradient(_checked(logits_fn, y), None, batch, jnp.repeat(jnp.asarray(y), c))
+    return jnp.swapaxes(gradients.reshape(n, c, *points.shape[2:]), 0, 1)
 
 
 def _total(term: Callable[[Array, Array], Array], x: Array, count: int, chunk: int, unroll: bool | None) -> Array:

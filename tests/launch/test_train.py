@@ -163,7 +163,7 @@ def test_nan_gradient_under_a_finite_loss_is_not_saved(tmp_path):
         (["--config.experiment=tests.commands"], ["no function plan"]),
         (["--config.batch_size=6"], ["batch_size=6", "4 devices", "take 4 or 8"]),
         (["--config.mode=mpi"], ["unknown sharding mode 'mpi'", "jit, pmap"]),
-        (["leftover"], ["unknown arguments: leftover"]),
+        (["leftover"], ["not understood: leftover"]),
         (["--config=nowhere.py"], ["nowhere.py: get_config() raised FileNotFoundError"]),
         (["--config=README.md"], ["README.md: get_config() raised ImportError: not a Python file"]),
         ([f"--config={TOY}:argument"], ["toy.py: get_config() raised TypeError"]),
