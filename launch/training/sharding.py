@@ -104,7 +104,7 @@ class Layout:
             below = batch_size // self.data_shards * self.data_shards
             raise ValueError(
                 f"{name}={batch_size} does not divide evenly over {self.data_shards} devices; "
-                f"use {below or self.data_shards} or {below + self.data_shards}"
+                f"take {below or self.data_shards} or {below + self.data_shards}"
             )
 
     def state_shardings(self, state) -> Any:

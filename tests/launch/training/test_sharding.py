@@ -114,9 +114,9 @@ def worker():
         ("unequal", ["'fc/kernel$'", "does not fit params/fc/kernel of shape (6, 8)"]),
         ("too many axes", ["'bias$'", "does not fit params/fc/bias of shape (8,)"]),
         ("no such axis", ["'bias$'", "'models'", "does not fit params/fc/bias"]),
-        ("batch", ["batch_size=20 does not divide evenly over 8 devices; use 16 or 24"]),
-        ("small batch", ["evaluation.batch_size=3 does not divide evenly over 8 devices; use 8"]),
-        ("no batch", ["batch_size=0 does not divide evenly over 8 devices; use 8"]),
+        ("batch", ["batch_size=20 does not divide evenly over 8 devices; take 16 or 24"]),
+        ("small batch", ["evaluation.batch_size=3 does not divide evenly over 8 devices; take 8"]),
+        ("no batch", ["batch_size=0 does not divide evenly over 8 devices; take 8"]),
         ("fine batch", ["no error"]),
     ],
 )
