@@ -16,7 +16,7 @@ from functools import partial
 
 from benchmarks import alternate
 
-BATCHES = {"lenet": 100, "resnet18_cifar": 20}  # at most so many images at a time
+BATCHES = {"lenet": 100, "resnet18_cifar": 20}  # most images at a time
 RADIUS, STD = 8.0, 0.2
 CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
 SIZES = {"images": 100, "attack_steps": 100, "draws": 10}

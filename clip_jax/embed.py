@@ -31,7 +31,7 @@ from clip_jax.preprocess import Preprocessing, Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_BATCH, TEXT_BATCH = 64, 256
-_AHEAD = 3  # batches that are decoded or computed before the oldest has to be done
+_AHEAD = 3  # batches that are decoded or computed before the oldest must be done
 _VERSION = 1  # of the meaning of cached embeddings; increase it when the same inputs give others
 
 

@@ -42,7 +42,7 @@ def cosine(a: Array, b: Array) -> Array:
     """Cosine similarity over all entries of an example, (n,); each norm is clamped at 1e-8.
 
     Values equal torch.nn.functional.cosine_similarity; a zero vector has similarity 0 with everything. In the
-    clamped range the gradient is that of the clamped function (torch's goes on differentiating the norm).
+    clamped range the gradient is that of the clamped function (torch's still differentiates the norm).
     """
     _same_shape("cosine", a, b)
     n = a.shape[0]

@@ -75,7 +75,7 @@ def lincir(replaced: jax.Array, original: jax.Array) -> jax.Array:
 
     Args:
       replaced: (b, d), embeddings of the captions with their keywords replaced by pseudo tokens, not normalised.
-      original: (b, d), embeddings of the captions as they are, not normalised.
+      original: (b, d), embeddings of the unchanged captions, not normalised.
     """
     return jnp.square(replaced - original).mean()
 

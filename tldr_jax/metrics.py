@@ -54,7 +54,7 @@ def group_accuracies(
       labels, spurious, allowed, names: see `group_counts`.
 
     Raises:
-      ValueError: an allowed group has no image (it is named), predictions for another number of images, and what
+      ValueError: an allowed group has no image (the error names it), predictions for another number of images, and what
         `group_counts` raises.
     """
     predictions, labels, allowed = np.asarray(predictions), np.asarray(labels), np.asarray(allowed, bool)
@@ -106,7 +106,7 @@ def class_balanced(predictions: ArrayLike, labels: ArrayLike, classes: int | Seq
       classes: how many there are, or their names.
 
     Raises:
-      ValueError: a class has no image (it is named), or predictions are for another number of images.
+      ValueError: a class has no image (the error names it), or predictions are for another number of images.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     _same_images(predictions, labels)

@@ -7,7 +7,7 @@
 
 Four to eight requests per list. Afterwards `--config.words.source=runs/words/words.json` trains on them. The outline
 may be your own JSON file with lists that have descriptions and no words (see `tldr_jax.words`). Every reply is kept in
-runs/words/store/replies.jsonl: after a failure the same command goes on from there, and with such a file as
+runs/words/store/replies.jsonl: after a failure the same command continues from there, and with such a file as
 `--config.log` and no base_url the lists are made again without the endpoint.
 """
 

@@ -159,7 +159,7 @@ def _classes(folder: Path, train: np.ndarray, test: np.ndarray) -> tuple[str, ..
     """The names of the classes, which the training labels declare: from 0 on, each at least once.
 
     Raises:
-      InputError: the training labels leave a class out, or a test label is none of theirs.
+      InputError: the training labels leave a class out, or a test label is not among theirs.
     """
     present = np.unique(train)
     if (gap := np.flatnonzero(present != np.arange(len(present)))).size:

@@ -29,7 +29,7 @@ def index_batch(n: int, *, seed: int, step: int, batch_size: int, epoch_order: E
       seed: of the order.
       step: 0 for the first batch.
       batch_size: global; may exceed n.
-      epoch_order: `permutation` of this n and seed; by default drawn anew in every call. See `remembered_order`.
+      epoch_order: `permutation` of this n and seed; by default drawn again in every call. See `remembered_order`.
 
     Returns:
       int32, (batch_size,).

@@ -37,8 +37,8 @@ class Spec:
 class DataSet:
     """A data set by its declared name, and the part of it that a run uses.
 
-    These fields enter the key of a stage; the images are never read for it. `path` counts as it is
-    written, so a folder that moves is another data set; TFDS data may move with $TFDS_DATA_DIR.
+    These fields enter the key of a stage; the images are never read for it. `path` counts as
+    it is written, so a folder that moves is another data set; TFDS data may move with $TFDS_DATA_DIR.
 
     Attributes:
       name: one of `NAMES`.

@@ -130,7 +130,7 @@ class Llm:
         """Read the log, if it exists.
 
         Raises:
-          ValueError: a line of the log is not an entry; file and line are named.
+          ValueError: a line of the log is not an entry; the error names file and line.
         """
         self.endpoint, self.log = endpoint, Path(log)
         self._answers = _read_log(self.log)
@@ -184,7 +184,7 @@ class Llm:
           parse: as in `ask`.
           workers: simultaneous requests.
           progress: show a progress bar.
-          set_aside: go on if a question is refused or never answered as asked, and return its RefusedError or
+          set_aside: continue if a question is refused or never answered as asked, and return its RefusedError or
             ReplyError in place of the answer. If that happens to the first few and none is answered, it is raised.
         """
         distinct = list(dict.fromkeys(Question(q) if isinstance(q, str) else q for q in questions))

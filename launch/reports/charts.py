@@ -178,7 +178,7 @@ def parallel(
 
 
 def _upright(axis: ChartAxis, start: float, end: float) -> tuple[Callable[[Any], float], list[Any]]:
-    """Where a value stands on an upright axis, and which values to write beside it."""
+    """The place of a value on an upright axis, and the values to label it with."""
     numbers = all(map(is_number, axis.values))
     levels = {short(value): value for value in (sorted(set(axis.values)) if numbers else axis.values)}
     if numbers and (not axis.even or len(levels) > _LEVELS):

@@ -105,7 +105,7 @@ def _compact(value: Any) -> str:
 
 
 def cut(text: str, length: int = _LONG) -> str:
-    """A text in at most so many characters."""
+    """A text cut to at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -31,7 +31,7 @@ from launch.sweeps.slurm_task import SlurmTask
 
 _QUEUE_EVERY = 10.0  # seconds between two looks at the queue
 _WATCH_EVERY = 1.0
-_LOOKS = 2  # after so many looks in a row without it, a job has left the queue: one look can fall between two states
+_LOOKS = 2  # looks in a row without a job after which it has left the queue: one can fall between two states
 _FOLDER, _JOBS = ".slurm", "jobs.json"
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
 _STOPPED = ("COMPLETED", "CANCELLED", "PREEMPTED", "RUNNING", "COMPLETING")

@@ -176,9 +176,9 @@ class Optimizer:
 
 
 def match(params: Any, patterns: Sequence[str]) -> Any:
-    """Which parameters the regular expressions name: a pytree of bool like `params`.
+    """Which parameters the regular expressions select: a pytree of bool like `params`.
 
-    A parameter is named when an expression matches its whole path, keys joined by "/"
+    A parameter is selected when an expression matches its whole path, keys joined by "/"
     (``"block1/conv/kernel"``).
 
     Raises:

@@ -52,7 +52,7 @@ class Place(Protocol):
         ...
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        """(step, members that go on from there, their state): from the newest checkpoints, or the initial state."""
+        """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
         ...
 
     def select(self, tree: Any, index: int) -> Any:
@@ -109,7 +109,7 @@ class Stack:
 
     Attributes:
       members: k.
-      devices: the first ones are used, as many as have a member of their own.
+      devices: only the first ones are used, those that get a member.
     """
 
     members: int
@@ -123,7 +123,7 @@ class Stack:
 
     @property
     def used(self) -> tuple[Device, ...]:
-        """The devices that have a member of their own."""
+        """The devices that get a member."""
         return self.devices[: self.shape[0]]
 
     @property
@@ -163,7 +163,7 @@ class Stack:
         return _Lowered(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        """The initial state is on the host, (k, …); members that were saved together go on together."""
+        """The initial state is on the host, (k, …); members that were saved together continue together."""
         by_step: dict[int, list[tuple[int, Any]]] = {}
         for index, kept in enumerate(checkpoints):
             initial = member(state, index)

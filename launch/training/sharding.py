@@ -111,7 +111,7 @@ class Layout:
         """A NamedSharding for every leaf of `state`, by the rules.
 
         Raises:
-          ValueError: a rule matches no leaf, or splits an axis into unequal parts; rule or leaf is named.
+          ValueError: a rule matches no leaf, or splits an axis into unequal parts; the error names the rule or leaf.
         """
         unused = {pattern for pattern, _ in self.rules}
 

@@ -58,7 +58,7 @@ def _softplus(beta: float) -> Any:
 def smoothed(model: nn.Module, beta: float = SOFTPLUS_BETA) -> nn.Module:
     """The model to attack `model` through: ReLU replaced by softplus of sharpness `beta`, the weights unchanged.
 
-    A model with another activation is returned as it is. Raises ValueError for one without the field `activation`.
+    A model with another activation is returned unchanged. Raises ValueError for one without the field `activation`.
     """
     if not hasattr(model, "activation"):
         raise ValueError(f"{type(model).__name__} has no field `activation` to replace by softplus")

@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation (Bach et al. 2015) for every model of the package.
 
-The true class's logit is handed back through the network, layer by layer, each sharing what it gets among its
+The true class's logit is passed back through the network, layer by layer, each sharing what it gets among its
 inputs by the rule (`robustgrad_jax.lrp.rules`) that a composite, a table layer kind -> rule, names for it. The names
 and defaults of the composites are zennit's (Anders et al. 2021, arXiv 2106.13200), as are the results, with its
 canonisers: batch norm merged into the convolution before it, residual sums shared by contribution.

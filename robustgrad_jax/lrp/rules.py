@@ -12,7 +12,7 @@ c+ and c-, z_j = sum_i c_ij + b_j, and stab(z) = z + epsilon sign(z), sign(0) = 
     flat          the same share for every input that an output sees                    Lapuschkin et al. 2019
 
 Each is one product with the layer's modified kernels side by side, and one transposed product; epsilon needs the
-latter only. They are plain functions of x, so that relevance has derivatives of its own.
+latter only. They are plain functions of x, so that relevance can be differentiated.
 """
 
 from collections.abc import Callable

@@ -57,7 +57,7 @@ class Attack:
 
     @property
     def name(self) -> str:
-        """ "aam-8": how its values are named."""
+        """ "aam-8": the prefix of its values."""
         return f"{self.kind}-{self.radius:g}"
 
 

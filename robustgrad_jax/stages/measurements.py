@@ -265,7 +265,7 @@ class UnderAttack(AttributionMeasurement):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCurves(AttributionMeasurement):
-    """Insertion and deletion curves: those of `names`, with so many levels."""
+    """Insertion and deletion curves: those of `names`, with `steps` levels."""
 
     names: tuple[str, ...]
     steps: int

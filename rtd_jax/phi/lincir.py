@@ -1,7 +1,7 @@
 """LinCIR: a φ network from captions alone (Gu et al., CVPR 2024, https://arxiv.org/abs/2312.01998).
 
 A caption's embedding goes through φ, and the pseudo token takes the place of the caption's keywords. The text encoder,
-which stays as it is, has to give back the embedding of the whole caption:
+which stays frozen, must reproduce the embedding of the whole caption:
 
     loss = mean (ψ(caption with its keywords replaced, [$] = φ(ψ(caption) + level · u · n)) − ψ(caption))²,
 

@@ -1,6 +1,6 @@
 """Pic2Word: a φ network from images alone (Saito et al., CVPR 2023, https://arxiv.org/abs/2302.03084).
 
-"a photo of [$]" with an image's pseudo token has to be nearer to the image than to the others of the batch, by CLIP's
+"a photo of [$]" with an image's pseudo token must be nearer to the image than to the others of the batch, by CLIP's
 own loss and temperature. Neither encoder changes, so images are embedded once.
 """
 

@@ -105,7 +105,7 @@ def invert(
     """A token for every image, by gradient descent.
 
     Args:
-      clip: stays as it is.
+      clip: the CLIP, which stays frozen.
       images: (n, d), embeddings.
       known: the concepts.
       steps: of AdamW.

@@ -85,7 +85,7 @@ class PhiTraining(TextTraining):
     """A training of φ.
 
     Attributes:
-      clip: stays as it is.
+      clip: the CLIP, which stays frozen.
       dropout: share of hidden units that training drops; below 0 the published one.
       unit_inputs: φ takes embeddings of one length: for a CLIP whose images and texts have different lengths.
     """

@@ -63,7 +63,7 @@ class Tuning(TextTraining):
     """RTD: the text encoder learns to put composed queries where the frozen one puts the target captions.
 
     Attributes:
-      phi: stays as it is.
+      phi: φ, which stays frozen.
       embeddings: of the triplets; they hold the CLIP too.
       objective: what is trained.
       compute: how the step computes.

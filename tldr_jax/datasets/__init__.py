@@ -56,7 +56,7 @@ def load(
       path: its folder; for celeba_tfds that of TFDS ("" is the usual place); ignored for scenes.
       splits: which of train, val and test.
       examples: size of a seeded subset by split; 0 or absent for all images, of which Scenes draws as many as one asks
-        for: by default 3,000 and 2,000, validation images have to be given.
+        for: by default 3,000 and 2,000, the number of validation images must be given.
       seed: of the subsets, and of Scenes.
       correlation: scenes: the share of training images whose background gives the class away.
 

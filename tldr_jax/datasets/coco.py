@@ -18,7 +18,7 @@ _NEEDED = (
 
 
 def check_files(path: str | Path, folder: str | Path) -> tuple[Path, Path]:
-    """Paths of the annotations' file and of the images' folder, which have to be there."""
+    """Paths of the annotations' file and of the images' folder, which must exist."""
     if not (str(path) and str(folder)):
         raise MissingInput(f"is empty; {_NEEDED}", field="gap.images" if str(path) else "gap.path")
     return paths.file(path, "gap.path", remedy=_NEEDED), paths.folder(folder, "gap.images", remedy=_NEEDED)

@@ -1,7 +1,7 @@
 """The words and templates of each step of text training: arithmetic on (seed, step), in group-balanced epochs.
 
 The pairs of a group, a class and a spurious value, are the grid of its target words × its spurious words. An epoch
-visits, in every group, as many different pairs as the smallest group has: the others are subsampled, anew in each
+visits, in every group, as many different pairs as the smallest group has: the others are subsampled, again in each
 epoch. No list of pairs is shuffled for that. The j-th pair of an epoch is the image of j under a pseudo-random
 permutation of the grid, a Feistel network over its two coordinates, so that a batch is computed from (seed, step)
 alone, in memory for the batch alone.

@@ -1,8 +1,8 @@
 """Filters of word lists: keep the words that the models understand as intended.
 
-(a) The CLIP filter: "a photo of a {word}." has to be nearer to the anchor of its own list than to the others'.
-(b) The classifier filter, for target words: the classifier whose last layer is repaired has to take the projected text
-    embedding for the word's class.
+(a) The CLIP filter: "a photo of a {word}." must be nearer to the anchor of its own list than to the others'.
+(b) The classifier filter, for target words: the classifier whose last layer is repaired must assign the projected text
+    embedding to the word's class.
 
 Both filters see all words. A word is dropped if either filter drops it, and the report has both reasons.
 """

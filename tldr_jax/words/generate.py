@@ -78,7 +78,7 @@ def generate(
       The set, and how it came about. A list may be shorter than `count`.
 
     Raises:
-      ValueError: a list without a description, or for which the model gave no word of its own.
+      ValueError: a list without a description, or for which the model gave no words.
       EndpointError, ReplyError, ImportError: as `Llm.ask`; answers so far are in the log, and the same call continues.
     """
     if count < 1 or batch < 1:
