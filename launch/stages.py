@@ -250,16 +250,16 @@ def _stages_in(value: Any) -> Iterator[Stage]:
 
 def walk(stage: Stage) -> list[Stage]:
     """The stage and all that it is made from, each key once, those before that are needed by others."""
-    by_key: dict[str, Stage] = {}
+    found: dict[str, Stage] = {}
 
     def visit(one: Stage) -> None:
-        if one.key not in by_key:
+        if one.key not in found:
             for child in children(one):
                 visit(child)
-            by_key[one.key] = one
+            found[one.key] = one
 
     visit(stage)
-    return list(by_key.values())
+    return list(found.values())
 
 
 # -- numbers of a program -------------------------------------------------------------------------------------------

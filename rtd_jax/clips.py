@@ -30,7 +30,7 @@ def locate(name: str) -> Path | None:
         return folder
     if hub.is_name(name):
         return None
-    raise ValueError(f"{name!r} is neither a folder nor a hub name (owner/repository); or use '{EMBEDDED}scenes'")
+    raise ValueError(f"{name!r} is neither a folder nor a hub name (owner/repository); or take '{EMBEDDED}scenes'")
 
 
 def load(name: str, put: Put = lambda path, leaf: leaf) -> clip_jax.Clip:

@@ -190,7 +190,7 @@ def _logging(options, path: str) -> Logging:
 
 
 def _clip_source(source: str) -> File | str:
-    """A folder, or the CLIP embedded in the package, as a file; a hub name unchanged."""
+    """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
     prefix = "embedded:"
     if source.startswith(prefix):
         return File(str(clip_jax.embedded(source.removeprefix(prefix))))

@@ -81,7 +81,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class Devices:
-    """How a training is spread over devices; the negatives are always those of the global batch.
+    """How a training is spread over devices: the negatives are those of the global batch in any case.
 
     Attributes:
       mode: "jit" or "pmap"; see `launch.training.sharding`.

@@ -222,7 +222,7 @@ def _exit(why: str) -> None:
 def watched(
     stuck_after: float = STUCK_AFTER, *, lost_after: float = _LOST_AFTER, interval: float = _INTERVAL
 ) -> Iterator[Advance]:
-    """End a run of several processes if one is lost or stuck; yields the function to call at each step.
+    """Within it, a run of several processes ends if one is lost or stuck; gives the function to call at each step.
 
     Args:
       stuck_after, lost_after: seconds, as for `verdict`.

@@ -33,7 +33,7 @@ def locked(workdir: str | Path) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SweepError(
-                f"another sweep, or a member left behind by a killed one, is running in {path} (`fuser {path}/.lock` "
+                f"another sweep is running in {path}, or members that a killed one has left (`fuser {path}/.lock` "
                 "lists their processes); wait for it or choose another --workdir"
             ) from error
         except OSError as error:  # some cluster file systems have no locks

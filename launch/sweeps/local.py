@@ -215,7 +215,7 @@ class OnSignal(Protocol):
 
 @contextlib.contextmanager
 def handled(ask: OnSignal) -> Iterator[None]:
-    """Call `ask` on signals that ask the sweep to stop."""
+    """Call `ask` at the signals that ask the sweep to stop."""
     numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in numbers}
     try:

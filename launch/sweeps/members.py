@@ -30,7 +30,7 @@ from launch.run import PLAN, plain
 STATES = ("waiting", "started", "failed", "done")
 DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
-CONFIG = "config"  # an override of this name gives the member another config file than the sweep's
+CONFIG = "config"  # an override of this name is the config file that the member is of, instead of the sweep's
 
 
 class SweepError(ValueError):
@@ -335,7 +335,7 @@ def status(member: Member) -> Status:
 
 
 def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
-    """The last non-empty lines of a member's log; of a progress bar, only its last state."""
+    """The last lines of a member's log that are not empty; of a progress bar the last state."""
     path = member.path / log
     if not path.exists():
         return []

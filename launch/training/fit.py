@@ -120,7 +120,7 @@ def train_together(
 
     Args:
       states: initial ones, host arrays (k, …); of one stage as in `train`.
-      training_of: gives the training of some members: those at the same step; after a kill, not always all.
+      training_of: the training of some members: those that are at one step, after a kill not always all.
       whole: the training of all, for what does not depend on the members.
 
     Returns:
@@ -133,16 +133,16 @@ def train_together(
         folders = [store.folder(stage) / CHECKPOINTS for stage in stages]
         checkpoints = [opened.enter_context(Checkpoints(folder, best=whole.best)) for folder in folders]
         for start, indices, state in whole.place.restore(states, checkpoints):
-            part = training_of(indices)
-            if start < part.steps:
+            own = training_of(indices)
+            if start < own.steps:
                 if start:
-                    logging.info("continuing from step %d of %d", start, part.steps)
+                    logging.info("continuing from step %d of %d", start, own.steps)
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
-                state, lost = fit(part, state, start, *arguments, stop=store.stop)
+                state, lost = fit(own, state, start, *arguments, stop=store.stop)
                 failures |= {indices[i]: error for i, error in lost.items()}
             else:
-                state = part.place.begin(state)  # finished; only the result is missing
-            last |= dict(zip(indices, part.place.each(state), strict=True))
+                state = own.place.begin(state)  # finished; only the result is missing
+            last |= dict(zip(indices, own.place.each(state), strict=True))
         return [failures.get(i) or _outcome(whole, last[i], checkpoints[i]) for i in range(len(stages))]
 
 

@@ -25,7 +25,7 @@ from rtd_jax.tuning import feed, training
 
 @dataclass(frozen=True)
 class TextLoop:
-    """Cadence of a training; that of evaluations affects the result, since the best evaluated state is kept."""
+    """Cadence of a training; that of evaluations counts, as the best of the evaluated states is kept."""
 
     log_every: int = free(50)
     eval_every: str = "100 steps"

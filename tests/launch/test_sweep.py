@@ -125,7 +125,7 @@ def test_sigterm_then_the_same_command(tmp_path):
 def test_two_sweeps_at_once(tmp_path):
     with folder.locked(tmp_path):
         code, _ = call("--grid=seed=0:2", f"--workdir={tmp_path}")
-    assert "another sweep, or a member" in code and not (tmp_path / "sweep.json").exists()
+    assert "another sweep is running" in code and not (tmp_path / "sweep.json").exists()
 
 
 def test_members_that_a_scheduler_still_has(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ class CheckStop(Protocol):
     def __call__(self) -> None: ...
 
 
-class LabeledRows(NamedTuple):
+class LabelledRows(NamedTuple):
     """Rows (n, f) of the images of a split, with their classes and spurious values (n,)."""
 
     rows: np.ndarray

@@ -26,7 +26,7 @@ from tldr_jax.classifier.backbones import Backbone
 
 @dataclass(frozen=True)
 class Logging:
-    """How often a training logs, evaluates and saves; it does not affect the result.
+    """How often a training logs, evaluates and saves; it decides nothing of the result.
 
     Attributes:
       log_every: steps.

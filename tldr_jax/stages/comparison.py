@@ -11,7 +11,7 @@ from absl import logging
 from launch.stages import Stage, free, require, walk
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
-from tldr_jax.classifier.features import LabeledRows
+from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
 from tldr_jax.stages.text import Gap, Heads, KeptWords, LinearProjector, NetworkProjector
@@ -180,7 +180,7 @@ class Diagnostics(Stage):
 
 @dataclass(frozen=True)
 class Comparison(Stage):
-    """The root of a run: how well every head does on the test images.
+    """The root of a run: what every head is worth on the test images.
 
     The result is flat: "METHOD/metric" with `metrics.summary`'s metrics. The heads of a method give "METHOD/…", chosen
     by validation WGA, and "METHOD_class_balanced/…". All are NaN where the filters left the method no words.
@@ -224,7 +224,7 @@ class Comparison(Stage):
         return {name: math.nan if number is None else number for name, number in tree.items()}
 
     def _worth(self, store: Store, head: Head | None) -> Mapping[str, float]:
-        test: LabeledRows = store.get(self.test)
+        test: LabelledRows = store.get(self.test)
         if head is None:
             return dict.fromkeys(self._summary(store, test.classes), math.nan)
         return self._summary(store, heads.predictions(head, test.rows))

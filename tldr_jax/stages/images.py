@@ -241,7 +241,7 @@ class ClipImages(Stage):
 
 @dataclass(frozen=True)
 class Features(Stage):
-    """The classifier's features of a split's images with their labels: `features.LabeledRows`, mapped from disk.
+    """The classifier's features of a split's images with their labels: `features.LabelledRows`, mapped from disk.
 
     Attributes:
       erm: the classifier.
@@ -261,7 +261,7 @@ class Features(Stage):
             self.erm.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size
         )
 
-    def make(self, store: Store) -> features.LabeledRows:
+    def make(self, store: Store) -> features.LabelledRows:
         part = store.get(self.images)
         with contextlib.ExitStack() as held:
             stages: list[Any] = [self]
@@ -272,13 +272,13 @@ class Features(Stage):
             rows, *others = _tables(stages, store, self.batch_size)
             if others:
                 store.put(stages[1], others[0])
-        return features.LabeledRows(rows, part.classes, part.spurious)
+        return features.LabelledRows(rows, part.classes, part.spurious)
 
-    def encode(self, value: features.LabeledRows) -> Any:
+    def encode(self, value: features.LabelledRows) -> Any:
         return value._asdict()
 
-    def decode(self, tree: Any) -> features.LabeledRows:
-        return features.LabeledRows(**tree)
+    def decode(self, tree: Any) -> features.LabelledRows:
+        return features.LabelledRows(**tree)
 
 
 def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:

@@ -151,11 +151,11 @@ def test_folders_with_other_runs_are_refused(tmp_path):
 
 def test_a_folder_is_for_one_sweep_and_its_orphans(tmp_path):
     with folder.locked(tmp_path / "sweep") as lock:
-        with pytest.raises(SweepError, match="another sweep, or a member"), folder.locked(tmp_path / "sweep"):
+        with pytest.raises(SweepError, match="another sweep is running"), folder.locked(tmp_path / "sweep"):
             pass
         orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
     try:
-        with pytest.raises(SweepError, match="left behind by a killed one"), folder.locked(tmp_path / "sweep"):
+        with pytest.raises(SweepError, match="a killed one has left"), folder.locked(tmp_path / "sweep"):
             pass
     finally:
         orphan.kill()
