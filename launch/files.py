@@ -14,16 +14,20 @@ import shutil
 import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from absl import logging
 
 from launch.reading import InputError, MissingInput, jsons
 
 _ARRAY, _TUPLE, _KEYS = "__array__", "__tuple__", "__keys__"
 _MAPPED = 1 << 20  # bytes: larger arrays are memory-mapped when they are read, smaller ones copied
+_CHECKS = "crc32.json"  # of every other file of a tree
+_READ = 1 << 24  # bytes at a time
 _PARTIAL = ".partial"
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-(\d+)-[a-z0-9_]+\.partial", re.DOTALL)
 _ABANDONED = 24 * 3600  # seconds without a change, of what another machine wrote
@@ -96,7 +100,7 @@ def sweep_leftovers(folder: str | Path) -> list[Path]:
 
 
 def save_tree(folder: str | Path, tree: Any) -> None:
-    """Write a tree as `tree.json` and one .npy a leaf array into `folder`, which appears whole or not at all.
+    """Write a tree as `tree.json`, one .npy per array and their checksums into `folder`, whole or not at all.
 
     Args:
       folder: replaced if it exists.
@@ -109,6 +113,8 @@ def save_tree(folder: str | Path, tree: Any) -> None:
         for number, array in enumerate(arrays):
             _save_array(temporary / f"{number}.npy", array)
         write_atomically(temporary / "tree.json", text + "\n")
+        checks = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+        write_atomically(temporary / _CHECKS, json.dumps(checks, indent=1) + "\n")
 
 
 def load_json(path: str | Path, *, top: type = dict, remedy: str = "remove it to go on") -> Any:
@@ -131,14 +137,21 @@ def load_json(path: str | Path, *, top: type = dict, remedy: str = "remove it to
         raise InputError(f"is damaged ({error.reason})", file=path, place=error.place, remedy=remedy) from error
 
 
-def load_tree(folder: str | Path) -> Any:
+def load_tree(folder: str | Path, *, verify: bool = True) -> Any:
     """What `save_tree` wrote; large arrays are memory-mapped, all are read-only.
 
+    Args:
+      folder: where it is.
+      verify: compare every file with its checksum, which reads all of them.
+
     Raises:
-      InputError: tree.json is damaged.
-      OSError, ValueError: an array is missing or damaged.
+      InputError: a file is missing or damaged.
+      OSError: a file cannot be read.
+      ValueError: an array is damaged, of a tree that was saved without checksums.
     """
     folder = Path(folder)
+    if verify:
+        _verify(folder)
 
     def rebuild(node: Any) -> Any:
         if isinstance(node, list):
@@ -156,9 +169,36 @@ def load_tree(folder: str | Path) -> Any:
     try:  # not `jsons.read`: names of files that are not UTF-8 are halves of surrogate pairs, and are kept
         return rebuild(json.loads(file.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            f"is damaged ({error})", file=file, remedy=f"remove {folder.parent}: it is made again"
-        ) from error
+        raise _damaged(file, str(error)) from error
+
+
+def _verify(folder: Path) -> None:
+    if not (folder / _CHECKS).exists():
+        if (folder / "tree.json").exists():
+            logging.info("%s has no checksums: saved by an earlier version, it cannot be verified", folder)
+        return
+    try:
+        checks = jsons.read(folder / _CHECKS, top=dict)
+    except InputError as error:
+        raise _damaged(folder / _CHECKS, error.reason) from error
+    for name, expected in checks.items():
+        file = folder / Path(name).name
+        if not file.exists():
+            raise _damaged(file, "it is missing")
+        if _checksum(file) != expected:
+            raise _damaged(file, "its content is not what was written")
+
+
+def _checksum(file: Path) -> str:
+    check = 0
+    with open(file, "rb") as opened:
+        while part := opened.read(_READ):
+            check = zlib.crc32(part, check)
+    return f"{check:08x}"
+
+
+def _damaged(file: Path, reason: str) -> InputError:
+    return InputError(f"is damaged ({reason})", file=file, remedy=f"remove {file.parent.parent}: it is made again")
 
 
 def _outline(node: Any, arrays: list[Any]) -> Any:

@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from launch import versions
-from launch.files import load_json, sweep_leftovers, write_atomically
+from launch.files import load_json, load_tree, sweep_leftovers, write_atomically
 from launch.processes.stop import Stop, process_0_says
 from launch.reading import InputError
 from launch.stages import Stage, walk
@@ -175,10 +175,25 @@ class Run:
             return None
         return load_json(path) if content is None else content
 
+    def is_kept(self, result: Mapping[str, Any], root: Stage, store: Store) -> bool:
+        """Whether a result is the one that the store keeps, verified: of result.json a digit may have turned."""
+        same = True
+        if self.writes and root.KEPT and (folder := store.folder(root) / "value").exists():
+            try:
+                same = _finite(root.decode(load_tree(folder))) == result
+            except (FileNotFoundError, EOFError, ValueError):
+                same = False  # `Store.get` says what is damaged
+            if not same:
+                logging.warning("%s is not the result that is kept in %s: written again", self.path / RESULT, folder)
+        return process_0_says(same)
+
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""
-        result = {k: float(v) for k, v in result.items()}
         if self.writes:
-            finite = {k: v if math.isfinite(v) else None for k, v in result.items()}
-            write_atomically(self.path / RESULT, json.dumps(finite, indent=2) + "\n")
-        return result
+            write_atomically(self.path / RESULT, json.dumps(_finite(result), indent=2) + "\n")
+        return {k: float(v) for k, v in result.items()}
+
+
+def _finite(result: Mapping[str, float]) -> dict[str, float | None]:
+    """A result as JSON has it: null for what is not a finite number."""
+    return {k: float(v) if math.isfinite(v) else None for k, v in result.items()}

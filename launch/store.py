@@ -6,12 +6,13 @@
     STORE/.locks/                                  one file a key that is being made
 
 A run has one store; the members of a sweep share one. A process that is killed leaves a stage without its stage.json:
-the next one makes it again, and goes on from the checkpoints of a training. A stage of another class version has
-another key, so its earlier result stays.
+the next one makes it again, and goes on from the checkpoints of a training. So does one that finds a result damaged. A
+stage of another class version has another key, so its earlier result stays.
 """
 
 import contextlib
 import fcntl
+import itertools
 import json
 import shutil
 import time
@@ -30,6 +31,7 @@ from launch.stages import Stage, describe
 
 MARKER = "stage.json"
 _POLL = 0.2  # seconds between two looks at a lock
+_ABSENT: Any = object()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Store:
 
         Raises:
           Preempted: the run was asked to stop.
+          LookupError, InputError: a reader's stage is not there, or damaged.
           Exception: whatever the stage's `make` raises.
         """
         key = stage.key
@@ -87,21 +90,24 @@ class Store:
         if not stage.KEPT:
             value = stage.make(self)
         else:
-            seconds = None
-            if not self.has(stage):
+            tree, seconds = self._load(stage), None
+            if tree is _ABSENT:
                 if self._alone:
                     raise LookupError(f"{key} is not in {self.path}; only `Store.get` of all processes makes it")
                 self.stop.check()
                 with self._locked(key):
-                    if not self.has(stage):
+                    tree = self._load(stage, replace=True)
+                    if tree is _ABSENT:
                         seconds = self._make(stage)
             self._note(Use(key, seconds))
-            value = stage.decode(files.load_tree(self.folder(stage) / "value"))
+            if tree is _ABSENT:
+                tree = files.load_tree(self.folder(stage) / "value", verify=False)
+            value = stage.decode(tree)
         self._memory[key] = value
         return value
 
     def has(self, stage: Stage) -> bool:
-        """Whether the result is on the disk, whole."""
+        """Whether the result is on the disk, whole; only `get` sees whether it has been damaged since."""
         there = (self.folder(stage) / MARKER).exists()
         return there if self._alone else process_0_says(there)
 
@@ -149,6 +155,30 @@ class Store:
             for key in sorted(stage.key for stage in stages):  # one order everywhere: no two wait for each other
                 held.enter_context(self._locked(key))
             yield
+
+    def _load(self, stage: Stage, replace: bool = False) -> Any:
+        """The kept tree, or `_ABSENT`; process 0 verifies it. With `replace`, a damaged one is moved out of the way."""
+        if not self.has(stage):
+            return _ABSENT
+        value, problem, tree = self.folder(stage) / "value", None, _ABSENT
+        if self.writes or self._alone:
+            try:
+                tree = files.load_tree(value)
+            except (FileNotFoundError, EOFError, ValueError) as error:
+                if self._alone:
+                    raise
+                problem = error
+        if self._alone or not process_0_says(problem is not None):
+            return files.load_tree(value, verify=False) if tree is _ABSENT else tree
+        if replace and self.writes:
+            aside = next(path for n in itertools.count(1) if not (path := Path(f"{value}.damaged-{n}")).exists())
+            (self.folder(stage) / MARKER).unlink()
+            if value.exists():
+                value.rename(aside)
+            logging.warning(
+                "%s is damaged and made again; what was there is now %s (%s)", stage.key, aside.name, problem
+            )
+        return _ABSENT
 
     def _make(self, stage: Stage) -> float:
         logging.info("%s: making", stage.key)

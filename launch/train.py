@@ -110,10 +110,11 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
                 if run.writes:
                     run.put_aside()
                 result = None
-            if result is not None:
+            kept = Store(run.store_path(store), run.stop)
+            if result is not None and run.is_kept(result, root, kept):
                 logging.info("%s is finished", workdir)
                 return result
-            return make(experiment, root, run, Store(run.store_path(store), run.stop))
+            return make(experiment, root, run, kept)
     finally:
         run.close()
 

@@ -1,6 +1,7 @@
 """The command line: runs, resumes to the same numbers after SIGTERM and SIGKILL, and refuses what it should."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -189,6 +190,17 @@ def test_another_config_on_the_same_directory(whole, tmp_path):
     output = finish(train(TOY, workdir, "--config.steps=60"))
     assert training_of(workdir) == first and json.loads((workdir / "result.json").read_text()) == before
     assert "reused" in output and "made in" not in output and first.name in output
+
+
+def test_a_result_with_a_turned_digit_is_written_again(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    before = (workdir / "result.json").read_text()
+    digit = re.search(r"\d\b", before)
+    (workdir / "result.json").write_text(f"{before[: digit.start()]}{9 - int(digit[0])}{before[digit.end() :]}")
+    output = finish(train(TOY, workdir, "--config.steps=60"))
+    assert f"{workdir / 'result.json'} is not the result that is kept in" in output and "made in" not in output
+    assert (workdir / "result.json").read_text() == before
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -17,8 +17,7 @@ import optax
 import pytest
 from jax.experimental import multihost_utils
 
-from launch.training import checkpoint
-from launch.training.checkpoint import Checkpoints, abstract
+from launch.training.checkpoint import Checkpoints, abstract, manager
 
 
 @flax.struct.dataclass
@@ -52,7 +51,7 @@ def warnings(monkeypatch):
     said = []
     # The module's own name for the log, not absl's function: Orbax says things there too.
     log = types.SimpleNamespace(warning=lambda message, *args: said.append(message % args))
-    monkeypatch.setattr(checkpoint, "logging", log)
+    monkeypatch.setattr(manager, "logging", log)
     return said
 
 
@@ -390,13 +389,13 @@ TWO_PROCESSES = textwrap.dedent("""
     index, address, directory = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
     jax.distributed.initialize(address, 2, index)
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    values = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    values = np.random.default_rng(0).integers(1 << 32, size=(8, 500), dtype=np.uint32)  # nothing to compress
 
     def state(step):
-        place = lambda spec: jax.make_array_from_callback(
-            values.shape, NamedSharding(mesh, spec), lambda part: values[part] + step
+        place = lambda spec, values: jax.make_array_from_callback(
+            values.shape, NamedSharding(mesh, spec), lambda part: values[part]
         )
-        return {"split": place(P("data")), "whole": place(P())}
+        return {"split": place(P("data"), values + np.uint32(step)), "whole": place(P(), ~values + np.uint32(step))}
 
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(1, state(1))
@@ -414,6 +413,16 @@ TWO_PROCESSES = textwrap.dedent("""
         checkpoints.save(2, restored)
         checkpoints.wait()
         assert checkpoints.restore_latest(abstract(state(0)))[1] == 2
+
+        # One bit of the part that one of the processes reads: files are sound, their content is not.
+        if index == 0:
+            content = (values + np.uint32(1))[5, :20].tobytes()
+            (file,) = (path for path in directory.glob("2/state/**/d/*") if content in path.read_bytes())
+            turned = bytearray(file.read_bytes())
+            turned[turned.index(content)] ^= 1
+            file.write_bytes(turned)
+        multihost_utils.sync_global_devices("turned")
+        assert checkpoints.restore_latest(abstract(state(0)))[1] == 1
 """)
 
 
@@ -433,4 +442,5 @@ def test_two_processes_agree_on_the_checkpoint_before_a_damaged_one(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     assert "moved to 2.damaged-1" in errors[0] and "damaged-1" not in errors[1]  # one of them renames
-    assert {p.name for p in tmp_path.iterdir()} == {"1", "2", "2.damaged-1"}
+    assert "not what was saved: split" in errors[0] and "not what was saved: split" in errors[1]
+    assert {p.name for p in tmp_path.iterdir()} == {"1", "2.damaged-1", "2.damaged-2"}

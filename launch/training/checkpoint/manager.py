@@ -1,15 +1,15 @@
-"""Checkpoints of a training state: a thin layer over Orbax's CheckpointManager.
+"""The checkpoints of one training: a thin layer over Orbax's CheckpointManager.
 
 It adds to Orbax: a state is stored as a flat table from path to array beside its shapes, so that a checkpoint of
-another model is refused with a list of the differences; a checkpoint that cannot be read completely is moved aside and
-the previous one is used; both the best and the latest checkpoints are kept.
+another model is refused with a list of the differences; a digest of every array is stored and compared with what was
+restored; a checkpoint that is damaged is moved aside and the previous one is used; both the best and the latest
+checkpoints are kept.
 
-On disk: ``<directory>/<step>/state`` (arrays) and ``<directory>/<step>/info`` (JSON: the metrics, dtype and shape of
-every leaf, the algorithm of PRNG keys).
+On disk: ``<directory>/<step>/state`` (arrays) and ``<directory>/<step>/info`` (JSON: the metrics, dtype, shape and
+digest of every leaf, the algorithm of PRNG keys).
 """
 
 import dataclasses
-import json
 import logging as std_logging
 import math
 import os
@@ -17,34 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from launch.reading import jsons
+from launch.training.checkpoint import digests
+from launch.training.checkpoint import leaves as flat
 
-_SHOWN = 5  # paths of each kind in an error message
-
-
-def abstract(state: Any) -> Any:
-    """The shapes, dtypes and shardings of a state, as `Checkpoints.restore_latest` needs them.
-
-    Leaves that are not JAX arrays (NumPy arrays, Python numbers) get no sharding and are restored as NumPy arrays.
-    """
-
-    def leaf(x):
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return x
-        if isinstance(x, jax.Array):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        x = np.asarray(x)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    return jax.tree.map(leaf, state)
+_SHOWN = 5  # arrays in a message
 
 
 class _Manager(ocp.CheckpointManager):
@@ -85,11 +67,7 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         self._manager = _Manager(
             self._directory,
-            item_handlers={
-                # _damage reads this layout.
-                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
-                "info": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={"state": _arrays_handler(), "info": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(keep_latest), _Preserve(self.best_step)]
@@ -98,7 +76,13 @@ class Checkpoints:
                 lightweight_initialize=True,  # otherwise a damaged checkpoint could fail here
             ),
         )
-        self._metrics = {step: _metrics(self._directory / str(step)) for step in self._manager.all_steps()}
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._unreadable: dict[int, str] = {}  # steps whose metrics cannot be read, and why
+        for step in self._manager.all_steps():
+            try:
+                self._metrics[step] = flat.read_record(self._directory / str(step))["metrics"]
+            except (OSError, ValueError) as error:
+                self._unreadable[step] = _line(error)
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Start to save a state and return once it is copied to the host: its buffers may then be donated.
@@ -116,13 +100,12 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        leaves = _flatten(state)
-        info = {
-            "metrics": metrics,
-            "leaves": {path: _signature(x) for path, x in leaves.items()},
-            "keys": {path: str(jax.random.key_impl(x)) for path, x in leaves.items() if _is_key(x)},
-        }
-        arrays = {path: _data(x) for path, x in leaves.items() if x.size}  # Orbax refuses empty arrays
+        leaves = flat.flatten(state)
+        arrays = {path: flat.data(x) for path, x in leaves.items() if x.size}  # Orbax refuses empty arrays
+        found = digests.copies(arrays)
+        if differing := [path for path, own in found.items() if len(own) > 1]:
+            logging.warning("step %d is saved, but the devices hold different copies of %s", step, _some(differing))
+        info = flat.record(leaves, metrics, {path: min(own) for path, own in found.items()})
         self._manager.wait_until_finished()  # now, so that its error is not taken for one of this step
         self._metrics[step] = metrics
         # Forced: Orbax would silently skip a step that is not later than the latest one.
@@ -131,8 +114,7 @@ class Checkpoints:
             args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
             force=True,
         )
-        kept = set(self._manager.all_steps())
-        self._metrics = {step: values for step, values in self._metrics.items() if step in kept}
+        self._forget_removed()
 
     def wait(self) -> None:
         """Return when the last save is on disk; raise its error, if any."""
@@ -150,8 +132,8 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
         """The latest state that can be read completely, and its step; None if nothing was ever saved.
 
-        A checkpoint that cannot be read is renamed to ``<step>.damaged-<n>`` with a warning, and the previous one is
-        used. The arrays own their buffers: they may be donated.
+        A checkpoint that cannot be read, or is not what was saved, is renamed to ``<step>.damaged-<n>`` with a warning,
+        and the previous one is used. The arrays own their buffers: they may be donated.
 
         Args:
           abstract_state: the state's pytree of `jax.ShapeDtypeStruct` with shardings (`abstract`), on any devices, not
@@ -179,7 +161,7 @@ class Checkpoints:
             raise ValueError("no best checkpoint: Checkpoints was made without best=(metric, 'max' or 'min')")
         self.wait()
         steps = sorted(filter(self._scored, self._manager.all_steps()), key=self._rank, reverse=True)
-        restored = self._restore(steps, abstract_state, part)
+        restored = self._restore(steps, abstract_state, part, self._unreadable)  # one of those may have been the best
         if restored is None:
             raise ValueError(f"no checkpoint in {self._directory} was saved with the metric {self._best[0]!r}")
         state, step = restored
@@ -202,49 +184,69 @@ class Checkpoints:
         name, mode = self._best or ("", "max")  # only steps with a score are ranked
         return self._metrics[step][name] * (1 if mode == "max" else -1), step
 
-    def _restore(self, steps: Sequence[int], abstract_state: Any, part: bool = False) -> tuple[Any, int] | None:
-        if not steps:
+    def _restore(
+        self, steps: Sequence[int], abstract_state: Any, part: bool = False, damaged: Mapping[int, str] | None = None
+    ) -> tuple[Any, int] | None:
+        damaged = dict(damaged or {})
+        if not steps and not damaged:
             return None
-        step, damaged = self._first_sound(steps)
-        path = self._directory / str(step)
-        leaves = _flatten(abstract_state)
-        info = _read_info(path)
-        entries = {name.split("/")[0] for name in (leaves if part else info["leaves"])}
-        stored = {name: x for name, x in info["leaves"].items() if name.split("/")[0] in entries}
-        _check_same(stored, {name: _signature(x) for name, x in leaves.items()}, path)
-        # Orbax needs the arrays only, each with the devices on which it will be.
-        args = {name: _restore_args(x) for name, x in leaves.items() if x.size}
-        restore = ocp.args.PyTreeRestore(item=args, restore_args=args, partial_restore=part)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-        arrays = [_owned(restored.get(name), x, info["keys"].get(name)) for name, x in leaves.items()]
-        self._move_aside(damaged)
-        if damaged:
-            logging.warning("using the checkpoint of step %d instead", step)
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays), step
+        leaves = flat.flatten(abstract_state)
+        for step in steps:
+            arrays, problem = self._read(self._directory / str(step), leaves, part)
+            if problem is None:
+                self._move_aside(damaged)
+                if damaged:
+                    logging.warning("using the checkpoint of step %d instead", step)
+                return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays), step
+            damaged[step] = problem
+        listed = "\n".join(f"  {self._directory / str(step)}: {problem}" for step, problem in damaged.items())
+        raise RuntimeError(
+            f"no checkpoint can be read; all of these are damaged:\n{listed}\n"
+            "Repair them, or move them away to start from the beginning."
+        )
 
-    def _first_sound(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
-        """The first of `steps` that can be read, and the problems of those before it (on process 0)."""
-        damaged, sound = {}, -1
-        if jax.process_index() == 0:  # one process decides: all must restore the same step
-            for step in steps:
-                problem = _damage(self._directory / str(step))
-                if problem is None:
-                    sound = step
-                    break
-                damaged[step] = problem
-        sound = int(multihost_utils.broadcast_one_to_all(np.int32(sound)))
-        if sound < 0:
-            listed = "\n".join(f"  {self._directory / str(step)}: {damaged.get(step, '')}" for step in steps)
-            raise RuntimeError(
-                f"no checkpoint can be read; all of these are damaged:\n{listed}\n"
-                "Repair them, or move them away to start from the beginning."
-            )
-        return sound, damaged
+    def _read(self, path: epath.Path, leaves: Mapping[str, Any], part: bool) -> tuple[list[Any], str | None]:
+        """The arrays of the checkpoint in `path`, or its problem; whether there is one, all processes agree on."""
+        problem, record = None, {}
+        try:
+            record = flat.read_record(path)
+        except (OSError, ValueError) as error:
+            problem = _line(error)
+        if problem := _agreed(problem):
+            return [], problem
+        entries = {name.split("/")[0] for name in (leaves if part else record["leaves"])}
+        stored = {name: x for name, x in record["leaves"].items() if name.split("/")[0] in entries}
+        flat.check_same(stored, {name: flat.signature(x) for name, x in leaves.items()}, path)
+        # Orbax needs the arrays only, each with the devices on which it will be.
+        args = {name: flat.restore_args(x) for name, x in leaves.items() if x.size}
+        restored: dict[str, Any] = {}
+        try:
+            # Not through the manager, whose barriers would hold the others up where one process fails.
+            restore = ocp.args.PyTreeRestore(item=args, restore_args=args, partial_restore=part)
+            restored = _arrays_handler().restore(path / "state", args=restore)
+        except (MemoryError, jax.errors.JaxRuntimeError):  # too little memory, for example: no damage
+            raise
+        except Exception as error:  # Orbax raises whatever damaged files make of its parsers
+            problem = _line(error)
+        if problem := _agreed(problem):
+            return [], problem
+        # Each is let go of once it is copied.
+        arrays = [flat.owned(restored.pop(name, None), x, record["keys"].get(name)) for name, x in leaves.items()]
+        if "digests" not in record:
+            logging.info("checkpoint %s has no digests: saved by an earlier version, it cannot be verified", path)
+            return arrays, None
+        named = {name: flat.data(x) for name, x in zip(leaves, arrays, strict=True) if x.size}
+        wrong = [name for name, own in digests.copies(named).items() if own != {record["digests"].get(name)}]
+        problem = _agreed(f"not what was saved: {_some(wrong)}" if wrong else None)
+        return ([], problem) if problem else (arrays, None)
 
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
         """Rename damaged checkpoints on process 0, so that training can save their steps again."""
         for step, problem in damaged.items():
             path, n = self._directory / str(step), 1
+            if jax.process_index() != 0:
+                logging.warning("checkpoint %s is damaged (%s)", path, problem)
+                continue
             while (aside := self._directory / f"{step}.damaged-{n}").exists():
                 n += 1
             path.rename(aside)
@@ -252,8 +254,12 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints moved aside")
         self._manager.reload()
+        self._forget_removed()
+
+    def _forget_removed(self) -> None:
         kept = set(self._manager.all_steps())
         self._metrics = {step: values for step, values in self._metrics.items() if step in kept}
+        self._unreadable = {step: why for step, why in self._unreadable.items() if step in kept}
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() != 0:
@@ -273,6 +279,26 @@ class _Preserve:
         del context
         step = self.step()
         return [checkpoint.step == step for checkpoint in checkpoints]
+
+
+def _arrays_handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+
+
+def _agreed(problem: str | None) -> str | None:
+    """A problem that any process has, on every process: all must restore the same step."""
+    if jax.process_count() == 1:
+        return problem
+    anywhere = np.any(multihost_utils.process_allgather(np.asarray(problem is not None)))
+    return problem or ("another process cannot read it; its log says why" if anywhere else None)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _make_directory(directory) -> epath.Path:
@@ -296,104 +322,3 @@ def _quiet_orbax() -> None:
 
 def _not_orbax_chatter(record: std_logging.LogRecord) -> bool:
     return record.levelno >= std_logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path ("params/dense/kernel"), Python numbers as NumPy arrays."""
-    flat = {}
-    for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        if path in flat:
-            raise ValueError(f"two leaves of the state have the path {path!r}")
-        if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
-            x = np.asarray(x)
-            if x.dtype.kind in "OSU":
-                raise ValueError(f"leaf {path!r} of the state is not an array or a number: {x!r}")
-        flat[path] = x
-    return flat
-
-
-def _is_key(x) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _data(x):
-    return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _signature(x) -> str:
-    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
-
-
-def _read_info(path: epath.Path) -> dict[str, Any]:
-    file = path / "info" / "metadata"
-    return jsons.parse(file.read_text(), file=os.fspath(file), top=dict, nonfinite=True)
-
-
-def _metrics(path: epath.Path) -> dict[str, float]:
-    try:
-        return _read_info(path)["metrics"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # damaged: `restore_latest` will say so
-
-
-def _damage(path: epath.Path) -> str | None:
-    """The problem of a damaged checkpoint, or None: reads all of it, on this host alone.
-
-    Separate from restoring, so that a failure there (too little device memory, for example) is not taken for damage,
-    and so that one process can check without the others.
-    """
-    state = path / "state"
-    try:
-        leaves = _read_info(path)["leaves"]
-        for file in (state / "_METADATA", *state.glob("array_metadatas/*")):
-            json.loads(file.read_text())
-        base = os.fspath(state)
-        kvstore = {"driver": "ocdbt", "base": base if "://" in base else f"file://{base}"}
-        names = [name for name, signature in leaves.items() if "0" not in _dims(signature)]
-        opened = [ts.open({"driver": "zarr", "kvstore": {**kvstore, "path": name}}) for name in names]
-        for array in opened:
-            array.result().read().result()
-    except (OSError, ValueError, KeyError, TypeError) as e:  # TensorStore's errors are ValueErrors
-        return f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
-    return None
-
-
-def _dims(signature: str) -> list[str]:
-    return signature[signature.index("[") + 1 : -1].split(",")
-
-
-def _check_same(stored: Mapping[str, str], state: Mapping[str, str], path: epath.Path) -> None:
-    lines = []
-    for title, names in (
-        ("missing in the checkpoint", [n for n in state if n not in stored]),
-        ("only in the checkpoint", [n for n in stored if n not in state]),
-        ("different", [n for n in state if n in stored and state[n] != stored[n]]),
-    ):
-        if names:
-            shown = [f"{n}: {stored[n]} stored, {state[n]} wanted" if title == "different" else n for n in names]
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines.append(f"  {title}: {'; '.join(shown[:_SHOWN])}{more}")
-    if lines:
-        raise ValueError(
-            f"the checkpoint {path} is of another state (another model or optimiser?):\n" + "\n".join(lines)
-        )
-
-
-def _restore_args(x: jax.ShapeDtypeStruct):
-    if x.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    data = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
-    return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=data.shape, dtype=data.dtype)
-
-
-def _owned(data: Any, x: jax.ShapeDtypeStruct, key_impl: str | None):
-    """A restored array with the sharding of the leaf `x`, in its own memory."""
-    if data is None:  # of size 0, not stored
-        data = np.zeros(x.shape, x.dtype)
-        return data if x.sharding is None else jax.device_put(data, x.sharding)
-    if x.sharding is None:
-        return data
-    if next(iter(x.sharding.device_set)).platform == "cpu":
-        data = jnp.copy(data)  # on a CPU an array may share the reader's memory, which must not be donated
-    return jax.random.wrap_key_data(data, impl=key_impl) if key_impl else data
