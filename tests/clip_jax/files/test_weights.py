@@ -264,8 +264,8 @@ def test_index_and_shards_disagree(params, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "is not valid JSON"),
-        ("[]", "does not hold a JSON object"),
+        ("{", "invalid JSON"),
+        ("[]", "an object is needed, got []"),
         ("{}", "has no weight_map"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": 1}}', "has no weight_map"),
