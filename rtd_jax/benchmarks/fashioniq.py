@@ -8,6 +8,7 @@ Recall at 10 and 50 in each category and their mean. The two captions are joined
 query features averaged.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _file(folder: Path, name: Any, listed: Path, i: int) -> Path:
         raise InputError("must be the name of an image", file=listed, place=jsons.entry(i), value=name)
     endings = ("png", "jpg", "jpeg")
     files = [paths.inside(folder, f"{name}.{end}", listed=listed, place=jsons.entry(i)) for end in endings]
-    return next(filter(Path.is_file, files), files[0])
+    return next(filter(os.path.isfile, files), files[0])
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray) -> dict[str, float]:
