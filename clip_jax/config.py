@@ -8,10 +8,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from launch.reading import shown
+
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_MOST, _MOST_LAYERS = 1 << 24, 1 << 12  # of a damaged file: larger sizes would only take long to be found wrong
+_MOST, _MOST_LAYERS = 1 << 24, 1 << 10  # of a damaged file: larger sizes would only take long to be found wrong
 
 
 def _check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
@@ -27,10 +29,10 @@ def _check_positive(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if not _is_whole(value) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
         most = _MOST_LAYERS if name == "layers" else _MOST
         if value > most:
-            raise ValueError(f"{name} must be at most {most:,}, got {value:.3g}")
+            raise ValueError(f"{name} must be at most {most:,}, got {shown(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Tower:
         _check_known("activation", self.activation, ACTIVATIONS)
         _check_positive(self, "width", "layers", "heads", "mlp_width")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < math.inf:
-            raise ValueError(f"norm_eps must be a positive number, got {self.norm_eps!r}")
+            raise ValueError(f"norm_eps must be a positive number, got {shown(self.norm_eps)}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
 
@@ -118,9 +120,11 @@ class TextTower(Tower):
             raise ValueError(f"end_rule 'largest_id' uses no id: eos_token_id must be None, got {self.eos_token_id}")
         if self.end_rule == "eos_token_id":
             if not _is_whole(self.eos_token_id):
-                raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {self.eos_token_id!r}")
+                raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {shown(self.eos_token_id)}")
             if not 0 <= (self.eos_token_id or 0) < self.vocab_size:
-                raise ValueError(f"eos_token_id={self.eos_token_id} is outside the vocabulary of {self.vocab_size}")
+                raise ValueError(
+                    f"eos_token_id={shown(self.eos_token_id)} is outside the vocabulary of {self.vocab_size}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ drops alpha.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +50,14 @@ class Preprocessing:
     rescale: float = 1 / 255
 
     def __post_init__(self):
-        sizes = (self.size,) if isinstance(self.size, int) else self.size
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (*sizes, self.crop))
-        if not whole or not 0 < self.crop <= min(sizes):
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in (*sizes, self.crop)):
+            raise ValueError(f"size={shown(self.size)} and crop={shown(self.crop)} must be integers")
+        if not 0 < self.crop <= min(sizes):
             raise ValueError(
-                f"crop={shown(self.crop)} must be positive and at most the resized short side, {shown(min(sizes))}, "
-                "both integers"
+                f"crop={shown(self.crop)} must be positive and at most the resized short side, {shown(min(sizes))}"
             )
-        if isinstance(self.resample, bool) or self.resample not in _FILTERS.values():
+        if isinstance(self.resample, bool) or self.resample not in list(_FILTERS.values()):
             names = ", ".join(f"{number} ({name})" for name, number in _FILTERS.items())
             raise ValueError(f"unknown resample={shown(self.resample)}; valid numbers: {names}")
         for name in ("mean", "std"):
@@ -70,7 +71,7 @@ class Preprocessing:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def preprocess(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
@@ -216,7 +217,7 @@ def load(folder: str | Path, config: ClipConfig) -> Preprocessing:
         ("open_clip_config.json", "preprocess_cfg", lambda values: from_openclip(values, size)),
     ):
         path = Path(folder) / name
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
         values = jsons.read(path, top=dict)
         if part is not None:

@@ -110,9 +110,7 @@ def load(folder: str | Path, config: ClipConfig) -> Tokenizer | None:
     """
     folder = Path(folder)
     names = ("vocab.json", "merges.txt", "tokenizer.json")
-    files = {
-        name: (folder / name).read_bytes() for name in (*names, *tokenizer_files.SETTINGS) if (folder / name).is_file()
-    }
+    files = tokenizer_files.contents(folder, (*names, *tokenizer_files.SETTINGS))
     if not files.keys() & set(names):
         return None
     settings = tokenizer_files.settings(folder)

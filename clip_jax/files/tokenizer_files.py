@@ -1,10 +1,11 @@
 """A tokenizer's files, checked against each other: settings, vocabularies, merges, added tokens."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.reading import InputError, jsons, shown, text
+from launch.reading import InputError, jsons, paths, shown, text
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WORD_END = "</w>"
@@ -13,7 +14,17 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an a
 
 def settings(folder: Path) -> dict[str, dict[str, Any]]:
     """The content of the small files that are there, by name."""
-    return {name: jsons.read(folder / name, top=dict) for name in SETTINGS if (folder / name).is_file()}
+    return {name: jsons.read(folder / name, top=dict) for name in SETTINGS if os.path.lexists(folder / name)}
+
+
+def contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The bytes of those files that are there, by name; a broken link or a pipe is refused."""
+    found = {}
+    for name in names:
+        if os.path.lexists(folder / name):
+            with paths.open_regular(folder / name) as file:
+                found[name] = file.read()
+    return found
 
 
 def special_tokens(found: Mapping[str, Mapping], folder: Path, default: Mapping[str, str]) -> dict[str, str]:

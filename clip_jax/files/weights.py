@@ -29,7 +29,7 @@ from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
 
 from clip_jax.files.layouts import Tensor
-from launch.reading import jsons
+from launch.reading import jsons, paths
 
 HUGGINGFACE_CONFIG, OPENCLIP_CONFIG = "config.json", "open_clip_config.json"
 _INDEX = ".index.json"
@@ -170,6 +170,7 @@ def _reader(path: Path) -> ReadTensors:
         ".msgpack": _read_msgpack,
         ".bin": _read_torch,
     }
+    paths.open_regular(path).close()  # the libraries would wait for a pipe for ever
     return readers[path.suffix]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from launch.reading import jsons, paths, records
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
@@ -48,7 +48,7 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
         for entry in listed
     ]  # fmt: skip
     index = {number: place for place, number in enumerate(ids)}
-    queries = jsons.records(root / "annotations" / f"{split}.json")
+    queries = read_queries(root / "annotations" / f"{split}.json")
     numbers = distinct(queries, "id", int)
     reference = np.array([row(query, "reference_img_id", int, index) for query in queries], np.int32)
     texts = [(records.text(query, "relative_caption"),) for query in queries]

@@ -19,7 +19,7 @@ from launch.reading import jsons, paths, records
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
@@ -45,7 +45,7 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
     files = jsons.read(listed, top=dict)
     images = [paths.inside(root, file, listed=listed, field=name) for name, file in files.items()]
     index = {name: place for place, name in enumerate(files)}
-    queries = jsons.records(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
+    queries = read_queries(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
     pairs = distinct(queries, "pairid", int)
     reference = np.array([row(query, "reference", str, index) for query in queries], np.int32)
     texts = [(records.text(query, "caption"),) for query in queries]

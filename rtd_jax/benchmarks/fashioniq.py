@@ -18,7 +18,7 @@ import numpy as np
 from launch.reading import InputError, jsons, paths, records
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, row
+from rtd_jax.benchmarks.task import RetrievalTask, read_queries, row
 
 CATEGORIES = ("dress", "shirt", "toptee")
 KS = (10, 50)
@@ -52,7 +52,7 @@ def load_category(root: str | Path, category: str, *, skip_missing: bool = False
         if name in index:
             raise InputError(f"is {jsons.entry(index[name])} already", file=listed, place=jsons.entry(i), value=name)
         index[name] = i
-    queries = jsons.records(root / "captions" / f"cap.{category}.val.json")
+    queries = read_queries(root / "captions" / f"cap.{category}.val.json")
     reference = np.array([row(query, "candidate", str, index) for query in queries], np.int32)
     target = np.array([row(query, "target", str, index) for query in queries], np.int32)
     for query, of_reference, of_target in zip(queries, reference, target, strict=True):

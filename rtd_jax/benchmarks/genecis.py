@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from launch.reading import InputError, jsons, paths, records
+from launch.reading import InputError, paths, records
 from launch.reading import images as decoder
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, padded
+from rtd_jax.benchmarks.task import RetrievalTask, padded, read_queries
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 KS = (1, 2, 3)
@@ -100,7 +100,7 @@ def load_task(root: str | Path, name: str, images: str | Path, *, skip_missing: 
       skip_missing: see `load`.
     """
     path, folder = paths.path(root, "root") / f"{name}.json", paths.path(images, "images")
-    queries = jsons.records(path)
+    queries = read_queries(path)
     references = [_key(query.child("reference"), folder) for query in queries]
     # The target is the first of its gallery; it may be among the others once more.
     galleries = [

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clip_jax.tokenizer import MARKER
-from launch.reading import records, shown
+from launch.reading import InputError, jsons, records, shown
 from launch.reading.records import Record
 
 
@@ -77,6 +77,14 @@ class RetrievalTask:
 
     def __len__(self) -> int:
         return len(self.reference)
+
+
+def read_queries(path: Path) -> list[Record]:
+    """The queries of a file, at least one."""
+    queries = jsons.records(path)
+    if not queries:
+        raise InputError("there are no queries in it", file=path)
+    return queries
 
 
 def row(record: Record, name: str, kind: type, index: Mapping[Any, int]) -> int:

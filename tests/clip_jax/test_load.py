@@ -217,7 +217,8 @@ def test_bad_config(change, message, folder):
         (dict(vision_config__patch_size=5.0), "vision_config.patch_size must be an integer, got 5.0"),
         (dict(vision_config__layer_norm_eps="1e-5"), "vision_config: norm_eps must be a positive number, got '1e-5'"),
         (dict(text_config__eos_token_id=[40]), "text_config: end_rule 'eos_token_id' needs one eos_token_id, got [40]"),
-        (dict(text_config__num_hidden_layers=10**9), "text_config: layers must be at most 4,096"),
+        (dict(vision_config__image_size=10**400), "vision_config: image_size must be at most 16,777,216"),
+        (dict(text_config__num_hidden_layers=10**9), "text_config: layers must be at most 1,024"),
     ],
 )
 def test_types_of_the_config(change, message, folder):
@@ -229,6 +230,14 @@ def test_types_of_the_config(change, message, folder):
     with pytest.raises(ValueError) as error:
         clip_jax.load(folder)
     assert str(folder / "config.json") in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_a_file_that_is_absent(name, folder):
+    (folder / name).unlink()
+    (folder / name).symlink_to("blobs/absent")
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
+        clip_jax.load(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

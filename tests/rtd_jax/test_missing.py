@@ -222,6 +222,9 @@ def test_fashioniq_galleries_and_targets(tmp_path):
     with pytest.raises(ValueError, match=r"split\.dress\.val\.json, entry 52: is entry 3 already, got 'dress3'"):
         fashioniq.load_category(tmp_path, "dress")
     write(split, names)
+    write(captions, [])
+    with pytest.raises(ValueError, match=r"cap\.dress\.val\.json: there are no queries in it"):
+        fashioniq.load_category(tmp_path, "dress")
     for change, message in (
         ({"target": "dress0"}, r"cap\.dress\.val\.json, entry 0, 'target': is the candidate, got 'dress0'"),
         ({"captions": [" ", "?"]}, r"cap\.dress\.val\.json, entry 0, 'captions': must be two texts, not both blank"),
