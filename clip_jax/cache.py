@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from absl import logging
+
+from launch import files
+from launch.reading import MissingInput
 
 _DIGEST = 32  # bytes of a SHA-256, which stands after the array in an entry's file
 
@@ -26,7 +28,7 @@ def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[in
     """An array from the cache, or made and put there.
 
     An entry is `folder`/HASH.npy, which appears whole or not at all; `numpy.load` reads it. A damaged entry is made
-    again, with a warning in the log.
+    again, with a warning in the log; what killed writes left in the folder is removed by the next one.
 
     Args:
       folder: created if necessary.
@@ -77,7 +79,7 @@ def file_list(paths: Sequence[str | Path]) -> str:
         try:
             state = os.stat(path)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no image file {path}") from error
+            raise MissingInput("no such image", file=path) from error
         entries.append((os.path.abspath(path), state.st_size, state.st_mtime_ns))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
@@ -96,17 +98,8 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 def _write(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            np.save(file, array)
-            file.seek(0)
-            checksum = hashlib.file_digest(file, "sha256").digest()
-            file.write(checksum)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which colleagues on a cluster could not read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.sweep_leftovers(path.parent)
+    with files.writing(path) as file:
+        np.save(file, array)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())  # pyright: ignore[reportArgumentType] - it is a file

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -19,8 +17,9 @@ from safetensors.numpy import save_file
 
 from clip_jax import model, preprocess, tokenizer
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.files import config_files, folders, hub, layouts, weights
+from clip_jax.files import config_files, hub, layouts, weights
 from clip_jax.tokenizer import Tokenizer
+from launch import files as atomic
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 # All files that `save` may write; a folder with any other file is not overwritten.
@@ -249,14 +248,10 @@ def save(clip: Clip, folder: str | Path, *, dtype: Any = None) -> None:
       ValueError: the parameters do not have the shapes of the config; an unknown dtype.
     """
     target = Path(os.path.realpath(folder))
-    folders.check(target, _WRITTEN)
+    _check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with atomic.writing_folder(target) as temporary:
         _write(clip, temporary, dtype)
-        folders.move(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def embedded(name: str) -> Path:
@@ -350,6 +345,18 @@ def _naming(path: Path) -> Iterator[None]:
 # -- Writing ----------------------------------------------------------------------------------
 
 
+def _check_replaceable(target: Path) -> None:
+    """Raise FileExistsError if `target` is a file, or a folder with files other than those that `save` writes."""
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file; give a folder")
+    names = {path.name for path in target.iterdir()} if target.exists() else set()
+    if strangers := sorted(names - _WRITTEN):
+        raise FileExistsError(
+            f"{target} holds files that are not of a saved CLIP and would be lost: {', '.join(strangers)}. Choose "
+            "another folder or remove them"
+        )
+
+
 def _write(clip: Clip, folder: Path, dtype: Any) -> None:
     params = _stored(clip, dtype)
     save_file(layouts.to_tensors(layouts.HUGGINGFACE, params), folder / "model.safetensors", metadata={"format": "pt"})
@@ -358,7 +365,6 @@ def _write(clip: Clip, folder: Path, dtype: Any) -> None:
     _write_json(folder / "preprocessor_config.json", preprocess.to_huggingface(clip.preprocessing))
     if clip.tokenizer is not None:
         clip.tokenizer.save(folder)
-    os.chmod(folder, 0o755)  # mkdtemp gives 0700
     for path in folder.iterdir():
         os.chmod(path, 0o644)
         with open(path, "rb") as file:

@@ -4,12 +4,16 @@ A config is hashable, so it can be a static argument of a jitted function. Every
 explicit: the activation, the epsilon of layer norms, and the rule that finds the end of a text.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from launch.reading import shown
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+_MOST, _MOST_LAYERS = 1 << 24, 1 << 10  # of a damaged file: larger sizes would only take long to be found wrong
 
 
 def _check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
@@ -17,11 +21,18 @@ def _check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {kind} {name!r}; valid names: {', '.join(map(repr, known))}")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_positive(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
+        most = _MOST_LAYERS if name == "layers" else _MOST
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {shown(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +61,8 @@ class Tower:
     def __post_init__(self):
         _check_known("activation", self.activation, ACTIVATIONS)
         _check_positive(self, "width", "layers", "heads", "mlp_width")
-        if not isinstance(self.norm_eps, float) or not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be a positive number, got {self.norm_eps!r}")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be a positive number, got {shown(self.norm_eps)}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
 
@@ -108,10 +119,12 @@ class TextTower(Tower):
         if self.end_rule == "largest_id" and self.eos_token_id is not None:
             raise ValueError(f"end_rule 'largest_id' uses no id: eos_token_id must be None, got {self.eos_token_id}")
         if self.end_rule == "eos_token_id":
-            if not isinstance(self.eos_token_id, int):
-                raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {self.eos_token_id!r}")
-            if not 0 <= self.eos_token_id < self.vocab_size:
-                raise ValueError(f"eos_token_id={self.eos_token_id} is outside the vocabulary of {self.vocab_size}")
+            if not _is_whole(self.eos_token_id):
+                raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {shown(self.eos_token_id)}")
+            if not 0 <= (self.eos_token_id or 0) < self.vocab_size:
+                raise ValueError(
+                    f"eos_token_id={shown(self.eos_token_id)} is outside the vocabulary of {self.vocab_size}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
@@ -28,8 +29,8 @@ from clip_jax import model, preprocess
 from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig
 from clip_jax.preprocess import Preprocessing, Source
+from launch.reading import folders
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_BATCH, TEXT_BATCH = 64, 256
 _AHEAD = 3  # batches that are decoded or computed before the oldest must be done
 _VERSION = 1  # of the meaning of cached embeddings; increase it when the same inputs give others
@@ -184,16 +185,17 @@ def embed_texts(
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files in a folder and its subfolders, sorted by path.
+    """The image files in a folder and its subfolders, sorted by path, each real file once; the log names links that
+    are skipped.
 
     Raises:
-      FileNotFoundError: the folder has no image; the message lists the extensions.
+      FileNotFoundError: no such folder, or no image in it; the message lists the extensions.
+      ValueError: a broken link, or a folder that cannot be read.
     """
-    paths = [Path(base) / name for base, _, names in os.walk(folder, followlinks=True) for name in names]
-    images = sorted(path for path in paths if path.suffix.lower() in EXTENSIONS)
-    if not images:
-        raise FileNotFoundError(f"no images in {folder} ({' '.join(EXTENSIONS)})")
-    return images
+    listing = folders.images(folder)
+    for note in listing.notes:
+        logging.warning("%s", note)
+    return listing.paths
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

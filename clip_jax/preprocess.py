@@ -1,13 +1,14 @@
 """Images to pixels: CLIP's resize, crop and normalisation, with Pillow and NumPy.
 
 Equal to transformers' `CLIPImageProcessor` (version 5, Pillow backend) with two deliberate exceptions: the EXIF
-rotation is applied, and 16-bit grey is scaled to 8 bits (Pillow's conversion clips it to white). Transparent images are
-composed with white, as in transformers; OpenAI's original drops alpha.
+rotation is applied, and grey of more than 8 bits is scaled (Pillow's conversion clips it to white); see
+`launch.reading.images`, the decoder. Transparent images are composed with white, as in transformers; OpenAI's original
+drops alpha.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clip_jax.config import ClipConfig
+from launch.reading import InputError, images, jsons, shown
 
 Source = str | Path | Image.Image | np.ndarray
 
@@ -37,7 +39,7 @@ class Preprocessing:
       rescale: factor of the 8-bit values, 1/255.
 
     Raises:
-      ValueError: a crop larger than the resized image, or an unknown filter.
+      ValueError: a field of another type or out of its range, a crop larger than the resized image, an unknown filter.
     """
 
     size: int | tuple[int, int]
@@ -48,14 +50,28 @@ class Preprocessing:
     rescale: float = 1 / 255
 
     def __post_init__(self):
-        short = self.size if isinstance(self.size, int) else min(self.size)
-        if not 0 < self.crop <= short:
-            raise ValueError(f"crop={self.crop} must be positive and at most the resized short side, {short}")
-        if self.resample not in _FILTERS.values():
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in (*sizes, self.crop)):
+            raise ValueError(f"size={shown(self.size)} and crop={shown(self.crop)} must be integers")
+        if not 0 < self.crop <= min(sizes):
+            raise ValueError(
+                f"crop={shown(self.crop)} must be positive and at most the resized short side, {shown(min(sizes))}"
+            )
+        if isinstance(self.resample, bool) or self.resample not in list(_FILTERS.values()):
             names = ", ".join(f"{number} ({name})" for name, number in _FILTERS.items())
-            raise ValueError(f"unknown resample={self.resample!r}; valid numbers: {names}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise ValueError(f"mean and std need three values, std positive; got {self.mean} and {self.std}")
+            raise ValueError(f"unknown resample={shown(self.resample)}; valid numbers: {names}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(map(_is_finite, values)) or (name == "std" and min(values) <= 0):
+                raise ValueError(
+                    f"mean and std need three values, numbers that are finite, std positive; {name} is {shown(values)}"
+                )
+        if not _is_finite(self.rescale) or self.rescale <= 0:
+            raise ValueError(f"rescale must be a positive number, got {shown(self.rescale)}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def preprocess(spec: Preprocessing, images: Source | Sequence[Source], *, target_pad: bool = False) -> np.ndarray:
@@ -134,7 +150,7 @@ def normalize(spec: Preprocessing, images: Any) -> Any:
 def read(image: Source, *, name: str = "") -> Image.Image:
     """An image in RGB, upright.
 
-    Transparent parts become white, 16-bit grey is scaled to 8 bits, the EXIF rotation is applied.
+    Transparent parts become white, grey of more than 8 bits is scaled, the EXIF rotation is applied.
 
     Args:
       image: a path, a PIL image or a uint8 array (h, w, 3).
@@ -147,12 +163,12 @@ def read(image: Source, *, name: str = "") -> Image.Image:
             raise ValueError(f"image {name}: arrays have to be uint8 (h, w, 3), got {image.dtype} {image.shape}")
         return Image.fromarray(image)
     if isinstance(image, str | Path):
-        with _naming(str(image)), Image.open(image) as file:
-            return _to_rgb(file)
+        return images.decode(image, alpha="white")
     if not isinstance(image, Image.Image):
         raise TypeError(f"image {name} must be a path, a PIL image or a uint8 array, not {type(image).__name__}")
-    with _naming(getattr(image, "filename", "") or name):
-        return _to_rgb(image)
+    name = getattr(image, "filename", "") or f"image {name}"
+    sixteen_bits = image.mode == "I" and image.format is None  # of no file: Pillow's mode of 16 bits before version 11
+    return images.decode(image, alpha="white", name=name, value_range=(0, 65535) if sixteen_bits else None)
 
 
 def pad_to_ratio(image: Image.Image, ratio: float) -> Image.Image:
@@ -174,32 +190,6 @@ def _resized(spec: Preprocessing, width: int, height: int) -> tuple[int, int]:
         return spec.size[1], spec.size[0]
     long = int(spec.size * max(width, height) / min(width, height))
     return (spec.size, long) if width <= height else (long, spec.size)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and np.abs(image.getextrema()).max() > 65535):
-        raise ValueError(f"mode {image.mode} does not define a range of values; convert it to 8 bits per channel first")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits; older versions of Pillow open them as mode I
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Name the image in errors raised while it is read."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no image file {name}") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
-        raise ValueError(
-            f"cannot read image {name}: {type(error).__name__}: {error}. Replace or remove the file"
-        ) from error
 
 
 # -- Files of a checkpoint -----------------------------------------------------------------
@@ -227,18 +217,21 @@ def load(folder: str | Path, config: ClipConfig) -> Preprocessing:
         ("open_clip_config.json", "preprocess_cfg", lambda values: from_openclip(values, size)),
     ):
         path = Path(folder) / name
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
-        try:
-            values = json.loads(path.read_bytes())
-            values = values if part is None else values.get(part)
-            if values is None:
+        values = jsons.read(path, top=dict)
+        if part is not None:
+            if values.get(part) is None:
                 continue
+            values = values[part]
+            if not isinstance(values, dict):
+                raise InputError("must be an object", file=path, field=part, value=values)
+        try:
             spec = read_config(values)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise InputError(str(error), file=path, field=part or "") from error
         if spec.crop != size:
-            raise ValueError(f"{path} crops images to {spec.crop} pixels, the image tower takes {size}")
+            raise InputError(f"crops images to {spec.crop} pixels, the image tower takes {size}", file=path)
         return spec
     return Preprocessing(size=size, crop=size)
 
@@ -251,20 +244,21 @@ def from_huggingface(values: Mapping[str, Any]) -> Preprocessing:
     """
     steps = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
     for key, value in steps.items():
-        if bool(values.get(key, value)) != value:
-            raise ValueError(f"{key}={values[key]} is not supported, only {value}")
+        given = values.get(key, value)
+        if given is not value and (value or given is not None):
+            raise ValueError(f"{key}={shown(given)} is not supported, only {value}")
     size, cut = values.get("size", 224), values.get("crop_size", 224)
-    sides = {"shortest_edge": size} if isinstance(size, int) else dict(size)
-    square = {"height": cut, "width": cut} if isinstance(cut, int) else dict(cut)
-    if sides.keys() not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError(f"size {size} is not supported, only shortest_edge, or height and width")
-    if square.keys() != {"height", "width"} or square["height"] != square["width"]:
-        raise ValueError(f"crop_size {cut} is not supported, only height and width that are equal")
+    sides = {"shortest_edge": size} if isinstance(size, int) else size
+    square = {"height": cut, "width": cut} if isinstance(cut, int) else cut
+    if not isinstance(sides, Mapping) or sides.keys() not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"size {shown(size)} is not supported, only shortest_edge, or height and width")
+    if not isinstance(square, Mapping) or square.keys() != {"height", "width"} or square["height"] != square["width"]:
+        raise ValueError(f"crop_size {shown(cut)} is not supported, only height and width that are equal")
     return Preprocessing(
         size=sides["shortest_edge"] if "shortest_edge" in sides else (sides["height"], sides["width"]),
         crop=square["height"],
-        mean=tuple(values.get("image_mean", CLIP_MEAN)),
-        std=tuple(values.get("image_std", CLIP_STD)),
+        mean=_three(values, "image_mean", CLIP_MEAN),
+        std=_three(values, "image_std", CLIP_STD),
         resample=values.get("resample", 3),
         rescale=values.get("rescale_factor", 1 / 255),
     )
@@ -299,14 +293,23 @@ def from_openclip(values: Mapping[str, Any], image_size: int) -> Preprocessing:
       ValueError: an unknown interpolation or resize mode.
     """
     interpolation, mode = values.get("interpolation", "bicubic"), values.get("resize_mode", "shortest")
-    if interpolation not in _FILTERS:
-        raise ValueError(f"unknown interpolation {interpolation!r}; valid names: {', '.join(map(repr, _FILTERS))}")
+    if interpolation not in list(_FILTERS):
+        names = ", ".join(map(repr, _FILTERS))
+        raise ValueError(f"unknown interpolation {shown(interpolation)}; valid names: {names}")
     if mode not in ("shortest", "squash"):
-        raise ValueError(f"unsupported resize_mode {mode!r}; valid names: 'shortest', 'squash'")
+        raise ValueError(f"unsupported resize_mode {shown(mode)}; valid names: 'shortest', 'squash'")
     return Preprocessing(
         size=image_size if mode == "shortest" else (image_size, image_size),
         crop=image_size,
-        mean=tuple(values.get("mean", CLIP_MEAN)),
-        std=tuple(values.get("std", CLIP_STD)),
+        mean=_three(values, "mean", CLIP_MEAN),
+        std=_three(values, "std", CLIP_STD),
         resample=_FILTERS[interpolation],
     )
+
+
+def _three(values: Mapping[str, Any], name: str, default: tuple[float, ...]) -> Any:
+    """The mean or standard deviation of a file, as a tuple."""
+    given = values.get(name, default)
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{name} must be a list of three numbers, got {shown(given)}")
+    return tuple(given)

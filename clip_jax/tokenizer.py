@@ -12,17 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from clip_jax.config import ClipConfig, TextTower
+from clip_jax.files import tokenizer_files
+from launch.reading import InputError, jsons
 
 MARKER = "$"  # stands for a pseudo token in a text
 MARKER_ID = 259  # its id in CLIP's vocabulary: 256 bytes, then the same as ends of words, where "$" is the fourth
-_START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+_START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", tokenizer_files.WORD_END
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _T = TypeVar("_T")
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -103,32 +105,49 @@ def load(folder: str | Path, config: ClipConfig) -> Tokenizer | None:
 
     Raises:
       FileNotFoundError: vocab.json without merges.txt, or vice versa.
-      ValueError: a file cannot be read, or the tokenizer does not fit the text tower: another vocabulary size, or
-        another end token than the tower pools at.
+      ValueError: a file cannot be read; vocabulary, merges and added tokens do not belong together; or the tokenizer
+        does not fit the text tower: another vocabulary size, or another end token than the tower pools at.
     """
     folder = Path(folder)
-    names = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    files = {name: (folder / name).read_bytes() for name in (*names, "added_tokens.json") if (folder / name).is_file()}
-    if not files.keys() & set(names[:3]):
+    names = ("vocab.json", "merges.txt", "tokenizer.json")
+    files = tokenizer_files.contents(folder, (*names, *tokenizer_files.SETTINGS))
+    if not files.keys() & set(names):
         return None
-    settings = {name: _json(files[name], folder / name) for name in files if name not in names[:3]}
-    special = _special_tokens(settings)
+    settings = tokenizer_files.settings(folder)
+    special = tokenizer_files.special_tokens(settings, folder, _roles(_START, _END, _END, _END))
     if "tokenizer.json" in files:
-        with _reading(folder / "tokenizer.json"):
-            backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-        backend.no_truncation()
-        backend.no_padding()
+        backend = _read_backend(folder / "tokenizer.json")
     else:
         if missing := [name for name in names[:2] if name not in files]:
             raise FileNotFoundError(f"{folder} lacks {missing[0]}; a tokenizer needs it, or else tokenizer.json")
-        paths = [str(folder / name) for name in names[:2]]
-        with _reading(" or ".join(paths)):
-            vocab, merges = models.BPE.read_file(*paths)
-            backend = _backend(vocab, merges, special, paths[0])
-        _add_tokens(backend, settings, folder)
+        path = folder / names[0]
+        vocab = tokenizer_files.vocabulary(jsons.read(path, top=dict), path)
+        merges, added = tokenizer_files.merges(folder / names[1]), tokenizer_files.added_tokens(settings, folder)
+        others = {*special.values(), *(token["content"] for _, token in added)}
+        tokenizer_files.check_merges(merges, vocab, others, folder / names[1])
+        backend = _backend(vocab, merges, special, str(path))
+        _add_tokens(backend, added, folder)
     tokenizer = _finish(backend, special, config.text.context_length, files, name=str(folder))
     _check_fit(tokenizer, config.text, folder)
+    tokenizer_files.check_whole(backend.get_vocab(), f"the tokenizer in {folder}")
     return tokenizer
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, whose vocabulary and merges have to belong together."""
+    content = jsons.read(path, top=dict)
+    with _reading(path):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    backend.no_truncation()
+    backend.no_padding()
+    model = content["model"]
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise InputError("must be a model of type 'BPE', CLIP's", file=path, field="model", value=model)
+    vocab = tokenizer_files.vocabulary(model["vocab"], path)
+    merges: Any = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokenizer_files.check_merges(merges, vocab, added, path)
+    return backend
 
 
 def build(texts: Iterable[str], *, context_length: int) -> Tokenizer:
@@ -222,17 +241,6 @@ def _finish(
     )
 
 
-def _special_tokens(settings: Mapping[str, Mapping]) -> dict[str, str]:
-    """The special tokens by their roles, with transformers' precedence."""
-    config = settings.get("tokenizer_config.json", {})
-    legacy = {} if "added_tokens_decoder" in config else settings.get("special_tokens_map.json", {})
-    tokens = _roles(_START, _END, _END, _END)
-    for role in _SPECIAL:
-        token = legacy.get(role) or config.get(role) or tokens[role]
-        tokens[role] = token["content"] if isinstance(token, Mapping) else token
-    return tokens
-
-
 def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     """The id of a token that the vocabulary has."""
     token_id = backend.token_to_id(token)
@@ -241,16 +249,13 @@ def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     return token_id
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, Mapping], folder: Path) -> None:
-    """Tokens beyond vocab.json, such as those of textual inversion."""
-    decoder = settings.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
-    added = {token["content"]: (int(i), token) for i, token in decoder.items()}
-    if not added:
-        added = {t: (i, {"content": t, "special": False}) for t, i in settings.get("added_tokens.json", {}).items()}
-    for content, (i, token) in sorted(added.items(), key=lambda item: item[1][0]):
+def _add_tokens(backend: tokenizers.Tokenizer, added: Sequence[tuple[int, dict]], folder: Path) -> None:
+    for i, token in added:
         backend.add_tokens([AddedToken(**token)])
-        if (place := backend.token_to_id(content)) != i:
-            raise ValueError(f"{folder}: the added token {content!r} has id {i} in its file, but its place is {place}")
+        if (place := backend.token_to_id(token["content"])) != i:
+            raise ValueError(
+                f"{folder}: the added token {token['content']!r} has id {i} in its file, but its place is {place}"
+            )
 
 
 def _check_fit(tokenizer: Tokenizer, text: TextTower, folder: Path) -> None:
@@ -277,16 +282,6 @@ def _check_texts(texts: Sequence[str]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text {i} is not valid Unicode: {error}") from error
-
-
-def _json(content: bytes, path: Path) -> dict:
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return values
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 def writing(path: str | Path) -> Iterator[IO[bytes]]:
     """An open file that takes the place of `path` when the block ends; an exception leaves `path` as it was."""
     path = Path(path)
+    _sweep_earlier(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PARTIAL)
     try:
         with os.fdopen(descriptor, "w+b") as file:
@@ -60,18 +61,25 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
 def writing_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends; an exception leaves `folder` as it was."""
     folder = Path(folder)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PARTIAL))
+    _sweep_earlier(folder)
+    new = lambda: Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PARTIAL))
+    temporary, old = new(), None
     try:
         yield temporary
         os.chmod(temporary, 0o755)  # mkdtemp gives 0700
         if folder.exists():  # moved aside first: deleting it may take long, and a kill must not leave half of it
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PARTIAL))
+            old = new()
             os.replace(folder, old)
-            shutil.rmtree(old, ignore_errors=True)
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None and folder.exists():
+            old.rmdir()
+        elif old is not None:
+            os.replace(old, folder)
         raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep_leftovers(folder: str | Path) -> list[Path]:
@@ -91,12 +99,24 @@ def sweep_leftovers(folder: str | Path) -> list[Path]:
                 continue
             if name in folders:
                 folders.remove(name)  # os.walk does not enter it
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)  # by another process that sweeps at the same time
+            _remove(path)
             removed.append(path)
     return removed
+
+
+def _sweep_earlier(path: Path) -> None:
+    """Remove what killed writes of the same file or folder left beside it."""
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(_named(path)) and _is_leftover(Path(entry.path)):
+                _remove(Path(entry.path))
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)  # by another process that sweeps at the same time
 
 
 def save_tree(folder: str | Path, tree: Any) -> None:
@@ -269,9 +289,13 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _prefix(path: Path) -> str:
-    """How the temporary name for `path` begins, up to its random part; a file name has at most 255 bytes."""
-    shown = os.fsdecode(os.fsencode(path.name)[:180])
-    return f".{shown}.{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
+    """How the temporary name for `path` begins, up to its random part."""
+    return f"{_named(path)}{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
+
+
+def _named(path: Path) -> str:
+    """The part of a temporary name that says what it is for; a file name has at most 255 bytes."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:180])}."
 
 
 @functools.cache

@@ -8,13 +8,12 @@ AAAI 2023 (arXiv 2211.15900).
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.data import DataSet, Spec
-from launch.files import load_tree
+from launch.files import load_json, load_tree
 from launch.run import PLAN
 from launch.stages import SettingError, Stage, section, settings
 from launch.store import Store
@@ -211,7 +210,7 @@ def compare(folder: Path, members: Sequence[tuple[str, Path]]) -> None:
 
 def _kept(path: Path) -> list[Mapping[str, Any]]:
     """The measurements of a finished run, as its store keeps them."""
-    plan = json.loads((path / PLAN).read_text())
+    plan = load_json(path / PLAN)
     store = path / plan["store"]
     names = {kind.__name__ for kind in _kinds(Measurement)}
     return [load_tree(store / key / "value") for key, kind in plan["stages"].items() if kind in names]

@@ -7,6 +7,7 @@ import numpy as np
 
 import clip_jax
 from clip_jax.files import hub
+from launch.reading import paths
 
 EMBEDDED = "embedded:"
 
@@ -21,11 +22,11 @@ def locate(name: str) -> Path | None:
     """The folder of a name, or None for a hub name.
 
     Raises:
-      ValueError: it is neither a folder, nor an embedded checkpoint, nor a hub name.
+      ValueError: it is empty, or neither a folder, nor an embedded checkpoint, nor a hub name.
     """
     if name.startswith(EMBEDDED):
         return clip_jax.embedded(name.removeprefix(EMBEDDED))
-    folder = Path(name).expanduser()
+    folder = paths.path(name, "clip")
     if folder.is_dir():
         return folder
     if hub.is_name(name):

@@ -118,6 +118,7 @@ def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
         with _renamed(root=f"roots.{name}", split=f"splits.{name}", images=f"genecis_images.{kind}"):
             images = options.genecis_images[kind] if name == "genecis" else ""
             place = dict(root=options.roots[name], split=options.splits.get(name, "val"), images=images)
+            place |= dict(skip_missing=options.skip_missing)
             tasks.append(data.ReleasedTask(benchmark=name, part=part, **place))
     return tasks
 

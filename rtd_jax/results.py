@@ -44,6 +44,15 @@ def _retrieval() -> dict[str, Metric]:
     return metrics
 
 
+def _missing() -> dict[str, Metric]:
+    """How much of a benchmark was left out because images are missing."""
+    place: dict[str, Any] = dict(table="{task}", row="images missing", digits=0, level="main")
+    return {
+        "{task:.+}/missing/images": Metric("images left out", help="gallery images whose files are missing", **place),
+        "{task:.+}/missing/queries": Metric("queries left out", help="queries that need one of them", **place),
+    }
+
+
 def _training(stage: str, title: str) -> dict[str, Metric]:
     """Validation of a training on its own held-back examples."""
     place: dict[str, Any] = dict(table="Training", condition=title)
@@ -56,7 +65,7 @@ def _training(stage: str, title: str) -> dict[str, Metric]:
 
 
 describe = declare(
-    {**_retrieval(), **_training("phi", "φ"), **_training("rtd", "RTD")},
+    {**_retrieval(), **_missing(), **_training("phi", "φ"), **_training("rtd", "RTD")},
     names={"way": WAYS, "task": task_title},
     references={"way": ["oracle"]},
 )

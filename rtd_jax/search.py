@@ -17,7 +17,8 @@ from absl import app, flags, logging
 from PIL import Image
 
 import clip_jax
-from launch.reading import folders, images, paths, printable
+from launch.processes import commands
+from launch.reading import InputError, folders, images, paths, printable
 from rtd_jax import clips, figures, phi, retrieval
 from rtd_jax.text import compose
 
@@ -174,34 +175,32 @@ def serve(index: GalleryIndex, *, host: str, port: int, k: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    run(flags.FLAGS, argv[1:])
+    run(flags.FLAGS)
 
 
-def run(f: flags.FlagValues, further: Sequence[str] = ()) -> None:
-    """Search as flags say; `further` are words of the command line that belong to no flag, which are refused."""
-    if further:
-        raise app.UsageError(f"unexpected arguments: {' '.join(further)}; put a text of several words in quotes")
-    if not f.serve and not (f.image and f.text):
-        raise app.UsageError("--image and --text make the query; or --serve opens a page")
-    try:
-        cache = paths.path(f.cache, "--cache") if f.cache else None
-        out = paths.path(f.out, "--out") if f.out else None
-        files = folders.images(paths.path(f.gallery, "--gallery"))
-        network, clip = phi.load(paths.file(f.phi, "--phi")), clips.load(f.clip)
-        image = None if f.serve else paths.file(f.image, "--image")
-        if image is not None:
-            check_query(clip, files.paths, image, f.text, f.k, keep_query=f.keep_query)
-        gallery = index(clip, network, files, target_pad=f.target_pad, cache=cache, progress=True)
-        if image is None:
-            serve(gallery, host=f.host, port=f.port, k=f.k)
-            return
-        matches = search(gallery, image, f.text, f.k, keep_query=f.keep_query)
-        for match in matches:
-            print(f"{match.score:.4f}  {printable(match.path)}")
-        if out:
-            draw(out, image, f.text, matches)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+@commands.ending()
+def run(f: flags.FlagValues) -> None:
+    """Search as flags say."""
+    if not f.serve and not f.image:
+        raise InputError("is missing", field="--image", remedy="--image and --text make the query; or --serve")
+    cache = paths.path(f.cache, "--cache") if f.cache else None
+    out = paths.path(f.out, "--out") if f.out and not f.serve else None
+    if out is not None and out.is_dir():
+        raise InputError("is a folder; name the picture", field="--out", value=f.out)
+    files = folders.images(paths.path(f.gallery, "--gallery"))
+    network, clip = phi.load(paths.file(f.phi, "--phi")), clips.load(f.clip)
+    image = None if f.serve else paths.file(f.image, "--image")
+    if image is not None:
+        check_query(clip, files.paths, image, f.text, f.k, keep_query=f.keep_query)
+    gallery = index(clip, network, files, target_pad=f.target_pad, cache=cache, progress=True)
+    if image is None:
+        serve(gallery, host=f.host, port=f.port, k=f.k)
+        return
+    matches = search(gallery, image, f.text, f.k, keep_query=f.keep_query)
+    for match in matches:
+        print(f"{match.score:.4f}  {printable(match.path)}")
+    if out:
+        draw(out, image, f.text, matches)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -227,4 +226,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     define_flags(flags.FLAGS)
-    app.run(main)
+    app.run(main, flags_parser=commands.parse)

@@ -1,9 +1,11 @@
 """Configs from and to the files of published checkpoints: Hugging Face's config.json and OpenCLIP's."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, ImageTower, TextTower
+from launch.reading import shown
 
 # -- Hugging Face's config.json ---------------------------------------------------------------
 
@@ -75,22 +77,41 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """
     kind = config.get("model_type", "clip")
     if kind != "clip":
-        raise ValueError(f"model_type is {kind!r}; only 'clip' can be read")
-    if not isinstance(config.get("projection_dim"), int):
+        raise ValueError(f"model_type is {shown(kind)}; only 'clip' can be read")
+    if not _is_whole(config.get("projection_dim")):
         raise ValueError(f"the field projection_dim is {'not an integer' if 'projection_dim' in config else 'missing'}")
     image, text = _section(config, "vision_config", _HF_IMAGE), _section(config, "text_config", _HF_TEXT)
     rule = "largest_id" if text["eos_token_id"] == _HF_LEGACY_EOS else "eos_token_id"
     if rule == "largest_id":
         text["eos_token_id"] = None
-    towers = {"image": ImageTower(**image), "text": TextTower(**text, end_rule=rule)}
-    return ClipConfig(**towers, projection=config["projection_dim"])
+    with _about("vision_config"):
+        image = ImageTower(**image)
+    with _about("text_config"):
+        text = TextTower(**text, end_rule=rule)
+    return ClipConfig(image=image, text=text, projection=config["projection_dim"])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@contextlib.contextmanager
+def _about(section: str) -> Iterator[None]:
+    """Errors of a tower name the section of the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def _section(config: Mapping[str, Any], name: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """Our fields from one section; `<name>_dict`, where present, overrides it, as in transformers."""
     if not isinstance(config.get(name), Mapping):
-        raise ValueError(f"the section {name} is missing")
-    section = dict(config[name]) | dict(config.get(f"{name}_dict") or {})
+        raise ValueError(f"the section {name} is {'missing' if config.get(name) is None else 'not an object'}")
+    override = config.get(f"{name}_dict") or {}
+    if not isinstance(override, Mapping):
+        raise ValueError(f"the section {name}_dict is not an object, got {shown(override)}")
+    section = dict(config[name]) | dict(override)
     defaults = _HF_DEFAULTS[name]
     if section.get("model_type") == defaults["model_type"]:
         section = defaults | section
@@ -99,10 +120,15 @@ def _section(config: Mapping[str, Any], name: str, fields: Mapping[str, str]) ->
         raise ValueError(f"{name} lacks {', '.join(missing)}")
     if section.get("num_channels", 3) != 3:
         raise ValueError(f"{name}.num_channels is {section['num_channels']}; only 3 can be read")
-    if section["hidden_act"] not in _HF_ACTIVATIONS:
+    if section["hidden_act"] not in list(_HF_ACTIVATIONS):
         known = ", ".join(map(repr, _HF_ACTIVATIONS))
-        raise ValueError(f"{name}.hidden_act is unknown: {section['hidden_act']!r}; valid names: {known}")
+        raise ValueError(f"{name}.hidden_act is unknown: {shown(section['hidden_act'])}; valid names: {known}")
     section["hidden_act"] = _HF_ACTIVATIONS[section["hidden_act"]]
+    for ours, theirs in fields.items():
+        value = section[theirs]
+        optional = ours in ("bos_token_id", "pad_token_id") and value is None
+        if ours not in ("activation", "norm_eps", "eos_token_id") and not optional and not _is_whole(value):
+            raise ValueError(f"{name}.{theirs} must be an integer, got {shown(value)}")
     return {ours: section[theirs] for ours, theirs in fields.items()}
 
 
@@ -185,45 +211,66 @@ def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
         names the field.
     """
     config = config.get("model_cfg", config)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"model_cfg must be an object, got {shown(config)}")
     head = {"embed_dim", "vision_cfg", "text_cfg"}
     if missing := sorted(head - set(config)):
         raise ValueError(f"model_cfg lacks {', '.join(missing)}")
     if unknown := sorted(set(config) - head - {"quick_gelu", "custom_text", "init_logit_scale", "output_dict"}):
         raise ValueError(f"model_cfg has fields of another kind of model: {', '.join(unknown)}")
-    quick = bool(config.get("quick_gelu", False))
+    quick = config.get("quick_gelu", False)
+    if not isinstance(quick, bool):
+        raise ValueError(f"quick_gelu must be true or false, got {shown(quick)}")
     image = _openclip_section(config, "vision_cfg", _OPENCLIP_IMAGE | {"pool_type": "tok"}, quick)
     text = _openclip_section(config, "text_cfg", _OPENCLIP_TEXT, quick)
-    if not isinstance(image["layers"], int):
+    if isinstance(image["layers"], list):
         raise ValueError(f"vision_cfg.layers is {image['layers']!r}, a ResNet; only vision transformers can be read")
     if image.pop("pool_type") != "tok":
         raise ValueError("vision_cfg.pool_type is not 'tok', the class token")
     pool, eos = text.pop("pool_type"), text.pop("eos_id")
     rules = {"argmax": ("largest_id", None), "eos": ("eos_token_id", eos)}
-    if pool not in rules:
-        raise ValueError(f"text_cfg.pool_type is unknown: {pool!r}; valid names: {', '.join(map(repr, rules))}")
+    if pool not in list(rules):
+        raise ValueError(f"text_cfg.pool_type is unknown: {shown(pool)}; valid names: {', '.join(map(repr, rules))}")
     rule, eos = rules[pool]
-    image["heads"] = image["width"] // image.pop("head_width")
+    head_width = image.pop("head_width")
+    if not _is_whole(head_width) or head_width < 1:
+        raise ValueError(f"vision_cfg.head_width must be a positive integer, got {shown(head_width)}")
+    image["heads"] = image["width"] // head_width
     text["pad_token_id"] = text.pop("pad_id")
-    return ClipConfig(
-        image=ImageTower(**image),
-        text=TextTower(**text, end_rule=rule, eos_token_id=eos),
-        projection=config["embed_dim"],
-    )
+    with _about("vision_cfg"):
+        image = ImageTower(**image)
+    with _about("text_cfg"):
+        text = TextTower(**text, end_rule=rule, eos_token_id=eos)
+    return ClipConfig(image=image, text=text, projection=config["embed_dim"])
 
 
 def _openclip_section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any], quick: bool) -> dict[str, Any]:
     """A section's fields over the defaults; width of the perceptron, activation and epsilon become our fields."""
+    if not isinstance(config[name], Mapping):
+        raise ValueError(f"{name} must be an object, got {shown(config[name])}")
     section = {k: v for k, v in config[name].items() if k not in _OPENCLIP_IGNORED}
     for key in sorted(set(section) - set(defaults)):
         if key not in _OPENCLIP_PLAIN or section.pop(key) != _OPENCLIP_PLAIN[key]:
-            raise ValueError(f"{name}.{key}={config[name][key]!r} means an architecture that cannot be read")
+            raise ValueError(f"{name}.{key}={shown(config[name][key])} means an architecture that cannot be read")
     section = dict(defaults) | section
     act, norm = section.pop("act_kwargs") or {}, section.pop("norm_kwargs") or {}
-    if set(norm) - {"eps"} or set(act) - {"approximate"} or act.get("approximate", "none") not in ("none", "tanh"):
-        raise ValueError(f"{name}: unknown act_kwargs {act} or norm_kwargs {norm}")
+    if not (
+        (isinstance(act, Mapping) and isinstance(norm, Mapping))
+        and set(norm) <= {"eps"}
+        and set(act) <= {"approximate"}
+        and act.get("approximate", "none") in ("none", "tanh")
+    ):
+        raise ValueError(f"{name}: unknown act_kwargs {shown(act)} or norm_kwargs {shown(norm)}")
     plain = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
+    ratio, eps = section.pop("mlp_ratio"), norm.get("eps", 1e-5)  # PyTorch's epsilon
+    for key, value in (("mlp_ratio", ratio), ("norm_kwargs.eps", eps)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise ValueError(f"{name}.{key} must be a positive number, got {shown(value)}")
+    for key in defaults.keys() - {"mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type", "eos_id", "pad_id"}:
+        if not _is_whole(section[key]) and not (key == "layers" and isinstance(section[key], list)):  # a ResNet's
+            raise ValueError(f"{name}.{key} must be an integer, got {shown(section[key])}")
     return section | {
-        "mlp_width": int(section["width"] * section.pop("mlp_ratio")),
+        "mlp_width": int(section["width"] * ratio),
         "activation": "quick_gelu" if quick else plain,
-        "norm_eps": float(norm.get("eps", 1e-5)),  # PyTorch's
+        "norm_eps": float(eps),
     }

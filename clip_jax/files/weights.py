@@ -15,7 +15,6 @@ safetensors are mapped into memory and read tensor by tensor. PyTorch's files ar
 """
 
 import importlib
-import json
 import math
 import pickle
 import zipfile
@@ -30,6 +29,7 @@ from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
 
 from clip_jax.files.layouts import Tensor
+from launch.reading import jsons, paths
 
 HUGGINGFACE_CONFIG, OPENCLIP_CONFIG = "config.json", "open_clip_config.json"
 _INDEX = ".index.json"
@@ -170,6 +170,7 @@ def _reader(path: Path) -> ReadTensors:
         ".msgpack": _read_msgpack,
         ".bin": _read_torch,
     }
+    paths.open_regular(path).close()  # the libraries would wait for a pipe for ever
     return readers[path.suffix]
 
 
@@ -245,18 +246,8 @@ def _check_tensors(path: Path, tensors: Mapping[Any, Any], kinds: tuple[type, ..
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ValueError: the file holds something else; the message names it.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
+    """The object in a JSON file; see `launch.reading.jsons.read`."""
+    return jsons.read(path, top=dict)
 
 
 def _size(n: float) -> str:

@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     evaluation.roots = ConfigDict(dict(cirr="", circo="", fashioniq="", genecis=""))  # folders of their releases
     evaluation.genecis_images = ConfigDict(dict(visual_genome="", coco=""))
     evaluation.splits = ConfigDict(dict(cirr="val", circo="val", fashioniq="val"))  # cirr test1, circo test: files
+    evaluation.skip_missing = False  # True: leave out missing images and the queries that need them, and count both
     evaluation.scenes = ConfigDict(dict(gallery=1500, queries=1000))
     evaluation.target_pad = True  # pad elongated images before they are cropped, as the published evaluations do
     evaluation.batch_size = 256

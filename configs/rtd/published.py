@@ -13,6 +13,8 @@ Four GPUs give the published negatives: 512 triplets, each device's 128 by thems
 Triplets from captions: `python -m rtd_jax.text.generation --captions captions.jsonl --clip CLIP --out triplets.jsonl`.
 GeneCIS: `--config.evaluation.roots.genecis=TEMPLATES --config.evaluation.genecis_images.visual_genome=VG_100K_all
 --config.evaluation.genecis_images.coco=val2017`.
+Where images cannot be fetched any more, as many of FashionIQ's, `--config.evaluation.skip_missing=True` leaves them
+out, and the queries that need them; the tables say how many.
 The test servers' files: `--config.evaluation.splits.cirr=test1 --config.evaluation.splits.circo=test`; they are written
 to artifacts/submissions.
 OpenCLIP's bigG/14, whose text tower and its optimiser do not fit one device: `--config.sharding.model=4`.

@@ -196,7 +196,7 @@ def _cached_at(parts: Mapping[str, Files], size: int, cache: Path) -> Path:
     for name, source in parts.items():
         for index, file in enumerate(source.names):
             status = os.stat(source.path(index))
-            total.update(f"\n{name}/{file}\0{status.st_size} {status.st_mtime_ns}".encode())
+            total.update(os.fsencode(f"\n{name}/{file}\0{status.st_size} {status.st_mtime_ns}"))  # not all are UTF-8
     return cache / f"images-{total.hexdigest()[:16]}"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from launch.data.splits import Arrays
 from launch.reading import InputError
+from launch.reading.errors import of_os
 
 DEFAULT_FOLDER = "/usr/share/datasets/fashion-mnist"
 FASHION_CLASSES = (
@@ -107,6 +108,8 @@ def _content(path: Path, size: int = -1) -> bytes:
             return file.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated or not a gzip file ({error}); fetch it again. {_HOW}") from error
+    except OSError as error:
+        raise of_os(error, path) from error
 
 
 def _read_header(path: Path, *, dims: int) -> tuple[int, ...]:
@@ -151,8 +154,8 @@ def _check_pair(images_path: Path, images: int, labels_path: Path, labels: int) 
 
 
 def _check_shapes(folder: Path, train: tuple[int, ...], test: tuple[int, ...]) -> None:
-    if train != test:
-        raise ValueError(f"{folder}: training images are {train}, test images {test}")
+    if train != test or 0 in train:
+        raise ValueError(f"{folder}: training images are {train}, test images {test}; one size above 0 is needed")
 
 
 def _classes(folder: Path, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:

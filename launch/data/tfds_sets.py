@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from launch.data.folder import cache_folder, class_list
 from launch.data.images import decoding_threads, in_chunks
 from launch.data.splits import Arrays, Rows
 from launch.files import writing
-from launch.reading import images
+from launch.reading import InputError, images, printable
 
 VERSIONS = {
     "celeb_a": "2.1.0",
@@ -27,6 +28,7 @@ VERSIONS = {
     "imagenet2012": "5.1.0",
 }
 Part = tuple[Rows, np.ndarray]  # images of mode RGB, labels int32 (n,)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CHUNK = 256  # records a thread reads at once
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Records:
     def describe(self, index: int, record: dict) -> str:
         """Name a record in an error: its number, split, folder and, if it has one, its file's name."""
         file = record.get("file_name", b"")
-        file = f" ({file.decode()})" if file else ""
+        file = f" ({printable(file)})" if file else ""
         return f"record {index}{file} of split {self.split!r} in {self.directory}"
 
     @functools.cached_property
@@ -89,7 +91,7 @@ def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, .
       ValueError: a record cannot be read or decoded; the error names it.
     """
     directory = prepared(name, path)
-    info: Any = tfds.builder_from_directory(directory).info  # TFDS types features more loosely than they are
+    info: Any = _builder(directory).info  # TFDS types features more loosely than they are
     mode = "L" if info.features["image"].shape[-1] == 1 else "RGB"
     train, test = (_decode_all(Records(directory, split), mode) for split in ("train", "test"))
     return train, test, tuple(info.features["label"].names), f"{name} (TFDS) from {directory}"
@@ -108,7 +110,7 @@ def outline(name: str, path: str = "") -> tuple[tuple[int, int, int], tuple[str,
     Raises:
       FileNotFoundError: as `load_arrays`.
     """
-    info: Any = tfds.builder_from_directory(prepared(name, path)).info
+    info: Any = _builder(prepared(name, path)).info
     train, test = (info.splits[split].num_examples for split in ("train", "test"))
     return info.features["image"].shape, tuple(info.features["label"].names), train, test
 
@@ -129,7 +131,7 @@ def load_imagenet100(path: str = "") -> tuple[Part, Part, tuple[str, ...], str]:
       As `load_arrays`.
     """
     directory = prepared("imagenet2012", path)
-    info: Any = tfds.builder_from_directory(directory).info
+    info: Any = _builder(directory).info
     names = info.features["label"].names
     classes = class_list("imagenet100")
     missing = [name for name in classes if name not in names]
@@ -140,7 +142,9 @@ def load_imagenet100(path: str = "") -> tuple[Part, Part, tuple[str, ...], str]:
     parts = []
     for split in ("train", "validation"):
         records = Records(directory, split)
-        labels = relabel[label_index(records)]
+        stored = label_index(records)
+        _check_labels(stored, len(names), records)
+        labels = relabel[stored]
         rows = np.flatnonzero(labels >= 0)
         if not len(rows):
             raise ValueError(f"split {split!r} in {directory} has no images of the 100 classes")
@@ -167,11 +171,12 @@ def prepared(name: str, path: str = "") -> Path:
     root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     version = VERSIONS[name]
     home = root / name
-    present = sorted(p.name for p in home.iterdir() if (p / "dataset_info.json").is_file()) if home.is_dir() else []
+    versions = [p for p in home.iterdir() if _VERSION.fullmatch(p.name)] if home.is_dir() else []
+    present = sorted(p.name for p in versions if (p / "dataset_info.json").is_file())
     same = [v for v in present if v.split(".")[0] == version.split(".")[0]]
     if not same:
-        versions = f"versions found: {', '.join(present)}" if present else "nothing prepared found"
-        raise FileNotFoundError(f"{name} {version} is not prepared in {home} ({versions}). {_how(name, root)}")
+        found = f"versions found: {', '.join(present)}" if present else "nothing prepared found"
+        raise FileNotFoundError(f"{name} {version} is not prepared in {home} ({found}). {_how(name, root)}")
     best = version if version in same else max(same, key=lambda v: tuple(map(int, v.split("."))))
     _check_format(home / best, name, root)
     return home / best
@@ -182,16 +187,17 @@ def label_index(records: Records) -> np.ndarray:
 
     The first time, the whole split is read from disk.
     """
-    builder = tfds.builder_from_directory(records.directory)
+    builder = _builder(records.directory)
     n = len(records)
     place = hashlib.sha256(str(Path(records.directory).resolve()).encode()).hexdigest()[:12]
     file = cache_folder() / f"labels-{builder.name}-{builder.version}-{records.split}-{n}-{place}.npy"
     if file.is_file():
         try:
             labels = np.load(file, allow_pickle=False)
-            if labels.shape == (n,) and labels.dtype == np.int64:
+            whole = file.read_bytes().endswith(_digest(labels))
+            if labels.shape == (n,) and labels.dtype == np.int64 and whole:
                 return labels
-            log.warning("%s has shape %s, not (%d,): reading the labels again", file, labels.shape, n)
+            log.warning("%s has shape %s or is damaged, not (%d,): reading the labels again", file, labels.shape, n)
         except (ValueError, EOFError, OSError) as error:
             log.warning("%s cannot be read (%s): reading the labels again", file, error)
     labels = np.empty(n, np.int64)
@@ -206,7 +212,7 @@ def label_index(records: Records) -> np.ndarray:
 
 def _decode_all(records: Records, mode: str) -> Arrays:
     n = len(records)
-    info: Any = tfds.builder_from_directory(records.directory).info
+    info: Any = _builder(records.directory).info
     shape = info.features["image"].shape
     pixels, labels = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
 
@@ -219,7 +225,16 @@ def _decode_all(records: Records, mode: str) -> Arrays:
             pixels[index], labels[index] = image.reshape(shape), record["label"]
 
     _scan(records, keep, f"{Path(records.directory).parent.name} {records.split}")
+    _check_labels(labels, info.features["label"].num_classes, records)
     return Arrays(pixels, labels)
+
+
+def _check_labels(labels: np.ndarray, classes: int, records: Records) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        place = f"record {wrong[0]} of split {records.split!r}"
+        reason = f"label {labels[wrong[0]]} is of no class; there are 0 to {classes - 1}"
+        raise InputError(reason, file=records.directory, place=place)
 
 
 def _scan(records: Records, keep: KeepRecords, title: str) -> None:
@@ -232,8 +247,17 @@ def _scan(records: Records, keep: KeepRecords, title: str) -> None:
     in_chunks(n, work, title, size=_CHUNK)
 
 
+def _builder(directory: str | Path, **options: Any):
+    """The builder of a prepared data set, from its metadata."""
+    try:
+        return tfds.builder_from_directory(directory, **options)
+    except Exception as error:  # TFDS reads JSON and protobuf messages, whose parsers raise errors of their own
+        reason = f"its metadata cannot be read ({type(error).__name__}: {error})"
+        raise InputError(reason, file=directory, remedy="copy or prepare it again") from error
+
+
 def _open(directory: str, split: str):
-    builder: Any = tfds.builder_from_directory(directory, file_format="array_record")
+    builder: Any = _builder(directory, file_format="array_record")
     if split not in builder.info.splits:
         raise ValueError(f"{directory} has no split {split!r}, only {', '.join(builder.info.splits)}")
     # Pillow decodes, not TFDS: then errors name the damaged image, and reading labels decodes nothing.
@@ -266,11 +290,16 @@ def _how(name: str, root: Path) -> str:
     )
 
 
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(array.tobytes()).digest()
+
+
 def _save(file: Path, array: np.ndarray) -> None:
     """Write an array through a temporary file, so that no reader sees half of it; a failure is only logged."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with writing(file) as stream:
             np.save(stream, array)
+            stream.write(_digest(array))
     except OSError as error:
         log.warning("cannot keep %s (%s): the labels will be read again next time", file, error)

@@ -18,17 +18,18 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from logging import LogRecord
 
-from absl import logging
+from absl import flags, logging
 
-from launch.reading import InputError
+from launch.reading import InputError, printable
 from launch.stages import SettingError
 
 FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)  # where a `raise` of ours says so
+# Where a `raise` of ours says so; an ImportError names a package that is to be installed.
+_MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, ImportError)
 _FAILURES = (RuntimeError, ArithmeticError, LookupError, OSError)
 
 
@@ -65,6 +66,21 @@ def ending() -> Iterator[None]:
             raise leave(f"{os.fsdecode(error.filename)}: {error.strerror}", FAILURE) from error
         traceback.print_exc()
         raise leave(f"This is a bug; please report it with the lines above: {line}", FAILURE) from error
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """absl's flag parsing for `app.run(main, flags_parser=parse)`: what it refuses is one line.
+
+    So are words that belong to no flag.
+    """
+    try:
+        left = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise leave(" ".join(str(error).split()), MISUSE) from error
+    if len(left) > 1:
+        words = " ".join(map(printable, left[1:]))
+        raise leave(f"not understood: {words}; settings are --NAME=VALUE, quote a text of several words", MISUSE)
+    return left
 
 
 def _is_news(record: LogRecord) -> bool:

@@ -1,6 +1,5 @@
 """What a run begins with: its data, the architecture, and networks that were trained before."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from absl import logging
 from flax import linen as nn
 
 from launch.data import DataSet, Spec, Splits
-from launch.files import load_tree
+from launch.files import load_json, load_tree
 from launch.networks import activations
 from launch.run import PLAN
 from launch.stages import File, SettingError, Stage, require_known, stackable
@@ -22,6 +21,7 @@ from robustgrad_jax import models
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …}
 EXPERIMENT = "robustgrad_jax.experiment"
+_AGAIN = "run its command again"
 TRAINED = "Classifier"  # the stage whose network `TrainedRun` takes
 
 
@@ -110,6 +110,10 @@ class Pretrained(Stage):
         if wrong:
             what = f"{self.source.path!r}: a {self.architecture.name} for other images or classes"
             raise SettingError("init_from", f"={what}: {'; '.join(wrong)}")
+        for path, array in there.items():
+            if count := np.count_nonzero(~np.isfinite(array)):
+                what = f"{self.source.path!r}: {path} has {count:,} values that are NaN or infinite"
+                raise SettingError("init_from", f"={what}")
         return jax.tree.map(lambda leaf, array: np.asarray(array, leaf.dtype), shapes, stored)
 
     def make(self, store: Store) -> dict[str, Any]:
@@ -168,17 +172,20 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
     """The folder in which a run's store keeps the network that it trained."""
     _require_source(path.exists(), source, "no such run directory or file")
     _require_source((path / "config.json").is_file(), source, f"not a run directory: no config.json{_runs_in(path)}")
-    config = json.loads((path / "config.json").read_text())
+    config = load_json(path / "config.json", remedy=_AGAIN)
     other = f"a run of {config.get('experiment')!r}, not of {EXPERIMENT!r}{_runs_in(path)}"
     _require_source(config.get("experiment") == EXPERIMENT, source, other)
     # The activation is not in the weights: another one would silently change every number.
-    here, there = vars(architecture), config["model"]
+    here, there = vars(architecture), config.get("model")
+    _require_source(isinstance(there, dict), source, f"its config.json has no section 'model'; {_AGAIN}")
     names = [name for name in sorted(here) if there.get(name) != here[name]]
     shown = "; ".join(f"model.{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
     flags = " ".join(f"--config.model.{name}={there.get(name)}" for name in names)
     _require_source(not names, source, f"{shown}; its network is {flags}")
     _require_source((path / PLAN).is_file(), source, f"the run has not begun: no {PLAN}")
-    plan = json.loads((path / PLAN).read_text())
+    plan = load_json(path / PLAN, remedy=_AGAIN)
+    whole = isinstance(plan.get("store"), str) and isinstance(plan.get("stages"), dict)
+    _require_source(whole, source, f"its {PLAN} is damaged; {_AGAIN}")
     folders = [path / plan["store"] / key / "value" for key, kind in plan["stages"].items() if kind == TRAINED]
     _require_source(folders, source, "that run trained no network; give the source it was started from")
     _require_source(folders[0].is_dir(), source, "its training is not finished; run its command again")

@@ -16,14 +16,20 @@ import numpy as np
 
 from launch.reading import jsons, paths, records
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
+from rtd_jax.benchmarks.missing import present
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
 
 
-def load(root: str | Path, split: str = "val") -> RetrievalTask:
+def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) -> RetrievalTask:
     """A split of CIRCO.
+
+    Args:
+      root: the folder of the release.
+      split: a name in `SPLITS`.
+      skip_missing: leave out images that are missing, and the queries whose reference or target they are.
 
     Raises:
       ValueError: an unknown split; a file, entry or field that is not as the release has it, by name.
@@ -41,13 +47,12 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
                      field="file_name")
         for entry in listed
     ]  # fmt: skip
-    paths.check_present(images, listed=info)
     index = {number: place for place, number in enumerate(ids)}
-    queries = jsons.records(root / "annotations" / f"{split}.json")
+    queries = read_queries(root / "annotations" / f"{split}.json")
     numbers = distinct(queries, "id", int)
     reference = np.array([row(query, "reference_img_id", int, index) for query in queries], np.int32)
     texts = [(records.text(query, "relative_caption"),) for query in queries]
-    score = target = None
+    target, truths = None, []
     if split == "val":
         target = np.array([row(query, "target_img_id", int, index) for query in queries], np.int32)
         truths = [rows(query, "gt_img_ids", int, index) for query in queries]
@@ -56,9 +61,16 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
                 raise query.error("is the reference", "target_img_id")
             if of_target not in true:
                 raise query.error("must be one of 'gt_img_ids'", "target_img_id")
-        score = partial(_score, target=target, truths=padded(truths))
+    own = [reference] if target is None else [reference, target]
+    there = present("circo", images, own, listed=info, skip=skip_missing, served=target is None)
+    ids, reference, score = there.of_images(ids), there.rows(reference), None
+    if target is not None:
+        target = there.rows(target)
+        score = partial(_score, target=target, truths=padded(there.lists(truths)))
     submission = partial(_submission, queries_ids=numbers, ids=ids)
-    return RetrievalTask("circo", images, ids, reference, {"": texts}, score, submission, target)
+    texts = {"": there.of_queries(texts)}
+    return RetrievalTask("circo", there.of_images(images), ids, reference, texts, score, submission, target,
+                         **there.counts)  # fmt: skip
 
 
 def _score(queries, gallery, *, target, truths) -> dict[str, float]:

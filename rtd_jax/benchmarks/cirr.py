@@ -18,15 +18,21 @@ import numpy as np
 from launch.reading import jsons, paths, records
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, row, rows
+from rtd_jax.benchmarks.missing import present
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
 SUBMITTED, SUBSET_SUBMITTED = 50, 3
 
 
-def load(root: str | Path, split: str = "val") -> RetrievalTask:
+def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) -> RetrievalTask:
     """A split of CIRR.
+
+    Args:
+      root: the folder of the release.
+      split: a name in `SPLITS`.
+      skip_missing: leave out images that are missing, and the queries whose reference or target they are.
 
     Raises:
       ValueError: an unknown split; a file, entry or field that is not as the release has it, by name.
@@ -38,14 +44,13 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
     listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
     files = jsons.read(listed, top=dict)
     images = [paths.inside(root, file, listed=listed, field=name) for name, file in files.items()]
-    paths.check_present(images, listed=listed)
     index = {name: place for place, name in enumerate(files)}
-    queries = jsons.records(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
+    queries = read_queries(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
     pairs = distinct(queries, "pairid", int)
     reference = np.array([row(query, "reference", str, index) for query in queries], np.int32)
-    texts = {"": [(records.text(query, "caption"),) for query in queries]}
+    texts = [(records.text(query, "caption"),) for query in queries]
     members = [_members(query, of_reference, index) for query, of_reference in zip(queries, reference, strict=True)]
-    score = target = None
+    target = None
     if split == "val":
         target = np.array([row(query, "target_hard", str, index) for query in queries], np.int32)
         for query, of_reference, of_target, group in zip(queries, reference, target, members, strict=True):
@@ -53,9 +58,17 @@ def load(root: str | Path, split: str = "val") -> RetrievalTask:
                 raise query.error("is the reference", "target_hard")
             if of_target not in group:
                 raise query.error("must be one of the members of 'img_set'", "target_hard")
-        score = partial(_score, reference=reference, target=target, members=padded(members))
-    submission = partial(_submission, pairs=pairs, names=list(files), reference=reference, members=padded(members))
-    return RetrievalTask("cirr", images, list(files), reference, texts, score, submission, target)
+    own = [reference] if target is None else [reference, target]
+    there = present("cirr", images, own, listed=listed, skip=skip_missing, served=target is None)
+    names, similar, reference = there.of_images(list(files)), padded(there.lists(members)), there.rows(reference)
+    score = None
+    if target is not None:
+        target = there.rows(target)
+        score = partial(_score, reference=reference, target=target, members=similar)
+    submission = partial(_submission, pairs=pairs, names=names, reference=reference, members=similar)
+    texts = {"": there.of_queries(texts)}
+    return RetrievalTask("cirr", there.of_images(images), names, reference, texts, score, submission, target,
+                         **there.counts)  # fmt: skip
 
 
 def _members(query: Record, reference: int, index: Mapping[str, int]) -> list[int]:

@@ -19,6 +19,7 @@ from rtd_jax.losses import unit_rows
 from rtd_jax.phi import Network
 from rtd_jax.text import compose
 
+MISSING = "missing"  # in place of a row: counts of what is left out
 _CROPS = 1024  # cropped images in memory
 
 
@@ -124,7 +125,8 @@ TUNED: dict[str, Query] = {"rtd": pseudo_token}  # with RTD's text encoder
 def measure(inputs: QueryInputs, rows: Mapping[str, Query]) -> dict[str, float]:
     """All metrics of some rows, in percent: "TASK/ROW/METRIC", unseen phrasings as "TASK/ROW/unseen_METRIC".
 
-    Without ground truth there are none.
+    Without ground truth there are none. Where images are missing, "TASK/missing/images" and "TASK/missing/queries"
+    count what is left out.
     """
     result: dict[str, float] = {}
     if inputs.task.score is None:
@@ -137,6 +139,9 @@ def measure(inputs: QueryInputs, rows: Mapping[str, Query]) -> dict[str, float]:
                 continue
             metrics = inputs.task.score(queries, inputs.gallery)
             result |= {f"{inputs.task.name}/{row}/{prefix}{metric}": value for metric, value in metrics.items()}
+    if inputs.task.missing:
+        counts = {"images": len(inputs.task.missing), "queries": inputs.task.dropped}
+        result |= {f"{inputs.task.name}/{MISSING}/{what}": float(count) for what, count in counts.items()}
     return result
 
 
@@ -162,10 +167,14 @@ def first_rankings(inputs: QueryInputs, *, count: int = 6, k: int = 6) -> np.nda
 
 
 def means(result: Mapping[str, float]) -> dict[str, float]:
-    """Means over the parts of a benchmark: of "fashioniq/dress/phi/recall_at_10" and the like "fashioniq/phi/…"."""
+    """Means over the parts of a benchmark: of "fashioniq/dress/phi/recall_at_10" and the like "fashioniq/phi/…".
+
+    What is missing is summed up.
+    """
     parts: dict[str, list[float]] = {}
     for key, value in result.items():
         names: Sequence[str] = key.split("/")
         if len(names) == 4:
             parts.setdefault("/".join((names[0], *names[2:])), []).append(value)
-    return {key: float(np.mean(values)) for key, values in parts.items()}
+    total = lambda key: np.sum if key.split("/")[1] == MISSING else np.mean
+    return {key: float(total(key)(values)) for key, values in parts.items()}

@@ -8,6 +8,7 @@ Recall at 10 and 50 in each category and their mean. The two captions are joined
 query features averaged.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ import numpy as np
 
 from launch.reading import InputError, jsons, paths, records
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, row
+from rtd_jax.benchmarks.missing import present
+from rtd_jax.benchmarks.task import RetrievalTask, read_queries, row
 
 CATEGORIES = ("dress", "shirt", "toptee")
 KS = (10, 50)
 
 
-def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
+def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) -> list[RetrievalTask]:
     """The three categories.
+
+    Args:
+      root: the folder of the release.
+      split: "val".
+      skip_missing: leave out images that are missing, and the queries whose candidate or target they are.
 
     Raises:
       ValueError: another split than val; a file, entry or field that is not as the release has it, by name.
@@ -31,24 +38,37 @@ def load(root: str | Path, split: str = "val") -> list[RetrievalTask]:
     """
     if split != "val":
         raise ValueError(f"FashionIQ has no public ground truth for {split!r}; the only valid split is 'val'")
-    return [load_category(root, category) for category in CATEGORIES]
+    return [load_category(root, category, skip_missing=skip_missing) for category in CATEGORIES]
 
 
-def load_category(root: str | Path, category: str) -> RetrievalTask:
-    """One of `CATEGORIES`, its validation split; raises as `load`."""
+def load_category(root: str | Path, category: str, *, skip_missing: bool = False) -> RetrievalTask:
+    """One of `CATEGORIES`, its validation split; see `load`."""
     root = paths.path(root, "root")
     listed = root / "image_splits" / f"split.{category}.val.json"
     names = jsons.read(listed, top=list)
     images = [_file(root / "images", name, listed, i) for i, name in enumerate(names)]
-    paths.check_present(images, listed=listed)
-    index = {name: place for place, name in enumerate(names)}
-    queries = jsons.records(root / "captions" / f"cap.{category}.val.json")
+    index: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if name in index:
+            raise InputError(f"is {jsons.entry(index[name])} already", file=listed, place=jsons.entry(i), value=name)
+        index[name] = i
+    queries = read_queries(root / "captions" / f"cap.{category}.val.json")
     reference = np.array([row(query, "candidate", str, index) for query in queries], np.int32)
     target = np.array([row(query, "target", str, index) for query in queries], np.int32)
+    for query, of_reference, of_target in zip(queries, reference, target, strict=True):
+        if of_reference == of_target:
+            raise query.error("is the candidate", "target")
     captions = [records.items(query, "captions", str, length=2) for query in queries]
-    texts = {"": [tuple(text.strip(".?, ") for text in pair) for pair in captions]}
+    texts = [tuple(text.strip(".?, ") for text in pair) for pair in captions]
+    for query, pair in zip(queries, texts, strict=True):
+        if not any(pair):
+            raise query.error("must be two texts, not both blank", "captions")
+    name = f"fashioniq/{category}"
+    there = present(name, images, [reference, target], listed=listed, skip=skip_missing)
+    reference, target, texts = there.rows(reference), there.rows(target), {"": there.of_queries(texts)}
     score = partial(_score, target=target)
-    return RetrievalTask(f"fashioniq/{category}", images, names, reference, texts, score, target=target)
+    return RetrievalTask(name, there.of_images(images), there.of_images(names), reference, texts, score, target=target,
+                         **there.counts)  # fmt: skip
 
 
 def _file(folder: Path, name: Any, listed: Path, i: int) -> Path:
@@ -57,7 +77,7 @@ def _file(folder: Path, name: Any, listed: Path, i: int) -> Path:
         raise InputError("must be the name of an image", file=listed, place=jsons.entry(i), value=name)
     endings = ("png", "jpg", "jpeg")
     files = [paths.inside(folder, f"{name}.{end}", listed=listed, place=jsons.entry(i)) for end in endings]
-    return next(filter(Path.is_file, files), files[0])
+    return next(filter(os.path.isfile, files), files[0])
 
 
 def _score(queries: np.ndarray, gallery: np.ndarray, *, target: np.ndarray) -> dict[str, float]:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from launch.reading import InputError, jsons, paths, records
+from launch.reading import InputError, paths, records
 from launch.reading import images as decoder
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
-from rtd_jax.benchmarks.task import RetrievalTask, padded
+from rtd_jax.benchmarks.missing import present
+from rtd_jax.benchmarks.task import RetrievalTask, padded, read_queries
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 KS = (1, 2, 3)
@@ -29,18 +30,20 @@ DILATION = 0.7  # of a box's width and height, in all
 Key = tuple[Path, tuple[float, ...] | None]  # an image's file and a box in it
 
 
-def load(root: str | Path, *, images: Mapping[str, str]) -> list[RetrievalTask]:
+def load(root: str | Path, *, images: Mapping[str, str], skip_missing: bool = False) -> list[RetrievalTask]:
     """The four tasks.
 
     Args:
       root: the folder of the templates.
       images: the folders "visual_genome" and "coco".
+      skip_missing: leave out images that are missing, and the queries whose reference or target they are, or that have
+        no other image but the target left.
 
     Raises:
       ValueError: a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
-    return [load_task(root, name, images[images_of(name)]) for name in TASKS]
+    return [load_task(root, name, images[images_of(name)], skip_missing=skip_missing) for name in TASKS]
 
 
 def images_of(task: str) -> str:
@@ -87,16 +90,17 @@ def read(path: Path, box: Sequence[float] | None) -> np.ndarray:
     return np.asarray(square)
 
 
-def load_task(root: str | Path, name: str, images: str | Path) -> RetrievalTask:
-    """One of `TASKS`; raises as `load`.
+def load_task(root: str | Path, name: str, images: str | Path, *, skip_missing: bool = False) -> RetrievalTask:
+    """One of `TASKS`; see `load`.
 
     Args:
       root: the folder of the templates.
       name: of the task.
       images: the folder of `images_of(name)`.
+      skip_missing: see `load`.
     """
     path, folder = paths.path(root, "root") / f"{name}.json", paths.path(images, "images")
-    queries = jsons.records(path)
+    queries = read_queries(path)
     references = [_key(query.child("reference"), folder) for query in queries]
     # The target is the first of its gallery; it may be among the others once more.
     galleries = [
@@ -109,14 +113,18 @@ def load_task(root: str | Path, name: str, images: str | Path) -> RetrievalTask:
     ]
     pairs = zip(references, galleries, strict=True)
     index = {key: i for i, key in enumerate(dict.fromkeys(key for one, others in pairs for key in (one, *others)))}
-    paths.check_present(dict.fromkeys(image for image, _ in index), listed=path)
-    members = padded([[index[key] for key in dict.fromkeys(gallery)] for gallery in galleries])
+    own = [[index[key] for key in gallery] for gallery in galleries]
     reference = np.array([index[key] for key in references], np.int32)
-    texts = {"": [(f"has {records.text(query, 'condition')}",) for query in queries]}
-    target = members[:, 0]
+    target = np.array([gallery[0] for gallery in own], np.int32)
+    texts = [(f"has {records.text(query, 'condition')}",) for query in queries]
+    files = [image for image, _ in index]
+    name = f"genecis/{name}"
+    there = present(name, files, [reference, target], listed=path, skip=skip_missing, alone=own)
+    members, reference, target = padded(there.lists(own)), there.rows(reference), there.rows(target)
     score = partial(_score, target=target, members=members)
-    return RetrievalTask(f"genecis/{name}", Crops(list(index)), range(len(index)), reference, texts, score,
-                         target=target)  # fmt: skip
+    crops = Crops(there.of_images(list(index)))
+    texts = {"": there.of_queries(texts)}
+    return RetrievalTask(name, crops, range(len(crops)), reference, texts, score, target=target, **there.counts)
 
 
 def _key(image: Record, folder: Path) -> Key:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clip_jax.tokenizer import MARKER
-from launch.reading import records, shown
+from launch.reading import InputError, jsons, records, shown
 from launch.reading.records import Record
 
 
@@ -41,6 +41,8 @@ class RetrievalTask:
       query_images: q reference images where they are not those of the gallery.
       oracle: q captions of the targets, for an upper bound; () without captions.
       text_only: template of a query by the text alone, with "{}" for the text.
+      missing: gallery images that are left out because their files are missing.
+      dropped: how many queries are left out because they need one of these.
     """
 
     name: str
@@ -54,6 +56,8 @@ class RetrievalTask:
     query_images: np.ndarray | None = None
     oracle: Sequence[str] = field(default=())
     text_only: str = "{}"
+    missing: Sequence[Path] = field(default=())
+    dropped: int = 0
 
     def __post_init__(self):
         if not len(self.ids):
@@ -73,6 +77,14 @@ class RetrievalTask:
 
     def __len__(self) -> int:
         return len(self.reference)
+
+
+def read_queries(path: Path) -> list[Record]:
+    """The queries of a file, at least one."""
+    queries = jsons.records(path)
+    if not queries:
+        raise InputError("there are no queries in it", file=path)
+    return queries
 
 
 def row(record: Record, name: str, kind: type, index: Mapping[Any, int]) -> int:

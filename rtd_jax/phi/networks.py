@@ -187,9 +187,18 @@ def from_torch(tensors: Mapping[str, Any], *, unit_inputs: bool = False) -> Netw
       unit_inputs: whether φ was trained with inputs of one length; published ones were not.
 
     Raises:
-      ValueError: names that are neither's, layers that are missing or do not fit each other.
+      ValueError: names that are neither's, layers that are missing or do not fit each other; a tensor that is not of
+        floats, or has NaN or infinite values.
     """
-    tensors = {name.removeprefix("module."): np.asarray(tensor) for name, tensor in tensors.items()}
+    given = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    tensors = {name.removeprefix("module."): tensor for name, tensor in given.items()}
+    if len(tensors) < len(given):
+        raise ValueError("the same tensors are there with and without the prefix 'module.'")
+    for name, tensor in given.items():
+        if tensor.dtype.kind in "iubcOSU":
+            raise ValueError(f"{name} is of type {tensor.dtype}, floats are needed")
+        if count := np.count_nonzero(~np.isfinite(tensor.astype(np.float32))):
+            raise ValueError(f"{name} has {count:,} values that are NaN or infinite")
     names = _PHI_NAMES if "fc_out.weight" not in tensors else _pic2word_names(_layers(tensors))
     expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     if expected != set(tensors):

@@ -4,6 +4,7 @@ None of it is written to the store: it is read or drawn again. A text file count
 a benchmark's release by their paths. Captions, images and triplets come in two parts: to train on, and to validate on.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from absl import logging
 import clip_jax
 from launch.data import scenes
 from launch.data.scenes import world
-from launch.reading import folders
+from launch.reading import InputError, folders
 from launch.stages import File, SettingError, Stage, require, require_known, stackable
 from launch.store import Store
 from rtd_jax import clips
@@ -265,6 +266,8 @@ class ReleasedTask(DataStage):
       split: a name in `SPLITS`; others than "val" have a test server.
       part: of a benchmark of several tasks, one in `PARTS`.
       images: the folder of GeneCIS' images, those that the part is about.
+      skip_missing: leave out images whose files are missing, and the queries that need them.
+      missing: a digest of the images that are left out, which the stage finds by itself: the result depends on them.
     """
 
     benchmark: str
@@ -272,22 +275,36 @@ class ReleasedTask(DataStage):
     split: str = "val"
     part: str = ""
     images: str = ""
+    skip_missing: bool = False
+    missing: str = ""
 
     def __post_init__(self) -> None:
         _require_folder(self, "root")
         if self.benchmark == "genecis":
             _require_folder(self, "images")
         require_known(self, "split", SPLITS.get(self.benchmark, ("val",)))
+        require(isinstance(self.skip_missing, bool), self, "skip_missing", "must be True or False")
+        if self.skip_missing:
+            object.__setattr__(self, "missing", _digest(RELEASES[self.benchmark](self)))
 
     def make(self, store: Store | None = None) -> RetrievalTask:
-        return RELEASES[self.benchmark](self)
+        task = RELEASES[self.benchmark](self)
+        if _digest(task) != self.missing:
+            raise InputError("other images are missing than when the run was planned", file=self.root)
+        return task
+
+
+def _digest(task: RetrievalTask) -> str:
+    """Of the names of missing images; "" where none is."""
+    names = "\0".join(map(os.fspath, task.missing))
+    return hashlib.sha256(os.fsencode(names)).hexdigest() if names else ""
 
 
 RELEASES = {
-    "cirr": lambda task: cirr.load(task.root, task.split),
-    "circo": lambda task: circo.load(task.root, task.split),
-    "fashioniq": lambda task: fashioniq.load_category(task.root, task.part),
-    "genecis": lambda task: genecis.load_task(task.root, task.part, task.images),
+    "cirr": lambda task: cirr.load(task.root, task.split, skip_missing=task.skip_missing),
+    "circo": lambda task: circo.load(task.root, task.split, skip_missing=task.skip_missing),
+    "fashioniq": lambda task: fashioniq.load_category(task.root, task.part, skip_missing=task.skip_missing),
+    "genecis": lambda task: genecis.load_task(task.root, task.part, task.images, skip_missing=task.skip_missing),
 }
 SPLITS = {"cirr": cirr.SPLITS, "circo": circo.SPLITS}
 PARTS = {"fashioniq": fashioniq.CATEGORIES, "genecis": genecis.TASKS}

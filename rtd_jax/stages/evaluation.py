@@ -98,6 +98,8 @@ class ComposedRetrieval(Stage):
     def make(self, store: Store) -> dict[str, float]:
         # What is read from files comes first: a benchmark or a triplet with a fault ends the run before it trains.
         for task in self.evaluations:
+            store.get(task.gallery.task)
+        for task in self.evaluations:
             store.get(task.gallery)
         if self.tuned is not None:
             store.get(self.tuned.tuning.embeddings)

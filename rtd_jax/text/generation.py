@@ -7,7 +7,6 @@ The first way takes a word of a caption, another of the same kind that the text 
 thirty phrasings (`rtd_jax.text.phrasings`). The second asks for a modification and the caption that follows from it.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +15,8 @@ from absl import app, flags, logging
 
 import clip_jax
 from launch import llm
-from launch.reading import paths, printable, shown
+from launch.processes import commands
+from launch.reading import InputError, paths, printable, shown
 from rtd_jax import clips, losses
 from rtd_jax.text import captions, masking, phrasings
 from rtd_jax.text.triplets import MARKER, Triplets, fault, write
@@ -164,21 +164,17 @@ def _parse(reply: str) -> tuple[str, str]:
     return answer["modification"].strip().rstrip("."), answer["target"].strip()
 
 
+@commands.ending()
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS.out.endswith(".jsonl"):
-        raise app.UsageError("--out has to end in .jsonl")
-    try:
-        generate()
-    except (ValueError, OSError, ImportError, llm.EndpointError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    generate()
 
 
 def generate() -> None:
     """Generate and write the triplets that the flags ask for."""
     f = flags.FLAGS
     out = paths.path(f.out, "--out")
+    if out.suffix != ".jsonl":
+        raise InputError("must be a file that ends in .jsonl", field="--out", value=f.out)
     texts = captions.read(f.captions, column=f.column)[: f.limit or None]
     out.parent.mkdir(parents=True, exist_ok=True)
     if f.llm:
@@ -204,4 +200,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("base_url", "", "its endpoint; empty to use logged answers only")
     flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "environment variable with its key; empty for none")
     flags.mark_flags_as_required(["captions", "out"])
-    app.run(main)
+    app.run(main, flags_parser=commands.parse)

@@ -11,6 +11,7 @@ from clip_jax import cache as store
 from clip_jax import embed, model, preprocess, tokenizer
 from clip_jax.clip import Clip
 from clip_jax.preprocess import Preprocessing
+from launch import files
 from tests.clip_jax import towers
 from tests.commands import finish, start
 
@@ -147,13 +148,22 @@ def test_batches_are_decoded_ahead_but_not_all_at_once(clip, monkeypatch):
 def test_the_bad_image_is_named(clip, folder):
     bad = folder / "class1" / "85.png"
     bad.write_bytes(bad.read_bytes()[:-60])
-    with pytest.raises(ValueError, match=r"cannot read image .*class1/85\.png"):
+    with pytest.raises(ValueError, match=r"class1/85\.png: cannot be decoded"):
         embed.embed_images(clip, folder, batch_size=4, **quiet)
     for cached in ({}, {"cache": folder / "cache"}):
-        with pytest.raises(FileNotFoundError, match=r"no image file .*absent\.png"):
+        with pytest.raises(FileNotFoundError, match=r"absent\.png: no such"):
             embed.embed_images(clip, [*embed.list_images(folder)[:2], folder / "absent.png"], **cached, **quiet)
     with pytest.raises(ValueError, match="number 1: arrays have to be"):
         embed.embed_images(clip, [pictures(1)[0], np.zeros((3, 3))], **quiet)
+
+
+def test_a_link_to_its_own_folder_lists_no_image_again(folder, caplog):
+    before = embed.list_images(folder)
+    (folder / "all").symlink_to(folder)
+    (folder / "twice.png").symlink_to(before[0])
+    assert embed.list_images(folder) == before
+    assert "all is skipped: it leads to a folder that contains it" in caplog.text
+    assert "twice.png is skipped" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}])
@@ -163,7 +173,7 @@ def test_numbers_below_one(clip, options):
 
 
 def test_a_folder_without_images(clip, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no images in .* \(.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no images \(.jpg .* in it"):
         embed.embed_images(clip, tmp_path, **quiet)
 
 
@@ -310,6 +320,13 @@ def test_a_damaged_entry_is_computed_again(clip, tmp_path, computed, caplog, how
     assert f"cache entry {path} is damaged" in caplog.text
     get()
     assert len(computed) == 2
+
+
+def test_what_killed_writes_left_in_the_cache_is_removed(clip, tmp_path):
+    left = tmp_path / f".0123.npy.{files._machine()}-4194300-1-x.partial"  # of a process that does not run any more
+    left.write_bytes(b"half of it")
+    embed.embed_texts(clip, TEXTS, cache=tmp_path, **quiet)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
 def test_an_entry_of_another_shape_is_damaged(tmp_path, caplog):

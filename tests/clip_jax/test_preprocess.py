@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from clip_jax import preprocess
 from clip_jax.preprocess import Preprocessing
+from launch.reading import images
 
 SPEC = Preprocessing(size=16, crop=16)
 CONFIG = SimpleNamespace(image=SimpleNamespace(image_size=16))
@@ -71,12 +72,25 @@ def test_transparent_parts_are_white():
     np.testing.assert_array_equal(found[:, 8:], pixels[:, 8:, :3])
 
 
-@pytest.mark.parametrize("mode, values", [("F", np.float32([[0.5]])), ("I", np.int32([[70000]]))])
-def test_modes_without_a_range_are_refused(tmp_path, mode, values):
+@pytest.mark.parametrize("kind, values", [("floats", np.float32([[1.5]])), ("32-bit integers", np.int32([[70000]]))])
+def test_values_without_a_range_are_refused(tmp_path, kind, values):
     path = tmp_path / "deep.tif"
     Image.fromarray(values).save(path)
-    with pytest.raises(ValueError, match=rf"cannot read image .*deep\.tif.* mode {mode} does not define a range"):
+    with pytest.raises(ValueError, match=rf"deep\.tif: contains {kind} from .* and declares no range"):
         preprocess.preprocess(SPEC, [noise(16, 16, 3), path])
+
+
+def test_images_are_decoded_as_everywhere(tmp_path):
+    """Floats in [0, 1], and a photo that is turned and has a rational with a zero denominator in its EXIF block."""
+    Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "float.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9201] = TiffImagePlugin.IFDRational(0, 0)
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    for name in ("float.tif", "turned.jpg"):
+        expected = images.pixels(tmp_path / name, alpha="white")
+        np.testing.assert_array_equal(np.asarray(preprocess.read(tmp_path / name)), expected)
+    assert expected.shape == (30, 20, 3)
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -85,11 +99,11 @@ def test_unreadable_files_are_named(tmp_path):
     contents = {"cut.jpg": whole.read_bytes()[:-500], "text.png": b"no image", "empty.gif": b""}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"cannot read image .*{name}: .* Replace or remove the file"):
+        with pytest.raises(ValueError, match=f"{tmp_path / name}: .*; replace the file or remove it"):
             preprocess.preprocess(SPEC, [whole, tmp_path / name])
-    with pytest.raises(FileNotFoundError, match=r"no image file .*absent\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.jpg: no such file"):
         preprocess.preprocess(SPEC, [whole, str(tmp_path / "absent.jpg")])
-    with pytest.raises(ValueError, match=f"cannot read image {tmp_path}: IsADirectoryError"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: is a folder; a regular file is needed"):
         preprocess.preprocess(SPEC, tmp_path)
 
 
@@ -169,6 +183,14 @@ def test_target_padding(width, height, padded):
         ({"size": 16, "crop": 16, "resample": 9}, "unknown resample=9; valid numbers: .*3 .bicubic"),
         ({"size": 16, "crop": 16, "mean": (0.5,)}, "three values"),
         ({"size": 16, "crop": 16, "std": (0.5, 0.5, 0.0)}, "positive"),
+        ({"size": 16, "crop": 16, "std": (0.5, 0.5, float("nan"))}, "finite"),
+        ({"size": 16, "crop": 16, "mean": ("0.5", 0.5, 0.5)}, "numbers"),
+        ({"size": True, "crop": 1}, "integers"),
+        ({"size": 16, "crop": 16.0}, "size=16 and crop=16.0 must be integers"),
+        ({"size": 16.5, "crop": 16}, "size=16.5 and crop=16 must be integers"),
+        ({"size": (16, None), "crop": 16}, "must be integers"),
+        ({"size": 16, "crop": 16, "resample": True}, "unknown resample=True"),
+        ({"size": 16, "crop": 16, "rescale": 0}, "rescale must be a positive number, got 0"),
     ],
 )
 def test_contradictory_settings(fields, message):
@@ -188,6 +210,10 @@ def test_settings_come_back_from_the_file(tmp_path, spec):
         ({"do_resize": False}, "do_resize=False is not supported"),
         ({"do_normalize": None}, "do_normalize=None is not supported"),
         ({"do_pad": True}, "do_pad=True"),
+        ({"do_resize": "false"}, "do_resize='false' is not supported"),
+        ({"size": [16, 16]}, r"size \[16, 16\] is not supported"),
+        ({"rescale_factor": -(10**400)}, "rescale must be a positive number, got -1000"),
+        ({"image_mean": 0.5}, "image_mean must be a list of three numbers, got 0.5"),
         ({"size": {"shortest_edge": 16, "longest_edge": 20}}, "longest_edge"),
         ({"crop_size": {"height": 16, "width": 18}}, "width"),
         ({"crop_size": 32, "size": 32}, "crops images to 32 pixels, the image tower takes 16"),

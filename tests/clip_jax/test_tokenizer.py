@@ -154,6 +154,95 @@ def test_broken_files_are_named(built, folder, name):
             tokenizer.load(folder, config(built))
 
 
+def cut(path, lines):
+    content = path.read_text().splitlines()
+    path.write_text("\n".join(content[:lines]) + "\n")
+
+
+def reindexed(path, change):
+    """vocab.json with another id for the token 300; "add" puts a token into a place after a hole."""
+    vocab = json.loads(path.read_text())
+    token = next(token for token, i in vocab.items() if i == 300)
+    path.write_text(json.dumps(vocab | ({token: change} if isinstance(change, int | float) else change)))
+
+
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        (
+            "merges.txt",
+            lambda path: cut(path, 5),
+            r"txt: \d+ tokens of the vocabulary are made by none of its 4",
+        ),
+        ("merges.txt", lambda path: path.write_text(""), r"made by none of its 0 merges, .*the file is cut"),
+        (
+            "merges.txt",
+            lambda path: path.write_text(path.read_text() + "re dx</w>\n"),
+            r"merges\.txt: merge \d+, 're' and 'dx</w>': the vocabulary has no token 're'",
+        ),
+        ("merges.txt", lambda path: path.write_text(path.read_text() * 2), r"the merge occurs twice, got '"),
+        ("merges.txt", lambda path: path.write_text(path.read_text() + "re\n"), r"line \d+: must be two symbols"),
+        ("merges.txt", lambda path: path.write_bytes(path.read_bytes() + b"\xe9 e\n"), r"0xe9, is not UTF-8"),
+        ("vocab.json", lambda path: reindexed(path, 301), r"have the same id, got 301"),
+        ("vocab.json", lambda path: reindexed(path, 1.7), r"must be an id, an integer of at least 0, got 1\.7"),
+        ("vocab.json", lambda path: reindexed(path, -1), r"got -1"),
+        ("vocab.json", lambda path: path.write_text('{"a": 0, "a": 1}'), r"the key 'a' occurs twice"),
+        (
+            "tokenizer_config.json",
+            lambda path: path.write_text('{"pad_token": 3}'),
+            r"'pad_token': must be a token, got",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda path: path.write_text('{"added_tokens_decoder": {"x": {"content": "<cat>"}}}'),
+            r"must map ids to tokens, got 'x'",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda path: path.write_text('{"added_tokens_decoder": {"9": {"content": "<cat>", "lstrip": "no"}}}'),
+            r"true or false for its flags",
+        ),
+        ("added_tokens.json", lambda path: path.write_text('{"<cat>": "9"}'), r"'<cat>': must be an id"),
+    ],
+)
+def test_files_that_do_not_belong_together(built, folder, name, damage, message):
+    """Each of them gave other ids than the checkpoint's without a word, or an error without a file."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "special_tokens_map.json").unlink()
+    damage(folder / name)
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizer.load(folder, config(built))
+    assert str(folder / name) in str(error.value)
+
+
+def test_a_hole_in_the_vocabulary(built, folder):
+    (folder / "tokenizer.json").unlink()
+    reindexed(folder / "vocab.json", built.vocab_size)
+    fields = {"vocab_size": built.vocab_size + 1, "end_rule": "eos_token_id", "eos_token_id": built.end_id}
+    with pytest.raises(
+        ValueError, match=f"no token has the id 300; ids must be 0 to {built.vocab_size - 1}, each once"
+    ):
+        tokenizer.load(folder, config(built, **fields))
+
+
+def test_merges_of_a_whole_file_that_were_cut(built, folder):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["merges"] = whole["model"]["merges"][:7]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: \d+ tokens of the vocabulary are made by none of its 7"):
+        tokenizer.load(folder, config(built))
+
+
+@pytest.mark.parametrize("without", [[], ["tokenizer.json"]])
+def test_a_byte_order_mark_is_no_part_of_the_files(built, folder, without):
+    for path in folder.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    for name in without:
+        (folder / name).unlink()
+    texts = ["a red $ circle", "größer 日本 😀"]
+    np.testing.assert_array_equal(tokenizer.load(folder, config(built)).encode(texts), built.encode(texts))
+
+
 def test_truncation_and_padding_in_the_file_do_not_count(built, folder):
     whole = json.loads((folder / "tokenizer.json").read_text())
     whole["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -227,7 +316,7 @@ def test_a_tokenizer_that_does_not_frame_texts_is_refused(built, folder):
 
 def test_a_vocabulary_without_the_marker(built, folder):
     whole = json.loads((folder / "tokenizer.json").read_text())
-    whole["model"]["vocab"] = {("$$</w>" if t == "$</w>" else t): i for t, i in whole["model"]["vocab"].items()}
+    whole["model"]["vocab"] = {("€</w>" if t == "$</w>" else t): i for t, i in whole["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     loaded = tokenizer.load(folder, config(built))
     assert loaded.marker_id is None

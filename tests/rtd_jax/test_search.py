@@ -5,7 +5,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 import clip_jax
@@ -120,12 +120,23 @@ def test_the_command_refuses_before_it_embeds(index, gallery, tmp_path, monkeypa
     where = ("--clip=embedded:scenes", f"--phi={tmp_path / 'phi.safetensors'}", f"--gallery={gallery}")
     image = f"--image={gallery}/a/03.png"
     for query in ((image, "--text=is red", "--k=12"), (image, "--text= "), ("--image=/none.png", "--text=is red")):
-        with pytest.raises(SystemExit, match=r"^(InputError|MissingInput|ValueError): "):
+        with pytest.raises(SystemExit, match=r"^(InputError|MissingInput|ValueError): ") as stop:
             search.run(parsed(*where, *query))
-    for query, extra in (((image,), ()), ((), ()), ((image, "--text=is"), ("red",))):
-        with pytest.raises(app.UsageError):
-            search.run(parsed(*where, *query), extra)
+        assert stop.value.code == 2
+    for query in ((image,), (), (image, "--text=is red", f"--out={tmp_path}")):
+        with pytest.raises(SystemExit, match=r"text|--image|--out") as stop:
+            search.run(parsed(*where, *query))
+        assert stop.value.code == 2
     assert not embedded
+
+
+def test_the_command_line_is_refused_in_one_line(index, gallery, tmp_path):
+    """In a process of its own, with the status that the shell sees."""
+    phi.save(index.network, tmp_path / "phi.safetensors")
+    where = ("-m", "rtd_jax.search", "--clip=embedded:scenes", f"--phi={tmp_path / 'phi.safetensors'}",
+             f"--gallery={gallery}", f"--image={gallery}/a/03.png")  # fmt: skip
+    for words, says in ((("--text=is", "red"), "not understood: red; "), (("--text=is red", "--k=0"), "flag --k=0: ")):
+        assert finish(start(*where, *words), 2).startswith(says)
 
 
 def test_a_tilde_is_the_home_folder(index, gallery, tmp_path, monkeypatch, capsys):

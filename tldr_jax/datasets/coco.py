@@ -7,7 +7,7 @@ import numpy as np
 from launch.data import tfds_sets
 from launch.data.folder import Files
 from launch.data.splits import Rows
-from launch.reading import MissingInput, jsons, paths, records
+from launch.reading import InputError, MissingInput, jsons, paths, records
 from launch.reading.records import Record
 from tldr_jax.datasets.captions import GapPairs, draw
 
@@ -77,8 +77,20 @@ def from_tfds(path: str, split: str, *, n: int, seed: int) -> GapPairs:
     records = tfds_sets.Records(tfds_sets.prepared("coco_captions/2014", path), split)
     rows = draw(len(records), n, seed)
     images = Rows(records, rows)
-    texts = tfds_sets.scan(records, lambda record: [t.decode() for t in record["captions"]["text"]], rows=rows.tolist())
+    texts = tfds_sets.scan(records, lambda record: list(map(_text, record["captions"]["text"])), rows=rows.tolist())
+    for row, captions in zip(rows, texts, strict=True):
+        if not captions or not all(captions):
+            where = f"record {row} of split {split!r}"
+            raise InputError("has no caption, or one that is blank or not UTF-8", file=records.directory, place=where)
     return GapPairs(images, _one_each(texts, seed))
+
+
+def _text(data: bytes) -> str:
+    """A caption; "" if it is not UTF-8."""
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _one_each(captions: list[list[str]], seed: int) -> list[str]:

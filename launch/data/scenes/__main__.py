@@ -3,7 +3,6 @@
 import argparse
 import io
 import textwrap
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +11,8 @@ from launch.data.scenes import world
 from launch.data.scenes.rendering import IMAGE_SIZE, render
 from launch.data.scenes.tasks import pairs, retrieval
 from launch.files import write_atomically
+from launch.processes import commands
+from launch.reading import InputError, paths
 
 _SCALE = 3
 _TILE = _SCALE * IMAGE_SIZE
@@ -117,18 +118,22 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
+@commands.ending()
 def main():
     parser = argparse.ArgumentParser(prog="python -m launch.data.scenes", description="Draw the contact sheet.")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG file to write")
+    parser.add_argument("--out", required=True, help="the PNG file to write")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.seed < 0:
+        raise InputError("must be at least 0", field="--seed", value=options.seed)
+    out = paths.path(options.out, "--out")
     buffer = io.BytesIO()
     # Rounding to 5 bits is below the pixel noise and makes the file a third smaller.
     levels = [min(255, round(value / 8) * 8) for value in range(256)]
     sheet(options.seed).point(3 * levels).save(buffer, "PNG", optimize=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out, buffer.getvalue())
-    print(f"{options.out}: {len(buffer.getvalue()) / 1024:.0f} KiB")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, buffer.getvalue())
+    print(f"{out}: {len(buffer.getvalue()) / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":

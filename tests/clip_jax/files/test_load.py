@@ -206,9 +206,61 @@ def test_bad_config(change, message, folder):
     assert str(folder / "config.json") in str(error.value) and message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(projection_dim=True), "projection_dim is not an integer"),
+        (dict(text_config=[1]), "text_config is not an object"),
+        (dict(text_config_dict="x"), "text_config_dict is not an object, got 'x'"),
+        (dict(text_config__hidden_act=["gelu"]), "text_config.hidden_act is unknown: ['gelu']"),
+        (dict(text_config__hidden_size="20"), "text_config.hidden_size must be an integer, got '20'"),
+        (dict(vision_config__patch_size=5.0), "vision_config.patch_size must be an integer, got 5.0"),
+        (dict(vision_config__layer_norm_eps="1e-5"), "vision_config: norm_eps must be a positive number, got '1e-5'"),
+        (dict(text_config__eos_token_id=[40]), "text_config: end_rule 'eos_token_id' needs one eos_token_id, got [40]"),
+        (dict(vision_config__image_size=10**400), "vision_config: image_size must be at most 16,777,216"),
+        (dict(text_config__num_hidden_layers=10**9), "text_config: layers must be at most 1,024"),
+    ],
+)
+def test_types_of_the_config(change, message, folder):
+    content = json.loads((folder / "config.json").read_text())
+    if "text_config_dict" in change:
+        (folder / "config.json").write_text(json.dumps(content | change))
+    else:
+        edit(folder / "config.json", **change)
+    with pytest.raises(ValueError) as error:
+        clip_jax.load(folder)
+    assert str(folder / "config.json") in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_a_file_that_is_absent(name, folder):
+    (folder / name).unlink()
+    (folder / name).symlink_to("blobs/absent")
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
+        clip_jax.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_weights_that_are_not_finite(dtype, value, folder):
+    name = "text_model.encoder.layers.1.self_attn.k_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 4] = value
+    save_file(tensors, folder / "model.safetensors")
+    if value == 1e30 and dtype != "float16":  # which alone cannot hold it
+        clip_jax.load(folder, dtype=dtype)
+        return
+    with pytest.raises(ValueError) as error:
+        clip_jax.load(folder, dtype=dtype)
+    message = str(error.value)
+    assert (
+        str(folder / "model.safetensors") in message and name in message and "1 values are NaN or infinite" in message
+    )
+
+
 def test_config_is_not_json(folder):
     (folder / "config.json").write_text("{'a'")
-    with pytest.raises(ValueError, match=f"{folder / 'config.json'} is not valid JSON"):
+    with pytest.raises(ValueError, match=f"{folder / 'config.json'}, line 1, column 2: invalid JSON"):
         clip_jax.load(folder)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import clip_jax
 from clip_jax import clip as clip_module
-from clip_jax.files import folders
+from launch import files
 from tests.clip_jax import checkpoints
 
 
@@ -48,17 +48,20 @@ def test_a_failed_save_leaves_the_old_folder(clip, folder, monkeypatch):
     def full(*args):
         raise OSError("no space left")
 
-    for owner, name in ((clip_module, "_write_json"), (folders, "move")):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, full)
-            with pytest.raises(OSError, match="no space left"):
-                clip_jax.save(clip, folder)
-    rename = os.rename
-    failing = lambda source, target: (
-        full() if Path(target) == folder and "old" not in str(source) else rename(source, target)
-    )
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", failing)
+        patch.setattr(clip_module, "_write_json", full)
+        with pytest.raises(OSError, match="no space left"):
+            clip_jax.save(clip, folder)
+    move, failed = os.replace, []
+
+    def failing(source, target):
+        if Path(target) == folder and not failed:  # the new folder; then the old one comes back
+            failed.append(source)
+            full()
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
         with pytest.raises(OSError, match="no space left"):
             clip_jax.save(clip, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -76,3 +79,15 @@ def test_a_link_is_followed(clip, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     clip_jax.save(replace(clip, tokenizer=None), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and not (folder / "vocab.json").exists()
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(clip, folder):
+    """A folder beside the target, named after a process of this machine that does not run any more."""
+    machine = files._machine()
+    left = folder.parent / f".{folder.name}.{machine}-4194300-1-x.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half of it")
+    other = folder.parent / f".other.{machine}-4194300-1-x.partial"
+    other.mkdir()
+    clip_jax.save(clip, folder)
+    assert not left.exists() and other.exists()

@@ -1,6 +1,7 @@
 """Files to named tensors, and named tensors to parameters and back: whole or refused."""
 
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 
@@ -264,8 +265,8 @@ def test_index_and_shards_disagree(params, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "is not valid JSON"),
-        ("[]", "does not hold a JSON object"),
+        ("{", "invalid JSON"),
+        ("[]", "an object is needed, got []"),
         ("{}", "has no weight_map"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": 1}}', "has no weight_map"),
@@ -327,3 +328,9 @@ def test_msgpack(config, params, tmp_path):
 @pytest.mark.parametrize("n, text", [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (3.21e9, "3.2 GB")])
 def test_sizes_are_readable(n, text):
     assert weights._size(n) == text
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: is a pipe, socket or device; a regular file is needed"):
+        weights.read(tmp_path, weights.CheckpointFiles("model.safetensors", "config.json"))

@@ -73,6 +73,14 @@ def test_small_images_are_kept_in_memory_in_the_order_of_their_names(root):
     assert set(feed.resident(read.train)) == {"images", "labels"}  # what a device keeps
 
 
+def test_names_that_are_not_utf8(root, decodings):
+    path = os.path.join(os.fsencode(root), b"train", b"cat", b"\xe9t\xe9.png")
+    with open(path, "wb") as file:
+        Image.new("RGB", (8, 8), (7, 7, 7)).save(file, "PNG")
+    assert len(data_set(root).load(0).train) == 10
+    assert len(data_set(root).load(0).train) == 10 and len(decodings) == sum(COUNTS.values()) + 1
+
+
 def test_the_hold_out_is_drawn_by_seed(root):
     whole = data_set(root, val_examples=3)
     first, again, other = (whole.load(seed) for seed in (0, 0, 1))

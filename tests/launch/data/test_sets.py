@@ -89,6 +89,15 @@ def test_fashion_mnist_of_the_debian_package():
     np.testing.assert_allclose((found.mean, found.std), ((0.2860,), (0.3530,)), atol=1e-4)
 
 
+def test_idx_images_without_pixels_are_refused(tmp_path):
+    for part in ("train", "t10k"):
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((8, 6, 0), np.uint8)))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(8, dtype=np.uint8) % 4))
+    for reads in (idx.load, idx.outline):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: training images are \(6, 0, 1\).* above 0 is needed"):
+            reads(tmp_path)
+
+
 def test_idx_files_that_are_damaged_are_named(folder):
     path, _ = folder
     name = path / "train-images-idx3-ubyte"

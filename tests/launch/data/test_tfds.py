@@ -166,6 +166,10 @@ def test_labels_are_read_once_and_a_damaged_cache_is_replaced(imagenet, monkeypa
     np.testing.assert_array_equal(tfds_sets.label_index(records), labels)
     assert "reading the labels again" in caplog.text
     np.testing.assert_array_equal(np.load(file), labels)
+    flipped = bytearray(file.read_bytes())
+    flipped[128] ^= 1  # the first label
+    file.write_bytes(flipped)
+    np.testing.assert_array_equal(tfds_sets.label_index(records), labels)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -186,6 +190,19 @@ def test_a_truncated_record_file_is_named(tmp_path):
     (file,) = place.glob("*train.array_record*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"cannot read .*train.* in {place}.*[Cc]opy or prepare it again"):
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
+
+
+def test_labels_of_no_class_and_damaged_metadata(tmp_path):
+    (tmp_path / "cifar10" / "3.0.2.old").mkdir(parents=True)  # a copy that somebody keeps
+    (tmp_path / "cifar10" / "3.0.2.old" / "dataset_info.json").write_text("{}")
+    examples = small_images({"train": 6, "test": 2}, (32, 32, 3), 10)
+    examples["train"][3] = (examples["train"][3][0], -1)  # TFDS' sign of an example without a label
+    place = prepare(tmp_path, "cifar10", "3.0.2", examples, CIFAR_NAMES, (32, 32, 3))
+    with pytest.raises(ValueError, match=rf"{place}, record \d of split 'train': label -1 is of no class; .* 0 to 9"):
+        read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
+    (place / "features.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"{place}: its metadata cannot be read .*; copy or prepare it again"):
         read(data.DataSet, config("cifar10", tmp_path), "data").load(0)
 
 

@@ -30,6 +30,7 @@ def test_zero(capsys):
         (SettingError("a.b", ": must be positive"), 2, "SettingError: a.b: must be positive"),
         (InputError("is empty", file="x.csv"), 2, "InputError: x.csv: is empty"),
         (FileNotFoundError("no data; install it"), 2, "FileNotFoundError: no data; install it"),
+        (ImportError("torch is needed; install it"), 2, "ImportError: torch is needed; install it"),
         (FloatingPointError("not finite at step 3"), 1, "FloatingPointError: not finite at step 3"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "a/b: No space left on device; make room"),
         (ValueError("INTERNAL: No space left on device [writing]"), 1, "No space left on device; make room"),

@@ -115,6 +115,31 @@ def test_what_is_no_network(tmp_path, make, message):
         load(tmp_path / "thing")
 
 
+def test_weights_that_are_not_finite(tmp_path):
+    variables = stored_run(tmp_path / "run")
+    variables["params"]["fc2"]["bias"] = variables["params"]["fc2"]["bias"].at[1].set(jnp.nan)
+    save_tree(tmp_path / "run" / "store" / "classifier-0" / "value", {"variables": variables})
+    with pytest.raises(SettingError, match=r"init_from.*: params/fc2/bias has 1 values that are NaN or infinite"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", "{", r"config\.json, line 1.*: is damaged .*; run its command again"),
+        ("config.json", '{"experiment": "robustgrad_jax.experiment"}', "config.json has no section 'model'"),
+        (PLAN, '{"store": "store', r"plan\.json, line 1.*: is damaged .*; run its command again"),
+        (PLAN, '{"store": 3}', r"its plan\.json is damaged"),
+    ],
+)
+def test_files_of_a_run_that_are_damaged(tmp_path, name, content, message):
+    stored_run(tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path / "run")
+    assert str(tmp_path / "run") in str(error.value)
+
+
 def test_a_folder_of_several_runs_names_those_inside(tmp_path):
     member = tmp_path / "demo" / "none"
     member.mkdir(parents=True)

@@ -98,6 +98,10 @@ def test_a_prefix_of_dataparallel_is_dropped():
         (lambda t: t.clear(), "not a φ: missing layers.0.bias"),
         (lambda t: t.update({"layers.3.weight": np.ones((24, 7))}), r"layers.3: weight \(24, 7\) .* the 24 inputs"),
         (lambda t: t.update({"layers.0.bias": np.ones(3)}), r"layers.0: weight \(24, 6\) and bias \(3,\)"),
+        (lambda t: t.update({"layers.0.bias": np.full(24, np.nan)}), r"layers.0.bias has 24 values that are NaN"),
+        (lambda t: t.update({"layers.0.bias": np.full(24, -np.inf)}), r"layers.0.bias has 24 values"),
+        (lambda t: t.update({"layers.0.bias": np.ones(24, int)}), r"layers.0.bias is of type int64, floats are needed"),
+        (lambda t: t.update({"module.layers.0.bias": np.ones(24)}), r"with and without the prefix 'module\.'"),
     ],
 )
 def test_tensors_that_are_no_phi(change, message):

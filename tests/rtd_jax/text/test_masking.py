@@ -10,6 +10,7 @@ import clip_jax
 from launch import llm
 from launch.data import scenes
 from rtd_jax.text import generation, masking, phrasings, triplets
+from tests.commands import finish, start
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,12 @@ def test_triplets_of_a_language_model():
     for reply in ('{"modification": "is"}', "text", '{"modification": "has $", "target": "x"}'):
         with pytest.raises(ValueError):
             generation.by_llm(Model({"a dog": reply}), ["a dog"])
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    (tmp_path / "captions.csv").write_bytes(b"caption\ncaf\xe9\n")
+    options = ("-m", "rtd_jax.text.generation", f"--captions={tmp_path / 'captions.csv'}")
+    says = finish(start(*options, f"--out={tmp_path / 'out.jsonl'}"), 2)
+    assert says.count("\n") == 1 and "captions.csv, line 2: byte 4 of the line, 0xe9, is not UTF-8" in says
+    assert "'--out': must be a file that ends in .jsonl" in finish(start(*options, f"--out={tmp_path / 'out.csv'}"), 2)
+    assert finish(start(*options), 2).startswith("flag --out=None: Flag --out must have a value")

@@ -303,6 +303,16 @@ def test_coco_through_tfds(tmp_path):
         coco.from_tfds(str(tmp_path / "tfds"), "val", n=10, seed=0)
 
 
+@pytest.mark.parametrize("texts", [[], [b"a dog", b" "], [b"caf\xe9"]])
+def test_records_without_a_caption_are_named(tmp_path, monkeypatch, texts):
+    monkeypatch.setattr(coco.tfds_sets, "prepared", lambda *_: tmp_path)
+    monkeypatch.setattr(coco.tfds_sets.Records, "__len__", lambda _: 3)
+    scan = lambda records, pick, rows: [pick({"captions": {"text": texts}}) for _ in rows]
+    monkeypatch.setattr(coco.tfds_sets, "scan", scan)
+    with pytest.raises(ValueError, match=r"record \d of split 'val': has no caption, or one that is blank or not"):
+        coco.from_tfds("", "val", n=2, seed=0)
+
+
 def test_coco_from_its_annotations(tmp_path):
     for k in range(5):
         write(tmp_path / "val" / f"{k}.png", k)
