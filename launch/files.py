@@ -39,6 +39,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 def writing(path: str | Path) -> Iterator[IO[bytes]]:
     """An open file that takes the place of `path` when the block ends; an exception leaves `path` as it was."""
     path = Path(path)
+    _sweep_beside(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PARTIAL)
     try:
         with os.fdopen(descriptor, "w+b") as file:
@@ -56,6 +57,7 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
 def writing_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends; an exception leaves `folder` as it was."""
     folder = Path(folder)
+    _sweep_beside(folder)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PARTIAL))
     try:
         yield temporary
@@ -87,12 +89,24 @@ def sweep_leftovers(folder: str | Path) -> list[Path]:
                 continue
             if name in folders:
                 folders.remove(name)  # os.walk does not enter it
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)  # by another process that sweeps at the same time
+            _remove(path)
             removed.append(path)
     return removed
+
+
+def _sweep_beside(path: Path) -> None:
+    """Remove what killed writes of `path` left: its folder may be nobody's, who would sweep it."""
+    begin = _beginning(path)
+    for name in os.listdir(path.parent):
+        if name.startswith(begin) and _is_leftover(path.parent / name):
+            _remove(path.parent / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)  # by another process that sweeps at the same time
 
 
 def save_tree(folder: str | Path, tree: Any) -> None:
@@ -229,9 +243,13 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _prefix(path: Path) -> str:
-    """How the temporary name for `path` begins, up to its random part; a file name has at most 255 bytes."""
-    shown = os.fsdecode(os.fsencode(path.name)[:180])
-    return f".{shown}.{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
+    """How the temporary name for `path` begins, up to its random part."""
+    return f"{_beginning(path)}{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
+
+
+def _beginning(path: Path) -> str:
+    """How the temporary names for `path` of all processes begin; a file name has at most 255 bytes."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:180])}."
 
 
 @functools.cache
