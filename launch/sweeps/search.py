@@ -179,11 +179,16 @@ class Search:
 
 
 def _mend(journal: Path) -> None:
-    """Drop a last line that a killed writer or a full disk cut off: the next one would be glued to it.
+    """Clear up after a killed writer or a full disk.
+
+    A last line that was cut off is dropped: the next one would be glued to it. So is Optuna's lock, for which it would
+    wait half a minute: the lock of the sweep folder keeps other searches away.
 
     Raises:
       SweepError: another line is damaged.
     """
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):  # while it is released, it has a longer name
+        lock.unlink()
     if not journal.exists():
         return
     lines, sound = journal.read_bytes().splitlines(keepends=True), 0

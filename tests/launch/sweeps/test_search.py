@@ -117,6 +117,16 @@ def test_a_result_that_is_not_finite_counts_as_failed(tmp_path):
     assert {t.state for t in found.study.trials} == {optuna.trial.TrialState.FAIL}
 
 
+def test_the_lock_of_a_killed_search_is_no_reason_to_wait(tmp_path, monkeypatch):
+    journal = tmp_path / "optuna.journal"
+    begun(tmp_path, "x=~uniform(0,10)", trials=2)
+    (tmp_path / "optuna.journal.lock").symlink_to(journal)
+    (tmp_path / "optuna.journal.lock1234.rename").symlink_to(journal)
+    monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda seconds: pytest.fail("it waits"))
+    assert len(list(begun(tmp_path, "x=~uniform(0,10)", trials=2))) == 2
+    assert not list(tmp_path.glob("optuna.journal.lock*"))
+
+
 def test_a_journal_that_was_cut_off_goes_on(tmp_path, caplog):
     grid = "x=~uniform(0,10)"
     first = begun(tmp_path, grid, trials=2)
