@@ -11,6 +11,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo test system bench clean
 
 # What some tests use of Debian's; they are skipped where it is missing, unless `make test SYSTEM=yes` installs it (as root).
+# SYSTEM=yes also runs the tests in tests/kills.
 DEBIAN := chromium slurmctld slurmd slurm-client munge
 
 $(BIN)/python:

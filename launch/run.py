@@ -131,8 +131,8 @@ class Run:
         if not (self.path / RESULT).exists():
             return
         history = self.path / "history"
-        folder = history / str(1 + max((int(p.name) for p in history.glob("[0-9]*")), default=0))
-        folder.mkdir(parents=True)
+        folder = history / str(1 + max((int(p.parent.name) for p in history.glob(f"[0-9]*/{RESULT}")), default=0))
+        folder.mkdir(parents=True, exist_ok=True)  # a kill may have left one without its result, which comes last
         for name in (CONFIG, PLAN):
             if (self.path / name).exists():
                 write_atomically(folder / name, (self.path / name).read_bytes())

@@ -51,12 +51,13 @@ def leave(line: str, status: int) -> Exit:
 def ending() -> Iterator[None]:
     """End the process on an error as the module's docstring says; a context manager and a decorator."""
     logging.get_absl_handler().addFilter(_is_news)
+    sys.unraisablehook = _print_news
     try:
         yield
     except KeyboardInterrupt as error:
         raise leave("interrupted", 128 + signal.SIGINT) from error
     except Exception as error:
-        if (full := _full_disk(error)) is not None:
+        if (full := full_disk(error)) is not None:
             threading.excepthook = sys.unraisablehook = lambda _: None  # what still writes logs fails, too
             raise leave(f"{full}; make room, the same command goes on", FAILURE) from error
         line = f"{type(error).__name__}: {error}"
@@ -85,10 +86,20 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def _is_news(record: LogRecord) -> bool:
     """Whether to log a record: libraries log the traceback of a full disk, which `ending` says in one line."""
-    return not (record.exc_info and record.exc_info[1] and _full_disk(record.exc_info[1]))
+    return not (record.exc_info and record.exc_info[1] and full_disk(record.exc_info[1]))
 
 
-def _full_disk(error: BaseException) -> str | None:
+def _print_news(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that nobody can catch, unless it only follows from another one.
+
+    After the first write of a checkpoint that fails, TensorStore reports those that it had begun besides to an event
+    loop that is closed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def full_disk(error: BaseException) -> str | None:
     """What a full disk or quota kept from being written, if it is behind an error."""
     seen: set[int] = set()
     following: BaseException | None = error

@@ -19,7 +19,7 @@ from launch.sweeps.members import Member, Sweep, SweepError, extend, member_name
 from launch.sweeps.space import Grid, RandomValues, settled, zipped
 
 METHODS = ("optuna",)
-_JOURNAL, _MEMBER = "optuna.journal", "member"
+_JOURNAL = "optuna.journal"
 
 # The distribution of one field, or a choice among overrides by their names.
 Dimension = RandomValues | Mapping[str, Mapping[str, Any]]
@@ -132,10 +132,15 @@ class Search:
         states = _optuna().trial.TrialState
         if not self.study.get_trials(deepcopy=False, states=(states.COMPLETE,)):
             return None
-        return self._known()[self.study.best_trial.user_attrs[_MEMBER]], self.study.best_value
+        return self._known()[self._name(self.study.best_trial) or ""], self.study.best_value
 
     def _known(self) -> dict[str, Member]:
         return {member.name: member for member in self.sweep.members}
+
+    def _name(self, trial: Any) -> str | None:
+        """The name of a trial's member; None if a kill came before all its parameters were noted."""
+        whole = trial.params.keys() >= self.space.keys()
+        return member_name(_overrides(trial.params, self.space)) if whole else None
 
     def _taken_up(self) -> Iterator[Member]:
         """The members that a stopped search left open; those that failed are queued again."""
@@ -143,8 +148,8 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         known = self._known()
         for trial in (t for t in trials if t.state == states.RUNNING):
-            name = trial.user_attrs.get(_MEMBER)
-            if name not in known:  # killed between the proposal and its member
+            name = self._name(trial)
+            if name is None or name not in known:  # killed between the proposal and its member
                 self.study.tell(trial.number, state=states.FAIL)
                 continue
             self.open[name].append(trial.number)
@@ -153,10 +158,10 @@ class Search:
                 self.ended(known[name])
             else:
                 yield known[name]
-        settled_names = {t.user_attrs.get(_MEMBER) for t in trials if t.state in (states.COMPLETE, states.RUNNING)}
-        failed = {t.user_attrs.get(_MEMBER): t.params for t in trials if t.state == states.FAIL and t.params}
+        settled_names = {self._name(t) for t in trials if t.state in (states.COMPLETE, states.RUNNING)}
+        failed = {self._name(t): t.params for t in trials if t.state == states.FAIL}
         for name, params in failed.items():
-            if name not in settled_names:
+            if name is not None and name not in settled_names:
                 self.study.enqueue_trial(params)
 
     def _asked(self) -> Member | None:
@@ -167,7 +172,6 @@ class Search:
         if member is None:
             self.sweep, member = extend(self.sweep, overrides)
             save(self.sweep)
-        trial.set_user_attr(_MEMBER, member.name)
         runs_already = member.name in self.open
         self.open[member.name].append(trial.number)
         if runs_already:
@@ -179,11 +183,16 @@ class Search:
 
 
 def _mend(journal: Path) -> None:
-    """Drop a last line that a killed writer or a full disk cut off: the next one would be glued to it.
+    """Clear up after a killed writer or a full disk.
+
+    A last line that was cut off is dropped: the next one would be glued to it. So is Optuna's lock, for which it would
+    wait half a minute: the lock of the sweep folder keeps other searches away.
 
     Raises:
       SweepError: another line is damaged.
     """
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):  # while it is released, it has a longer name
+        lock.unlink()
     if not journal.exists():
         return
     lines, sound = journal.read_bytes().splitlines(keepends=True), 0

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from absl import logging
 
 from launch import train
+from launch.processes import commands, interrupts
 from launch.processes.stop import Preempted, Stop
 from launch.run import Run, RunDirectoryError
 from launch.stages import Stage, children, walk
@@ -61,7 +62,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
             for first in range(0, len(left), size):
                 _train(left[first : first + size], store, running, options)
                 if stop.asked.is_set():
-                    raise Preempted("asked to stop; the members that were running have saved")
+                    raise Preempted("asked to stop; the members that were running have saved", stop.number)
 
 
 def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
@@ -208,7 +209,13 @@ def _open(planned: PlannedMember, store: Store) -> Run:
 
 
 def _fail(member: Member, error: Exception) -> None:
-    """Note an error as a process of the member's own would: in error.txt and, with its traceback, in the log."""
+    """Note an error as a process of the member's own would: in error.txt and, with its traceback, in the log.
+
+    Raises:
+      Exception: the error, if it is of a full disk, to which all members write.
+    """
+    if commands.full_disk(error):
+        raise error
     with open(member.path / "log.txt", "a") as log:
         log.writelines(traceback.format_exception(error))
     fail(member, "error")
@@ -216,15 +223,18 @@ def _fail(member: Member, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[Stop]:
-    """A stop that the signals ask for."""
+    """A stop that the signals ask for, also those that came while the members were planned."""
     stop = Stop()
 
     def ask(number: int) -> None:
-        if stop.asked.is_set() and number == signal.SIGINT:
+        if stop.number == number == signal.SIGINT:
             raise KeyboardInterrupt
+        stop.number = number
         stop.asked.set()
 
     with handled(ask):
+        for number in interrupts.received:
+            ask(number)
         yield stop
 
 

@@ -124,6 +124,19 @@ def test_what_a_killed_write_leaves_is_removed(tmp_path, kind):
     assert files.sweep_leftovers(tmp_path) == []
 
 
+def test_the_next_write_removes_what_killed_ones_of_it_left(tmp_path):
+    """In a folder that belongs to no command: that of a report, a cache, a file that the user names."""
+    dead = f".{files._machine()}-999999999-1-abcdefgh.partial"
+    (tmp_path / f".a.json{dead}").touch()
+    (tmp_path / f".a{dead}" / "b").mkdir(parents=True)
+    others = {f".b{dead}", ".a.partial"}
+    for name in others:
+        (tmp_path / name).touch()
+    files.write_atomically(tmp_path / "a.json", "x")
+    files.save_tree(tmp_path / "a", {"b": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a", *others}
+
+
 def test_a_process_id_that_was_given_again_does_not_count_as_the_writer(tmp_path):
     name = f".a.{files._machine()}-{os.getpid()}-1-abcdefgh.partial"  # this process did not start at tick 1
     (tmp_path / name).touch()

@@ -1,6 +1,7 @@
 """The run directory: what it keeps, what it refuses, what it forgets when a run continues."""
 
 import json
+import os
 import signal
 
 import jax
@@ -127,6 +128,25 @@ def test_fields_may_change_and_the_earlier_result_is_kept(tmp_path):
     again = Run.open(tmp_path, ConfigDict(base | {"text": {"rate": 3.0}}))
     assert again.result() == {"wga": 1.5}  # the same config: nothing to redo
     again.close()
+
+
+def test_a_kill_while_a_result_is_put_aside(tmp_path, monkeypatch):
+    """Neither a second folder for it, nor one without a result."""
+    Run.open(tmp_path, config()).finish({"a": 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module.os, "replace", interrupted)
+        Run.open(tmp_path, config(beta=1.0))
+    Run.open(tmp_path, config(beta=1.0)).close()
+    assert [path.name for path in (tmp_path / "history").iterdir()] == ["1"]
+    kept = {path.name for path in (tmp_path / "history" / "1").iterdir()}
+    assert kept == {"config.json", "result.json"} and not (tmp_path / "result.json").exists()
+
+
+def interrupted(source, place):
+    """os.replace, which a kill of a write comes before."""
+    if place.name == "result.json":
+        raise KeyboardInterrupt
+    os.rename(source, place)
 
 
 # -- damage -----------------------------------------------------------------------------------

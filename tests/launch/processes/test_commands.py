@@ -1,5 +1,6 @@
 """How commands end: a line and a status for refusals, a traceback for their own faults, and stops by signals."""
 
+import asyncio
 import errno
 import signal
 
@@ -52,6 +53,26 @@ def test_a_full_disk_behind_another_error(capsys):
         finally:
             raise RuntimeError("handle is closed")
     assert capsys.readouterr().err == "No space left on device; make room, the same command goes on\n"
+
+
+def test_what_follows_from_another_error_is_not_printed(capsys):
+    """A write that ends after the first one has failed finds the loop of its callers closed."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    class Late:
+        def __init__(self, late):
+            self.late = late
+
+        def __del__(self):
+            self.late()
+
+    with commands.ending():
+        Late(lambda: loop.call_soon_threadsafe(print))
+    assert capsys.readouterr().err == ""
+    with commands.ending():
+        Late(lambda: {}["a"])
+    assert "KeyError: 'a'" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_a_training_in_one_line(tmp_path):

@@ -1,13 +1,15 @@
 """Adaptive search: what it proposes, what it learns, and that an interruption loses none of it."""
 
+import dataclasses
 import json
+import shutil
 import sys
 
 import optuna
 import pytest
 
 from launch.sweeps import folder, search, space
-from launch.sweeps.members import SweepError, define, fail, load, start
+from launch.sweeps.members import SweepError, define, fail, load, save, start, status
 from tests.launch import sweep_toy
 
 KNOWN = space.fields(sweep_toy.get_config())
@@ -115,6 +117,41 @@ def test_a_result_that_is_not_finite_counts_as_failed(tmp_path):
         train(found, member, lambda overrides: None)
     assert found.best() is None
     assert {t.state for t in found.study.trials} == {optuna.trial.TrialState.FAIL}
+
+
+def test_killed_anywhere_between_a_proposal_and_its_training(tmp_path):
+    """Whatever is in the journal by then, the search ends with as many members as were asked for, all done."""
+    grid = "x=~uniform(0,10); flag=true,false"
+    first = begun(tmp_path / "whole", grid, trials=2)
+    train(first, next(iter(first)))
+    before = (tmp_path / "whole" / "optuna.journal").read_bytes()
+    next(iter(first))
+    lines = (tmp_path / "whole" / "optuna.journal").read_bytes()[len(before) :].splitlines(keepends=True)
+    complete = [all(b"user_attr" in line for line in lines[written:]) for written in range(len(lines) + 1)]
+    cases = [(written, False) for written in range(len(lines) + 1)]
+    for written, defined in [*cases, *((written, True) for written, all_ in enumerate(complete) if all_)]:
+        workdir = tmp_path / f"{written} {defined}"
+        shutil.copytree(tmp_path / "whole", workdir)
+        if not defined:  # in sweep.json, which comes after the parameters
+            sweep = load(workdir)
+            save(dataclasses.replace(sweep, members=sweep.members[:-1]))
+        (workdir / "optuna.journal").write_bytes(before + b"".join(lines[:written]))
+        again = begun(workdir, grid, trials=2)
+        for member in again:
+            train(again, member)
+        members = load(workdir).members
+        assert len(members) == 2 and {status(member).state for member in members} == {"done"}
+        assert list(begun(workdir, grid, trials=2)) == []
+
+
+def test_the_lock_of_a_killed_search_is_no_reason_to_wait(tmp_path, monkeypatch):
+    journal = tmp_path / "optuna.journal"
+    begun(tmp_path, "x=~uniform(0,10)", trials=2)
+    (tmp_path / "optuna.journal.lock").symlink_to(journal)
+    (tmp_path / "optuna.journal.lock1234.rename").symlink_to(journal)
+    monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda seconds: pytest.fail("it waits"))
+    assert len(list(begun(tmp_path, "x=~uniform(0,10)", trials=2))) == 2
+    assert not list(tmp_path.glob("optuna.journal.lock*"))
 
 
 def test_a_journal_that_was_cut_off_goes_on(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """`--executor=vmap`: members of a stack against themselves alone, what cannot be stacked, failures, stops, devices."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 
 from launch import train
+from launch.processes import interrupts
+from launch.processes.stop import Preempted
 from launch.run import Run
 from launch.stages import numbers, stacked_numbers, with_numbers
-from launch.sweeps.members import config_of, load, status
+from launch.sweeps import stacked
+from launch.sweeps.members import Options, config_of, define, load, status
 from launch.training import checkpoint
 from launch.training.program import as_arrays
 from tests.commands import finish, stage_folder, start
@@ -121,6 +125,36 @@ def test_a_stop_then_the_same_command_and_a_run_by_itself(tmp_path):
     for member in members[::2]:
         assert_as_if_alone(member, tmp_path / member.name)
     assert run == json.loads((first.path / "result.json").read_text())
+
+
+@pytest.mark.parametrize("when", ["planned", "trained"])
+def test_a_signal_while_members_are(when, tmp_path, monkeypatch):
+    """Either stops the sweep, which says by which signal: Ctrl-C has a status of its own."""
+    number = signal.SIGINT if when == "planned" else signal.SIGTERM
+    monkeypatch.setattr(interrupts, "received", [number] if when == "planned" else [])
+
+    def stopped(stages, store):
+        signal.raise_signal(number)
+        store.stop.check()
+
+    monkeypatch.setattr(stack_toy.Squares, "make_together", stopped)
+    base, overrides = stack_toy.get_config(), [{"seed": 0}, {"seed": 1}]
+    sweep = define(tmp_path, config_file=TOY, base=base, overrides=overrides)
+    with pytest.raises(Preempted) as stop:
+        stacked.execute(sweep, sweep.members, Options())
+    assert stop.value.number == number and {status(member).state for member in sweep.members} == {"started"}
+
+
+def test_a_full_disk_ends_all(tmp_path, monkeypatch):
+    """A large file does not fit, small ones would: no member is noted as failed for what is no fault of its own."""
+
+    def full(stages, store):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "checkpoint")
+
+    monkeypatch.setattr(stack_toy.Squares, "make_together", full)
+    code, output = call("--grid=seed=0,1", f"--workdir={tmp_path}")
+    assert code == "checkpoint: No space left on device; make room, the same command goes on"
+    assert "failed" not in output and not list(tmp_path.rglob("error.txt"))
 
 
 def test_what_cannot_be_stacked_is_explained(tmp_path):
