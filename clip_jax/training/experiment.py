@@ -11,12 +11,12 @@ import clip_jax
 from clip_jax.config import ClipConfig, ImageTower, TextTower
 from clip_jax.training import sources
 from clip_jax.training.clips import FreshClip, PretrainedClip, words_of
-from clip_jax.training.options import Composition, Computation, about
+from clip_jax.training.options import Composition, Computation
 from clip_jax.training.results import describe
 from clip_jax.training.stages import CaptionFile, CaptionSplit, ClipEvaluation, ClipTraining, Pairs, ScenesPairs
 from launch.data.scenes import world
 from launch.reading import paths
-from launch.stages import File, SettingError, require, require_known, section, settings
+from launch.stages import File, SettingError, about, require, require_known, section, settings
 from launch.store import Store
 
 __all__ = ["checkpoint_folder", "describe", "leave", "plan"]

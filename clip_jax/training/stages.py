@@ -17,7 +17,7 @@ from clip_jax.training import attributes, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
 from clip_jax.training.composition import RowsAt
-from clip_jax.training.options import ClipLoop, Composition, Computation, Devices, about
+from clip_jax.training.options import ClipLoop, Composition, Computation, Devices
 from clip_jax.training.pairs import CaptionedImages
 from launch.data import images as image_files
 from launch.data import scenes
@@ -26,6 +26,7 @@ from launch.stages import (
     File,
     SettingError,
     Stage,
+    about,
     free,
     numbers,
     require,
@@ -193,7 +194,7 @@ class ClipTraining(Stage):
     evaluation_batch_size: int = free(256)
 
     def __post_init__(self) -> None:
-        durations.check(self, "duration", self.duration)
+        durations.check(self, "duration", least=1)
         require(self.batch_size >= 1, self, "batch_size", "must be positive")
         groups_fit = not any(self.composition.alike) or self.batch_size % self.composition.group == 0
         require(groups_fit, self, "batch_size", f"does not divide into groups of {self.composition.group} (data.group)")

@@ -1,6 +1,5 @@
 """What a run begins with: its data, the architecture, and networks that were trained before."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,17 @@ from absl import logging
 from flax import linen as nn
 
 from launch.data import DataSet, Spec, Splits
-from launch.files import load_tree
+from launch.files import load_json, load_tree
 from launch.networks import activations
+from launch.reading import paths, shown
 from launch.run import PLAN
-from launch.stages import File, SettingError, Stage, require_known, stackable
+from launch.stages import File, SettingError, Stage, about, require_known, require_number, stackable
 from launch.store import Store
 from robustgrad_jax import models
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …}
 EXPERIMENT = "robustgrad_jax.experiment"
+_DAMAGED = "take another run for init_from"
 TRAINED = "Classifier"  # the stage whose network `TrainedRun` takes
 
 
@@ -56,10 +57,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         require_known(self, "name", models.NAMES)
-        try:
+        require_number(self, "beta", above=0)
+        with about("activation"):
             activations.get(self.activation, self.beta)
-        except ValueError as error:
-            raise SettingError("activation", f"={self.activation!r}, beta={self.beta!r}: {error}") from error
 
     def module(self, spec: Spec) -> nn.Module:
         """The linen module for a data set: (variables, x) -> (logits, out)."""
@@ -154,13 +154,14 @@ def pretrained(source: str, images: ImageSplits, architecture: Architecture) -> 
       SettingError: there is nothing, it is neither of the two, or another network; the message names what differs.
       ValueError: the file is damaged, or has other tensors than the network.
     """
-    path = Path(source)
-    if path.is_file():
-        _require_source(path.suffix == ".safetensors", source, "a file must be .safetensors, with PyTorch's names")
-        stage: Pretrained = TorchFile(images, architecture, File(source))
-    else:
-        stage = TrainedRun(images, architecture, File(str(_network_of_run(path, source, architecture))))
-    stage.variables()  # reading them is quick, and shows whether they fit before any work is done
+    with about("init_from"):
+        path = paths.path(source, "init_from")
+        if path.is_file():
+            _require_source(path.suffix == ".safetensors", source, "a file must be .safetensors, with PyTorch's names")
+            stage: Pretrained = TorchFile(images, architecture, File(str(path)))
+        else:
+            stage = TrainedRun(images, architecture, File(str(_network_of_run(path, source, architecture))))
+        stage.variables()  # reading them is quick, and shows whether they fit before any work is done
     return stage
 
 
@@ -168,17 +169,17 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
     """The folder in which a run's store keeps the network that it trained."""
     _require_source(path.exists(), source, "no such run directory or file")
     _require_source((path / "config.json").is_file(), source, f"not a run directory: no config.json{_runs_in(path)}")
-    config = json.loads((path / "config.json").read_text())
+    config = load_json(path / "config.json", remedy=_DAMAGED)
     other = f"a run of {config.get('experiment')!r}, not of {EXPERIMENT!r}{_runs_in(path)}"
     _require_source(config.get("experiment") == EXPERIMENT, source, other)
     # The activation is not in the weights: another one would silently change every number.
-    here, there = vars(architecture), config["model"]
+    here, there = vars(architecture), config.get("model", {})
     names = [name for name in sorted(here) if there.get(name) != here[name]]
     shown = "; ".join(f"model.{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
     flags = " ".join(f"--config.model.{name}={there.get(name)}" for name in names)
     _require_source(not names, source, f"{shown}; its network is {flags}")
     _require_source((path / PLAN).is_file(), source, f"the run has not begun: no {PLAN}")
-    plan = json.loads((path / PLAN).read_text())
+    plan = load_json(path / PLAN, remedy=_DAMAGED)
     folders = [path / plan["store"] / key / "value" for key, kind in plan["stages"].items() if kind == TRAINED]
     _require_source(folders, source, "that run trained no network; take what it was started from")
     _require_source(folders[0].is_dir(), source, "its training is not finished; run its command again")
@@ -187,7 +188,7 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
 
 def _require_source(ok: Any, source: str, problem: str) -> None:
     if not ok:
-        raise SettingError("init_from", f"={source!r}: {problem}")
+        raise SettingError("init_from", f"={shown(source)}: {problem}")
 
 
 def _runs_in(path: Path) -> str:

@@ -4,6 +4,7 @@ None of it is written to the store: it is read or drawn again. A text file count
 a benchmark's release by their paths. Captions, images and triplets come in two parts: to train on, and to validate on.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from absl import logging
 import clip_jax
 from launch.data import scenes
 from launch.data.scenes import world
-from launch.reading import folders
-from launch.stages import File, SettingError, Stage, require, require_known, stackable
+from launch.reading import folders, shown
+from launch.stages import File, SettingError, Stage, about, require, require_known, stackable
 from launch.store import Store
 from rtd_jax import clips
 from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis
@@ -29,12 +30,13 @@ from rtd_jax.text import captions, masking, triplets
 Images = Sequence[Path] | np.ndarray
 
 
-def require_whole(owner: Any, *names: str, least: int = 1) -> None:
-    """Refuse fields that are not whole numbers of at least `least`."""
+def require_whole(owner: Any, *names: str, least: int = 1, most: float = math.inf) -> None:
+    """Refuse fields that are not whole numbers of at least `least`, at most `most`."""
     for name in names:
         value = getattr(owner, name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        require(whole, owner, name, f"must be a whole number, at least {least}")
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        problem = f"must be a whole number, at least {least}"
+        require(whole, owner, name, f"{problem} and at most {most}" if math.isfinite(most) else problem)
 
 
 def file_setting(path: str) -> File:
@@ -45,7 +47,9 @@ def file_setting(path: str) -> File:
 def _require_file(owner: Any, endings: Sequence[str], otherwise: str) -> None:
     path = owner.path.path
     if not path.lower().endswith(tuple(endings)) or not Path(path).is_file():
-        raise SettingError("path", f"={path!r}: give an existing file that ends in {', '.join(endings)}{otherwise}")
+        raise SettingError(
+            "path", f"={shown(path)}: give an existing file that ends in {', '.join(endings)}{otherwise}"
+        )
 
 
 def _require_folder(owner: Any, name: str) -> None:
@@ -84,10 +88,8 @@ class ClipSource(DataStage):
     @classmethod
     def named(cls, name: str) -> "ClipSource":
         """The CLIP of a folder, a hub name, or "embedded:scenes"; raises SettingError for any other name."""
-        try:
+        with about("clip"):
             folder = clips.locate(name)
-        except ValueError as error:
-            raise SettingError("clip", f": {error}") from error
         return cls(checkpoint=name if folder is None else File(str(folder)))
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
@@ -114,7 +116,7 @@ class ExamplesOfScenes(DataStage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        require_whole(self, "train_examples", "val_examples")
+        require_whole(self, "train_examples", "val_examples", most=scenes.LARGEST)
 
     def _draws(self, name: str) -> list[tuple[int, int]]:
         """(seed, examples) of both parts."""

@@ -33,8 +33,7 @@ class TextLoop:
 
     def __post_init__(self) -> None:
         require_whole(self, "log_every", least=0)
-        duration.check(self, "eval_every", self.eval_every)
-        duration.check(self, "checkpoint_every", self.checkpoint_every)
+        duration.check(self, "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class TextTraining(Stage):
 
     def __post_init__(self) -> None:
         require_whole(self, "batch_size")
-        duration.check(self, "duration", self.duration)
+        duration.check(self, "duration", least=1)
 
     def to_steps(self, examples: int) -> ToSteps:
         """What turns durations into steps."""

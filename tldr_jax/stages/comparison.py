@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
-from launch.stages import Stage, free, require, walk
+from launch.stages import Stage, free, require, require_distinct, require_number, walk
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
@@ -85,6 +85,8 @@ class Dfr(Baseline):
         require(ok, self, "penalties", "at least one C, all positive")
         for name in ("draws", "tuning_draws"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
+        require_number(self, "seed", least=0)
+        require_distinct(self, "penalties")
 
     def make(self, store: Store) -> Head:
         val, groups = store.get(self.val), self.val.images.groups
@@ -131,6 +133,8 @@ class Afr(Baseline):
             values = getattr(self, name)
             ok = values and all(math.isfinite(value) and value >= 0 for value in values)
             require(ok, self, name, "at least one number, all at least 0")
+        require_distinct(self, "gammas", "ridges")
+        require_number(self, "learning_rate", above=0)
         require(self.steps >= 1, self, "steps", "at least 1")
         divides = self.evaluations >= 1 and self.steps % self.evaluations == 0
         require(divides, self, "evaluations", f"must divide afr.steps={self.steps}")

@@ -16,7 +16,7 @@ from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.reading import paths
-from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
+from launch.stages import File, SettingError, Stage, free, require, require_known, require_number, stackable
 from launch.store import Store
 from launch.training import sharding
 from tldr_jax import datasets
@@ -42,9 +42,14 @@ class ImageSplit(Stage):
         require_known(self, "name", datasets.NAMES)
         require(0 <= self.correlation <= 1, self, "correlation", "a share, from 0 to 1")
         lowest = 1 if (self.name, self.split) == ("scenes", "val") else 0
+        published = datasets.TRAIN_EXAMPLES[self.name] if self.split == "train" else scenes.LARGEST
+        most = scenes.LARGEST if self.name == "scenes" else published
         if self.examples < lowest:
             problem = f"={self.examples}: at least 1 for scenes" if lowest else f"={self.examples}: at least 0, for all"
             raise SettingError(f"{self.split}_examples", problem)
+        if self.examples > most:
+            raise SettingError(f"{self.split}_examples", f"={self.examples}: {self.name} has at most {most}")
+        require_number(self, "seed", least=0)
         if self.path and self.name != "scenes":
             paths.folder(self.path, "data.path")
 
@@ -88,6 +93,7 @@ class Pretraining(Supervised):
     def __post_init__(self):
         super().__post_init__()
         require(self.examples >= 1, self, "examples", "at least 1")
+        require_number(self, "examples", most=scenes.LARGEST)
 
     @property
     def outputs(self) -> int:
