@@ -175,6 +175,11 @@ class Run:
             return None
         return load_json(path) if content is None else content
 
+    def is_finished(self, config: ConfigDict | FrozenConfigDict) -> bool:
+        """Whether the result for a config is here; the directory need not be open."""
+        there = (self.path / RESULT).exists() and (self.path / CONFIG).exists()
+        return process_0_says(there and not difference(load_json(self.path / CONFIG), plain(config)))
+
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""
         result = {k: float(v) for k, v in result.items()}

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launch.reading import shown
+from launch.reading import printable, shown
 from launch.reading.values import Unfit, checked, types_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class SettingError(ValueError):
 
     def __init__(self, name: str, problem: str):
         self.name, self.problem = name, problem
-        super().__init__(f"{name}{problem}")
+        super().__init__(printable(f"{name}{problem}"))
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

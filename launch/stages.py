@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -149,6 +149,16 @@ class Stage:
         """Compute the result; other stages' results come from `store.get`. Every process of a run calls it."""
         raise NotImplementedError(f"{type(self).__name__} has no make()")
 
+    def preflight(self, store: "Store") -> None:
+        """Refuse what settings alone do not show: files that cannot be used, batches that do not divide over devices.
+
+        It is called before a run directory is touched, for what the run would have to make, in the order of `walk`. It
+        may `store.get` stages with `KEPT = False`; they are in memory then, for `make`.
+
+        Raises:
+          SettingError, InputError: what is wrong, by name.
+        """
+
     @classmethod
     def make_together(cls, stages: Sequence[Self], store: "Store") -> dict[int, Exception]:
         """Make several stages as one program and put each into the store; only of classes with `STACKS = True`.
@@ -270,12 +280,17 @@ def _stages_in(value: Any) -> Iterator[Stage]:
             yield from _stages_in(item)
 
 
-def walk(stage: Stage) -> list[Stage]:
-    """The stage and all that it is made from, each key once, those before that are needed by others."""
+def walk(stage: Stage, there: Callable[[Stage], bool] = lambda stage: False) -> list[Stage]:
+    """The stage and all that it is made from, each key once, those before that are needed by others.
+
+    Args:
+      stage: the root.
+      there: stages that are left out, with all that they are made from, unless others are made from it.
+    """
     found: dict[str, Stage] = {}
 
     def visit(one: Stage) -> None:
-        if one.key not in found:
+        if one.key not in found and not there(one):
             for child in children(one):
                 visit(child)
             found[one.key] = one

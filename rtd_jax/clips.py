@@ -7,6 +7,7 @@ import numpy as np
 
 import clip_jax
 from clip_jax.files import hub
+from launch.reading import paths
 
 EMBEDDED = "embedded:"
 
@@ -25,7 +26,7 @@ def locate(name: str) -> Path | None:
     """
     if name.startswith(EMBEDDED):
         return clip_jax.embedded(name.removeprefix(EMBEDDED))
-    folder = Path(name).expanduser()
+    folder = paths.path(name, "clip")
     if folder.is_dir():
         return folder
     if hub.is_name(name):

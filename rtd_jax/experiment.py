@@ -9,6 +9,7 @@ with RTD's text encoder, in its directory, and pictures and answers for test ser
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from absl import logging
 
 import clip_jax
 from launch.files import write_atomically
+from launch.reading.values import types_of
 from launch.stages import File, SettingError, section, setting, settings
 from launch.store import Store
 from rtd_jax import figures, phi
@@ -52,6 +54,7 @@ def plan(config: Any) -> ComposedRetrieval:
     clip, seed = data.ClipSource.named(setting(config, "clip", str)), setting(config, "seed", int, least=0)
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
     shared = dict(seed=seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    _check_types(config)
     network = _phi(config, frozen, shared)
     names = setting(config, "evaluation.benchmarks", tuple[str, ...], known=(*data.RELEASES, "scenes"))
     tasks = [task for name in names for task in _tasks(config, name, seed)]
@@ -79,7 +82,8 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
         source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
         return ImageEmbeddings(images=source, target_pad=setting(config, "images.target_pad", bool), **frozen)
 
-    phrases, steps = setting(config, "phi.phrases", tuple[str, ...]), setting(config, "phi.inversion_steps", int)
+    phrases = setting(config, "phi.phrases", tuple[str, ...])
+    steps = setting(config, "phi.inversion_steps", int, least=1)
 
     def tokens() -> SearleTokens:
         embeddings = images()
@@ -91,6 +95,25 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
     inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
     skip = ("load", "inversion_steps", "phrases")
     return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
+
+
+def _check_types(config: Any) -> None:
+    """Raise `SettingError` for settings of another type than they are declared with, whether they are read or not."""
+    kinds = {"captions": data.CAPTIONS, "images": data.IMAGES, "triplets": data.TRIPLETS, "phi": METHODS}
+    setting(config, "images.target_pad", bool)
+    for path, known in kinds.items():
+        setting(config, f"{path}.{'method' if path == 'phi' else 'source'}", str, known=known)
+        declared = {name: kind for own in known.values() for name, kind in types_of(own).items()}
+        for name in config[path]:
+            kind = str if declared.get(name) is File else declared.get(name)
+            if kind is not None and not dataclasses.is_dataclass(kind):
+                setting(config, f"{path}.{name}", kind, least=1 if kind is int else -math.inf)
+    options = config["evaluation"]
+    for name in (f"{part}.{name}" for part in ("roots", "genecis_images") for name in options[part]):
+        setting(config, f"evaluation.{name}", str)
+    for name in options["splits"]:
+        setting(config, f"evaluation.splits.{name}", str, known=data.SPLITS.get(name, ("val",)))
+    settings(data.SceneTask, config, "evaluation.scenes")
 
 
 def _tuned(

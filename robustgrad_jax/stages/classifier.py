@@ -119,6 +119,10 @@ class Classifier(Stage):
         with about("optimizer.decay_mask"), section("optimizer.schedule"):
             jax.eval_shape(partial(self.initial_state, spec))
 
+    def preflight(self, store: Store) -> None:
+        with about("batch_size"):
+            sharding.layout(self.mode).check_batch(self.batch_size)
+
     def make(self, store: Store) -> dict[str, Any]:
         """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""
         layout = sharding.layout(self.mode)

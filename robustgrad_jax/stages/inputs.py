@@ -35,6 +35,9 @@ class ImageSplits(Stage):
     data: DataSet
     seed: int = stackable(0)
 
+    def preflight(self, store: Store) -> None:
+        store.get(self)
+
     def make(self, store: Store) -> Splits:
         splits = self.data.load(self.seed)
         logging.info("%s", splits.note)

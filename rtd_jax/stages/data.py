@@ -71,6 +71,9 @@ class DataStage(Stage):
 
     KEPT = False
 
+    def preflight(self, store: Store) -> None:
+        store.get(self)
+
     def make(self, store: Store | None = None) -> Any:
         raise NotImplementedError
 
@@ -91,6 +94,10 @@ class ClipSource(DataStage):
         with about("clip"):
             folder = clips.locate(name)
         return cls(checkpoint=name if folder is None else File(str(folder)))
+
+    def preflight(self, store: Store) -> None:
+        with about("clip"):
+            store.get(self)
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
         return clips.load(self._name)
@@ -250,7 +257,11 @@ class SceneTask(DataStage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        require_whole(self, "gallery", "queries")
+        require_whole(self, "gallery", "queries", most=scenes.LARGEST)
+
+    def preflight(self, store: Store) -> None:
+        with about("evaluation.scenes"):
+            store.get(self)
 
     def make(self, store: Store | None = None) -> RetrievalTask:
         seed = world.derive(self.seed, "rtd.retrieval")

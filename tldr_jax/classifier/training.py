@@ -145,6 +145,10 @@ class Supervised(Stage):
             fits = self.batch_size <= examples or not self.trains
             require(fits, self, "batch_size", f"more than the {examples} training images")
 
+    def preflight(self, store: Store) -> None:
+        with about(f"{self.SECTION}.batch_size"):
+            layout(self.sharding).check_batch(self.batch_size)
+
     def model(self) -> nn.Module:
         """The network."""
         return self.backbone.create(self.outputs)

@@ -16,7 +16,7 @@ from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.reading import paths
-from launch.stages import File, SettingError, Stage, free, require, require_known, require_number, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
 from launch.training import sharding
 from tldr_jax import datasets
@@ -57,6 +57,9 @@ class ImageSplit(Stage):
     def groups(self) -> datasets.Groups:
         """Classes and spurious values; nothing is read."""
         return datasets.groups(self.name)
+
+    def preflight(self, store: Store) -> None:
+        store.get(self)
 
     def make(self, store: Store) -> datasets.Part:
         data = datasets.load(
@@ -187,6 +190,10 @@ class Erm(Supervised):
         """Training images that it sees and those that are held out, see `erm.held_out`."""
         return erm.held_out(examples, self.held_out, seed=self.seed)
 
+    def preflight(self, store: Store) -> None:
+        super().preflight(store)
+        self.check_batch(len(self.rows(len(store.get(self.images)))[0]))
+
     def make(self, store: Store) -> dict[str, Any]:
         images, val = store.get(self.images), store.get(self.val)
         own = self.augmentation
@@ -222,6 +229,10 @@ class FrozenClip(Stage):
     KEPT: ClassVar[bool] = False
 
     source: File | str
+
+    def preflight(self, store: Store) -> None:
+        with about("clip.source"):
+            clip_jax.outline(self.source.path if isinstance(self.source, File) else self.source)
 
     def make(self, store: Store) -> clip_jax.Clip:
         return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)

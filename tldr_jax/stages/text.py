@@ -63,10 +63,12 @@ class Gap(Stage):
         require_number(self, "pairs", most=scenes.LARGEST)
         require_number(self, "seed", least=0)
         if self.path or self.images:  # plans for programs alone, without data, name none
-            self.check_files()
+            self._check_files()
 
-    def check_files(self) -> None:
-        """Raise MissingInput if COCO's files are not there."""
+    def preflight(self, store: Store) -> None:
+        self._check_files()
+
+    def _check_files(self) -> None:
         if self.source == "coco":
             coco.check_files(self.path, self.images)
 
