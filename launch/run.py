@@ -187,6 +187,11 @@ class Run:
                 logging.warning("%s is not the result that is kept in %s: written again", self.path / RESULT, folder)
         return process_0_says(same)
 
+    def is_finished(self, config: ConfigDict | FrozenConfigDict) -> bool:
+        """Whether the result for a config is here; the directory need not be open."""
+        there = (self.path / RESULT).exists() and (self.path / CONFIG).exists()
+        return process_0_says(there and not difference(load_json(self.path / CONFIG), plain(config)))
+
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""
         if self.writes:

@@ -15,42 +15,64 @@ each stage once and keeps the result under the stage's key: class, version and f
 at its root, which holds all others in its fields.
 """
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from launch.settings import (
+    SettingError,
+    about,
+    is_number,
+    require,
+    require_distinct,
+    require_known,
+    require_number,
+    section,
+    setting,
+    settings,
+)
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from ml_collections import ConfigDict
 
     from launch.store import Store
+
+__all__ = [
+    "File",
+    "SettingError",
+    "Stage",
+    "about",
+    "children",
+    "counted_fields",
+    "describe",
+    "free",
+    "is_number",
+    "numbers",
+    "require",
+    "require_distinct",
+    "require_known",
+    "require_number",
+    "section",
+    "setting",
+    "settings",
+    "stackable",
+    "stacked_numbers",
+    "walk",
+    "with_numbers",
+]
 
 T = TypeVar("T", bound="DataclassInstance")
 _LARGE = 64 << 20  # bytes: larger files are identified by size and time, smaller ones by content
 _STACKED = "*"  # stands for every value of a stackable field
-
-
-class SettingError(ValueError):
-    """A setting that cannot be used.
-
-    Attributes:
-      name: the setting, dotted, as the config has it: "phi.optimizer.learning_rate".
-      problem: its value, what is valid, what to do.
-    """
-
-    def __init__(self, name: str, problem: str):
-        self.name, self.problem = name, problem
-        super().__init__(f"{name}{problem}")
 
 
 # -- fields ---------------------------------------------------------------------------------------------------------
@@ -126,6 +148,16 @@ class Stage:
     def make(self, store: "Store") -> Any:
         """Compute the result; other stages' results come from `store.get`. Every process of a run calls it."""
         raise NotImplementedError(f"{type(self).__name__} has no make()")
+
+    def preflight(self, store: "Store") -> None:
+        """Refuse what settings alone do not show: files that cannot be used, batches that do not divide over devices.
+
+        It is called before a run directory is touched, for what the run would have to make, in the order of `walk`. It
+        may `store.get` stages with `KEPT = False`; they are in memory then, for `make`.
+
+        Raises:
+          SettingError, InputError: what is wrong, by name.
+        """
 
     @classmethod
     def make_together(cls, stages: Sequence[Self], store: "Store") -> dict[int, Exception]:
@@ -248,12 +280,17 @@ def _stages_in(value: Any) -> Iterator[Stage]:
             yield from _stages_in(item)
 
 
-def walk(stage: Stage) -> list[Stage]:
-    """The stage and all that it is made from, each key once, those before that are needed by others."""
+def walk(stage: Stage, there: Callable[[Stage], bool] = lambda stage: False) -> list[Stage]:
+    """The stage and all that it is made from, each key once, those before that are needed by others.
+
+    Args:
+      stage: the root.
+      there: stages that are left out, with all that they are made from, unless others are made from it.
+    """
     found: dict[str, Stage] = {}
 
     def visit(one: Stage) -> None:
-        if one.key not in found:
+        if one.key not in found and not there(one):
             for child in children(one):
                 visit(child)
             found[one.key] = one
@@ -314,85 +351,6 @@ def with_numbers(value: T, given: Mapping[str, Any]) -> T:
     for name, number in own.items():
         object.__setattr__(changed, name, number)
     return changed
-
-
-# -- reading settings -----------------------------------------------------------------------------------------------
-
-
-def require(ok: Any, owner: Any, name: str, problem: str) -> None:
-    """Raise `SettingError` for a field of `owner` unless `ok`; `problem` says what is valid."""
-    if not ok:
-        raise SettingError(name, f"={getattr(owner, name)!r}: {problem}")
-
-
-def require_known(owner: Any, name: str, known: Iterable[str]) -> None:
-    """Raise `SettingError` unless a field, or each item of a tuple, is one of the known names."""
-    valid = tuple(known)
-    value = getattr(owner, name)
-    for item in value if isinstance(value, tuple) else (value,):
-        if item not in valid:
-            of = f" has {item!r}" if isinstance(value, tuple) else f"={item!r}"
-            raise SettingError(name, f"{of}; valid names: {', '.join(map(repr, valid))}")
-
-
-@contextlib.contextmanager
-def section(prefix: str) -> Iterator[None]:
-    """Settings that are refused inside are named with `prefix` before them."""
-    try:
-        yield
-    except SettingError as error:
-        raise SettingError(f"{prefix}.{error.name}" if prefix else error.name, error.problem) from error
-
-
-def settings(
-    kind: type[T], config: "Mapping | ConfigDict", path: str = "", /, *, skip: Iterable[str] = (), **given: Any
-) -> T:
-    """A dataclass from a section of a config: fields from keys of the same name, nested dataclasses from sections.
-
-        phi = settings(Phi, config, "phi", clip=clip, seed=config.seed)
-
-    Args:
-      kind: a dataclass, such as a stage.
-      config: the whole config.
-      path: of the section, dotted; "" for the top level, of which only fields of `kind` are read.
-      skip: keys of the section that others read.
-      given: fields that do not come from this section: other stages, a seed.
-
-    Raises:
-      SettingError: a value is refused by the class; the section is missing, has a key that is no field, or lacks a
-        field that has no default. The message names the path.
-    """
-    part: Any = config
-    for name in path.split(".") if path else ():
-        if name not in part:
-            raise SettingError(path, f": no such section; {kind.__name__} is read from it")
-        part = part[name]
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    values = dict(given)
-    for name in part:
-        if name in given or name in skip or (not path and name not in fields):
-            continue
-        full = f"{path}.{name}" if path else name
-        if name not in fields:
-            raise SettingError(full, f": no such setting; {path} has {', '.join(fields)}")
-        value = part[name]
-        inner = fields[name].type
-        nested = isinstance(value, Mapping) or hasattr(value, "to_dict")
-        if nested and isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            value = settings(inner, config, full)
-        elif nested:
-            value = {key: value[key] for key in value}
-        elif inner is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif isinstance(value, list):
-            value = tuple(value)  # what is frozen has no lists
-        values[name] = value
-    with section(path):
-        for name, field in fields.items():
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            if required and field.init and name not in values:
-                raise SettingError(name, ": missing, and it has no default")
-        return kind(**values)
 
 
 def _snake(name: str) -> str:

@@ -17,6 +17,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,7 @@ from launch.processes.stop import Preempted
 from launch.reading import InputError, paths
 from launch.reports import formats, tables
 from launch.run import Run, flatten
-from launch.stages import Stage
+from launch.stages import Stage, walk
 from launch.store import Store
 from launch.training import sharding
 
@@ -100,8 +101,11 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     """
     experiment = module_of(config.experiment)
     root = experiment.plan(config)
+    kept = Store(Run(Path(workdir)).store_path(store))
+    if not Run(Path(workdir)).is_finished(config):
+        preflight(root, kept)
     run = Run.open(workdir, config)
-    run.stop.advance = advance
+    run.stop.advance, kept.stop = advance, run.stop
     try:
         with run.stop.listening():
             result = run.result()
@@ -110,13 +114,18 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
                 if run.writes:
                     run.put_aside()
                 result = None
-            kept = Store(run.store_path(store), run.stop)
             if result is not None and run.is_kept(result, root, kept):
                 logging.info("%s is finished", workdir)
                 return result
             return make(experiment, root, run, kept)
     finally:
         run.close()
+
+
+def preflight(root: Stage, store: Store) -> None:
+    """Refuse what would end a run later, as far as files and devices show it; see `Stage.preflight`."""
+    for stage in walk(root, there=lambda stage: stage.KEPT and store.has(stage)):
+        stage.preflight(store)
 
 
 def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[str, float]:

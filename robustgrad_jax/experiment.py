@@ -14,10 +14,12 @@ from typing import Any
 
 from launch.data import DataSet, Spec
 from launch.files import load_json, load_tree
+from launch.reading import shown
 from launch.run import PLAN
-from launch.stages import SettingError, Stage, section, settings
+from launch.stages import SettingError, Stage, section, setting, settings
 from launch.store import Store
 from launch.training.optim import Optimizer
+from launch.training.sharding import MODES
 from robustgrad_jax import gallery, regularizers
 from robustgrad_jax.attributions import explainers
 from robustgrad_jax.measures import evaluation
@@ -56,15 +58,17 @@ def plan(config: Any) -> RobustnessResult:
       SettingError, ValueError, FileNotFoundError: whatever could only fail later: names that do not exist, numbers out
         of range, weights that do not fit.
     """
-    images = ImageSplits(settings(DataSet, config, "data"), config.seed)
+    seed = setting(config, "seed", int, least=0)
+    images = ImageSplits(settings(DataSet, config, "data"), seed)
     architecture = settings(Architecture, config, "model")
     options = settings(Evaluation, config, "evaluation")
     spec = images.data.spec()
     with section("evaluation"):
         options.check(spec)
-    initial = pretrained(config.init_from, images, architecture) if config.init_from else None
+    source = setting(config, "init_from", str)
+    initial = pretrained(source, images, architecture) if source else None
     weights: Weights
-    if config.train:
+    if setting(config, "train", bool):
         weights = settings(
             Classifier,
             config,
@@ -73,7 +77,7 @@ def plan(config: Any) -> RobustnessResult:
             regularizer=_regularizer(config),
             optimizer=settings(Optimizer, config, "optimizer"),
             initial=initial,
-            mode=config.sharding.mode,
+            mode=setting(config, "sharding.mode", str, known=MODES),
             loop=settings(TrainingLoop, config, "loop"),
             val_batch_size=options.batch_size,
         )
@@ -82,28 +86,32 @@ def plan(config: Any) -> RobustnessResult:
         raise SettingError("train", "=False: give --config.init_from=RUN_OR_FILE, a run directory or .safetensors")
     else:
         weights = initial
-    return RobustnessResult(weights, tuple(_measurements(options, spec, weights, config.seed)))
+    return RobustnessResult(weights, tuple(_measurements(options, spec, weights, seed)))
 
 
 def _regularizer(config: Any) -> regularizers.Penalty:
-    """The regulariser that a config names, from the section of that name, or from `regularizer` itself."""
-    options = config.regularizer
-    with section("regularizer"):
-        try:
-            kind, fixed = regularizers.kind(options.name)
-        except ValueError as error:
-            raise SettingError("name", f"={options.name!r}: {error}") from error
-    fields = {field.name for field in dataclasses.fields(kind)}
-    common = {"radius"} & fields
-    sections = {name for name in options if isinstance(options[name], Mapping) or hasattr(options[name], "to_dict")}
+    """The regulariser that a config names; the settings of others are checked, too."""
+    name = setting(config, "regularizer.name", str, known=regularizers.NAMES)
+    options = config["regularizer"]
+    sections = {key for key in options if isinstance(options[key], Mapping) or hasattr(options[key], "to_dict")}
     _refuse_old_names(options, sections)
-    if options.name not in sections:
+    for other in ("l2_cosine", *sorted(sections & set(regularizers.NAMES))):
+        _named_regularizer(config, other, sections)
+    return _named_regularizer(config, name, sections)
+
+
+def _named_regularizer(config: Any, name: str, sections: set[str]) -> regularizers.Penalty:
+    """A regulariser from the section of its name, or from `regularizer` itself."""
+    options, (kind, fixed) = config["regularizer"], regularizers.kind(name)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if name not in sections:
         return settings(kind, config, "regularizer", skip=set(options) - fields, **fixed)
-    path = f"regularizer.{options.name}"
+    path = f"regularizer.{name}"
+    common = {key: setting(config, f"regularizer.{key}", float) for key in {"radius"} & fields}
     try:
-        return settings(kind, config, path, **{name: options[name] for name in common}, **fixed)
+        return settings(kind, config, path, **common, **fixed)
     except SettingError as error:
-        shared = {f"{path}.{name}": f"regularizer.{name}" for name in common}
+        shared = {f"{path}.{key}": f"regularizer.{key}" for key in common}
         raise SettingError(shared.get(error.name, error.name), error.problem) from error
 
 
@@ -113,7 +121,7 @@ def _refuse_old_names(options: Any, sections: set[str]) -> None:
     for name in set(options) - sections - known:
         owner = next((part for part in sections if name.startswith(f"{part}_")), None)
         valid = f"it is regularizer.{owner}.{name.removeprefix(f'{owner}_')} now" if owner else "no such setting"
-        raise SettingError(f"regularizer.{name}", f"={options[name]!r}: {valid}")
+        raise SettingError(f"regularizer.{name}", f"={shown(options[name])}: {valid}")
 
 
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:

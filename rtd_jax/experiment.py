@@ -9,6 +9,7 @@ with RTD's text encoder, in its directory, and pictures and answers for test ser
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from absl import logging
 
 import clip_jax
 from launch.files import write_atomically
-from launch.stages import File, SettingError, section, settings
+from launch.reading.values import types_of
+from launch.stages import File, SettingError, section, setting, settings
 from launch.store import Store
 from rtd_jax import figures, phi
 from rtd_jax.benchmarks import genecis
@@ -49,15 +51,17 @@ def plan(config: Any) -> ComposedRetrieval:
     Raises:
       SettingError: a setting that cannot be used; the error names it.
     """
-    options, clip = config.evaluation, data.ClipSource.named(config.clip)
-    frozen: dict[str, Any] = dict(clip=clip, batch_size=options.batch_size)
-    shared = dict(seed=config.seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    clip, seed = data.ClipSource.named(setting(config, "clip", str)), setting(config, "seed", int, least=0)
+    frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
+    shared = dict(seed=seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    _check_types(config)
     network = _phi(config, frozen, shared)
-    with section("evaluation"):
-        data.require_whole(options, "batch_size")
-        tasks = [task for name in options.benchmarks for task in _tasks(options, name, config.seed)]
-    tuned = _tuned(config, network, frozen, shared) if config.rtd.train else None
-    galleries = [GalleryEmbeddings(task=task, target_pad=options.target_pad, **frozen) for task in tasks]
+    names = setting(config, "evaluation.benchmarks", tuple[str, ...], known=(*data.RELEASES, "scenes"))
+    tasks = [task for name in names for task in _tasks(config, name, seed)]
+    tuned = _tuned(config, network, frozen, shared)
+    tuned = tuned if setting(config, "rtd.train", bool) else None
+    pad = setting(config, "evaluation.target_pad", bool)
+    galleries = [GalleryEmbeddings(task=task, target_pad=pad, **frozen) for task in tasks]
     evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, phi=network, encoder=encoder) for g in galleries)
     return ComposedRetrieval(
         phi=network, tuned=tuned, evaluations=evaluate(None), tuned_evaluations=evaluate(tuned) if tuned else ()
@@ -66,59 +70,80 @@ def plan(config: Any) -> ComposedRetrieval:
 
 def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> PhiTraining | PhiFile:
     """φ of the file `phi.load`, or trained by `phi.method` on what the method's fields ask for."""
-    options, clip, seed = config.phi, frozen["clip"], config.seed
-    if options.load:
+    clip, seed = frozen["clip"], shared["seed"]
+    if load := setting(config, "phi.load", str):
         with section("phi"):
-            return PhiFile(clip=clip, load=data.file_setting(options.load))
+            return PhiFile(clip=clip, load=data.file_setting(load))
 
     def table() -> CaptionTable:
         return CaptionTable(captions=_choose(data.CAPTIONS, config, "captions", seed=seed), **frozen)
 
     def images() -> ImageEmbeddings:
         source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
-        return ImageEmbeddings(images=source, target_pad=config.images.target_pad, **frozen)
+        return ImageEmbeddings(images=source, target_pad=setting(config, "images.target_pad", bool), **frozen)
+
+    phrases = setting(config, "phi.phrases", tuple[str, ...])
+    steps = setting(config, "phi.inversion_steps", int, least=1)
 
     def tokens() -> SearleTokens:
         embeddings = images()
         with section("phi"):
-            concepts = SearleConcepts(clip=clip, images=embeddings.images, phrases=tuple(options.phrases))
-            steps = options.inversion_steps
+            concepts = SearleConcepts(clip=clip, images=embeddings.images, phrases=phrases)
             return SearleTokens(images=embeddings, concepts=concepts, inversion_steps=steps, seed=seed)
 
-    fields = {field.name for field in dataclasses.fields(_known(METHODS, "phi.method", options.method))}
+    fields = {field.name for field in dataclasses.fields(METHODS[setting(config, "phi.method", str, known=METHODS)])}
     inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
     skip = ("load", "inversion_steps", "phrases")
     return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
+
+
+def _check_types(config: Any) -> None:
+    """Raise `SettingError` for settings of another type than they are declared with, whether they are read or not."""
+    kinds = {"captions": data.CAPTIONS, "images": data.IMAGES, "triplets": data.TRIPLETS, "phi": METHODS}
+    setting(config, "images.target_pad", bool)
+    for path, known in kinds.items():
+        setting(config, f"{path}.{'method' if path == 'phi' else 'source'}", str, known=known)
+        declared = {name: kind for own in known.values() for name, kind in types_of(own).items()}
+        for name in config[path]:
+            kind = str if declared.get(name) is File else declared.get(name)
+            if kind is not None and not dataclasses.is_dataclass(kind):
+                setting(config, f"{path}.{name}", kind, least=1 if kind is int else -math.inf)
+    options = config["evaluation"]
+    for name in (f"{part}.{name}" for part in ("roots", "genecis_images") for name in options[part]):
+        setting(config, f"evaluation.{name}", str)
+    for name in options["splits"]:
+        setting(config, f"evaluation.splits.{name}", str, known=data.SPLITS.get(name, ("val",)))
+    settings(data.SceneTask, config, "evaluation.scenes")
 
 
 def _tuned(
     config: Any, network: PhiTraining | PhiFile, frozen: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> TunedClip:
     """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
-    source = _choose(data.TRIPLETS, config, "triplets", seed=config.seed)
+    source = _choose(data.TRIPLETS, config, "triplets", seed=shared["seed"])
     stages = dict(phi=network, embeddings=TripletEmbeddings(triplets=source, **frozen))
     compute = settings(fitting.Compute, config, "model")
-    options = dict(skip=("train",), compute=compute, text_batch_size=config.evaluation.batch_size)
+    options = dict(skip=("train",), compute=compute, text_batch_size=frozen["batch_size"])
     tuning = settings(Tuning, config, "rtd", **options, **stages, **shared)
     with _renamed(dtype="checkpoint_dtype"):
-        return TunedClip(tuning=tuning, dtype=config.checkpoint_dtype)
+        return TunedClip(tuning=tuning, dtype=setting(config, "checkpoint_dtype", str))
 
 
-def _tasks(options: Any, name: str, seed: int) -> list[data.DataStage]:
-    """The tasks of a benchmark by the options of the evaluation; settings that are refused are named without it."""
+def _tasks(config: Any, name: str, seed: int) -> list[data.DataStage]:
+    """The tasks of a benchmark by the section `evaluation`."""
     if name == "scenes":
-        with section("scenes"):
-            return [data.SceneTask(seed=seed, **options.scenes)]
-    if name not in data.RELEASES:
-        known = ", ".join(map(repr, (*data.RELEASES, "scenes")))
-        raise SettingError("benchmarks", f" has {name!r}; valid names: {known}")
-    tasks = []
+        return [settings(data.SceneTask, config, "evaluation.scenes", seed=seed)]
+    tasks, split = [], f"evaluation.splits.{name}"
+    root = setting(config, f"evaluation.roots.{name}", str)
     for part in data.PARTS.get(name, ("",)):
-        kind = genecis.images_of(part)
-        with _renamed(root=f"roots.{name}", split=f"splits.{name}", images=f"genecis_images.{kind}"):
-            images = options.genecis_images[kind] if name == "genecis" else ""
-            place = dict(root=options.roots[name], split=options.splits.get(name, "val"), images=images)
-            place |= dict(skip_missing=options.skip_missing)
+        images = f"evaluation.genecis_images.{genecis.images_of(part)}"
+        with _renamed(root=f"evaluation.roots.{name}", split=split, images=images):
+            place = dict(
+                root=root,
+                split=setting(config, split, str) if name != "genecis" else "val",
+                images=setting(config, images, str) if name == "genecis" else "",
+                skip_missing=setting(config, "evaluation.skip_missing", bool),
+            )
             tasks.append(data.ReleasedTask(benchmark=name, part=part, **place))
     return tasks
 
@@ -142,18 +167,15 @@ def _choose(
       skip: keys that others read.
       given: fields that do not come from the section.
     """
-    part = config[path]
-    kind = _known(kinds, f"{path}.{choice}", part[choice])
+    kind = kinds[setting(config, f"{path}.{choice}", str, known=kinds)]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     of_others = {field.name for other in kinds.values() for field in dataclasses.fields(other)} - fields.keys()
-    files = {name: data.file_setting(part[name]) for name, field in fields.items() if field.type is File}
+    files = {
+        name: data.file_setting(setting(config, f"{path}.{name}", str))
+        for name, field in fields.items()
+        if field.type is File
+    }
     return settings(kind, config, path, skip={choice, *skip, *of_others}, **files, **given)
-
-
-def _known(kinds: Mapping[str, type], setting: str, name: str) -> type:
-    if name not in kinds:
-        raise SettingError(setting, f"={name!r}; valid names: {', '.join(map(repr, kinds))}")
-    return kinds[name]
 
 
 @contextlib.contextmanager

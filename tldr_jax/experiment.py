@@ -6,15 +6,26 @@ WACV 2025 (arXiv 2311.18291).
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import clip_jax
+from clip_jax.files import hub
 from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
-from launch.stages import File, SettingError, section, settings
+from launch.reading import paths, shown
+from launch.stages import (
+    File,
+    SettingError,
+    about,
+    require_distinct,
+    require_known,
+    section,
+    setting,
+    settings,
+)
 from launch.store import Store
 from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
@@ -24,15 +35,42 @@ from tldr_jax.stages import comparison, images, text
 from tldr_jax.words import WordSet, templates
 from tldr_jax.words.templates import Templates, fill
 
-KINDS = ("linear", "mlp")
 SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
 # Settings of the section `data` by what they configure.
 _AUGMENTATION = ("flip", "crop_padding", "workers")
+_CADENCE = ("log_every", "eval_every", "checkpoint_every")
 _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
 Projector = text.LinearProjector | text.NetworkProjector
+
+
+@dataclass(frozen=True)
+class ProjectorSettings:
+    """The section `projector`, but for the network of `mlp`; see `text.LinearProjector`."""
+
+    kind: str = "linear"
+    ridge: float = 50.0
+    gap_rows: int = 1
+
+    def __post_init__(self) -> None:
+        require_known(self, "kind", ("linear", "mlp"))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The section `retrain.grid`: all combinations of these values are trained; () for the one of `retrain` itself."""
+
+    learning_rate: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    ridge: tuple[float, ...] = ()
+    gap_rows: tuple[int, ...] = ()
+    seed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_distinct(self, "ridge", "gap_rows")
+
 
 describe = results.describe
 
@@ -91,14 +129,14 @@ def plan(config) -> comparison.Comparison:
     """
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
-    clip = images.FrozenClip(_clip_source(config.clip.source))
-    size = config.evaluation.batch_size
-    views = {split: images.ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
-    clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
-    beside = views if clip_alone else views | {"test": None}
+    clip = images.FrozenClip(_clip_source(setting(config, "clip.source", str)))
+    size, clip_size = (setting(config, f"{name}.batch_size", int, least=1) for name in ("evaluation", "clip"))
+    views = {split: images.ClipImages(clip, own, clip_size, size) for split, own in splits.items()}
+    # Only the zero-shot baseline asks for CLIP's embeddings of the test images.
+    beside = views if "zero_shot" in setting(config, "baselines", tuple[str, ...]) else views | {"test": None}
     features = {split: images.Features(erm, own, size, beside[split]) for split, own in splits.items()}
     word_set = _word_set(config, splits["train"].groups)
-    forms = templates.get(config.text.templates)
+    forms = templates.get(setting(config, "text.templates", str, known=templates.SETS))
     base, projectors, network = _projectors(config, clip, views["train"], features["train"])
     embedded = settings(
         text.EmbeddedWords,
@@ -109,16 +147,17 @@ def plan(config) -> comparison.Comparison:
         words=word_set,
         templates=forms,
     )
-    kept = text.KeptWords(embedded, config.words.clip_filter, base if config.words.classifier_filter else None)
+    by_clip, by_classifier = (setting(config, f"words.{name}_filter", bool) for name in ("clip", "classifier"))
+    kept = text.KeptWords(embedded, by_clip, base if by_classifier else None)
     heads = _heads(config, words=kept, projectors=projectors, val=features["val"])
     known = ablations(network)
-    _require_names("ablations", config.ablations, known)
+    ablated = setting(config, "ablations", tuple[str, ...], known=known)
     return comparison.Comparison(
         features["train"],
         features["test"],
         views["test"],
         _baselines(config, features, clip, word_set, forms),
-        (("tldr", heads), *((name, known[name](heads)) for name in config.ablations)),
+        (("tldr", heads), *((name, known[name](heads)) for name in ablated)),
         comparison.Diagnostics(base, views["val"], features["val"], kept),
     )
 
@@ -134,67 +173,68 @@ def leave(folder: Path, root: comparison.Comparison, store: Store) -> None:
 
 
 def _split(config, split: str) -> images.ImageSplit:
-    own = dict(split=split, examples=config.data[f"{split}_examples"])
+    own = dict(split=split, examples=setting(config, f"data.{split}_examples", int))
     return settings(images.ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
 
 
 def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
     """The classifier, with its pretraining if there is one."""
-    backbone = settings(Backbone, config, "backbone", image_size=config.data.image_size)
-    if config.data.name == "scenes" and backbone.image_size != IMAGE_SIZE:
+    backbone = settings(Backbone, config, "backbone", image_size=setting(config, "data.image_size", int))
+    if splits["train"].name == "scenes" and backbone.image_size != IMAGE_SIZE:
         raise SettingError("data.image_size", f"={backbone.image_size}: Scenes has images of {IMAGE_SIZE} pixels")
-    options, mode = config.erm, config.sharding.mode
-    if mode not in MODES:
-        _unknown("sharding.mode", mode, MODES)
-    cadence = ("log_every", "eval_every", "checkpoint_every")
-    if options.select not in SELECT:
-        _unknown("erm.select", options.select, SELECT)
-    best = None
-    if options.select != "last":
-        with section("erm"):
-            best = BestCheckpoint(options.select.removeprefix("best_"), options.eval_every)
+    select = setting(config, "erm.select", str, known=SELECT)
+    logging = _logging(config, "erm")
+    best = None if select == "last" else BestCheckpoint(select.removeprefix("best_"), logging.eval_every)
     others = [name for name in config.data if name not in _AUGMENTATION]
-    given = dict(backbone=backbone, sharding=mode, logging=_logging(options, "erm"))
-    start: images.Pretraining | File | None = File(options.init_from) if options.init_from else None
-    if start is None and not config.pretrain.duration.startswith("0 "):
-        if config.data.name != "scenes":
+    given = dict(backbone=backbone, sharding=setting(config, "sharding.mode", str, known=MODES), logging=logging)
+    weights = setting(config, "erm.init_from", str)
+    pretrain = given | {"logging": _logging(config, "pretrain")}
+    pretraining = settings(images.Pretraining, config, "pretrain", skip=_CADENCE, **pretrain)
+    start: images.Pretraining | File | None = File(weights) if weights else None
+    if start is None and pretraining.trains:
+        if splits["train"].name != "scenes":
             raise SettingError(
                 "pretrain.duration",
-                f"={config.pretrain.duration!r}: attributes are known for Scenes only, not for {config.data.name!r}; "
+                f"={pretraining.duration!r}: attributes are known for Scenes only, not for {splits['train'].name!r}; "
                 "set it to '0 steps' and erm.init_from to published weights",
             )
-        pretrain = given | {"logging": _logging(config.pretrain, "pretrain")}
-        start = settings(images.Pretraining, config, "pretrain", skip=cadence, **pretrain)
-        start.check_batch(start.training_data().count)
+        pretraining.check_batch(pretraining.training_data().count)
+        start = pretraining
     erm = settings(
         images.Erm,
         config,
         "erm",
-        skip=("init_from", "select", *cadence),
+        skip=("init_from", "select", *_CADENCE),
         images=splits["train"],
         val=splits["val"],
         start=start,
         best=best,
-        seed=config.seed,
+        seed=setting(config, "seed", int, least=0),
         augmentation=settings(images.Augmentation, config, "data", skip=others),
-        eval_batch_size=config.evaluation.batch_size,
+        eval_batch_size=setting(config, "evaluation.batch_size", int, least=1),
         **given,
     )
     erm.check_batch(erm.training_data().count)
     return erm
 
 
-def _logging(options, path: str) -> Logging:
-    with section(path):
-        return Logging(options.log_every, options.eval_every, options.checkpoint_every)
+def _logging(config, path: str) -> Logging:
+    return settings(Logging, config, path, skip=[name for name in config[path] if name not in _CADENCE])
 
 
 def _clip_source(source: str) -> File | str:
     """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
     prefix = "embedded:"
     if source.startswith(prefix):
-        return File(str(clip_jax.embedded(source.removeprefix(prefix))))
-    return File(source) if Path(source).is_dir() else source
+        with about("clip.source"):
+            return File(str(clip_jax.embedded(source.removeprefix(prefix))))
+    with about("clip.source"):
+        folder = paths.path(source, "clip.source")
+        if folder.is_dir():
+            return File(str(folder))
+    if not hub.is_name(source):
+        raise SettingError("clip.source", f"={shown(source)}: neither a folder nor a hub name (owner/repository)")
+    return source
 
 
 def _word_set(config, groups: datasets.Groups) -> WordSet:
@@ -203,9 +243,10 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
     Raises:
       SettingError: lists for other classes, other values or other pairs of them.
     """
-    name: str = config.data.name
-    source: str = config.words.source or _WORDS.get(name, name)
-    word_set = words.load(source)
+    name = setting(config, "data.name", str)
+    source = setting(config, "words.source", str) or _WORDS.get(name, name)
+    with about("words.source"):
+        word_set = words.load(source)
     for what, own, expected in (
         ("classes", word_set.classes, groups.classes),
         ("values", word_set.values, groups.spurious),
@@ -213,11 +254,11 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
         if own != tuple(expected):
             raise SettingError(
                 "words.source",
-                f"={source!r} has the {what} {', '.join(own)}; those of {config.data.name} are, in this order, "
+                f"={source!r} has the {what} {', '.join(own)}; those of {name} are, in this order, "
                 f"{', '.join(expected)}",
             )
     if (word_set.allowed != groups.allowed).any():
-        raise SettingError("words.source", f"={source!r} combines other pairs than {config.data.name} has")
+        raise SettingError("words.source", f"={source!r} combines other pairs than {name} has")
     return word_set
 
 
@@ -225,15 +266,13 @@ def _projectors(
     config, clip: images.FrozenClip, view: images.ClipImages, features: images.Features
 ) -> tuple[Projector, tuple[Projector, ...], text.NetworkFit]:
     """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
-    own, grid = config.projector, config.retrain.grid
+    own, grid = settings(ProjectorSettings, config, "projector", skip=("mlp",)), settings(Grid, config, "retrain.grid")
     network = settings(text.NetworkFit, config, "projector.mlp")
-    if own.kind not in KINDS:
-        _unknown("projector.kind", own.kind, KINDS)
     if own.kind == "mlp" and grid.ridge:
         raise SettingError("retrain.grid.ridge", f"={grid.ridge}: an mlp projector has no ridge, set ()")
     gap = None
-    if config.gap.source != "none":
-        gap = settings(text.Gap, config, "gap", clip=clip, batch_size=config.clip.batch_size)
+    if setting(config, "gap.source", str) != "none":
+        gap = settings(text.Gap, config, "gap", clip=clip, batch_size=view.batch_size)
     elif own.gap_rows or any(grid.gap_rows):
         raise SettingError(
             "gap.source", "='none' leaves the projector unconstrained: set projector.gap_rows=0 and grid.gap_rows=()"
@@ -251,8 +290,9 @@ def _projectors(
 
 
 def _heads(config, **parts: Any) -> text.Heads:
-    options = config.retrain
-    axes = {name: options.grid[name] or (options[name],) for name in ("learning_rate", "weight_decay", "seed")}
+    grid = settings(Grid, config, "retrain.grid")
+    one = lambda name: (setting(config, f"retrain.{name}", int if name == "seed" else float),)
+    axes = {name: getattr(grid, name) or one(name) for name in ("learning_rate", "weight_decay", "seed")}
     return settings(text.Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
@@ -271,15 +311,5 @@ def _baselines(
         "afr": settings(comparison.Afr, config, "afr", **pair),
         "dfr": settings(comparison.Dfr, config, "dfr", **pair),
     }
-    _require_names("baselines", config.baselines, known)
-    return tuple((name, known[name]) for name in config.baselines)
-
-
-def _require_names(field: str, names: tuple[str, ...], known: Mapping[str, Any]) -> None:
-    for name in names:
-        if name not in known:
-            _unknown(field, name, known)
-
-
-def _unknown(field: str, value: str, known) -> None:
-    raise SettingError(field, f": unknown name {value!r}; valid names: {', '.join(map(repr, known))}")
+    names = setting(config, "baselines", tuple[str, ...], known=known)
+    return tuple((name, known[name]) for name in names)

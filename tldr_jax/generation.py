@@ -11,8 +11,10 @@ from absl import logging
 from launch import llm
 from launch.files import write_atomically
 from launch.llm import Endpoint, Llm
+from launch.reading import paths
+from launch.reading.values import types_of
 from launch.reports.metrics import Metric, declare
-from launch.stages import SettingError, Stage, free, require
+from launch.stages import Stage, about, free, require_number, setting, settings
 from launch.store import Store
 from tldr_jax import words
 from tldr_jax.words import WordSet
@@ -46,9 +48,10 @@ class WrittenWords(Stage):
     log: str = free("")
 
     def __post_init__(self):
-        for name in ("count", "batch", "workers"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.rounds >= 0, self, "rounds", "at least 0")
+        require_number(self, "count", "batch", "workers", least=1)
+        require_number(self, "rounds", least=0)
+        if self.log:
+            paths.path(self.log, "log")
 
     def make(self, store: Store) -> dict[str, Any]:
         if jax.process_count() > 1:
@@ -77,15 +80,17 @@ def plan(config) -> WordCounts:
     Raises:
       ValueError, FileNotFoundError: see `words.load`; a setting that cannot be used.
     """
-    outline = words.load(config.outline, outline=True)
+    with about("outline"):
+        outline = words.load(setting(config, "outline", str), outline=True)
     for part in words.PARTS:
         outline = outline.replaced(part, {name: () for name in outline.listed(part)})
-    try:
-        endpoint = llm.from_config(config.llm)
-    except ValueError as error:
-        raise SettingError("llm", f": {error}") from error
-    options = {name: config[name] for name in ("count", "batch", "rounds", "workers", "log")}
-    return WordCounts(WrittenWords(outline, endpoint, **options))
+    for name, declared in types_of(Endpoint).items():
+        if name in config["llm"] and name != "extra":
+            setting(config, f"llm.{name}", declared)
+    setting(config, "llm.max_tokens", int, least=0)
+    with about("llm"):
+        endpoint = llm.from_config(config["llm"])
+    return WordCounts(settings(WrittenWords, config, outline=outline, endpoint=endpoint))
 
 
 def leave(folder: Path, root: WordCounts, store: Store) -> None:

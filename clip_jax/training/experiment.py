@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import clip_jax
-from clip_jax.config import ClipConfig, ImageTower, TextTower
+from clip_jax.config import ACTIVATIONS, DTYPES, ClipConfig, ImageTower, TextTower
 from clip_jax.training import sources
 from clip_jax.training.clips import FreshClip, PretrainedClip, words_of
-from clip_jax.training.options import Composition, Computation, about
+from clip_jax.training.options import Composition, Computation
 from clip_jax.training.results import describe
 from clip_jax.training.stages import CaptionFile, CaptionSplit, ClipEvaluation, ClipTraining, Pairs, ScenesPairs
+from launch.data import scenes
 from launch.data.scenes import world
 from launch.reading import paths
-from launch.stages import File, SettingError, require, require_known, section, settings
+from launch.stages import File, SettingError, about, require, require_known, require_number, section, setting, settings
 from launch.store import Store
 
 __all__ = ["checkpoint_folder", "describe", "leave", "plan"]
 
 NAMES = ("captions", "scenes")
+_WIDEST = 65_536  # of all sizes of a model
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         require_known(self, "name", NAMES)
+        require_number(self, "evaluation_seed", "workers", least=0)
+        require_number(self, "val_examples", "test_examples", "train_examples", most=scenes.LARGEST)
+        require_number(self, "captions_per_image", most=1000)
         for name in ("val_examples", "test_examples"):
             problem = "hold out at least 2: the best checkpoint is chosen on val_examples and measured on test_examples"
             require(getattr(self, name) >= 2, self, name, problem)
@@ -102,6 +107,9 @@ class ImageSizes:
     heads: int
     mlp_width: int
 
+    def __post_init__(self) -> None:
+        require_number(self, *vars(self), least=1, most=_WIDEST)
+
 
 @dataclass(frozen=True)
 class TextSizes:
@@ -112,6 +120,10 @@ class TextSizes:
     layers: int
     heads: int
     mlp_width: int
+
+    def __post_init__(self) -> None:
+        require_number(self, *vars(self), least=1, most=_WIDEST)
+        require_number(self, "context_length", least=3)  # a token between start and end
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,10 @@ class ModelSettings:
     activation: str
     image: ImageSizes
     text: TextSizes
+
+    def __post_init__(self) -> None:
+        require_number(self, "projection", least=1, most=_WIDEST)
+        require_known(self, "activation", ACTIVATIONS)
 
     def computation(self) -> Computation:
         with section("model"):
@@ -163,9 +179,10 @@ def plan(config) -> ClipEvaluation:
     """
     data = settings(DataSettings, config, "data")
     parts = settings(ModelSettings, config, "model")
-    train, val, test = data.splits(config.seed)
+    seed, source = setting(config, "seed", int, least=0), setting(config, "init_from", str)
+    train, val, test = data.splits(seed)
     with about("init_from"):
-        start = PretrainedClip.named(config.init_from) if config.init_from else None
+        start = PretrainedClip.named(source) if source else None
     if start is None and data.name != "scenes" and not parts.tokenizer_from:
         raise SettingError(
             "model.tokenizer_from",
@@ -175,16 +192,17 @@ def plan(config) -> ClipEvaluation:
     training = settings(
         ClipTraining,
         config,
-        clip=start or parts.fresh(config.seed),
+        clip=start or parts.fresh(seed),
         train=train,
         val=val,
         composition=data.composition(),
         computation=parts.computation(),
         workers=data.workers,
-        evaluation_batch_size=config.evaluation.batch_size,
+        evaluation_batch_size=setting(config, "evaluation.batch_size", int, least=1),
     )
     training.check()
-    return ClipEvaluation(training, test, config.evaluation.batch_size, config.checkpoint_dtype)
+    dtype = setting(config, "checkpoint_dtype", str, known=DTYPES)
+    return ClipEvaluation(training, test, training.evaluation_batch_size, dtype)
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:

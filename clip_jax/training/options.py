@@ -1,7 +1,6 @@
 """Parts of a training's settings: how the towers are computed, what batches are made of, devices, cadence."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,20 +11,9 @@ from clip_jax.config import DTYPES, ClipConfig
 from clip_jax.sharding import partition_rules
 from clip_jax.training import composition, measures
 from launch.data import scenes
-from launch.stages import SettingError, free, require, require_known
+from launch.stages import about, free, require, require_known, require_number
 from launch.training import duration, sharding
 from launch.training.sharding import Layout
-
-
-@contextlib.contextmanager
-def about(setting: str) -> Iterator[None]:
-    """Turn an error about a setting into a `SettingError` that names it."""
-    try:
-        yield
-    except SettingError:
-        raise
-    except (ValueError, OSError) as error:
-        raise SettingError(setting, f": {error}") from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +112,7 @@ class ClipLoop:
     best_mode: str = "max"
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "checkpoint_every"):
-            duration.check(self, name, getattr(self, name))
+        require_number(self, "log_every", least=0)
+        duration.check(self, "eval_every", "checkpoint_every")
         require_known(self, "best_metric", measures.VALIDATION)
         require_known(self, "best_mode", ("max",))

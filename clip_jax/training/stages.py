@@ -17,7 +17,7 @@ from clip_jax.training import attributes, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
 from clip_jax.training.composition import RowsAt
-from clip_jax.training.options import ClipLoop, Composition, Computation, Devices, about
+from clip_jax.training.options import ClipLoop, Composition, Computation, Devices
 from clip_jax.training.pairs import CaptionedImages
 from launch.data import images as image_files
 from launch.data import scenes
@@ -26,10 +26,12 @@ from launch.stages import (
     File,
     SettingError,
     Stage,
+    about,
     free,
     numbers,
     require,
     require_known,
+    require_number,
     section,
     stackable,
     with_numbers,
@@ -105,6 +107,9 @@ class CaptionFile(Stage):
     def path(self) -> str:
         return self.file.path
 
+    def preflight(self, store: Store) -> None:
+        store.get(self)
+
     def make(self, store: Store) -> CaptionedImages:
         del store
         return sources.read_captions(
@@ -135,6 +140,9 @@ class CaptionSplit(Stage):
     @property
     def path(self) -> str:
         return self.source.path
+
+    def preflight(self, store: Store) -> None:
+        store.get(self)
 
     def make(self, store: Store) -> CaptionedImages:
         whole = store.get(self.source)
@@ -193,8 +201,10 @@ class ClipTraining(Stage):
     evaluation_batch_size: int = free(256)
 
     def __post_init__(self) -> None:
-        durations.check(self, "duration", self.duration)
+        durations.check(self, "duration", least=1)
         require(self.batch_size >= 1, self, "batch_size", "must be positive")
+        require_number(self, "attribute_weight", least=0)
+        require_number(self, "attribute_until", least=0, most=1)
         groups_fit = not any(self.composition.alike) or self.batch_size % self.composition.group == 0
         require(groups_fit, self, "batch_size", f"does not divide into groups of {self.composition.group} (data.group)")
         require(self.trainable, self, "trainable", "trains nothing; ('.*',) is all parameters")
@@ -219,7 +229,17 @@ class ClipTraining(Stage):
             optimizer, _ = self._optimizer(self.batch_size)
             jax.eval_shape(partial(self._initial, optimizer), clip.params)
         labels = self.train.attributes() if isinstance(self.train, ScenesPairs) else None
+        if labels is not None:
+            self._cadence(len(labels))
         self._rows_at(self.batch_size if labels is None else len(labels), labels)
+
+    def preflight(self, store: Store) -> None:
+        self.sharding.layout(self.outline().config, self.batch_size)
+        if not isinstance(self.train, ScenesPairs):
+            examples = len(store.get(self.train))
+            self._rows_at(examples, None)
+            self._optimizer(examples)
+            self._cadence(examples)
 
     def program(self, layout: Layout) -> Program:
         """The program that is compiled; the training set is read for its shapes."""
@@ -249,7 +269,6 @@ class ClipTraining(Stage):
             current = replace(clip, params=measures.local(state.params))
             return measures.validate(Embedder(current, self.evaluation_batch_size), val)
 
-        every = [to_steps(text) for text in (self.loop.eval_every, self.loop.checkpoint_every)]
         training = Training(
             place=One(layout),
             step=self._step(clip, len(images)),
@@ -268,7 +287,7 @@ class ClipTraining(Stage):
             steps=to_steps(self.duration),
             evaluate=alone(validate),
             resident=prepared.resident or None,
-            cadence=Cadence(self.loop.log_every, *every),
+            cadence=self._cadence(len(images)),
             best=(self.loop.best_metric, self.loop.best_mode),
         )
         state = steps.create_state(self._with_head(clip.params), optimizer, self.trainable)
@@ -283,9 +302,19 @@ class ClipTraining(Stage):
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:
         """The optimiser for a training set of `examples` images, and the function that turns durations into steps."""
         to_steps = partial(durations.to_steps, examples=examples, batch_size=self.batch_size)
+        with about("duration"):
+            total = to_steps(self.duration)
         with section("optimizer.schedule"):
-            optimizer, _ = self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
+            optimizer, _ = self.optimizer.create(total_steps=total, to_steps=to_steps)
         return optimizer, to_steps
+
+    def _cadence(self, examples: int) -> Cadence:
+        _, to_steps = self._optimizer(examples)
+        every = {}
+        for name in ("eval_every", "checkpoint_every"):
+            with about(f"loop.{name}"):
+                every[name] = to_steps(getattr(self.loop, name))
+        return Cadence(self.loop.log_every, **every)
 
     def _with_head(self, params: Any) -> Any:
         """The parameters, with the attributes' head if there is a loss on it."""

@@ -7,9 +7,11 @@ from typing import ClassVar
 from launch.data import folder, sources, splits
 from launch.data.sources import Shape, Statistics
 from launch.data.splits import Splits
-from launch.stages import File, SettingError, free, require, require_known, section
+from launch.reading import paths
+from launch.stages import File, SettingError, free, require, require_known, require_number, section
 
 NAMES = tuple(sorted(sources.SOURCES))
+_LARGEST = 8192  # side of an image
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,15 @@ class DataSet:
 
     def __post_init__(self) -> None:
         require_known(self, "name", NAMES)
-        for name in ("val_examples", "train_examples", "test_examples", "image_size", "crop_padding", "workers"):
-            require(getattr(self, name) >= 0, self, name, "must not be negative")
-        require(0 <= self.correlation <= 1, self, "correlation", "must be in [0, 1]")
+        require_number(self, "val_examples", "train_examples", "test_examples", "workers", least=0)
+        require_number(self, "image_size", "crop_padding", least=0, most=_LARGEST)
+        require_number(self, "correlation", least=0, most=1)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        require(all(value > 0 for value in self.std), self, "std", "must be positive")
+        require_number(self, "mean", least=0, most=1)
+        require_number(self, "std", above=0, most=1)
+        if self.cache:
+            paths.path(self.cache, "data.cache")
         require_known(self, "memory", folder.MEMORY)
         if self.name == "image_folder":
             require(self.path, self, "path", f"image_folder has no usual place; set it to a folder. {folder.LAYOUT}")

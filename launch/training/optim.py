@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
-from launch.stages import require, require_known, stackable
+from launch.stages import about, is_number, require, require_known, stackable
 from launch.training import duration
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -59,8 +59,7 @@ class Schedule:
             _require_number(self, name)
         if self.name == "step" and (isinstance(self.milestones, str) or not self.milestones):
             require(False, self, "milestones", "'step' needs a tuple such as ('40 epochs', '60 epochs')")
-        for text in (self.warmup, *self.milestones):
-            duration.check(self, "warmup" if text is self.warmup else "milestones", text)
+        duration.check(self, "warmup", "milestones")
 
     def rate(self, learning_rate: Any, *, total_steps: int, to_steps: ToSteps) -> Rate:
         """`step -> learning rate`.
@@ -73,7 +72,8 @@ class Schedule:
         Raises:
           SettingError: milestones that do not increase.
         """
-        warmup = to_steps(self.warmup)
+        with about("warmup"):
+            warmup = to_steps(self.warmup)
         if warmup and warmup >= total_steps:
             logging.warning("warm-up %r takes %d of %d steps: none is left after it", self.warmup, warmup, total_steps)
         milestones = self._milestones(total_steps, to_steps) if self.name == "step" else ()
@@ -94,7 +94,8 @@ class Schedule:
         return rate
 
     def _milestones(self, total_steps: int, to_steps: ToSteps) -> tuple[int, ...]:
-        milestones = tuple(map(to_steps, self.milestones))
+        with about("milestones"):
+            milestones = tuple(map(to_steps, self.milestones))
         increasing = all(later > earlier for earlier, later in itertools.pairwise(milestones))
         require(increasing, self, "milestones", f"milestones must increase; they are at steps {milestones}")
         for text, milestone in zip(self.milestones, milestones, strict=True):
@@ -233,11 +234,6 @@ def _require_number(owner: Any, name: str, below: float = math.inf) -> None:
         return
     limits = "at least 0" if below == math.inf else f"from 0 to below {below}"
     require(is_number(value) and 0 <= value < below, owner, name, f"must be a number, {limits}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number; a bool is not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_zero(x) -> bool:

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 from launch.data import Spec
-from launch.stages import SettingError, require, require_known
+from launch.stages import SettingError, require, require_distinct, require_known, require_number
 from robustgrad_jax import attributions, lrp, metrics
 from robustgrad_jax.attributions.explainers import LRP
 from robustgrad_jax.measures import evaluation
 from robustgrad_jax.measures.under_attack import ATTACKS
+from robustgrad_jax.regularizers.base import PIXEL_RANGE
 
 PERTURBATIONS = ("rps", *ATTACKS)
 ADVERSARIAL_INSERTION = "adversarial_insertion"
@@ -18,7 +19,7 @@ _AT_LEAST = dict.fromkeys(("draws", "attack_steps", "batch_size", "sensitivity_d
     "curve_steps": 2,
     **dict.fromkeys(("examples", "attack_examples", "references", "pictures", "top_k"), 0),
 }
-_POSITIVE = ("radii", "attack_radii", "sensitivity_radius", "upper_bound_radius", "attack_beta", "noise_level")
+_RADII = ("radii", "attack_radii", "sensitivity_radius", "upper_bound_radius")
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,15 @@ class Evaluation:
         require_known(self, "curves", CURVES)
         require_known(self, "sensitivity", evaluation.SENSITIVITIES)
         for name, least in _AT_LEAST.items():
-            require(getattr(self, name) >= least, self, name, f"must be at least {least}")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            require(all(v > 0 for v in values), self, name, "must be above 0")
-        require(0 < self.attack_gamma <= 1, self, "attack_gamma", "must be above 0 and at most 1")
+            require_number(self, name, least=least)
+        require_number(self, *_RADII, above=0, most=PIXEL_RANGE)
+        require_distinct(self, "radii", "attack_radii")
+        require_number(self, "attack_beta", "noise_level", above=0)
+        require_number(self, "attack_gamma", above=0, most=1)
+        for name, of in (("radii", {"rps"}), ("attack_radii", set(ATTACKS))):
+            needed = sorted(of & set(self.perturbations))
+            problem = f"{needed} in evaluation.perturbations need at least one; leave them out to measure without"
+            require(getattr(self, name) or not needed, self, name, problem)
         if ADVERSARIAL_INSERTION in self.curves and not set(self.perturbations) & set(ATTACKS):
             attacks = ", ".join(map(repr, ATTACKS))
             problem = (

@@ -29,7 +29,7 @@ class Atex:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        check_numbers(self, draws=1)
+        check_numbers(self, draws=1, positive=("temperature",))
 
     def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         ball = Ball(in_network_units(self.radius, x, std))

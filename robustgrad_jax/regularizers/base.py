@@ -1,16 +1,17 @@
 """What the regularisers share: their contract, their units, the cross-entropy, and the inner maximisation."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from launch.stages import require
-from launch.training.optim import is_number
+from launch.stages import require_number
 from robustgrad_jax.gradients import Ball, Draws, Forward
 
+PIXEL_RANGE = 255  # the largest ε, in levels of a pixel
 Penalised = tuple[Array, Array, Any, dict[str, Array]]
 
 
@@ -45,21 +46,26 @@ def in_network_units(radius: Any, x: Array, std: Any) -> Array:
     return radius / (255 * jnp.asarray(std, x.dtype))
 
 
-def check_numbers(penalty: Any, **at_least: int) -> None:
+def check_numbers(penalty: Any, *, positive: tuple[str, ...] = (), **at_least: int) -> None:
     """Validate the numbers of a regulariser; traced ones pass.
 
     Args:
-      penalty: a dataclass; its stackable fields must be at least 0.
+      penalty: a dataclass; its stackable fields must be at least 0, its radius at most the range of pixels.
+      positive: fields that must be above 0.
       at_least: field -> its smallest value, for other fields.
 
     Raises:
-      SettingError: a value is no number, or too small.
+      SettingError: a value is no number, or out of range.
     """
     stackable = {field.name: 0 for field in dataclasses.fields(penalty) if field.metadata.get("stackable")}
     for name, least in (stackable | at_least).items():
-        value = getattr(penalty, name)
-        if not isinstance(value, jax.Array):
-            require(is_number(value) and value >= least, penalty, name, f"must be a number, at least {least}")
+        value, most = getattr(penalty, name), PIXEL_RANGE if name == "radius" else math.inf
+        if isinstance(value, jax.Array):
+            continue
+        if name in positive:
+            require_number(penalty, name, above=0, most=most)
+        else:
+            require_number(penalty, name, least=least, most=most)
 
 
 def ascend(

@@ -20,7 +20,7 @@ class Curvature:
     h: float = stackable(1.5)
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_numbers(self, positive=("h",))
 
     def __call__(self, logits_fn: Forward, params: Any, x: Array, y: Array, draws: Draws, *, std: Any) -> Penalised:
         del draws, std

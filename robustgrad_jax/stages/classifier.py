@@ -16,10 +16,12 @@ from launch.data import Spec, Splits, feed
 from launch.stages import (
     SettingError,
     Stage,
+    about,
     free,
     numbers,
     require,
     require_known,
+    require_number,
     section,
     stackable,
     stacked_numbers,
@@ -58,8 +60,8 @@ class TrainingLoop:
     best_mode: str = "max"
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "checkpoint_every"):
-            duration.check(self, name, getattr(self, name))
+        require_number(self, "log_every", least=0)
+        duration.check(self, "eval_every", "checkpoint_every")
         require_known(self, "best_metric", VALIDATION)
         require_known(self, "best_mode", ("max", "min"))
 
@@ -97,25 +99,29 @@ class Classifier(Stage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
-        duration.check(self, "duration", self.duration)
-        if self.mode not in sharding.MODES:
-            raise SettingError("sharding.mode", f"={self.mode!r}; valid names: {', '.join(map(repr, sharding.MODES))}")
+        require_number(self, "batch_size", least=1)
+        duration.check(self, "duration", least=1)
+        require_known(self, "mode", sharding.MODES)
 
     def check(self) -> None:
         """Validate what depends on the data and the network.
 
         Raises:
-          SettingError: there are no validation images, or milestones that do not increase.
-          ValueError: an expression of optimizer.decay_mask matches no parameter, or the seed has more than 32 bits.
+          SettingError: there are no validation images, a batch is larger than the training set, durations are too long
+            or milestones do not increase, or an expression of optimizer.decay_mask matches no parameter.
         """
-        as_arrays(numbers(self))
         spec = self.images.data.spec()
         if not spec.val_examples:
             problem = "=0: hold out some, the best checkpoint is chosen by validation"
             raise SettingError("data.val_examples", problem)
-        with section("optimizer.schedule"):
+        require(self.batch_size <= spec.examples, self, "batch_size", f"more than the {spec.examples} training images")
+        self._cadence(spec)
+        with about("optimizer.decay_mask"), section("optimizer.schedule"):
             jax.eval_shape(partial(self.initial_state, spec))
+
+    def preflight(self, store: Store) -> None:
+        with about("batch_size"):
+            sharding.layout(self.mode).check_batch(self.batch_size)
 
     def make(self, store: Store) -> dict[str, Any]:
         """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""
@@ -217,21 +223,26 @@ class Classifier(Stage):
     def _steps(self, spec: Spec) -> tuple[int, Any]:
         """The number of steps, and the function that turns a duration into steps."""
         to_steps = partial(duration.to_steps, examples=spec.examples, batch_size=self.batch_size)
-        return to_steps(self.duration), to_steps
+        with about("duration"):
+            return to_steps(self.duration), to_steps
+
+    def _cadence(self, spec: Spec) -> fit.Cadence:
+        _, to_steps = self._steps(spec)
+        every = {}
+        for name in ("eval_every", "checkpoint_every"):
+            with about(f"loop.{name}"):
+                every[name] = to_steps(getattr(self.loop, name))
+        return fit.Cadence(self.loop.log_every, **every)
 
     def _training(self, place: Place, **parts: Any) -> fit.Training:
         """The training of this stage, or of a stack of its kind; `parts` are the fields that differ."""
-        steps, to_steps = self._steps(self.images.data.spec())
+        spec = self.images.data.spec()
         return fit.Training(
             place=place,
             step=self._step(),
             batch_size=self.batch_size,
-            steps=steps,
-            cadence=fit.Cadence(
-                log_every=self.loop.log_every,
-                eval_every=to_steps(self.loop.eval_every),
-                checkpoint_every=to_steps(self.loop.checkpoint_every),
-            ),
+            steps=self._steps(spec)[0],
+            cadence=self._cadence(spec),
             best=(self.loop.best_metric, self.loop.best_mode),
             **parts,
         )

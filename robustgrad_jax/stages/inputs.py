@@ -14,8 +14,9 @@ from flax import linen as nn
 from launch.data import DataSet, Spec, Splits
 from launch.files import load_json, load_tree
 from launch.networks import activations
+from launch.reading import paths, shown
 from launch.run import PLAN
-from launch.stages import File, SettingError, Stage, require_known, stackable
+from launch.stages import File, SettingError, Stage, about, require_known, require_number, stackable
 from launch.store import Store
 from robustgrad_jax import models
 
@@ -33,6 +34,9 @@ class ImageSplits(Stage):
 
     data: DataSet
     seed: int = stackable(0)
+
+    def preflight(self, store: Store) -> None:
+        store.get(self)
 
     def make(self, store: Store) -> Splits:
         splits = self.data.load(self.seed)
@@ -56,10 +60,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         require_known(self, "name", models.NAMES)
-        try:
+        require_number(self, "beta", above=0)
+        with about("activation"):
             activations.get(self.activation, self.beta)
-        except ValueError as error:
-            raise SettingError("activation", f"={self.activation!r}, beta={self.beta!r}: {error}") from error
 
     def module(self, spec: Spec) -> nn.Module:
         """The linen module for a data set: (variables, x) -> (logits, out)."""
@@ -158,13 +161,14 @@ def pretrained(source: str, images: ImageSplits, architecture: Architecture) -> 
       SettingError: nothing is there, it is neither of the two, or it is another network, with what differs.
       ValueError: the file is damaged, or has other tensors than the network.
     """
-    path = Path(source)
-    if path.is_file():
-        _require_source(path.suffix == ".safetensors", source, "a file must be .safetensors, with PyTorch's names")
-        stage: Pretrained = TorchFile(images, architecture, File(source))
-    else:
-        stage = TrainedRun(images, architecture, File(str(_network_of_run(path, source, architecture))))
-    stage.variables()  # reading them is quick, and shows whether they fit before any work is done
+    with about("init_from"):
+        path = paths.path(source, "init_from")
+        if path.is_file():
+            _require_source(path.suffix == ".safetensors", source, "a file must be .safetensors, with PyTorch's names")
+            stage: Pretrained = TorchFile(images, architecture, File(str(path)))
+        else:
+            stage = TrainedRun(images, architecture, File(str(_network_of_run(path, source, architecture))))
+        stage.variables()  # reading them is quick, and shows whether they fit before any work is done
     return stage
 
 
@@ -194,7 +198,7 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
 
 def _require_source(ok: Any, source: str, problem: str) -> None:
     if not ok:
-        raise SettingError("init_from", f"={source!r}: {problem}")
+        raise SettingError("init_from", f"={shown(source)}: {problem}")
 
 
 def _runs_in(path: Path) -> str:

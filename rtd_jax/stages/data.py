@@ -5,6 +5,7 @@ a benchmark's release by their paths. Captions, images and triplets come in two 
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from absl import logging
 import clip_jax
 from launch.data import scenes
 from launch.data.scenes import world
-from launch.reading import InputError, folders
-from launch.stages import File, SettingError, Stage, require, require_known, stackable
+from launch.reading import InputError, folders, shown
+from launch.stages import File, SettingError, Stage, about, require, require_known, stackable
 from launch.store import Store
 from rtd_jax import clips
 from rtd_jax.benchmarks import circo, cirr, fashioniq, genecis
@@ -30,12 +31,13 @@ from rtd_jax.text import captions, masking, triplets
 Images = Sequence[Path] | np.ndarray
 
 
-def require_whole(owner: Any, *names: str, least: int = 1) -> None:
-    """Refuse fields that are not whole numbers of at least `least`."""
+def require_whole(owner: Any, *names: str, least: int = 1, most: float = math.inf) -> None:
+    """Refuse fields that are not whole numbers of at least `least`, at most `most`."""
     for name in names:
         value = getattr(owner, name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        require(whole, owner, name, f"must be a whole number, at least {least}")
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        problem = f"must be a whole number, at least {least}"
+        require(whole, owner, name, f"{problem} and at most {most}" if math.isfinite(most) else problem)
 
 
 def file_setting(path: str) -> File:
@@ -46,7 +48,9 @@ def file_setting(path: str) -> File:
 def _require_file(owner: Any, endings: Sequence[str], otherwise: str) -> None:
     path = owner.path.path
     if not path.lower().endswith(tuple(endings)) or not Path(path).is_file():
-        raise SettingError("path", f"={path!r}: give an existing file that ends in {', '.join(endings)}{otherwise}")
+        raise SettingError(
+            "path", f"={shown(path)}: give an existing file that ends in {', '.join(endings)}{otherwise}"
+        )
 
 
 def _require_folder(owner: Any, name: str) -> None:
@@ -68,6 +72,9 @@ class DataStage(Stage):
 
     KEPT = False
 
+    def preflight(self, store: Store) -> None:
+        store.get(self)
+
     def make(self, store: Store | None = None) -> Any:
         raise NotImplementedError
 
@@ -85,11 +92,13 @@ class ClipSource(DataStage):
     @classmethod
     def named(cls, name: str) -> "ClipSource":
         """The CLIP of a folder, a hub name, or "embedded:scenes"; raises SettingError for any other name."""
-        try:
+        with about("clip"):
             folder = clips.locate(name)
-        except ValueError as error:
-            raise SettingError("clip", f": {error}") from error
         return cls(checkpoint=name if folder is None else File(str(folder)))
+
+    def preflight(self, store: Store) -> None:
+        with about("clip"):
+            store.get(self)
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
         return clips.load(self._name)
@@ -115,7 +124,7 @@ class ExamplesOfScenes(DataStage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        require_whole(self, "train_examples", "val_examples")
+        require_whole(self, "train_examples", "val_examples", most=scenes.LARGEST)
 
     def _draws(self, name: str) -> list[tuple[int, int]]:
         """(seed, examples) of both parts."""
@@ -249,7 +258,11 @@ class SceneTask(DataStage):
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
-        require_whole(self, "gallery", "queries")
+        require_whole(self, "gallery", "queries", most=scenes.LARGEST)
+
+    def preflight(self, store: Store) -> None:
+        with about("evaluation.scenes"):
+            store.get(self)
 
     def make(self, store: Store | None = None) -> RetrievalTask:
         seed = world.derive(self.seed, "rtd.retrieval")

@@ -10,7 +10,7 @@ import optax
 
 from clip_jax import sharding as partition
 from clip_jax.config import DTYPES, ClipConfig
-from launch.stages import Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.stages import Stage, about, free, numbers, require, require_known, section, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
 from launch.training import sharding as mesh
@@ -33,8 +33,7 @@ class TextLoop:
 
     def __post_init__(self) -> None:
         require_whole(self, "log_every", least=0)
-        duration.check(self, "eval_every", self.eval_every)
-        duration.check(self, "checkpoint_every", self.checkpoint_every)
+        duration.check(self, "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,27 @@ class TextTraining(Stage):
 
     def __post_init__(self) -> None:
         require_whole(self, "batch_size")
-        duration.check(self, "duration", self.duration)
+        duration.check(self, "duration", least=1)
+
+    def check_fit(self, examples: int, params: Any) -> None:
+        """Raise `SettingError` for what does not fit so many examples, or these parameters (or their shapes)."""
+        with section(self.SECTION):
+            require(self.batch_size <= examples, self, "batch_size", f"more than the {examples} examples to train on")
+            with about("batch_size"):
+                self.sharding.layout().check_batch(self.batch_size)
+            self.cadence(examples)
+            with section("optimizer.schedule"):
+                optimizer, _ = self.create_optimizer(examples)
+            with about("optimizer.decay_mask"):
+                jax.eval_shape(optimizer.init, params)
+
+    def cadence(self, examples: int) -> Cadence:
+        """How often things happen in a training on so many examples."""
+        every = {}
+        for name in ("eval_every", "checkpoint_every"):
+            with about(f"loop.{name}"):
+                every[name] = self.to_steps(examples)(getattr(self.loop, name))
+        return Cadence(self.loop.log_every, **every)
 
     def to_steps(self, examples: int) -> ToSteps:
         """The function that turns durations into steps."""
@@ -119,7 +138,9 @@ class TextTraining(Stage):
     def create_optimizer(self, examples: int) -> tuple[optax.GradientTransformation, Rate]:
         """The optimiser, and its learning rate as a function of the step."""
         to_steps = self.to_steps(examples)
-        return self.optimizer.create(total_steps=to_steps(self.duration), to_steps=to_steps)
+        with about("duration"):
+            total = to_steps(self.duration)
+        return self.optimizer.create(total_steps=total, to_steps=to_steps)
 
     def step_of(self, make_update: MakeUpdate) -> Step:
         """The step of this stage, with the program's numbers in place of its own."""
@@ -155,7 +176,6 @@ class TextTraining(Stage):
           ValueError: a batch that does not divide over the devices, or is larger than the table.
         """
         layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
-        to_steps = self.to_steps(len(table))
         rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         whole = Training(
@@ -164,10 +184,10 @@ class TextTraining(Stage):
             numbers=as_arrays(numbers(self)),
             batches=lambda start: feed.batches(config, table, rows_at, start=start, **share),
             batch_size=self.batch_size,
-            steps=to_steps(self.duration),
+            steps=self.to_steps(len(table))(self.duration),
             evaluate=alone(evaluate),
             resident=resident,
-            cadence=Cadence(self.loop.log_every, to_steps(self.loop.eval_every), to_steps(self.loop.checkpoint_every)),
+            cadence=self.cadence(len(table)),
             best=(RECALL, "max"),
         )
         optimizer, _ = self.create_optimizer(len(table))

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 import clip_jax
-from launch.stages import File, SettingError, Stage, free, require, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, stackable
 from launch.store import Store
 from launch.training import keys
 from launch.training.program import Program
@@ -69,6 +69,10 @@ class PhiFile(Stage):
             phi.check_file(self.load.path)
         except (FileNotFoundError, ValueError) as error:
             raise SettingError("load", f": {error}") from error
+
+    def preflight(self, store: Store) -> None:
+        with about("phi.load"):
+            store.get(self)
 
     def make(self, store: Store) -> TrainedPhi:
         network = phi.load(self.load.path)
@@ -146,6 +150,11 @@ class PhiTraining(TextTraining):
         params, (batch, resident) = jax.eval_shape(lambda: self.network(clip).params), self.shapes(clip)
         update = lambda stage: stage.update(clip, examples)
         return self.program_of(update, params, examples, batch, _frozen(clip) | resident)
+
+    def preflight(self, store: Store) -> None:
+        clip = store.get(self.clip)
+        params = jax.eval_shape(lambda: self.network(clip).params)
+        self.check_fit(len(store.get(self.source())[0]), params)
 
     def make(self, store: Store) -> TrainedPhi:
         clip, layout = store.get(self.clip), self.sharding.layout()

@@ -11,7 +11,7 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
-from launch.stages import Stage, free, require, require_known, section
+from launch.stages import Stage, about, free, require, require_known, section
 from launch.store import Store
 from launch.training.program import Program, State
 from launch.training.sharding import Layout
@@ -126,6 +126,17 @@ class Tuning(TextTraining):
             step.batch_shapes(config, self.objective, self.batch_size, length),
             {"phi": jax.eval_shape(lambda: network.params)},
         )
+
+    def preflight(self, store: Store) -> None:
+        clip, (train, _) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
+        self.check_fit(len(train), {"text": clip.params["text"]})
+        with about("sharding.model"):
+            layout = self.sharding.layout(clip.config)
+        with section("rtd.objective"):
+            parts, shards = self.objective.accumulation, layout.data_shards
+            divides = self.batch_size % (parts * shards) == 0
+            problem = f"rtd.batch_size={self.batch_size} does not divide over {shards} devices and as many parts"
+            require(divides, self.objective, "accumulation", problem)
 
     def make(self, store: Store) -> TunedText:
         clip, (train, val) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)

@@ -67,8 +67,9 @@ class Backbone:
         require(self.image_size >= 1, self, "image_size", "a side in pixels: set data.image_size=224, for example")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            ok = not values or (len(values) == 3 and (name == "mean" or min(values) > 0))
-            require(ok, self, name, "three values, those of std positive, or () for ImageNet's")
+            inside = all(0 <= value <= 1 and (name == "mean" or value > 0) for value in values)
+            ok = not values or (len(values) == 3 and inside)
+            require(ok, self, name, "three values in [0, 1], those of std positive, or () for ImageNet's")
 
     @property
     def kind(self) -> Kind:

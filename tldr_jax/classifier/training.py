@@ -11,7 +11,18 @@ import numpy as np
 from flax import linen as nn
 
 from launch.data import Split, feed
-from launch.stages import SettingError, Stage, free, numbers, require, require_known, stackable, with_numbers
+from launch.stages import (
+    Stage,
+    about,
+    free,
+    numbers,
+    require,
+    require_known,
+    require_number,
+    section,
+    stackable,
+    with_numbers,
+)
 from launch.store import Store
 from launch.training import duration
 from launch.training.fit import Cadence, Training, alone, train
@@ -38,8 +49,8 @@ class Logging:
     checkpoint_every: str = "0 steps"
 
     def __post_init__(self):
-        for name in ("eval_every", "checkpoint_every"):
-            duration.check(self, name, getattr(self, name))
+        require_number(self, "log_every", least=0)
+        duration.check(self, "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class BestCheckpoint:
 
     def __post_init__(self):
         require_known(self, "metric", ("accuracy", "wga"))
-        duration.check(self, "every", self.every)
+        duration.check(self, "every")
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,8 @@ class Supervised(Stage):
     logging: Logging = free(Logging())
 
     def __post_init__(self) -> None:
-        duration.check(self, "duration", self.duration)
+        duration.check(self, "duration")
+        require_number(self, "seed", least=0)
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         require_known(self, "sharding", MODES)
 
@@ -121,11 +133,21 @@ class Supervised(Stage):
         """A training batch with `image`, uint8, augmented, and `label`."""
         raise NotImplementedError
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is a step to be trained."""
+        return self._steps(1)[1] > 0
+
     def check_batch(self, examples: int) -> None:
         """Refuse a batch that is larger than the set: it would have images several times."""
-        if self.batch_size > examples and self._steps(examples)[1]:
-            problem = f"={self.batch_size}: more than the {examples} training images"
-            raise SettingError(f"{self.SECTION}.batch_size", problem)
+        with section(self.SECTION):
+            self._cadence(examples)
+            fits = self.batch_size <= examples or not self.trains
+            require(fits, self, "batch_size", f"more than the {examples} training images")
+
+    def preflight(self, store: Store) -> None:
+        with about(f"{self.SECTION}.batch_size"):
+            layout(self.sharding).check_batch(self.batch_size)
 
     def model(self) -> nn.Module:
         """The network."""
@@ -182,7 +204,7 @@ class Supervised(Stage):
         devices = layout(self.sharding)
         devices.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
         self.check_batch(len(split))
-        to_steps, steps = self._steps(len(split))
+        steps = self._steps(len(split))[1]
         values = as_arrays(numbers(self))
         if not steps:
             return jax.tree.map(np.asarray, dict(variables))
@@ -203,18 +225,22 @@ class Supervised(Stage):
             steps=steps,
             evaluate=alone(evaluate) if evaluate is not None else None,
             resident=resident,
-            cadence=Cadence(
-                self.logging.log_every,
-                to_steps(best.every if best else self.logging.eval_every),
-                to_steps(self.logging.checkpoint_every),
-            ),
+            cadence=self._cadence(len(split)),
             best=(f"val/{best.metric}", "max") if best else None,
         )
         return jax.tree.map(np.asarray, train(store, self, state, training).state.variables)
 
     def _steps(self, examples: int):
         to_steps = partial(duration.to_steps, examples=examples, batch_size=self.batch_size)
-        return to_steps, to_steps(self.duration)
+        with about("duration"):
+            return to_steps, to_steps(self.duration)
+
+    def _cadence(self, examples: int) -> Cadence:
+        to_steps, every = self._steps(examples)[0], {}
+        for name in ("eval_every", "checkpoint_every"):
+            with about(name):
+                every[name] = to_steps(getattr(self.logging, name))
+        return Cadence(self.logging.log_every, **every)
 
     def _optimizer(self, examples: int, values: Numbers):
         to_steps, steps = self._steps(examples)

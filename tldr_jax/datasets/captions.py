@@ -8,6 +8,7 @@ import numpy as np
 from launch.data import scenes
 from tldr_jax.datasets.grouped import IndexedImages
 
+SPLITS = ("train", "val", "test", "restval")  # of coco_tfds
 SOURCES = ("coco", "coco_tfds", "scenes")
 _DRAW = 0x6A9  # keeps the draw of pairs apart from others of the same seed
 

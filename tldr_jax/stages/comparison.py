@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
-from launch.stages import Stage, free, require, walk
+from launch.stages import Stage, free, require, require_distinct, require_number
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
-from tldr_jax.stages.text import Gap, Heads, KeptWords, LinearProjector, NetworkProjector
+from tldr_jax.stages.text import Heads, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
 
@@ -85,6 +85,8 @@ class Dfr(Baseline):
         require(ok, self, "penalties", "at least one C, all positive")
         for name in ("draws", "tuning_draws"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
+        require_number(self, "seed", least=0)
+        require_distinct(self, "penalties")
 
     def make(self, store: Store) -> Head:
         val, groups = store.get(self.val), self.val.images.groups
@@ -131,6 +133,8 @@ class Afr(Baseline):
             values = getattr(self, name)
             ok = values and all(math.isfinite(value) and value >= 0 for value in values)
             require(ok, self, name, "at least one number, all at least 0")
+        require_distinct(self, "gammas", "ridges")
+        require_number(self, "learning_rate", above=0)
         require(self.steps >= 1, self, "steps", "at least 1")
         divides = self.evaluations >= 1 and self.steps % self.evaluations == 0
         require(divides, self, "evaluations", f"must divide afr.steps={self.steps}")
@@ -200,9 +204,6 @@ class Comparison(Stage):
     diagnostics: Diagnostics
 
     def make(self, store: Store) -> dict[str, float]:
-        for stage in walk(self):  # before the classifier is trained
-            if isinstance(stage, Gap) and not store.has(stage):
-                stage.check_files()
         result: dict[str, float] = {}
         for name, stage in self.baselines:
             logging.info("baseline %s", name)

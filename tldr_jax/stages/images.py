@@ -16,7 +16,7 @@ from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.reading import paths
-from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
 from launch.training import sharding
 from tldr_jax import datasets
@@ -42,9 +42,14 @@ class ImageSplit(Stage):
         require_known(self, "name", datasets.NAMES)
         require(0 <= self.correlation <= 1, self, "correlation", "a share, from 0 to 1")
         lowest = 1 if (self.name, self.split) == ("scenes", "val") else 0
+        published = datasets.TRAIN_EXAMPLES[self.name] if self.split == "train" else scenes.LARGEST
+        most = scenes.LARGEST if self.name == "scenes" else published
         if self.examples < lowest:
             problem = f"={self.examples}: at least 1 for scenes" if lowest else f"={self.examples}: at least 0, for all"
             raise SettingError(f"{self.split}_examples", problem)
+        if self.examples > most:
+            raise SettingError(f"{self.split}_examples", f"={self.examples}: {self.name} has at most {most}")
+        require_number(self, "seed", least=0)
         if self.path and self.name != "scenes":
             paths.folder(self.path, "data.path")
 
@@ -52,6 +57,9 @@ class ImageSplit(Stage):
     def groups(self) -> datasets.Groups:
         """Classes and spurious values; nothing is read."""
         return datasets.groups(self.name)
+
+    def preflight(self, store: Store) -> None:
+        store.get(self)
 
     def make(self, store: Store) -> datasets.Part:
         data = datasets.load(
@@ -88,6 +96,7 @@ class Pretraining(Supervised):
     def __post_init__(self):
         super().__post_init__()
         require(self.examples >= 1, self, "examples", "at least 1")
+        require_number(self, "examples", most=scenes.LARGEST)
 
     @property
     def outputs(self) -> int:
@@ -181,6 +190,10 @@ class Erm(Supervised):
         """The training images that it sees and those held out, see `erm.held_out`."""
         return erm.held_out(examples, self.held_out, seed=self.seed)
 
+    def preflight(self, store: Store) -> None:
+        super().preflight(store)
+        self.check_batch(len(self.rows(len(store.get(self.images)))[0]))
+
     def make(self, store: Store) -> dict[str, Any]:
         images, val = store.get(self.images), store.get(self.val)
         augmentation = self.augmentation
@@ -218,6 +231,10 @@ class FrozenClip(Stage):
     KEPT: ClassVar[bool] = False
 
     source: File | str
+
+    def preflight(self, store: Store) -> None:
+        with about("clip.source"):
+            clip_jax.outline(self.source.path if isinstance(self.source, File) else self.source)
 
     def make(self, store: Store) -> clip_jax.Clip:
         return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)

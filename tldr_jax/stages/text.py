@@ -9,8 +9,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from absl import logging
 
+from launch.data import scenes
 from launch.processes.stop import Preempted
-from launch.stages import SettingError, Stage, free, require, require_known, stackable
+from launch.stages import (
+    SettingError,
+    Stage,
+    free,
+    require,
+    require_distinct,
+    require_known,
+    require_number,
+    stackable,
+)
 from launch.store import Store
 from launch.training import duration
 from tldr_jax import heads, projector, retrain, words
@@ -48,12 +58,17 @@ class Gap(Stage):
 
     def __post_init__(self):
         require_known(self, "source", captions.SOURCES)
+        require_known(self, "split", captions.SPLITS)
         require(self.pairs >= 1, self, "pairs", "at least 1; for no constraint set projector.gap_rows=0")
+        require_number(self, "pairs", most=scenes.LARGEST)
+        require_number(self, "seed", least=0)
         if self.path or self.images:  # plans for programs alone, without data, name none
-            self.check_files()
+            self._check_files()
 
-    def check_files(self) -> None:
-        """Raise MissingInput if COCO's files are not there."""
+    def preflight(self, store: Store) -> None:
+        self._check_files()
+
+    def _check_files(self) -> None:
         if self.source == "coco":
             coco.check_files(self.path, self.images)
 
@@ -143,6 +158,7 @@ class NetworkFit:
     def __post_init__(self):
         for name in ("hidden", "batch_size", "steps"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
+        require_number(self, "seed", least=0)
         _require_rates(self)
 
 
@@ -202,6 +218,7 @@ class EmbeddedWords(Stage):
 
     def __post_init__(self):
         require(0 <= self.junk < 1, self, "junk", "a share of the words, from 0 to below 1")
+        require_number(self, "junk_seed", least=0)
         try:
             self.word_set()
         except ValueError as error:
@@ -320,7 +337,9 @@ class Heads(Stage):
     seed: tuple[int, ...] = stackable((0,))
 
     def __post_init__(self):
-        duration.check(self, "duration", self.duration)
+        duration.check(self, "duration", least=1)
+        require_number(self, "seed", least=0)
+        require_distinct(self, "learning_rate", "weight_decay", "seed")
         for name in ("batch_size", "evaluations"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         _require_rates(self)

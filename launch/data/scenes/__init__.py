@@ -15,6 +15,7 @@ from launch.data.scenes.edits import modifications
 from launch.data.scenes.language import captions
 from launch.data.scenes.rendering import IMAGE_SIZE, render
 from launch.data.scenes.tasks import (
+    LARGEST,
     SceneClassification,
     ScenePairs,
     SceneRetrieval,
@@ -32,6 +33,7 @@ __all__ = [
     "ATTRIBUTES",
     "IMAGE_SIZE",
     "KEYWORDS",
+    "LARGEST",
     "MAX_WORDS",
     "SYNONYMS",
     "SceneClassification",

@@ -14,6 +14,8 @@ from launch.data.scenes.language import captions
 from launch.data.scenes.rendering import render
 from launch.data.splits import Arrays, Splits, moments
 
+LARGEST = 10_000_000  # images that a set may have: 30 GB of memory
+
 
 @dataclasses.dataclass(frozen=True)
 class ScenePairs:

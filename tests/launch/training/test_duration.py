@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -79,7 +81,7 @@ def test_too_many_digits(value):
     with pytest.raises(ValueError, match="has too many digits"):
         duration.to_steps(value, **SIZES)
     with pytest.raises(SettingError, match=r"^warmup: the duration .* has too many digits"):
-        duration.check(None, "warmup", value)
+        duration.check(SimpleNamespace(warmup=value), "warmup")
 
 
 def test_unit_changes_on_the_command_line(monkeypatch):
