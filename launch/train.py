@@ -57,7 +57,8 @@ def module_of(experiment: str) -> ModuleType:
     """An experiment's module, by its dotted name.
 
     It offers `plan(config) -> stage`; possibly `leave(folder, root, store)`, which writes files for the user into the
-    run directory, and `describe(key)`, the meaning of its results (`launch.reports.metrics`).
+    run directory, `describe(key)`, the meaning of its results (`launch.reports.metrics`), and `compare(folder,
+    members)`, which draws (title, run directory) of a sweep's members side by side; seeds of a setting share a title.
 
     Raises:
       ValueError: there is no such module, or it has no `plan`.

@@ -25,7 +25,7 @@ from launch import versions
 from launch.reading import InputError, MissingInput, jsons
 from launch.reports.numbers import is_number
 from launch.run import PLAN, flatten
-from launch.sweeps.members import DEFINITION, Sweep, load
+from launch.sweeps.members import DEFINITION, Sweep, figures_path, load
 
 FINISHED, UNFINISHED, FAILED, WAITING = "finished", "unfinished", "failed", "not started"
 _INSIDE = ("checkpoints", "tensorboard", "history", "store")  # folders of a run with neither other runs nor figures
@@ -91,6 +91,7 @@ class Study:
     own: RunRecord | None  # the folder's own run, or the only one there is
     members: tuple[RunRecord, ...]  # the runs in it, of a sweep also those that have not begun
     keys: tuple[str, ...] = ()  # what a sweep overrides, in its order
+    figures: tuple[Path, ...] = ()  # PNG files that show the members side by side
 
     @property
     def all_runs(self) -> tuple[RunRecord, ...]:
@@ -123,7 +124,7 @@ def read(root: Path) -> list[Study]:
         name = "" if folder == root else str(folder.relative_to(root))
         members = _members(folder, inside[folder], sweep)
         if not run:  # a member that holds runs has a study of its own
-            studies += _by_experiment(name, members, sweep, {path for path, runs in inside.items() if runs})
+            studies += _by_experiment(folder, name, members, sweep, {path for path, runs in inside.items() if runs})
         elif folder == root or members:
             own = _read_run(folder, name or folder.resolve().name)
             studies.append(Study(name, own.experiment, own, members))
@@ -161,7 +162,7 @@ def _members(folder: Path, runs: list[Path], sweep: Sweep | None) -> tuple[RunRe
 
 
 def _by_experiment(
-    name: str, members: tuple[RunRecord, ...], sweep: Sweep | None, with_study: Collection[Path]
+    folder: Path, name: str, members: tuple[RunRecord, ...], sweep: Sweep | None, with_study: Collection[Path]
 ) -> Iterator[Study]:
     """The studies of a folder: one per experiment, each single run of its kind by itself."""
     groups: dict[str, list[RunRecord]] = {}
@@ -170,7 +171,8 @@ def _by_experiment(
     keys = tuple(dict.fromkeys(key for member in sweep.members for key in member.overrides)) if sweep else ()
     for experiment, (first, *others) in groups.items():
         if others:
-            yield Study(name, experiment, None, (first, *others), keys)
+            figures = _figures(figures_path(folder, experiment)) if sweep else ()
+            yield Study(name, experiment, None, (first, *others), keys, tuple(sorted(figures, key=_natural)))
         elif first.path not in with_study:
             yield Study(f"{name}/{first.name}" if name else first.name, experiment, first, ())
 

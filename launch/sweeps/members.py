@@ -3,6 +3,7 @@
     WORKDIR/sweep.json                              config files, base configs, the members with their overrides
     WORKDIR/regularizer.cosine_weight=0.1,seed=3/   a member: a run directory, with log.txt, and error.txt if it failed
     WORKDIR/store/                                  the results of stages; members share what their plans share
+    WORKDIR/figures/EXPERIMENT/                     its members side by side, from experiments that draw them
 
 A member is done when it has a result.json; nothing else counts.
 """
@@ -288,6 +289,11 @@ def config_of(member: Member) -> FrozenConfigDict:
 def store_path(sweep: Sweep) -> Path:
     """The store that all members share."""
     return sweep.path / "store"
+
+
+def figures_path(folder: Path, experiment: str) -> Path:
+    """Where the members of one experiment in a sweep folder are drawn side by side."""
+    return folder / "figures" / experiment
 
 
 def command(sweep: Sweep, member: Member) -> list[str]:
