@@ -21,6 +21,7 @@ from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint, Logging
 from tldr_jax.stages import comparison, images, text
+from tldr_jax.stages.heads import Heads
 from tldr_jax.words import WordSet, templates
 from tldr_jax.words.templates import Templates, fill
 
@@ -40,7 +41,7 @@ describe = results.describe
 class Ablation(Protocol):
     """The method with a part replaced."""
 
-    def __call__(self, heads: text.Heads, /) -> text.Heads: ...
+    def __call__(self, heads: Heads, /) -> Heads: ...
 
 
 class ChangeProjector(Protocol):
@@ -49,7 +50,7 @@ class ChangeProjector(Protocol):
     def __call__(self, projector: Projector, /) -> Projector: ...
 
 
-def with_projectors(heads: text.Heads, change: ChangeProjector) -> text.Heads:
+def with_projectors(heads: Heads, change: ChangeProjector) -> Heads:
     """The heads with all projectors changed, those of the classifier filter too; equal ones become one."""
     filtered = heads.words.projector
     kept = heads.words if filtered is None else replace(heads.words, projector=change(filtered))
@@ -246,10 +247,10 @@ def _projectors(
         return base, tuple(constrained(ridge, count) for ridge in ridges for count in rows), network
 
 
-def _heads(config, **parts: Any) -> text.Heads:
+def _heads(config, **parts: Any) -> Heads:
     options = config.retrain
     axes = {name: options.grid[name] or (options[name],) for name in ("learning_rate", "weight_decay", "seed")}
-    return settings(text.Heads, config, "retrain", skip=("grid",), **axes, **parts)
+    return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
 def _baselines(

@@ -13,8 +13,9 @@ from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
+from tldr_jax.stages.heads import Heads
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
-from tldr_jax.stages.text import Gap, Heads, KeptWords, LinearProjector, NetworkProjector
+from tldr_jax.stages.text import Gap, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
 

@@ -217,8 +217,17 @@ class FrozenClip(Stage):
 
     source: File | str
 
+    @property
+    def place(self) -> str:
+        """What `clip_jax.load` takes."""
+        return self.source.path if isinstance(self.source, File) else self.source
+
+    def width(self) -> int:
+        """How many numbers an embedding has; the weights are not read."""
+        return clip_jax.outline(self.place).config.projection
+
     def make(self, store: Store) -> clip_jax.Clip:
-        return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)
+        return clip_jax.load(self.place)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
-"""The method: gap, projector, words, heads (Park et al., WACV 2025)."""
+"""The method up to the words: gap, projector, words (Park et al., WACV 2025)."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from absl import logging
 
-from launch.processes.stop import Preempted
 from launch.stages import SettingError, Stage, free, require, require_known, stackable
 from launch.store import Store
-from launch.training import duration
-from tldr_jax import heads, projector, retrain, words
+from tldr_jax import heads, projector, words
 from tldr_jax.datasets import captions, coco
-from tldr_jax.heads import Head, draws, together
 from tldr_jax.projector import gap as gaps
 from tldr_jax.projector import linear, mlp
 from tldr_jax.stages.images import ClipImages, Features, FrozenClip
@@ -23,7 +21,8 @@ from tldr_jax.words import WordSet, filters, text
 from tldr_jax.words.templates import Templates
 
 
-def _require_rates(owner: Any) -> None:
+def require_rates(owner: Any) -> None:
+    """Refuse a learning rate or weight decay, or several, that is not finite and at least 0."""
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
         ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
@@ -102,6 +101,10 @@ class ProjectorFit(Stage):
         """The features that it is fitted to."""
         raise NotImplementedError
 
+    def outline(self, width: int) -> projector.FeatureMap:
+        """The projector of embeddings of so many numbers, with shapes in place of arrays."""
+        raise NotImplementedError
+
     def rows(self, store: Store) -> np.ndarray | None:
         """The gap in its rows, (gap_rows, d)."""
         return None if self.gap is None else gaps.rows(store.get(self.gap), self.gap_rows)
@@ -124,6 +127,11 @@ class LinearProjector(ProjectorFit):
     def target(self) -> Features:
         return self.moments.features
 
+    def outline(self, width: int) -> projector.Projector:
+        kind = self.target.erm.backbone.kind
+        shape: Any = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float64)
+        return projector.Projector(shape(width, kind.features), shape(kind.features), kind.relu)
+
     def make(self, store: Store) -> projector.Projector:
         relu = self.target.erm.backbone.kind.relu
         return projector.solve(store.get(self.moments), self.rows(store), ridge=self.ridge, relu=relu)
@@ -143,7 +151,7 @@ class NetworkFit:
     def __post_init__(self):
         for name in ("hidden", "batch_size", "steps"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
-        _require_rates(self)
+        require_rates(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +165,10 @@ class NetworkProjector(ProjectorFit):
     @property
     def target(self) -> Features:
         return self.features
+
+    def outline(self, width: int) -> mlp.MlpProjector:
+        kind = self.target.erm.backbone.kind
+        return mlp.outline(width, kind.features, self.gap_rows, hidden=self.fit.hidden, relu=kind.relu)
 
     def make(self, store: Store) -> mlp.MlpProjector:
         x, y = np.asarray(store.get(self.images)), np.asarray(store.get(self.features).rows)
@@ -210,6 +222,10 @@ class EmbeddedWords(Stage):
     def word_set(self) -> WordSet:
         """The words with the junk."""
         return words.with_junk(self.words, self.junk, seed=self.junk_seed) if self.junk else self.words
+
+    def outline(self) -> text.TextSet:
+        """The embeddings of all words, with shapes in place of arrays."""
+        return text.outline(self.word_set(), self.templates, self.clip.width())
 
     def make(self, store: Store) -> WordEmbeddings:
         options: dict[str, Any] = dict(batch_size=self.batch_size, progress=False)
@@ -283,109 +299,3 @@ class KeptWords(Stage):
     def _logits(self, store: Store, own: ProjectorFit) -> filters.LogitsOfTexts:
         mapping, head = store.get(own), own.target.erm.head(store)
         return lambda embeddings: heads.logits(head, projector.apply(mapping, embeddings))
-
-
-# -- the heads --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Heads(Stage):
-    """Heads trained on text for all combinations of settings, and the two that validation images choose.
-
-    The result has `by_wga` and `by_class_balanced`, the chosen heads. Of all k members at e points it has `ridge`,
-    `gap_rows`, `learning_rate`, `weight_decay`, `seed` (k,), `steps` (e,), `loss`, `val/wga`, `val/class_balanced`
-    (k, e). Where the filters leave a list without words it has `problem` alone, the reason.
-
-    Attributes:
-      words: what they are trained on.
-      projectors: heads are trained on each.
-      val: features of the validation images.
-      duration: over the group-balanced pairs of words.
-      batch_size: text examples a step.
-      evaluations: heads along the way that are validated.
-      learning_rate, weight_decay, seed: of AdamW and of the draws; all combinations are trained.
-    """
-
-    STACKS: ClassVar[bool] = True
-    CHOICES: ClassVar[tuple[str, str]] = ("by_wga", "by_class_balanced")
-
-    words: KeptWords
-    projectors: tuple[LinearProjector | NetworkProjector, ...]
-    val: Features
-    duration: str = "1 epoch"
-    batch_size: int = 128
-    evaluations: int = 10
-    learning_rate: tuple[float, ...] = stackable((1e-4,))
-    weight_decay: tuple[float, ...] = stackable((1e-4,))
-    seed: tuple[int, ...] = stackable((0,))
-
-    def __post_init__(self):
-        duration.check(self, "duration", self.duration)
-        for name in ("batch_size", "evaluations"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        _require_rates(self)
-
-    def make(self, store: Store) -> dict[str, Any]:
-        problem = store.get(self.words).problem
-        if problem:
-            return {"problem": problem}
-        task = self._task(store)
-        return self._chosen(store, task, *together.sweep([task]))
-
-    @classmethod
-    def make_together(cls, stages: Sequence[Self], store: Store) -> dict[int, Exception]:
-        failures: dict[int, Exception] = {}
-        programs: dict[bytes, list[tuple[int, together.HeadTask]]] = {}
-        for index, stage in enumerate(stages):
-            try:
-                if problem := store.get(stage.words).problem:
-                    store.put(stage, {"problem": problem})
-                    continue
-                task = stage._task(store)
-                programs.setdefault(task.program(), []).append((index, task))
-            except Preempted:
-                raise
-            except Exception as error:  # the others can still be made
-                failures[index] = error
-        for members in programs.values():
-            store.stop.check()
-            for (index, task), trained in zip(members, together.sweep([task for _, task in members]), strict=True):
-                store.put(stages[index], stages[index]._chosen(store, task, trained))
-        return failures
-
-    def encode(self, value: dict[str, Any]) -> Any:
-        return value
-
-    def decode(self, tree: Any) -> dict[str, Any]:
-        return tree | {name: Head(*tree[name]) for name in self.CHOICES if name in tree}
-
-    def _task(self, store: Store) -> together.HeadTask:
-        texts = self.words.texts(store)
-        steps = duration.to_steps(self.duration, examples=draws.plan(texts).epoch, batch_size=self.batch_size)
-        members = retrain.grid(
-            learning_rates=self.learning_rate,
-            weight_decays=self.weight_decay,
-            seeds=self.seed,
-            projectors=range(len(self.projectors)),
-        )
-        mappings = [store.get(own) for own in self.projectors]
-        return together.HeadTask(texts, mappings, members, self.batch_size, steps, min(self.evaluations, steps))
-
-    def _chosen(self, store: Store, task: together.HeadTask, trained: retrain.Trained) -> dict[str, Any]:
-        val, groups, members = store.get(self.val), self.val.images.groups, task.members
-        scores = retrain.select(
-            trained.heads, val.rows, val.classes, val.spurious, allowed=groups.allowed, names=groups.names
-        )
-        projectors = [self.projectors[i] for i in members.projector]
-        return {
-            **{name: getattr(scores, name).head for name in self.CHOICES},
-            "ridge": np.array([getattr(own, "ridge", np.nan) for own in projectors]),
-            "gap_rows": np.array([own.gap_rows for own in projectors]),
-            "learning_rate": members.learning_rate,
-            "weight_decay": members.weight_decay,
-            "seed": members.seed,
-            "steps": trained.steps,
-            "loss": trained.loss,
-            "val/wga": scores.wga,
-            "val/class_balanced": scores.class_balanced,
-        }
