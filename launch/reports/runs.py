@@ -25,13 +25,12 @@ from launch import versions
 from launch.reading import InputError, MissingInput, jsons
 from launch.reports.numbers import is_number
 from launch.run import PLAN, flatten
-from launch.sweeps.members import DEFINITION, Sweep, figures_path, load
+from launch.sweeps.members import DEFINITION, ERROR, LOG, Sweep, figures_path, last_lines, load
 
 FINISHED, UNFINISHED, FAILED, WAITING = "finished", "unfinished", "failed", "not started"
 _INSIDE = ("checkpoints", "tensorboard", "history", "store")  # folders of a run with neither other runs nor figures
 _STORE, _KEY = ".locks", re.compile(r".+-[0-9a-f]{16}")  # what a store has in it, and the names of stages there
-_LOG_BYTES, _LOG_LINES = 65_536, 20
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LOG_LINES = 20
 
 
 class ReportError(ValueError):
@@ -209,7 +208,7 @@ def _read_run(
     logged = (min(times), max(times)) if times else None
     figures = tuple(sorted(_figures(path), key=_natural))
     made_with = tuple({json.dumps(entry, sort_keys=True): entry for entry in sets if isinstance(entry, dict)}.values())
-    earlier, log = tuple(_earlier(path, problems)), _last_lines(path) if status == FAILED else ""
+    earlier, log = tuple(_earlier(path, problems)), _end(path) if status == FAILED else ""
     more = (curves, logged, figures, made_with, earlier, overrides, log, tuple(problems))
     return RunRecord(name, path, status, config, result, *more)
 
@@ -287,10 +286,7 @@ def _curves(stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, 
     return {name: Curve(*np.asarray(pairs, np.float64).T) for name, pairs in points.items()}, times
 
 
-def _last_lines(path: Path) -> str:
-    """Why a run failed and the end of its log: without colours, and progress bars only as they ended."""
-    error, log = (file.read_bytes() if (file := path / name).exists() else b"" for name in ("error.txt", "log.txt"))
-    text = _ANSI.sub("", log[-_LOG_BYTES:].decode(errors="replace"))
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    lines = [line for line in lines if line.strip()][-_LOG_LINES:]
-    return "\n".join([error.decode(errors="replace").strip(), *lines]).strip()
+def _end(path: Path) -> str:
+    """Why a run failed, and the end of its log."""
+    error = (path / ERROR).read_text(errors="replace") if (path / ERROR).exists() else ""
+    return "\n".join([error.strip(), *last_lines(path / LOG, _LOG_LINES)]).strip()

@@ -29,8 +29,9 @@ from launch.reading.records import Record
 from launch.run import PLAN, plain
 
 STATES = ("waiting", "started", "failed", "done")
-DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
+DEFINITION, LOG, ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CONFIG = "config"  # an override of this name is the config file that the member is of, instead of the sweep's
 
 
@@ -314,14 +315,14 @@ def _argument(value: Any) -> str:
 def start(member: Member) -> Path:
     """Make the member's folder without an earlier error; returns the path of the log to append to."""
     member.path.mkdir(parents=True, exist_ok=True)
-    (member.path / _ERROR).unlink(missing_ok=True)
-    return member.path / _LOG
+    (member.path / ERROR).unlink(missing_ok=True)
+    return member.path / LOG
 
 
 def fail(member: Member, reason: str) -> None:
     """Note in the member's folder that it has failed."""
     member.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(member.path / _ERROR, reason.rstrip() + "\n")
+    write_atomically(member.path / ERROR, reason.rstrip() + "\n")
 
 
 def status(member: Member) -> Status:
@@ -334,18 +335,16 @@ def status(member: Member) -> Status:
             return Status("done", step, values, load_json(member.path / _RESULT))
         except InputError as error:  # `launch.train` writes it again
             return Status("failed", step, values, error=str(error))
-    if (member.path / _ERROR).exists():
-        return Status("failed", step, values, error=(member.path / _ERROR).read_text().strip())
-    started = (member.path / "config.json").exists() or (member.path / _LOG).exists()
+    if (member.path / ERROR).exists():
+        return Status("failed", step, values, error=(member.path / ERROR).read_text().strip())
+    started = (member.path / "config.json").exists() or (member.path / LOG).exists()
     return Status("started" if started else "waiting", step, values)
 
 
-def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
-    """The last lines of a member's log that are not empty; of a progress bar the last state."""
-    path = member.path / log
-    if not path.exists():
-        return []
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _end(path).replace("\r\n", "\n").split("\n")]
+def last_lines(log: Path, count: int = 15) -> list[str]:
+    """The last lines of a log that are not empty, without colours; of a progress bar the last state."""
+    text = _ANSI.sub("", _end(log)) if log.exists() else ""
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in lines if line][-count:]
 
 
