@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 import clip_jax
+from clip_jax.training.options import Computation, Devices, about
 from launch.files import write_atomically
 from launch.stages import File, SettingError, section, settings
 from launch.store import Store
@@ -24,7 +25,7 @@ from rtd_jax import figures, phi
 from rtd_jax.benchmarks import genecis
 from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
-from rtd_jax.stages import data, fitting
+from rtd_jax.stages import data
 from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
 from rtd_jax.stages.phi import (
     METHODS,
@@ -37,7 +38,12 @@ from rtd_jax.stages.phi import (
 )
 from rtd_jax.stages.tuning import TripletEmbeddings, TunedClip, Tuning
 
-__all__ = ["describe", "leave", "plan"]
+__all__ = ["MOVED", "describe", "leave", "plan"]
+
+MOVED = {
+    "cache": "give --store=FOLDER, which keeps embeddings, φ and encoders for all runs that name it",
+    "comparison": "write a sweep(), as configs/rtd/scenes_comparison.py has",
+}
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
@@ -49,9 +55,11 @@ def plan(config: Any) -> ComposedRetrieval:
     Raises:
       SettingError: a setting that cannot be used; it is named.
     """
-    options, clip = config.evaluation, data.ClipSource.named(config.clip)
+    options = config.evaluation
+    with about("clip"):
+        clip = data.ClipSource.named(config.clip)
     frozen: dict[str, Any] = dict(clip=clip, batch_size=options.batch_size)
-    shared = dict(seed=config.seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    shared = dict(seed=config.seed, sharding=settings(Devices, config, "sharding"))
     network = _phi(config, frozen, shared)
     with section("evaluation"):
         data.require_whole(options, "batch_size")
@@ -97,7 +105,7 @@ def _tuned(
     """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
     source = _choose(data.TRIPLETS, config, "triplets", seed=config.seed)
     stages = dict(phi=network, embeddings=TripletEmbeddings(triplets=source, **frozen))
-    compute = settings(fitting.Compute, config, "model")
+    compute = settings(Computation, config, "model")
     options = dict(skip=("train",), compute=compute, text_batch_size=config.evaluation.batch_size)
     tuning = settings(Tuning, config, "rtd", **options, **stages, **shared)
     with _renamed(dtype="checkpoint_dtype"):

@@ -5,21 +5,22 @@ WACV 2025 (arXiv 2311.18291).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import clip_jax
+from clip_jax.training.options import about
 from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
 from launch.stages import File, SettingError, section, settings
 from launch.store import Store
+from launch.training.fit import Loop
 from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
-from tldr_jax.classifier.training import BestCheckpoint, Logging
+from tldr_jax.classifier.training import BestCheckpoint
 from tldr_jax.stages import comparison, images, text
 from tldr_jax.stages.heads import Heads
 from tldr_jax.words import WordSet, templates
@@ -36,28 +37,17 @@ _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 Projector = text.LinearProjector | text.NetworkProjector
 
 describe = results.describe
+MOVED = {"study": "write a sweep(), as configs/tldr/scenes_study.py has; several CLIPs: --config=FILE:CLIP,CLIP"}
 
 
-class Ablation(Protocol):
-    """The method with a part replaced."""
-
-    def __call__(self, heads: Heads, /) -> Heads: ...
-
-
-class ChangeProjector(Protocol):
-    """Another projector in place of one."""
-
-    def __call__(self, projector: Projector, /) -> Projector: ...
-
-
-def with_projectors(heads: Heads, change: ChangeProjector) -> Heads:
+def with_projectors(heads: Heads, change: Callable[[Projector], Projector]) -> Heads:
     """The heads with all projectors changed, those of the classifier filter too; equal ones become one."""
     filtered = heads.words.projector
     kept = heads.words if filtered is None else replace(heads.words, projector=change(filtered))
     return replace(heads, words=kept, projectors=tuple(dict.fromkeys(map(change, heads.projectors))))
 
 
-def ablations(network: text.NetworkFit) -> Mapping[str, Ablation]:
+def ablations(network: text.NetworkFit) -> Mapping[str, Callable[[Heads], Heads]]:
     """The ablations by name.
 
     Args:
@@ -88,7 +78,8 @@ def plan(config) -> comparison.Comparison:
     """
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
-    clip = images.FrozenClip(_clip_source(config.clip.source))
+    with about("clip.source"):
+        clip = images.FrozenClip.named(config.clip.source)
     size = config.evaluation.batch_size
     views = {split: images.ClipImages(clip, own, config.clip.batch_size, size) for split, own in splits.items()}
     clip_alone = "zero_shot" in config.baselines  # without it nobody asks for CLIP's embeddings of the test images
@@ -151,7 +142,7 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
         with section("erm"):
             best = BestCheckpoint(options.select.removeprefix("best_"), options.eval_every)
     others = [name for name in config.data if name not in _AUGMENTATION]
-    given = dict(backbone=backbone, sharding=mode, logging=_logging(options, "erm"))
+    given = dict(backbone=backbone, sharding=mode)
     start: images.Pretraining | File | None = File(options.init_from) if options.init_from else None
     if start is None and not config.pretrain.duration.startswith("0 "):
         if config.data.name != "scenes":
@@ -160,8 +151,7 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
                 f"={config.pretrain.duration!r}: attributes are known for Scenes only, not for {config.data.name!r}; "
                 "set it to '0 steps' and erm.init_from to published weights",
             )
-        pretrain = given | {"logging": _logging(config.pretrain, "pretrain")}
-        start = settings(images.Pretraining, config, "pretrain", skip=cadence, **pretrain)
+        start = settings(images.Pretraining, config, "pretrain", skip=cadence, loop=_loop(config, "pretrain"), **given)
         start.check_batch(start.training_data().count)
     erm = settings(
         images.Erm,
@@ -175,23 +165,16 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
         seed=config.seed,
         augmentation=settings(images.Augmentation, config, "data", skip=others),
         eval_batch_size=config.evaluation.batch_size,
+        loop=_loop(config, "erm"),
         **given,
     )
     erm.check_batch(erm.training_data().count)
     return erm
 
 
-def _logging(options, path: str) -> Logging:
-    with section(path):
-        return Logging(options.log_every, options.eval_every, options.checkpoint_every)
-
-
-def _clip_source(source: str) -> File | str:
-    """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
-    prefix = "embedded:"
-    if source.startswith(prefix):
-        return File(str(clip_jax.embedded(source.removeprefix(prefix))))
-    return File(source) if Path(source).is_dir() else source
+def _loop(config, path: str) -> Loop:
+    fields = ("log_every", "eval_every", "checkpoint_every")
+    return settings(Loop, config, path, skip=set(config[path]) - set(fields))
 
 
 def _word_set(config, groups: datasets.Groups) -> WordSet:

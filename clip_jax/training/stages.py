@@ -37,7 +37,7 @@ from launch.stages import (
 from launch.store import Store
 from launch.training import duration as durations
 from launch.training import keys
-from launch.training.fit import Cadence, Training, alone, train
+from launch.training.fit import Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
 from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
@@ -211,8 +211,7 @@ class ClipTraining(Stage):
             clip = self.outline()
         if clip.tokenizer is None:
             raise SettingError("init_from", f": {clip.source} came without tokenizer files, which captions need")
-        with about("sharding.model"):
-            self.sharding.rules(clip.config)
+        self.sharding.rules(clip.config)
         with about("trainable"):
             steps.split(clip.params, self.trainable)
         with about("optimizer.decay_mask"):
@@ -237,7 +236,9 @@ class ClipTraining(Stage):
         )
 
     def make(self, store: Store) -> dict[str, Any]:
-        layout = self.sharding.layout(self.outline().config, self.batch_size)
+        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
+        with about("batch_size"):
+            layout.check_batch(self.batch_size)
         images, val = store.get(self.train), store.get(self.val)
         logging.info("%d images to train on, %d to validate", len(images), len(val))
         rows_at = self._rows_at(len(images), images.attributes)
@@ -249,7 +250,6 @@ class ClipTraining(Stage):
             current = replace(clip, params=measures.local(state.params))
             return measures.validate(Embedder(current, self.evaluation_batch_size), val)
 
-        every = [to_steps(text) for text in (self.loop.eval_every, self.loop.checkpoint_every)]
         training = Training(
             place=One(layout),
             step=self._step(clip, len(images)),
@@ -268,7 +268,7 @@ class ClipTraining(Stage):
             steps=to_steps(self.duration),
             evaluate=alone(validate),
             resident=prepared.resident or None,
-            cadence=Cadence(self.loop.log_every, *every),
+            cadence=self.loop.cadence(to_steps),
             best=(self.loop.best_metric, self.loop.best_mode),
         )
         state = steps.create_state(self._with_head(clip.params), optimizer, self.trainable)

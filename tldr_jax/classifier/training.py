@@ -1,7 +1,7 @@
 """A stage that trains a network by gradient: what pretraining and ERM have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from launch.data import Split, feed
 from launch.stages import SettingError, Stage, free, numbers, require, require_known, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
-from launch.training.fit import Cadence, Training, alone, train
+from launch.training.fit import Loop, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
 from launch.training.program import Batch, Numbers, Program, Step, as_arrays
@@ -22,24 +22,6 @@ from launch.training.program import NormState as State
 from launch.training.sharding import MODES, Layout, layout
 from tldr_jax.classifier import backbones, erm
 from tldr_jax.classifier.backbones import Backbone
-
-
-@dataclass(frozen=True)
-class Logging:
-    """How often a training logs, evaluates and saves; it decides nothing of the result.
-
-    Attributes:
-      log_every: steps.
-      eval_every, checkpoint_every: durations; "0 steps" for the end alone.
-    """
-
-    log_every: int = 50
-    eval_every: str = "0 steps"
-    checkpoint_every: str = "0 steps"
-
-    def __post_init__(self):
-        for name in ("eval_every", "checkpoint_every"):
-            duration.check(self, name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -85,7 +67,7 @@ class Supervised(Stage):
       batch_size: over all devices.
       seed: of fresh parameters, order and augmentation.
       sharding: "jit" (batch norm over the global batch) or "pmap" (per device).
-      logging: cadence of logs, evaluations and checkpoints.
+      loop: logs, evaluations and checkpoints; they decide nothing of the result.
     """
 
     SECTION: ClassVar[str]  # of the config, for messages
@@ -96,7 +78,7 @@ class Supervised(Stage):
     batch_size: int
     seed: int = stackable(0)
     sharding: str = "jit"
-    logging: Logging = free(Logging())
+    loop: Loop = free(Loop())
 
     def __post_init__(self) -> None:
         duration.check(self, "duration", self.duration)
@@ -203,11 +185,7 @@ class Supervised(Stage):
             steps=steps,
             evaluate=alone(evaluate) if evaluate is not None else None,
             resident=resident,
-            cadence=Cadence(
-                self.logging.log_every,
-                to_steps(best.every if best else self.logging.eval_every),
-                to_steps(self.logging.checkpoint_every),
-            ),
+            cadence=replace(self.loop, eval_every=best.every if best else self.loop.eval_every).cadence(to_steps),
             best=(f"val/{best.metric}", "max") if best else None,
         )
         return jax.tree.map(np.asarray, train(store, self, state, training).state.variables)

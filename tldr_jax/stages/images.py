@@ -12,10 +12,12 @@ import optax
 from absl import logging
 
 import clip_jax
+from clip_jax.training.clips import PretrainedClip
 from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.reading import paths
+from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, free, require, require_known, stackable
 from launch.store import Store
 from launch.training import sharding
@@ -209,24 +211,10 @@ class Erm(Supervised):
         return Head(own["kernel"], own["bias"])
 
 
-@dataclass(frozen=True)
-class FrozenClip(Stage):
-    """A CLIP: a folder, which counts by its content, or a hub name."""
+class FrozenClip(PretrainedClip):
+    """A CLIP with its parameters on the device, for many small batches."""
 
-    KEPT: ClassVar[bool] = False
-
-    source: File | str
-
-    @property
-    def place(self) -> str:
-        """What `clip_jax.load` takes."""
-        return self.source.path if isinstance(self.source, File) else self.source
-
-    def width(self) -> int:
-        """How many numbers an embedding has; the weights are not read."""
-        return clip_jax.outline(self.place).config.projection
-
-    def make(self, store: Store) -> clip_jax.Clip:
+    def make(self, store: Store | None = None) -> clip_jax.Clip:
         return clip_jax.load(self.place)
 
 
@@ -247,7 +235,7 @@ class ClipImages(Stage):
 
 
 @dataclass(frozen=True)
-class Features(Stage):
+class Features(FieldsStage):
     """The classifier's features of a split's images with their labels: `features.LabelledRows`, mapped from disk.
 
     Attributes:
@@ -256,6 +244,8 @@ class Features(Stage):
       batch_size: images a step, and that are decoded at a time.
       beside: made in the same pass over the images, unless it is there already: they are decoded once for both.
     """
+
+    RESULT: ClassVar[Any] = features.LabelledRows
 
     erm: Erm
     images: ImageSplit
@@ -280,12 +270,6 @@ class Features(Stage):
             if others:
                 store.put(stages[1], others[0])
         return features.LabelledRows(rows, part.classes, part.spurious)
-
-    def encode(self, value: features.LabelledRows) -> Any:
-        return value._asdict()
-
-    def decode(self, tree: Any) -> features.LabelledRows:
-        return features.LabelledRows(**tree)
 
 
 def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from launch.results import FieldsStage
 from launch.stages import SettingError, Stage, free, require, require_known, stackable
 from launch.store import Store
 from tldr_jax import heads, projector, words
@@ -63,20 +64,16 @@ class Gap(Stage):
 
 
 @dataclass(frozen=True)
-class ImageMoments(Stage):
+class ImageMoments(FieldsStage):
     """`linear.Moments` of the training images: one pass serves all ridges and gaps."""
+
+    RESULT: ClassVar[Any] = linear.Moments
 
     images: ClipImages
     features: Features
 
     def make(self, store: Store) -> linear.Moments:
         return projector.moments_of([(store.get(self.images), store.get(self.features).rows)])
-
-    def encode(self, value: linear.Moments) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> linear.Moments:
-        return linear.Moments(**tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +152,10 @@ class NetworkFit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkProjector(ProjectorFit):
+class NetworkProjector(ProjectorFit, FieldsStage):
     """A network in place of the closed form: an ablation."""
+
+    RESULT: ClassVar[Any] = mlp.MlpProjector
 
     images: ClipImages
     features: Features
@@ -174,12 +173,6 @@ class NetworkProjector(ProjectorFit):
         x, y = np.asarray(store.get(self.images)), np.asarray(store.get(self.features).rows)
         relu = self.features.erm.backbone.kind.relu
         return mlp.fit(x, y, self.rows(store), relu=relu, **dataclasses.asdict(self.fit))
-
-    def encode(self, value: mlp.MlpProjector) -> Any:
-        return dict(vars(value))
-
-    def decode(self, tree: Any) -> mlp.MlpProjector:
-        return mlp.MlpProjector(**tree)
 
 
 # -- the words --------------------------------------------------------------------------------------------------------
@@ -225,7 +218,7 @@ class EmbeddedWords(Stage):
 
     def outline(self) -> text.TextSet:
         """The embeddings of all words, with shapes in place of arrays."""
-        return text.outline(self.word_set(), self.templates, self.clip.width())
+        return text.outline(self.word_set(), self.templates, self.clip.outline().config.projection)
 
     def make(self, store: Store) -> WordEmbeddings:
         options: dict[str, Any] = dict(batch_size=self.batch_size, progress=False)
@@ -255,7 +248,7 @@ class Filtered:
 
 
 @dataclass(frozen=True)
-class KeptWords(Stage):
+class KeptWords(FieldsStage):
     """The words that the filters keep: `Filtered`.
 
     Attributes:
@@ -263,6 +256,8 @@ class KeptWords(Stage):
       clip_filter: drop words that CLIP takes for another list's.
       projector: of the classifier filter, with the head of its classifier; None switches the filter off.
     """
+
+    RESULT: ClassVar[Any] = Filtered
 
     embedded: EmbeddedWords
     clip_filter: bool = True
@@ -281,12 +276,6 @@ class KeptWords(Stage):
             return Filtered({}, error.report.to_json(), str(error))
         logging.info("%s", report)
         return Filtered({part: kept.listed(part) for part in words.PARTS}, report.to_json())
-
-    def encode(self, value: Filtered) -> Any:
-        return dict(vars(value))
-
-    def decode(self, tree: Any) -> Filtered:
-        return Filtered(**tree)
 
     def texts(self, store: Store) -> text.TextSet:
         """The embeddings of the words that are kept."""
