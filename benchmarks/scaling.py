@@ -88,7 +88,7 @@ def rtd() -> Any:
         """A CLIP of the published size, without weights."""
 
         @staticmethod
-        def shapes():
+        def outline():
             return clip.outline()
 
     overrides = {"rtd.batch_size": 512, "rtd.restrict_vocabulary": False, "model.dtype": "bfloat16"}

@@ -1,6 +1,6 @@
 """CLIP in Flax: reads the published checkpoints, encodes and trains under jit on one device or a mesh."""
 
-from clip_jax.clip import Clip, embedded, load, outline, save
+from clip_jax.clip import Clip, embedded, load, located, outline, save
 from clip_jax.embed import Embedder, embed_images, embed_texts
 
-__all__ = ["Clip", "Embedder", "embed_images", "embed_texts", "embedded", "load", "outline", "save"]
+__all__ = ["Clip", "Embedder", "embed_images", "embed_texts", "embedded", "load", "located", "outline", "save"]

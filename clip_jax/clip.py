@@ -21,6 +21,7 @@ from clip_jax.files import config_files, hub, layouts, weights
 from clip_jax.tokenizer import Tokenizer
 from launch import files as atomic
 
+_EMBEDDED = "embedded:"  # before the name of a checkpoint that comes with the package
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 # All files that `save` may write; a folder with any other file is not overwritten.
 _WRITTEN = {
@@ -188,7 +189,8 @@ def load(
     as for all published CLIPs (bicubic, CLIP's mean and standard deviation) at the tower's size.
 
     Args:
-      source: a folder, or a hub name such as "openai/clip-vit-base-patch32". A folder of that name takes precedence.
+      source: a folder, a hub name such as "openai/clip-vit-base-patch32" (a folder of that name takes precedence), or a
+        checkpoint that comes with the package, "embedded:scenes".
       dtype: of the parameters and of the computation: "float32" (None), "bfloat16", "float16"; the scalar logit_scale
         stays float32. To train in bfloat16 on float32 parameters, load without it and replace `config.dtype`.
       put: where each leaf of the parameters goes. The default places it on the default device; give a function that
@@ -274,19 +276,32 @@ def _embedded() -> dict[str, Path]:
 # -- Reading ----------------------------------------------------------------------------------
 
 
-def _folder(source: str | Path) -> Path:
+def located(source: str | Path) -> Path | str:
+    """The folder that `load` would read, or the hub name that it would fetch.
+
+    Raises:
+      FileNotFoundError: it is neither; the message lists the checkpoints that come with the package.
+      ValueError: there is no checkpoint "embedded:NAME" of this name.
+    """
+    if isinstance(source, str) and source.startswith(_EMBEDDED):
+        return embedded(source.removeprefix(_EMBEDDED))
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise FileNotFoundError(f"{path} is a file; give the folder of the checkpoint, with config.json in it")
     if isinstance(source, str) and hub.is_name(source):
-        return hub.download(source)
-    names = ", ".join(f"clip_jax.embedded({name!r})" for name in sorted(_embedded())) or "none"
+        return source
+    names = ", ".join(repr(f"{_EMBEDDED}{name}") for name in sorted(_embedded())) or "none"
     raise FileNotFoundError(
         f"no folder {str(source)!r}, and it is not a hub name (owner/repository) either. Checkpoints that come with "
         f"the package: {names}"
     )
+
+
+def _folder(source: str | Path) -> Path:
+    place = located(source)
+    return place if isinstance(place, Path) else hub.download(place)
 
 
 def _files(folder: Path) -> weights.CheckpointFiles:

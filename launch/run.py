@@ -6,7 +6,6 @@ the stages that the change affects are made again, and the earlier result goes t
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from launch import versions
 from launch.files import load_json, load_tree, sweep_leftovers, write_atomically
 from launch.processes.stop import Stop, process_0_says
 from launch.reading import InputError
+from launch.results import without_nan
 from launch.stages import Stage, walk
 from launch.store import Store
 
@@ -59,6 +59,27 @@ def difference(old: Mapping, new: Mapping) -> list[str]:
             show = lambda v: "(absent)" if v is absent else json.dumps(v)
             lines.append(f"{key}: {show(a)} -> {show(b)}")
     return lines
+
+
+def lock(folder: Path, refusal: type[ValueError], busy: str) -> IO[str]:
+    """Make a folder and hold its lock, for as long as the file that is returned is open.
+
+    Raises:
+      refusal: the folder is not writable, or another process holds the lock, which `busy` says.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise refusal(f"the folder {folder} is not writable ({error}); choose another --workdir") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise refusal(f"{busy}; wait for it or choose another --workdir") from error
+    except OSError as error:  # some cluster file systems have no locks
+        logging.warning("%s cannot be locked (%s): make sure that nothing else uses it", folder, error)
+    return file
 
 
 class Run:
@@ -101,21 +122,7 @@ class Run:
 
     def _claim(self, resolved: dict[str, Any]) -> None:
         """Make the directory, lock it, and write its config."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held open as long as the run is
-        except OSError as error:
-            raise RunDirectoryError(
-                f"the run directory {self.path} is not writable ({error}); choose another --workdir"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunDirectoryError(
-                f"another process is running in {self.path}; wait for it or choose another --workdir"
-            ) from error
-        except OSError as error:  # some cluster file systems have no locks
-            logging.warning("%s cannot be locked (%s): make sure that only one run uses it", self.path, error)
+        self._lock = lock(self.path, RunDirectoryError, f"another process is running in {self.path}")
         sweep_leftovers(self.path)
         stored = self.path / CONFIG
         if stored.exists():
@@ -180,7 +187,7 @@ class Run:
         same = True
         if self.writes and root.KEPT and (folder := store.folder(root) / "value").exists():
             try:
-                same = _finite(root.decode(load_tree(folder))) == result
+                same = without_nan(root.decode(load_tree(folder))) == result
             except (FileNotFoundError, EOFError, ValueError):
                 same = False  # `Store.get` says what is damaged
             if not same:
@@ -195,10 +202,5 @@ class Run:
     def finish(self, result: Mapping[str, float]) -> dict[str, float]:
         """Write result.json, the last thing a run does."""
         if self.writes:
-            write_atomically(self.path / RESULT, json.dumps(_finite(result), indent=2) + "\n")
+            write_atomically(self.path / RESULT, json.dumps(without_nan(result), indent=2) + "\n")
         return {k: float(v) for k, v in result.items()}
-
-
-def _finite(result: Mapping[str, float]) -> dict[str, float | None]:
-    """A result as JSON has it: null for what is not a finite number."""
-    return {k: float(v) if math.isfinite(v) else None for k, v in result.items()}

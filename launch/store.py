@@ -189,9 +189,7 @@ class Store:
         return seconds
 
     def _note(self, use: Use) -> None:
-        if self.used.get(use.key) is None:
-            self.used[use.key] = use
-            logging.info("%s", use)
+        self.used.setdefault(use.key, use)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:

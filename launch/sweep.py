@@ -50,17 +50,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch import train
 from launch.processes import commands
 from launch.processes.stop import Preempted
-from launch.run import plain
+from launch.reports.runs import FINISHED, UNFINISHED, RunRecord, Study
+from launch.reports.settings import group
+from launch.run import flatten, plain
 from launch.sweeps import folder, search, slurm, space
 from launch.sweeps.board import Board, summary
-from launch.sweeps.members import CONFIG, Executor, Member, Options, Sweep, SweepError, define, located, status
+from launch.sweeps.members import (
+    CONFIG,
+    Executor,
+    Member,
+    Options,
+    Sweep,
+    SweepError,
+    config_of,
+    define,
+    figures_path,
+    located,
+    status,
+)
 
+_SIDE_BY_SIDE = 12  # settings that one figure holds
 EXECUTORS = {"local": "launch.sweeps.local", "vmap": "launch.sweeps.stacked", "slurm": "launch.sweeps.slurm"}
 
 _EXECUTOR = flags.DEFINE_enum("executor", "local", list(EXECUTORS), "what trains the members")
@@ -298,10 +313,40 @@ def execute(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> Counter
                 executor.execute(sweep, _shown(proposals, board), replace(options, ended=proposals.ended))
             elif waiting := [member for member in sweep.members if status(member).state != "done"]:
                 executor.execute(sweep, waiting, options)
-        counts = summary(proposals.sweep.members if proposals else sweep.members)
+        sweep = proposals.sweep if proposals else sweep
+        compare(sweep)
+        counts = summary(sweep.members)
         if proposals and (best := proposals.best()):
             print(f"\nbest: {best[0].name}  {proposals.objective} {best[1]:.6g}")
         return counts
+
+
+def compare(sweep: Sweep) -> None:
+    """Let experiments that have a `compare` draw their members side by side, once all of them are done."""
+    by_experiment: dict[str, list[RunRecord]] = {}
+    for member in sweep.members:
+        state = FINISHED if status(member).state == "done" else UNFINISHED
+        config = flatten(config_of(member))
+        run = RunRecord(member.name, member.path, state, config, {}, overrides=member.overrides)
+        by_experiment.setdefault(run.experiment, []).append(run)
+    for experiment, runs in by_experiment.items():
+        draw = getattr(train.module_of(experiment), "compare", None)
+        if draw is None or len(runs) < 2:
+            continue
+        keys = dict.fromkeys(key for run in runs for key in run.overrides or {})
+        groups = group(Study("", experiment, None, tuple(runs), tuple(keys))).settings
+        left = [run.name for run in runs if run.status != FINISHED]
+        if left or len(groups) > _SIDE_BY_SIDE:
+            why = f"not done: {', '.join(left)}" if left else f"{len(groups)} settings, at most {_SIDE_BY_SIDE} fit"
+            logging.info("%s: members are not drawn side by side; %s", experiment, why)
+            continue
+        folder = figures_path(sweep.path, experiment)
+        try:
+            draw(folder, [(setting.label, run.path) for setting in groups for run in setting.members])
+        except (OSError, ValueError) as error:  # the results stand without figures
+            logging.warning("%s: members cannot be drawn side by side: %s", experiment, error)
+        else:
+            logging.info("members side by side: %s", ", ".join(map(str, sorted(folder.rglob("*.png")))))
 
 
 def _search(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> search.Search:

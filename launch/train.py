@@ -16,7 +16,7 @@ import pkgutil
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +58,9 @@ def module_of(experiment: str) -> ModuleType:
     """An experiment's module, by its dotted name.
 
     It offers `plan(config) -> stage`; possibly `leave(folder, root, store)`, which writes files for the user into the
-    run directory, and `describe(key)`, the meaning of its results (`launch.reports.metrics`).
+    run directory, `describe(key)`, the meaning of its results (`launch.reports.metrics`), and `compare(folder,
+    members)`, which draws (title, run directory) of a sweep's members side by side; seeds of a setting share a title.
+    `MOVED` may name fields that earlier versions had, or sections of them, and what takes their place.
 
     Raises:
       ValueError: there is no such module, or it has no `plan`.
@@ -88,6 +90,13 @@ def _experiments(package: str) -> list[str]:
     return [name for name in modules if name.endswith(".experiment")]
 
 
+def moved(experiment: str, keys: Iterable[str]) -> list[str]:
+    """A line for every config key that an experiment no longer has, with what takes its place."""
+    known = getattr(module_of(experiment), "MOVED", {})
+    places = ((key, place) for key in keys for old, place in known.items() if f"{key}.".startswith(f"{old}."))
+    return [f"config.{key} is gone; {place}" for key, place in places]
+
+
 def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Plan a config and make its root stage in a run directory, or give the result of one that is finished.
 
@@ -100,6 +109,8 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
       ValueError: a setting cannot be used; raised before the folder is touched.
     """
     experiment = module_of(config.experiment)
+    if gone := moved(config.experiment, flatten(config)):
+        raise ValueError(gone[0])
     root = experiment.plan(config)
     kept = Store(Run(Path(workdir)).store_path(store))
     if not Run(Path(workdir)).is_finished(config):
@@ -257,8 +268,11 @@ def _known_keys(argv: list[str]) -> str:
     if not isinstance(config, Mapping | ConfigDict | FrozenConfigDict):
         return f"{file}: get_config() returned a {type(config).__name__}, not a ConfigDict"
     known = flatten(config)
+    unknown = [key for key, _ in _overrides(argv) if key and key not in known]
+    if isinstance(known.get("experiment"), str) and (gone := moved(known["experiment"], unknown)):
+        return "\n".join(gone)
     lines = []
-    for key in (key for key, _ in _overrides(argv) if key and key not in known):
+    for key in unknown:
         near = difflib.get_close_matches(key, known, n=1)
         lines.append(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return "\n".join([*lines, "valid keys: " + ", ".join(sorted(known))]) if lines else ""

@@ -27,25 +27,14 @@ from robustgrad_jax.measures.evaluation import Compare
 from robustgrad_jax.measures.settings import ADVERSARIAL_INSERTION, Evaluation
 from robustgrad_jax.measures.under_attack import Attack
 from robustgrad_jax.results import describe
-from robustgrad_jax.stages import (
-    Architecture,
-    Classifier,
-    CleanAccuracy,
-    Explanation,
-    ImageSplits,
-    LocalStability,
-    Measurement,
-    PixelCurves,
-    RandomPerturbations,
-    RobustnessResult,
-    TrainingLoop,
-    UnderAttack,
-    UpperBound,
-    Weights,
-    pretrained,
-)
+from robustgrad_jax.stages import measurements
+from robustgrad_jax.stages.classifier import Classifier, TrainingLoop
+from robustgrad_jax.stages.inputs import Architecture, ImageSplits, pretrained
+from robustgrad_jax.stages.measurements import Explanation, Measurement, RobustnessResult, Weights
 
-__all__ = ["compare", "describe", "leave", "plan"]
+__all__ = ["MOVED", "compare", "describe", "leave", "plan"]
+
+MOVED = {"comparison": "write a sweep(), as configs/robustgrad/scenes_comparison.py has, or give --grid"}
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
@@ -127,15 +116,15 @@ def _refuse_old_names(options: Any, sections: set[str]) -> None:
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
     """Everything that is measured, in order."""
     shared: dict[str, Any] = {"weights": weights, "seed": seed, "batch_size": options.batch_size}
-    measurements: list[Measurement] = [CleanAccuracy(**shared)]
+    chosen: list[Measurement] = [measurements.CleanAccuracy(**shared)]
     for name in options.names:
         _check_attribution(name, options, spec, weights)
         explanation = Explanation(weights.images, weights.architecture, name, _attribution_options(name, options), seed)
-        measurements += _of_attribution(options, spec, shared | {"explanation": explanation})
+        chosen += _of_attribution(options, spec, shared | {"explanation": explanation})
     if options.upper_bound:
         radius, draws = options.upper_bound_radius, options.draws
-        measurements.append(UpperBound(radius=radius, draws=draws, examples=options.examples, **shared))
-    return measurements
+        chosen.append(measurements.UpperBound(radius=radius, draws=draws, examples=options.examples, **shared))
+    return chosen
 
 
 def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) -> list[Measurement]:
@@ -144,11 +133,11 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
     pixels = options.pixels(spec)
     compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
     relu = shared["weights"].architecture.activation == "relu"
-    measurements: list[Measurement] = []
+    chosen: list[Measurement] = []
     for kind in options.perturbations:
         if kind == "rps":
-            measurements.append(
-                RandomPerturbations(
+            chosen.append(
+                measurements.RandomPerturbations(
                     radii=options.radii, draws=options.draws, compare=compare, examples=options.examples, **shared
                 )
             )
@@ -158,8 +147,8 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
             "gamma": options.attack_gamma if kind == "aam" else 1.0,
             "top_k": pixels if kind == "top_k" else 1,
         }
-        measurements += [
-            UnderAttack(
+        chosen += [
+            measurements.UnderAttack(
                 attack=Attack(kind, radius, **matters),
                 beta=options.attack_beta if relu else 1.0,
                 compare=compare,
@@ -170,11 +159,11 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
             for radius in options.attack_radii
         ]
     if names := tuple(curve for curve in options.curves if curve in evaluation.CURVES):
-        measurements.append(PixelCurves(names=names, steps=options.curve_steps, **on_few))
+        chosen.append(measurements.PixelCurves(names=names, steps=options.curve_steps, **on_few))
     if options.sensitivity:
         radius, draws = options.sensitivity_radius, options.sensitivity_draws
-        measurements.append(LocalStability(names=options.sensitivity, radius=radius, draws=draws, **on_few))
-    return measurements
+        chosen.append(measurements.LocalStability(names=options.sensitivity, radius=radius, draws=draws, **on_few))
+    return chosen
 
 
 def _attribution_options(name: str, options: Evaluation) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def gather(measurements: Iterable[Mapping[str, Any]]) -> dict[str, Measured]:
     """Measurements by attribution.
 
     Args:
-      measurements: as stages keep them, see `robustgrad_jax.stages.Measurement.encode`: "attribution", "values" with
+      measurements: as stages keep them, see `stages.measurements.Measurement.encode`: "attribution", "values" with
         None for NaN, and "pictures".
     """
     values: dict[str, dict[tuple[str, str], float]] = {}

@@ -18,15 +18,16 @@ import numpy as np
 from absl import logging
 
 import clip_jax
+from clip_jax.training.options import Computation, Devices
 from launch.files import write_atomically
 from launch.reading.values import types_of
-from launch.stages import File, SettingError, section, setting, settings
+from launch.stages import File, SettingError, about, section, setting, settings
 from launch.store import Store
 from rtd_jax import figures, phi
 from rtd_jax.benchmarks import genecis
 from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
-from rtd_jax.stages import data, fitting
+from rtd_jax.stages import data
 from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
 from rtd_jax.stages.phi import (
     METHODS,
@@ -39,7 +40,12 @@ from rtd_jax.stages.phi import (
 )
 from rtd_jax.stages.tuning import TripletEmbeddings, TunedClip, Tuning
 
-__all__ = ["describe", "leave", "plan"]
+__all__ = ["MOVED", "describe", "leave", "plan"]
+
+MOVED = {
+    "cache": "give --store=FOLDER, which keeps embeddings, φ and encoders for all runs that name it",
+    "comparison": "write a sweep(), as configs/rtd/scenes_comparison.py has",
+}
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
@@ -51,9 +57,11 @@ def plan(config: Any) -> ComposedRetrieval:
     Raises:
       SettingError: a setting that cannot be used; the error names it.
     """
-    clip, seed = data.ClipSource.named(setting(config, "clip", str)), setting(config, "seed", int, least=0)
+    seed = setting(config, "seed", int, least=0)
+    with about("clip"):
+        clip = data.ClipSource.named(setting(config, "clip", str))
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
-    shared = dict(seed=seed, sharding=settings(fitting.DeviceMesh, config, "sharding"))
+    shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"))
     _check_types(config)
     network = _phi(config, frozen, shared)
     names = setting(config, "evaluation.benchmarks", tuple[str, ...], known=(*data.RELEASES, "scenes"))
@@ -122,7 +130,7 @@ def _tuned(
     """The CLIP with RTD's text encoder, as `checkpoint_dtype` keeps it."""
     source = _choose(data.TRIPLETS, config, "triplets", seed=shared["seed"])
     stages = dict(phi=network, embeddings=TripletEmbeddings(triplets=source, **frozen))
-    compute = settings(fitting.Compute, config, "model")
+    compute = settings(Computation, config, "model")
     options = dict(skip=("train",), compute=compute, text_batch_size=frozen["batch_size"])
     tuning = settings(Tuning, config, "rtd", **options, **stages, **shared)
     with _renamed(dtype="checkpoint_dtype"):

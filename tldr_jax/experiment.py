@@ -5,17 +5,14 @@ WACV 2025 (arXiv 2311.18291).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import clip_jax
-from clip_jax.files import hub
 from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
-from launch.reading import paths, shown
 from launch.stages import (
     File,
     SettingError,
@@ -27,11 +24,13 @@ from launch.stages import (
     settings,
 )
 from launch.store import Store
+from launch.training.fit import Loop
 from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
-from tldr_jax.classifier.training import BestCheckpoint, Logging
+from tldr_jax.classifier.training import BestCheckpoint
 from tldr_jax.stages import comparison, images, text
+from tldr_jax.stages.heads import Heads
 from tldr_jax.words import WordSet, templates
 from tldr_jax.words.templates import Templates, fill
 
@@ -73,28 +72,17 @@ class Grid:
 
 
 describe = results.describe
+MOVED = {"study": "write a sweep(), as configs/tldr/scenes_study.py has; several CLIPs: --config=FILE:CLIP,CLIP"}
 
 
-class Ablation(Protocol):
-    """The method with a part replaced."""
-
-    def __call__(self, heads: text.Heads, /) -> text.Heads: ...
-
-
-class ChangeProjector(Protocol):
-    """Another projector in place of one."""
-
-    def __call__(self, projector: Projector, /) -> Projector: ...
-
-
-def with_projectors(heads: text.Heads, change: ChangeProjector) -> text.Heads:
+def with_projectors(heads: Heads, change: Callable[[Projector], Projector]) -> Heads:
     """The heads with all projectors changed, those of the classifier filter too; equal ones become one."""
     filtered = heads.words.projector
     kept = heads.words if filtered is None else replace(heads.words, projector=change(filtered))
     return replace(heads, words=kept, projectors=tuple(dict.fromkeys(map(change, heads.projectors))))
 
 
-def ablations(network: text.NetworkFit) -> Mapping[str, Ablation]:
+def ablations(network: text.NetworkFit) -> Mapping[str, Callable[[Heads], Heads]]:
     """The ablations by name.
 
     Args:
@@ -129,7 +117,8 @@ def plan(config) -> comparison.Comparison:
     """
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
-    clip = images.FrozenClip(_clip_source(setting(config, "clip.source", str)))
+    with about("clip.source"):
+        clip = images.FrozenClip.named(setting(config, "clip.source", str))
     size, clip_size = (setting(config, f"{name}.batch_size", int, least=1) for name in ("evaluation", "clip"))
     views = {split: images.ClipImages(clip, own, clip_size, size) for split, own in splits.items()}
     # Only the zero-shot baseline asks for CLIP's embeddings of the test images.
@@ -183,12 +172,12 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
     if splits["train"].name == "scenes" and backbone.image_size != IMAGE_SIZE:
         raise SettingError("data.image_size", f"={backbone.image_size}: Scenes has images of {IMAGE_SIZE} pixels")
     select = setting(config, "erm.select", str, known=SELECT)
-    logging = _logging(config, "erm")
-    best = None if select == "last" else BestCheckpoint(select.removeprefix("best_"), logging.eval_every)
+    loop = _loop(config, "erm")
+    best = None if select == "last" else BestCheckpoint(select.removeprefix("best_"), loop.eval_every)
     others = [name for name in config.data if name not in _AUGMENTATION]
-    given = dict(backbone=backbone, sharding=setting(config, "sharding.mode", str, known=MODES), logging=logging)
+    given = dict(backbone=backbone, sharding=setting(config, "sharding.mode", str, known=MODES), loop=loop)
     weights = setting(config, "erm.init_from", str)
-    pretrain = given | {"logging": _logging(config, "pretrain")}
+    pretrain = given | {"loop": _loop(config, "pretrain")}
     pretraining = settings(images.Pretraining, config, "pretrain", skip=_CADENCE, **pretrain)
     start: images.Pretraining | File | None = File(weights) if weights else None
     if start is None and pretraining.trains:
@@ -218,23 +207,8 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
     return erm
 
 
-def _logging(config, path: str) -> Logging:
-    return settings(Logging, config, path, skip=[name for name in config[path] if name not in _CADENCE])
-
-
-def _clip_source(source: str) -> File | str:
-    """A folder, or the CLIP that is embedded in the package, as a file; a hub name as it is."""
-    prefix = "embedded:"
-    if source.startswith(prefix):
-        with about("clip.source"):
-            return File(str(clip_jax.embedded(source.removeprefix(prefix))))
-    with about("clip.source"):
-        folder = paths.path(source, "clip.source")
-        if folder.is_dir():
-            return File(str(folder))
-    if not hub.is_name(source):
-        raise SettingError("clip.source", f"={shown(source)}: neither a folder nor a hub name (owner/repository)")
-    return source
+def _loop(config, path: str) -> Loop:
+    return settings(Loop, config, path, skip=[name for name in config[path] if name not in _CADENCE])
 
 
 def _word_set(config, groups: datasets.Groups) -> WordSet:
@@ -289,11 +263,11 @@ def _projectors(
         return base, tuple(constrained(ridge, count) for ridge in ridges for count in rows), network
 
 
-def _heads(config, **parts: Any) -> text.Heads:
+def _heads(config, **parts: Any) -> Heads:
     grid = settings(Grid, config, "retrain.grid")
     one = lambda name: (setting(config, f"retrain.{name}", int if name == "seed" else float),)
     axes = {name: getattr(grid, name) or one(name) for name in ("learning_rate", "weight_decay", "seed")}
-    return settings(text.Heads, config, "retrain", skip=("grid",), **axes, **parts)
+    return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
 def _baselines(

@@ -7,7 +7,6 @@ one projector see the same batches, which are projected once for all; all seeds 
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,31 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from launch.training import keys
 from launch.training.optim import Optimizer, Schedule
+from launch.training.program import LOSS, Batch, Metrics, Numbers, Program
+from launch.training.sharding import RESIDENT
 from tldr_jax import heads, metrics
 from tldr_jax.heads import Head, draws
+from tldr_jax.heads.members import Arranged, Members, arrange, grid
 from tldr_jax.projector import FeatureMap, Projector, stack
 from tldr_jax.words.text import TextSet
-
-
-class Members(NamedTuple):
-    """The settings in which the k members of a sweep differ, arrays (k,).
-
-    Attributes:
-      learning_rate, weight_decay: AdamW's.
-      seed: of the draws of words and templates, and of the initial head.
-      projector: which of the stacked projectors.
-    """
-
-    learning_rate: np.ndarray
-    weight_decay: np.ndarray
-    seed: np.ndarray
-    projector: np.ndarray
 
 
 class Trained(NamedTuple):
@@ -73,45 +58,6 @@ class Selection(NamedTuple):
     class_balanced: np.ndarray
     by_wga: Choice
     by_class_balanced: Choice
-
-
-class _Dense(NamedTuple):
-    """Members as a dense grid (projectors p, seeds s, members m), gaps filled with copies.
-
-    Attributes:
-      member: int (p, s, m), the member at each place.
-      place: int (k,), a place of each member, in the flat grid.
-      axis: of the grid, its length a multiple of the number of devices: it is divided among them.
-    """
-
-    member: np.ndarray
-    place: np.ndarray
-    axis: int
-
-    def sharding(self, devices: Sequence[Any], dimensions: int) -> NamedSharding:
-        """Of an array that begins with so many dimensions of the grid."""
-        mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
-        spec = ["members" if axis == self.axis else None for axis in range(dimensions)]
-        return NamedSharding(mesh, P(*spec))
-
-
-def grid(
-    *,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    seeds: Sequence[int] = (0,),
-    projectors: Sequence[int] = (0,),
-) -> Members:
-    """All combinations, projectors slowest, the learning rate fastest.
-
-    Raises:
-      ValueError: a setting without values.
-    """
-    axes = {"projectors": projectors, "seeds": seeds, "weight_decays": weight_decays, "learning_rates": learning_rates}
-    if empty := [name for name, values in axes.items() if not len(values)]:
-        raise ValueError(f"a sweep needs at least one value in {', '.join(empty)}")
-    projector, seed, decay, rate = zip(*itertools.product(*axes.values()), strict=True)
-    return Members(np.array(rate, np.float32), np.array(decay, np.float32), np.array(seed), np.array(projector))
 
 
 def train(
@@ -174,34 +120,57 @@ def sweep(
     """
     plan = draws.plan(text_set)
     devices = jax.local_devices() if devices is None else devices
-    places = _arranged(members, len(jax.tree.leaves(projectors)[0]), len(devices))
     count = _steps(plan, batch_size, epochs, steps, evaluations)
-    affine = isinstance(projectors, Projector)
-    if affine and projectors.weight.shape[-2] != np.shape(text_set.target)[-1]:
-        raise ValueError(
-            f"the projectors take embeddings of width {projectors.weight.shape[-2]}, "
-            f"the words' have {np.shape(text_set.target)[-1]}"
-        )
-    if tables is None:
-        tables = affine and _tables_pay(text_set, projectors, places, count * batch_size)
-    elif tables and not affine:
-        raise ValueError("only an affine projector commutes with the mean of two words: tables=True needs a Projector")
-    ends = np.ceil(np.linspace(0, count, evaluations + 1)[1:] - 1e-9).astype(np.int32)
+    places, ends, run = _loop(plan, text_set, projectors, members, devices, batch_size, count, evaluations, tables)
     arranged = jax.tree.map(lambda a: np.asarray(a)[places.member], members)
     used = np.unique(members.projector)
     dtype = jnp.result_type(float)
     put = lambda a, dimensions: jax.device_put(np.asarray(a, dtype), places.sharding(devices, dimensions))
     projectors = jax.tree.map(lambda a: put(np.asarray(a)[used], 1), projectors)
     words = (put(text_set.target, 0), put(text_set.spurious, 0))
-    if tables:
-        words = tuple(map(functools.partial(_project_table, projectors), words))
     settings = (put(arranged.learning_rate, 3), put(arranged.weight_decay, 3))
     seeds = jax.device_put(arranged.seed[:, :, 0].astype(np.int32), places.sharding(devices, 2))
-    sharding = places.sharding(devices, 3)
-    kept, loss = _train(plan, words, projectors, seeds, settings, ends, batch_size, count, tables, sharding)
+    kept, loss = run(words, projectors, seeds, settings)
     # (e, p, s, m, …) -> (p · s · m, e, …) -> the places of the members (k, e, …)
     pick = lambda a: np.moveaxis(np.asarray(a), 0, 3).reshape(-1, len(ends), *a.shape[4:])[places.place]
     return Trained(Head(pick(kept.kernel), pick(kept.bias)), pick(loss), ends)
+
+
+def program(
+    text_set: TextSet,
+    projectors: Any,
+    numbers: Numbers,
+    devices: Sequence[Any],
+    *,
+    batch_size: int,
+    steps: int,
+    evaluations: int,
+) -> Program:
+    """What `sweep` compiles, from shapes in place of embeddings and projectors; its step is the whole training.
+
+    Args:
+      text_set, projectors, batch_size, steps, evaluations: see `sweep`.
+      numbers: arrays "learning_rate", "weight_decay" and "seed": a head is trained for every combination.
+      devices: the members are divided among them.
+    """
+    axes = {f"{name}s": range(len(values)) for name, values in numbers.items()}
+    every = grid(**axes, projectors=range(len(jax.tree.leaves(projectors)[0])))
+    plan = draws.plan(text_set)
+    places, _, run = _loop(plan, text_set, projectors, every, devices, batch_size, steps, evaluations)
+    place = jax.tree.map(lambda a: a[places.member].astype(int), every)
+
+    def step(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[Any, Metrics]:
+        del axis_name
+        settings = [numbers[name][getattr(place, name)] for name in ("learning_rate", "weight_decay")]
+        words, mappings = batch[RESIDENT]
+        trained, loss = run(words, mappings, numbers["seed"][place.seed[:, :, 0]], settings)
+        return {"step": state["step"] + steps, "heads": trained, "loss": loss}, {LOSS: loss.mean()}
+
+    shape = lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(float))
+    resident = jax.tree.map(shape, ((text_set.target, text_set.spurious), projectors))
+    start = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+    state, _ = jax.eval_shape(step, numbers, start, {RESIDENT: resident})
+    return Program(step, numbers, state, {}, resident)
 
 
 def select(
@@ -339,36 +308,31 @@ def _steps(plan: draws.PairPlan, batch_size: int, epochs: float | None, steps: i
     return steps
 
 
-def _arranged(members: Members, projectors: int, devices: int) -> _Dense:
-    """The members as a dense grid (p, s, m): by projector, then seed; shorter rows repeat their first entry."""
-    shapes = {np.shape(a) for a in members}
-    if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
-        raise ValueError(f"members must be arrays of one length (k,), got {[np.shape(a) for a in members]}")
-    for name in ("learning_rate", "weight_decay"):
-        if not np.all(np.isfinite(values := getattr(members, name)) & (np.asarray(values) >= 0)):
-            raise ValueError(f"{name} must be finite and at least 0, got {values}")
-    if (chosen := np.asarray(members.projector)).min() < 0 or chosen.max() >= projectors:
-        raise ValueError(f"members use projectors {np.unique(chosen)}, but {projectors} are stacked, counted from 0")
-    by_projector: dict[int, dict[int, list[int]]] = {}
-    for member, (projector, seed) in enumerate(zip(chosen, np.asarray(members.seed), strict=True)):
-        by_projector.setdefault(int(projector), {}).setdefault(int(seed), []).append(member)
-    columns = max(map(len, by_projector.values()))
-    depth = max(len(own) for seeds in by_projector.values() for own in seeds.values())
-    sizes = (len(by_projector), columns, depth)
-    axis = next((axis for axis, length in enumerate(sizes) if length % devices == 0), 2)
-    if axis == 2:
-        depth = -(-depth // devices) * devices
-    grid, place = [], np.zeros(len(chosen), np.int64)
-    for p, projector in enumerate(sorted(by_projector)):
-        rows = list(by_projector[projector].values())
-        for s, own in enumerate(rows):
-            place[own] = (p * columns + s) * depth + np.arange(len(own))
-        rows = [own + own[:1] * (depth - len(own)) for own in rows]
-        grid.append(rows + rows[:1] * (columns - len(rows)))
-    return _Dense(np.array(grid), place, axis)
+def _loop(plan, text_set, projectors, members, devices, batch_size: int, steps: int, evaluations: int, tables=None):
+    """Where the members are, after which steps heads are kept, and `_train` of arrays; arguments as of `sweep`."""
+    places = arrange(members, len(jax.tree.leaves(projectors)[0]), len(devices))
+    affine = isinstance(projectors, Projector)
+    if affine and projectors.weight.shape[-2] != np.shape(text_set.target)[-1]:
+        raise ValueError(
+            f"the projectors take embeddings of width {projectors.weight.shape[-2]}, "
+            f"the words' have {np.shape(text_set.target)[-1]}"
+        )
+    if tables is None:
+        tables = affine and _tables_pay(text_set, projectors, places, steps * batch_size)
+    elif tables and not affine:
+        raise ValueError("only an affine projector commutes with the mean of two words: tables=True needs a Projector")
+    ends = np.ceil(np.linspace(0, steps, evaluations + 1)[1:] - 1e-9).astype(np.int32)
+    sharding = places.sharding(devices, 3)
+
+    def run(words, projectors, seeds, settings):
+        if tables:
+            words = tuple(map(functools.partial(_project_table, projectors), words))
+        return _train(plan, words, projectors, seeds, settings, ends, batch_size, steps, tables, sharding)
+
+    return places, ends, run
 
 
-def _tables_pay(text_set: TextSet, projectors: Projector, places: _Dense, examples: int) -> bool:
+def _tables_pay(text_set: TextSet, projectors: Projector, places: Arranged, examples: int) -> bool:
     """Whether projecting all rows once is less work than projecting every batch, and fits."""
     rows = sum(math.prod(np.shape(table)[:2]) for table in (text_set.target, text_set.spurious))
     used, seeds = places.member.shape[:2]

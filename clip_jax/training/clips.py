@@ -1,8 +1,7 @@
 """The CLIP that a training starts from: a checkpoint, or random parameters."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 from flax import traverse_util
@@ -16,8 +15,6 @@ from launch.data import scenes
 from launch.stages import File, SettingError, Stage, stackable
 from launch.store import Store
 from launch.training import keys
-
-EMBEDDED = "embedded:"  # before the name of a checkpoint that comes with the package
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,10 @@ class PretrainedClip(Stage):
     source: File | str
 
     @classmethod
-    def named(cls, name: str) -> "PretrainedClip":
-        """A folder, a hub name such as "openai/clip-vit-base-patch32", or "embedded:scenes"."""
-        if name.startswith(EMBEDDED):
-            return cls(File(str(clip_jax.embedded(name.removeprefix(EMBEDDED)))))
-        folder = Path(name).expanduser()
-        return cls(File(str(folder)) if folder.is_dir() else name)
+    def named(cls, name: str) -> Self:
+        """What `clip_jax.load` takes by this name; raises what it raises."""
+        place = clip_jax.located(name)
+        return cls(place if isinstance(place, str) else File(str(place)))
 
     @property
     def place(self) -> str:
@@ -49,7 +44,7 @@ class PretrainedClip(Stage):
         """The CLIP with shapes in place of parameters."""
         return clip_jax.outline(self.place)
 
-    def make(self, store: Store) -> clip_jax.Clip:
+    def make(self, store: Store | None = None) -> clip_jax.Clip:
         del store
         return clip_jax.load(self.place, put=lambda path, leaf: leaf)
 

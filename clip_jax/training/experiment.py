@@ -149,10 +149,8 @@ class ModelSettings:
 
     def fresh(self, seed: int) -> FreshClip:
         """A CLIP of these sizes; its vocabulary is that of its tokenizer."""
-        source = None
         with about("model.tokenizer_from"):
-            if self.tokenizer_from:
-                source = PretrainedClip.named(self.tokenizer_from)
+            source = PretrainedClip.named(self.tokenizer_from) if self.tokenizer_from else None
             words = words_of(source, self.text.context_length)
         shared = dict(activation=self.activation, norm_eps=1e-5)
         with about("model.image"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
@@ -11,8 +12,9 @@ from clip_jax.config import DTYPES, ClipConfig
 from clip_jax.sharding import partition_rules
 from clip_jax.training import composition, measures
 from launch.data import scenes
-from launch.stages import about, free, require, require_known, require_number
-from launch.training import duration, sharding
+from launch.stages import about, free, require, require_known
+from launch.training import sharding
+from launch.training.fit import BestLoop
 from launch.training.sharding import Layout
 
 
@@ -33,10 +35,13 @@ class Computation:
     def __post_init__(self) -> None:
         require_known(self, "dtype", DTYPES)
 
+    def applied(self, config: ClipConfig) -> ClipConfig:
+        """The config of a CLIP that is computed in this way."""
+        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
+
     def of(self, clip: clip_jax.Clip) -> clip_jax.Clip:
         """The same CLIP, computed in this way."""
-        options = dict(dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
-        return replace(clip, config=replace(clip.config, **options))
+        return replace(clip, config=self.applied(clip.config))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class Devices:
-    """How a training is spread over devices: the negatives are those of the global batch in any case.
+    """How a training is spread over devices.
 
     Attributes:
       mode: "jit" or "pmap"; see `launch.training.sharding`.
@@ -77,42 +82,30 @@ class Devices:
     """
 
     mode: str = "jit"
-    model: int = 1
+    model: int = free(1)
 
     def __post_init__(self) -> None:
         require_known(self, "mode", sharding.MODES)
-        require(self.model >= 1, self, "model", "at least 1 device holds the parameters")
-        require(self.model == 1 or self.mode == "jit", self, "model", "parameters are split only in mode 'jit'")
+        require(isinstance(self.model, int) and self.model >= 1, self, "model", "a whole number of devices, at least 1")
+        whole = "mode 'pmap' keeps whole parameters; take 1, or mode 'jit'"
+        require(self.model == 1 or self.mode == "jit", self, "model", whole)
 
-    def rules(self, config: ClipConfig) -> Sequence[tuple[str, P]]:
-        """Which parameters are split; raises ValueError if they cannot be."""
-        return partition_rules(config, self.model) if self.model > 1 else ()
-
-    def layout(self, config: ClipConfig, batch_size: int) -> Layout:
-        """The layout over all devices.
-
-        Raises:
-          SettingError: the devices cannot be shared in this way, or a batch does not divide over them.
-        """
+    def rules(self, config: ClipConfig, towers: Sequence[str] = ("image", "text")) -> Sequence[tuple[str, P]]:
+        """Which parameters of these towers are split; raises `SettingError` if they cannot be."""
         with about("sharding.model"):
-            layout = sharding.layout(self.mode, model=self.model, rules=self.rules(config))
-        with about("batch_size"):
-            layout.check_batch(batch_size)
-        return layout
+            return partition_rules(config, self.model, towers=towers) if self.model > 1 else ()
+
+    def layout(self, rules: Sequence[tuple[str, P]] = ()) -> Layout:
+        """All devices, with parameters split by `rules`; raises `SettingError` if they cannot be shared like this."""
+        with about("sharding.model"):
+            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules)
 
 
 @dataclass(frozen=True)
-class ClipLoop:
-    """How often a training logs, validates and saves, and by what it chooses the best checkpoint."""
+class ClipLoop(BestLoop):
+    """The loop of a CLIP training, see `launch.training.fit.Loop`."""
 
-    log_every: int = free(50)  # steps
-    eval_every: str = "0 steps"
-    checkpoint_every: str = free("0 steps")
+    METRICS: ClassVar[Sequence[str]] = measures.VALIDATION
+    MODES: ClassVar[Sequence[str]] = ("max",)
+
     best_metric: str = "val/recall"
-    best_mode: str = "max"
-
-    def __post_init__(self) -> None:
-        require_number(self, "log_every", least=0)
-        duration.check(self, "eval_every", "checkpoint_every")
-        require_known(self, "best_metric", measures.VALIDATION)
-        require_known(self, "best_mode", ("max",))

@@ -221,8 +221,7 @@ class ClipTraining(Stage):
             clip = self.outline()
         if clip.tokenizer is None:
             raise SettingError("init_from", f": {clip.source} came without tokenizer files, which captions need")
-        with about("sharding.model"):
-            self.sharding.rules(clip.config)
+        self.sharding.rules(clip.config)
         with about("trainable"):
             steps.split(clip.params, self.trainable)
         with about("optimizer.decay_mask"):
@@ -257,7 +256,9 @@ class ClipTraining(Stage):
         )
 
     def make(self, store: Store) -> dict[str, Any]:
-        layout = self.sharding.layout(self.outline().config, self.batch_size)
+        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
+        with about("batch_size"):
+            layout.check_batch(self.batch_size)
         images, val = store.get(self.train), store.get(self.val)
         logging.info("%d images to train on, %d to validate", len(images), len(val))
         rows_at = self._rows_at(len(images), images.attributes)
@@ -309,12 +310,8 @@ class ClipTraining(Stage):
         return optimizer, to_steps
 
     def _cadence(self, examples: int) -> Cadence:
-        _, to_steps = self._optimizer(examples)
-        every = {}
-        for name in ("eval_every", "checkpoint_every"):
-            with about(f"loop.{name}"):
-                every[name] = to_steps(getattr(self.loop, name))
-        return Cadence(self.loop.log_every, **every)
+        with section("loop"):
+            return self.loop.cadence(self._optimizer(examples)[1])
 
     def _with_head(self, params: Any) -> Any:
         """The parameters, with the attributes' head if there is a loss on it."""

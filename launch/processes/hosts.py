@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,18 +34,6 @@ class KeyValueStore(Protocol):
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
 
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
-
-
-class End(Protocol):
-    """Ends the run with a message; does not return in a real run."""
-
-    def __call__(self, why: str, /) -> None: ...
-
-
-class Advance(Protocol):
-    """Called whenever this process has made progress."""
-
-    def __call__(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ class Monitor(threading.Thread):
         stuck_after: float = STUCK_AFTER,
         lost_after: float = _LOST_AFTER,
         interval: float = _INTERVAL,
-        end: End | None = None,
+        end: Callable[[str], None] | None = None,
     ):
         super().__init__(name="hosts", daemon=True)
         self.store, self.process = store, process
@@ -221,7 +209,7 @@ def _exit(why: str) -> None:
 @contextlib.contextmanager
 def watched(
     stuck_after: float = STUCK_AFTER, *, lost_after: float = _LOST_AFTER, interval: float = _INTERVAL
-) -> Iterator[Advance]:
+) -> Iterator[Callable[[], None]]:
     """Within it, a run of several processes ends if one is lost or stuck; gives the function to call at each step.
 
     Args:

@@ -38,7 +38,8 @@ def render(
     if choice.metrics and (keys := keys_of(runs)):
         headline(keys, Metric, choice)  # some study must have one; the others show what they have
     kept, left = set(), megabytes * 1e6
-    for file in (file for run in runs for file in run.figures):
+    together = [file for results in studies for file in results.study.figures]
+    for file in (*together, *(file for run in runs for file in run.figures)):
         left -= file.stat().st_size
         kept |= {file} if left >= 0 else set()
     options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -71,6 +72,7 @@ def _section(results: StudyResults, choice: MetricChoice, kept: Collection[Path]
         "note": results.note,
         "counts": _counts(study.compared),
         "span": _span(study.compared),
+        "figures": _figures(study.figures, kept),
         "own": _details(study.own, results.meaning, kept) if study.own else None,
         "members": {run.name: _details(run, results.meaning, kept) for run in study.members},
         "overview": overview,
@@ -106,20 +108,22 @@ def _span(runs: Sequence[RunRecord]) -> str:
 
 
 def _details(run: RunRecord, meaning: Meaning, kept: Collection[Path]) -> Mapping[str, Any]:
-    """The figures of a run, the names of those that the page does not hold, and its earlier results."""
-    figures, left_out = [], []
-    for file in run.figures:
-        name = file.relative_to(run.path)
+    """The figures of a run, and its earlier results."""
+    earlier = tables.of_earlier(run, meaning) if run.earlier else None
+    return {**_figures(run.figures, kept, run), "earlier": earlier}
+
+
+def _figures(files: Sequence[Path], kept: Collection[Path], run: RunRecord | None = None) -> Mapping[str, Any]:
+    """Figures of a run, or of several side by side, and the names of those that the page does not hold."""
+    shown, left_out = [], []
+    for file in files:
+        name = file.relative_to(run.path) if run else Path(*file.parts[-2:])
         figure = _figure(file) if file in kept else None
         if figure:
-            figures.append({"title": str(name.with_suffix("")).removeprefix("artifacts/"), **figure})
+            shown.append({"title": str(name.with_suffix("")).removeprefix("artifacts/"), **figure})
         else:
-            left_out.append(f"{run.name}/{name}")
-    return {
-        "figures": figures,
-        "left_out": left_out,
-        "earlier": tables.of_earlier(run, meaning) if run.earlier else None,
-    }
+            left_out.append(f"{run.name}/{name}" if run else str(name))
+    return {"figures": shown, "left_out": left_out}
 
 
 def _figure(file: Path) -> Mapping[str, Any] | None:

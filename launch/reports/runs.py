@@ -25,13 +25,12 @@ from launch import versions
 from launch.reading import InputError, MissingInput, jsons
 from launch.reports.numbers import is_number
 from launch.run import PLAN, flatten
-from launch.sweeps.members import DEFINITION, Sweep, load
+from launch.sweeps.members import DEFINITION, ERROR, LOG, Sweep, figures_path, last_lines, load
 
 FINISHED, UNFINISHED, FAILED, WAITING = "finished", "unfinished", "failed", "not started"
 _INSIDE = ("checkpoints", "tensorboard", "history", "store")  # folders of a run with neither other runs nor figures
 _STORE, _KEY = ".locks", re.compile(r".+-[0-9a-f]{16}")  # what a store has in it, and the names of stages there
-_LOG_BYTES, _LOG_LINES = 65_536, 20
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LOG_LINES = 20
 
 
 class ReportError(ValueError):
@@ -91,6 +90,7 @@ class Study:
     own: RunRecord | None  # the folder's own run, or the only one there is
     members: tuple[RunRecord, ...]  # the runs in it, of a sweep also those that have not begun
     keys: tuple[str, ...] = ()  # what a sweep overrides, in its order
+    figures: tuple[Path, ...] = ()  # PNG files that show the members side by side
 
     @property
     def all_runs(self) -> tuple[RunRecord, ...]:
@@ -123,7 +123,7 @@ def read(root: Path) -> list[Study]:
         name = "" if folder == root else str(folder.relative_to(root))
         members = _members(folder, inside[folder], sweep)
         if not run:  # a member that holds runs has a study of its own
-            studies += _by_experiment(name, members, sweep, {path for path, runs in inside.items() if runs})
+            studies += _by_experiment(folder, name, members, sweep, {path for path, runs in inside.items() if runs})
         elif folder == root or members:
             own = _read_run(folder, name or folder.resolve().name)
             studies.append(Study(name, own.experiment, own, members))
@@ -161,7 +161,7 @@ def _members(folder: Path, runs: list[Path], sweep: Sweep | None) -> tuple[RunRe
 
 
 def _by_experiment(
-    name: str, members: tuple[RunRecord, ...], sweep: Sweep | None, with_study: Collection[Path]
+    folder: Path, name: str, members: tuple[RunRecord, ...], sweep: Sweep | None, with_study: Collection[Path]
 ) -> Iterator[Study]:
     """The studies of a folder: one per experiment, each single run of its kind by itself."""
     groups: dict[str, list[RunRecord]] = {}
@@ -170,7 +170,8 @@ def _by_experiment(
     keys = tuple(dict.fromkeys(key for member in sweep.members for key in member.overrides)) if sweep else ()
     for experiment, (first, *others) in groups.items():
         if others:
-            yield Study(name, experiment, None, (first, *others), keys)
+            figures = _figures(figures_path(folder, experiment)) if sweep else ()
+            yield Study(name, experiment, None, (first, *others), keys, tuple(sorted(figures, key=_natural)))
         elif first.path not in with_study:
             yield Study(f"{name}/{first.name}" if name else first.name, experiment, first, ())
 
@@ -207,7 +208,7 @@ def _read_run(
     logged = (min(times), max(times)) if times else None
     figures = tuple(sorted(_figures(path), key=_natural))
     made_with = tuple({json.dumps(entry, sort_keys=True): entry for entry in sets if isinstance(entry, dict)}.values())
-    earlier, log = tuple(_earlier(path, problems)), _last_lines(path) if status == FAILED else ""
+    earlier, log = tuple(_earlier(path, problems)), _end(path) if status == FAILED else ""
     more = (curves, logged, figures, made_with, earlier, overrides, log, tuple(problems))
     return RunRecord(name, path, status, config, result, *more)
 
@@ -285,10 +286,7 @@ def _curves(stages: Mapping[str, Path], problems: list[str]) -> tuple[dict[str, 
     return {name: Curve(*np.asarray(pairs, np.float64).T) for name, pairs in points.items()}, times
 
 
-def _last_lines(path: Path) -> str:
-    """Why a run failed and the end of its log: without colours, and progress bars only as they ended."""
-    error, log = (file.read_bytes() if (file := path / name).exists() else b"" for name in ("error.txt", "log.txt"))
-    text = _ANSI.sub("", log[-_LOG_BYTES:].decode(errors="replace"))
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    lines = [line for line in lines if line.strip()][-_LOG_LINES:]
-    return "\n".join([error.decode(errors="replace").strip(), *lines]).strip()
+def _end(path: Path) -> str:
+    """Why a run failed, and the end of its log."""
+    error = (path / ERROR).read_text(errors="replace") if (path / ERROR).exists() else ""
+    return "\n".join([error.strip(), *last_lines(path / LOG, _LOG_LINES)]).strip()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.sweeps.members import STATES, Member, Status, last_lines, status
+from launch.sweeps.members import LOG, STATES, Member, Status, last_lines, status
 from launch.training.program import LOSS
 
 _REFRESH = 1.0  # seconds
@@ -72,7 +72,9 @@ class Board:
         ending = {"done": "done", "failed": "failed"}.get(now.state, "stopped")
         what = shown_values(now.result or now.values)
         if now.state == "failed":
-            what = ": ".join([now.error, *(x for x in last_lines(self.members[name], 1) if not x.startswith("$ "))])
+            what = ": ".join(
+                [now.error, *(x for x in last_lines(self.members[name].path / LOG, 1) if not x.startswith("$ "))]
+            )
         line = f"{ending:<7}  {name}  {duration(seconds)}  {what}"
         self.console.print(f"{line.rstrip()}  [{counts['done']}/{len(self.members)}]", soft_wrap=True)
 
@@ -119,8 +121,9 @@ def summary(members: Iterable[Member], stream: IO[str] | None = None) -> Counter
 
 def log_end(member: Member) -> str:
     """The path of a member's log and, indented, its last lines."""
-    lines = last_lines(member) or ["(it has no log)"]
-    return "\n".join([f"    {member.path / 'log.txt'} ends:", *(f"      {line}" for line in lines)])
+    log = member.path / LOG
+    lines = last_lines(log) or ["(it has no log)"]
+    return "\n".join([f"    {log} ends:", *(f"      {line}" for line in lines)])
 
 
 def shown_values(values: Mapping[str, float | None]) -> str:

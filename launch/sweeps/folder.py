@@ -2,14 +2,11 @@
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import logging
-
 from launch.files import load_json, sweep_leftovers
-from launch.run import difference, plain
+from launch.run import difference, lock, plain
 from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save, status
 
 
@@ -23,22 +20,9 @@ def locked(workdir: str | Path) -> Iterator[int]:
       SweepError: the folder is not writable, or a sweep is running in it.
     """
     path = Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise SweepError(f"the folder {path} is not writable ({error}); choose another --workdir") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SweepError(
-                f"another sweep is running in {path}, or members that a killed one has left (`fuser {path}/.lock` "
-                "lists their processes); wait for it or choose another --workdir"
-            ) from error
-        except OSError as error:  # some cluster file systems have no locks
-            logging.warning("%s cannot be locked (%s): make sure that no other sweep uses it", path, error)
-        yield lock.fileno()
+    left = f"or members that a killed one has left (`fuser {path}/.lock` lists their processes)"
+    with lock(path, SweepError, f"another sweep is running in {path}, {left}") as held:
+        yield held.fileno()
 
 
 def claim(sweep: Sweep) -> Sweep:

@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from launch.processes import interrupts
 from launch.processes.stop import Preempted
@@ -207,14 +207,8 @@ def stopping() -> Iterator[list[int]]:
         yield asked
 
 
-class OnSignal(Protocol):
-    """Called with the number of a signal that asks the sweep to stop."""
-
-    def __call__(self, number: int, /) -> None: ...
-
-
 @contextlib.contextmanager
-def handled(ask: OnSignal) -> Iterator[None]:
+def handled(ask: Callable[[int], object]) -> Iterator[None]:
     """Call `ask` at the signals that ask the sweep to stop."""
     numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     handlers = {number: signal.signal(number, lambda number, frame: ask(number)) for number in numbers}

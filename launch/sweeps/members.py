@@ -3,6 +3,7 @@
     WORKDIR/sweep.json                              config files, base configs, the members with their overrides
     WORKDIR/regularizer.cosine_weight=0.1,seed=3/   a member: a run directory, with log.txt, and error.txt if it failed
     WORKDIR/store/                                  the results of stages; members share what their plans share
+    WORKDIR/figures/EXPERIMENT/                     its members side by side, from experiments that draw them
 
 A member is done when it has a result.json; nothing else counts.
 """
@@ -28,8 +29,9 @@ from launch.reading.records import Record
 from launch.run import PLAN, plain
 
 STATES = ("waiting", "started", "failed", "done")
-DEFINITION, _LOG, _ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
+DEFINITION, LOG, ERROR, _RESULT = "sweep.json", "log.txt", "error.txt", "result.json"
 _LONGEST_NAME = 120
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CONFIG = "config"  # an override of this name is the config file that the member is of, instead of the sweep's
 
 
@@ -290,6 +292,11 @@ def store_path(sweep: Sweep) -> Path:
     return sweep.path / "store"
 
 
+def figures_path(folder: Path, experiment: str) -> Path:
+    """Where the members of one experiment in a sweep folder are drawn side by side."""
+    return folder / "figures" / experiment
+
+
 def command(sweep: Sweep, member: Member) -> list[str]:
     """The command that trains a member by itself, or continues it; run it where the sweep was started."""
     overrides = dict(sweep.fixed) | dict(member.overrides)
@@ -308,14 +315,14 @@ def _argument(value: Any) -> str:
 def start(member: Member) -> Path:
     """Make the member's folder, remove an earlier error, and return the path of the log to append to."""
     member.path.mkdir(parents=True, exist_ok=True)
-    (member.path / _ERROR).unlink(missing_ok=True)
-    return member.path / _LOG
+    (member.path / ERROR).unlink(missing_ok=True)
+    return member.path / LOG
 
 
 def fail(member: Member, reason: str) -> None:
     """Note in the member's folder that it has failed."""
     member.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(member.path / _ERROR, reason.rstrip() + "\n")
+    write_atomically(member.path / ERROR, reason.rstrip() + "\n")
 
 
 def status(member: Member) -> Status:
@@ -328,18 +335,16 @@ def status(member: Member) -> Status:
             return Status("done", step, values, load_json(member.path / _RESULT))
         except InputError as error:  # `launch.train` writes it again
             return Status("failed", step, values, error=str(error))
-    if (member.path / _ERROR).exists():
-        return Status("failed", step, values, error=(member.path / _ERROR).read_text().strip())
-    started = (member.path / "config.json").exists() or (member.path / _LOG).exists()
+    if (member.path / ERROR).exists():
+        return Status("failed", step, values, error=(member.path / ERROR).read_text().strip())
+    started = (member.path / "config.json").exists() or (member.path / LOG).exists()
     return Status("started" if started else "waiting", step, values)
 
 
-def last_lines(member: Member, count: int = 15, log: str = _LOG) -> list[str]:
-    """The last lines of a member's log that are not empty; of a progress bar the last state."""
-    path = member.path / log
-    if not path.exists():
-        return []
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _end(path).replace("\r\n", "\n").split("\n")]
+def last_lines(log: Path, count: int = 15) -> list[str]:
+    """The last lines of a log that are not empty, without colours; of a progress bar the last state."""
+    text = _ANSI.sub("", _end(log)) if log.exists() else ""
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in lines if line][-count:]
 
 

@@ -106,7 +106,7 @@ class SlurmTask:
         if number == 0:
             return how
         where = f"process {number} on {os.environ.get('SLURMD_NODENAME', 'its node')}, see log.{number}.txt"
-        end = last_lines(self.member, 1, f"log.{number}.txt")
+        end = last_lines(self.member.path / f"log.{number}.txt", 1)
         return f"{how} of {where}" + (f": {end[0]}" if end else "")
 
 

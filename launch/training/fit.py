@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from launch.journal import Journal
 from launch.processes.stop import Preempted, Stop
-from launch.stages import Stage
+from launch.stages import Stage, about, free, require_known, require_number
 from launch.store import Store
+from launch.training import duration
 from launch.training.checkpoint import Checkpoints, abstract
+from launch.training.optim import ToSteps
 from launch.training.pace import NonFiniteLoss, Windows
 from launch.training.places import Place
 from launch.training.prefetch import prefetch
@@ -39,6 +41,55 @@ class Cadence:
     log_every: int = 50
     eval_every: int = 0
     checkpoint_every: int = 0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How often a training logs, evaluates and saves: the section `loop` of a config.
+
+    Evaluations count for the result, as one of the evaluated states may be it.
+
+    Attributes:
+      log_every: steps.
+      eval_every, checkpoint_every: durations such as "1 epoch"; "0 steps" for the end alone.
+    """
+
+    log_every: int = free(50)
+    eval_every: str = "0 steps"
+    checkpoint_every: str = free("0 steps")
+
+    def __post_init__(self) -> None:
+        require_number(self, "log_every", least=0)
+        duration.check(self, "eval_every", "checkpoint_every")
+
+    def cadence(self, to_steps: ToSteps) -> Cadence:
+        """The same in steps; raises `SettingError` for a duration that no training has."""
+        every = {}
+        for name in ("eval_every", "checkpoint_every"):
+            with about(name):
+                every[name] = to_steps(getattr(self, name))
+        return Cadence(self.log_every, **every)
+
+
+@dataclass(frozen=True)
+class BestLoop(Loop):
+    """A loop whose best state is the result, by one of the metrics in `METRICS`.
+
+    Attributes:
+      best_metric: that states are evaluated by.
+      best_mode: one of `MODES`.
+    """
+
+    METRICS: ClassVar[Sequence[str]]
+    MODES: ClassVar[Sequence[str]] = ("max", "min")
+
+    best_metric: str = ""
+    best_mode: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known(self, "best_metric", self.METRICS)
+        require_known(self, "best_mode", self.MODES)
 
 
 @dataclass(frozen=True)
@@ -103,7 +154,7 @@ def train(store: Store, stage: Stage, state: Any, training: Training) -> Outcome
       NonFiniteLoss: the loss or another metric is NaN or infinite; nothing bad was saved.
       Preempted: the run was asked to stop; the state is saved.
     """
-    (outcome,) = train_together(store, [stage], state, lambda members: training, training)
+    (outcome,) = train_together(store, [stage], state, lambda members: training)
     if isinstance(outcome, NonFiniteLoss):
         raise outcome
     return outcome
@@ -114,18 +165,17 @@ def train_together(
     stages: Sequence[Stage],
     states: Any,
     training_of: Callable[[Sequence[int]], Training],
-    whole: Training,
 ) -> list[Outcome | NonFiniteLoss]:
     """Train k stages as one program, each in its own folder of the store; `train` for many.
 
     Args:
       states: initial ones, host arrays (k, …); of one stage as in `train`.
-      training_of: the training of some members: those that are at one step, after a kill not always all.
-      whole: the training of all, for what does not depend on the members.
+      training_of: the training of all members, or of some: those that are at one step after a kill.
 
     Returns:
       For each stage its outcome, or the error for which it was given up.
     """
+    whole = training_of(range(len(stages)))
     failures: Failures = {}
     last: dict[int, Any] = {}
     with contextlib.ExitStack() as opened:
@@ -133,7 +183,7 @@ def train_together(
         folders = [store.folder(stage) / CHECKPOINTS for stage in stages]
         checkpoints = [opened.enter_context(Checkpoints(folder, best=whole.best)) for folder in folders]
         for start, indices, state in whole.place.restore(states, checkpoints):
-            own = training_of(indices)
+            own = whole if len(indices) == len(stages) else training_of(indices)
             if start < own.steps:
                 if start:
                     logging.info("continuing from step %d of %d", start, own.steps)

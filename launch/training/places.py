@@ -1,14 +1,14 @@
 """Where a training lives: one member over a mesh of devices, or a stack of members divided over devices.
 
-`One` and `Stack` have the same interface: put numbers, state, batches and resident arrays on devices, compile a step
-for them, and take one member's part of a tree. Members of a stack differ in numbers, which are traced, and in their
-batches; each lives on one device, as if trained there alone: nothing passes between devices.
+`One` and `Stack` have the same interface, which `One` documents: put numbers, state, batches and resident arrays on
+devices, compile a step for them, and take one member's part of a tree. Members of a stack differ in numbers, which are
+traced, and in their batches; each lives on one device, as if trained there alone: nothing passes between devices.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,47 +23,6 @@ from launch.training.sharding import RESIDENT, Device, Layout
 Restored = list[tuple[int, list[int], Any]]
 
 
-class Place(Protocol):
-    """What the loop needs from `One` and `Stack`."""
-
-    @property
-    def members(self) -> int:
-        """How many members train here."""
-        ...
-
-    def put(self, batch: Batch) -> Any:
-        """A batch from the host to the devices."""
-        ...
-
-    def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
-        """The members' numbers on the devices."""
-        ...
-
-    def share(self, resident: Any) -> Any:
-        """Arrays that every device keeps whole."""
-        ...
-
-    def begin(self, state: Any) -> Any:
-        """The result of `restore` on the devices, in its own buffers, safe to donate."""
-        ...
-
-    def jit(self, step: Step, state: Any) -> Callable:
-        """`(numbers, state, batch, resident) -> (state, metrics)`, compiled when it is called; consumes the state."""
-        ...
-
-    def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
-        ...
-
-    def select(self, tree: Any, index: int) -> Any:
-        """One member's part of metrics or numbers that were fetched to the host."""
-        ...
-
-    def each(self, state: Any) -> Sequence[Any]:
-        """Every member's state, as a checkpoint takes it."""
-        ...
-
-
 @dataclass(frozen=True)
 class One:
     """One member over all devices of a layout."""
@@ -72,23 +31,29 @@ class One:
     members: int = 1
 
     def put(self, batch: Batch) -> Any:
+        """A batch from the host to the devices."""
         return self.layout.put(dict(batch))
 
     def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
+        """The members' numbers on the devices."""
         return self.layout.replicate(dict(numbers))
 
     def share(self, resident: Any) -> Any:
+        """Arrays that every device keeps whole."""
         return None if resident is None else self.layout.replicate(resident)
 
     def begin(self, state: Any) -> Any:
+        """What `restore` gave, on the devices, in buffers of its own, safe to donate."""
         return state
 
     def jit(self, step: Step, state: Any) -> Callable:
+        """`(numbers, state, batch, resident) -> (state, metrics)`, compiled when it is called; consumes the state."""
         compiled = self.layout.jit(step, state)
         with_resident = lambda batch, resident: batch if resident is None else {**batch, RESIDENT: resident}
         return _Lowered(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
+        """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
         target = self.layout.abstract(state)
         restored = checkpoints[0].restore_latest(target)
         if restored is None:
@@ -96,10 +61,12 @@ class One:
         return [(restored[1], [0], restored[0])]
 
     def select(self, tree: Any, index: int) -> Any:
+        """One member's part of metrics or numbers that were fetched to the host."""
         del index
         return tree
 
     def each(self, state: Any) -> Sequence[Any]:
+        """Every member's state, as a checkpoint takes it."""
         return [state]
 
 
@@ -181,6 +148,9 @@ class Stack:
     def each(self, state: Any) -> Sequence[Any]:
         whole = self.pull(state)
         return [member(whole, index) for index in range(self.members)]
+
+
+Place: TypeAlias = One | Stack
 
 
 def stack(members: int, devices: Sequence[Device] | None = None) -> Stack:

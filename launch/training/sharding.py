@@ -188,35 +188,6 @@ class Layout:
 
         return jax.jit(sharded, donate_argnums=1)
 
-    def compile(self, step: Callable, state) -> Callable:
-        """`step(state, batch, *, axis_name=None) -> (state, metrics)` as one donated, sharded program.
-
-        Args:
-          step: pure; averages its gradients, metrics and statistics over `axis_name` when one is given.
-          state: an example state, arrays or shapes, for its shardings.
-
-        Returns:
-          `(state, batch) -> (state, metrics)`; the state that goes in is consumed, metrics are replicated scalars.
-        """
-        if self.mode == "jit":
-            shardings = (self.state_shardings(state), self.replicated)
-            return jax.jit(step, donate_argnums=0, out_shardings=shardings)
-
-        def sharded(state, batch):
-            specs = {k: P() if k == RESIDENT else P("data") for k in batch}
-            # check_vma=False: the step averages its own gradients; with the check on, those of replicated
-            # parameters would come out summed over the devices before that.
-            mapped = jax.shard_map(
-                lambda state, batch: step(state, batch, axis_name="data"),
-                mesh=self.mesh,
-                in_specs=(P(), specs),
-                out_specs=(P(), P()),
-                check_vma=False,
-            )
-            return mapped(state, batch)
-
-        return jax.jit(sharded, donate_argnums=0)
-
 
 def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] = (), devices=None) -> Layout:
     """A layout over all devices (of all processes) or over `devices`.

@@ -1,7 +1,8 @@
 """What the attacks of `robustgrad_jax.attacks` share: their context, the loop, and ascent by signed gradients."""
 
 import functools
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -65,22 +66,47 @@ def spatial(attribution: Array) -> Array:
     return attribution if attribution.ndim == 4 else attribution[..., None]
 
 
-def ascent(
+class Ascent(TypedDict, total=False):
+    """Options of the attacks that ascend by signed gradients.
+
+    Attributes:
+      steps: of the ascent, 100 by default.
+      step_size: α, in the units of the radius; 2.5·radius/steps by default (Madry et al. 2018).
+      keep_prediction: False returns the largest dissimilarity whatever is predicted, without calling logits_fn.
+      compiled_loop: see `robustgrad_jax.attacks.methods`.
+    """
+
+    steps: int
+    step_size: Radius | None
+    keep_prediction: bool
+    compiled_loop: bool | None
+
+
+def ascend(
+    away: Callable[[Array], Partial],
     logits_fn: LogitsFn | None,
     attribution_fn: AttributionFn,
     x: Array,
     y: Array,
     ball: Ball,
+    draws: Draws | None,
     *,
-    steps: int,
-    step_size: Radius | None,
-    keep_prediction: bool,
-) -> Context:
-    """The context of the sign-gradient attacks except for what they maximise, and the clean images' importance."""
+    steps: int = 100,
+    step_size: Radius | None = None,
+    keep_prediction: bool = True,
+    compiled_loop: bool | None = None,
+) -> Array:
+    """Signed steps that maximise a dissimilarity; the best image on the way, the clean one if none is eligible.
+
+    Args:
+      away: from the clean images' importance (n, h, w) to the dissimilarity, importance -> (n,).
+      draws: of the start; None for the images themselves.
+      Others: as of the attacks and `Ascent`.
+    """
     x, local = check(x, y, steps), ball.in_units_of(x)
     attribution_fn = as_pytree(attribution_fn)
     logits_fn = needed(logits_fn, "keep_prediction=False") if keep_prediction else None
-    return {
+    context: Context = {
         "x": x,
         "y": y,
         "ball": local,
@@ -88,23 +114,10 @@ def ascent(
         "attribution": attribution_fn,
         "logits": logits_fn,
         "predicted": None if logits_fn is None else jnp.argmax(call(logits_fn, x), axis=-1),
-        "importance": importance(call(attribution_fn, x, y)),
+        "dissimilarity": away(importance(call(attribution_fn, x, y))),
     }
-
-
-def ascend(context: Context, dissimilarity: Partial, start: Array, steps: int, compiled_loop: bool | None) -> Array:
-    """`steps` signed steps from `start`; the best image on the way, the clean one if none is eligible.
-
-    Args:
-      context: from `ascent`.
-      dissimilarity: importance (n, h, w) -> (n,), which is maximised.
-      start: (n, h, w, c).
-      steps, compiled_loop: see `attacks`.
-    """
-    x = context["x"]
-    context = context | {"dissimilarity": dissimilarity}
     state = {
-        "x": start,
+        "x": x if draws is None else start_of(x, local, draws),
         "best": x,
         "score": jnp.full(len(x), -jnp.inf, x.dtype),
         "moved": jnp.zeros((), bool),  # the start is not one of the candidates

@@ -16,7 +16,7 @@ ReLU has no second derivative, so its networks are attacked through a softplus c
 """
 
 import functools
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from launch.networks import activations
 from robustgrad_jax import metrics
 from robustgrad_jax.attacks import loop as attack_loop
 from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, logits_of
-from robustgrad_jax.gradients import Ball, Draws, Radius
+from robustgrad_jax.gradients import Ball, Draws
 
 NAMES = ("manipulate", "top_k", "mass_center", "pgd", "random_sign")
 SOFTPLUS_BETA = 20.0  # of the copy that ReLU networks are attacked through (Joo et al. 2023)
@@ -158,10 +158,7 @@ def top_k(
     ball: Ball,
     *,
     k: int,
-    steps: int = 100,
-    step_size: Radius | None = None,
-    keep_prediction: bool = True,
-    compiled_loop: bool | None = None,
+    **options: Unpack[attack_loop.Ascent],
 ) -> Array:
     """The top-k attack of Ghorbani et al. 2019: importance driven out of the k pixels that have most of it.
 
@@ -171,19 +168,14 @@ def top_k(
     The result is the xᵖ with the largest D among those whose predicted class is that of x; x itself if there is none.
 
     Args:
-      logits_fn, attribution_fn, compiled_loop: see the module.
+      logits_fn, attribution_fn: see the module.
       x: (n, h, w, c), normalised. y: int (n,).
       ball: where x̃ may be.
       k: number of pixels; ties go to the first in row-major order.
-      steps: of the ascent.
-      step_size: α, in the units of the radius; 2.5·radius/steps by default (Madry et al. 2018).
-      keep_prediction: False returns the largest D whatever is predicted, without calling logits_fn.
+      options: see `attacks.loop.Ascent`.
     """
-    context = attack_loop.ascent(
-        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
-    )
-    members = metrics.top_k_members(context["importance"], k)
-    return attack_loop.ascend(context, Partial(_top_k_dissimilarity, members), context["x"], steps, compiled_loop)
+    away = lambda importance: Partial(_top_k_dissimilarity, metrics.top_k_members(importance, k))
+    return attack_loop.ascend(away, logits_fn, attribution_fn, x, y, ball, None, **options)
 
 
 def mass_center(
@@ -193,11 +185,7 @@ def mass_center(
     y: Array,
     ball: Ball,
     draws: Draws,
-    *,
-    steps: int = 100,
-    step_size: Radius | None = None,
-    keep_prediction: bool = True,
-    compiled_loop: bool | None = None,
+    **options: Unpack[attack_loop.Ascent],
 ) -> Array:
     """The mass-centre attack of Ghorbani et al. 2019: the heat map's centre of mass moved as far as it goes.
 
@@ -210,12 +198,8 @@ def mass_center(
       draws: of x⁰.
       Others: as in `top_k`.
     """
-    context = attack_loop.ascent(
-        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
-    )
-    start = attack_loop.start_of(context["x"], context["ball"], draws)
-    center = metrics.mass_center(context["importance"])
-    return attack_loop.ascend(context, Partial(_center_dissimilarity, center), start, steps, compiled_loop)
+    away = lambda importance: Partial(_center_dissimilarity, metrics.mass_center(importance))
+    return attack_loop.ascend(away, logits_fn, attribution_fn, x, y, ball, draws, **options)
 
 
 def pgd(
@@ -225,23 +209,15 @@ def pgd(
     y: Array,
     ball: Ball,
     draws: Draws,
-    *,
-    steps: int = 100,
-    step_size: Radius | None = None,
-    keep_prediction: bool = True,
-    compiled_loop: bool | None = None,
+    **options: Unpack[attack_loop.Ascent],
 ) -> Array:
     """Projected gradient ascent on the cosine distance of heat maps, from a random point of the ball.
 
     D(x, x̃) = 1 − cos(h(x̃), h(x)), with Madry et al. 2018's random start; arguments, iteration and choice as in
     `mass_center`.
     """
-    context = attack_loop.ascent(
-        logits_fn, attribution_fn, x, y, ball, steps=steps, step_size=step_size, keep_prediction=keep_prediction
-    )
-    start = attack_loop.start_of(context["x"], context["ball"], draws)
-    dissimilarity = Partial(_cosine_dissimilarity, context["importance"])
-    return attack_loop.ascend(context, dissimilarity, start, steps, compiled_loop)
+    away = lambda importance: Partial(_cosine_dissimilarity, importance)
+    return attack_loop.ascend(away, logits_fn, attribution_fn, x, y, ball, draws, **options)
 
 
 def random_sign(x: Array, ball: Ball, draws: Draws) -> Array:

@@ -1,6 +1,5 @@
 """The training of a classifier."""
 
-import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,31 +38,16 @@ from robustgrad_jax.measures import evaluation, means
 from robustgrad_jax.regularizers import Penalty
 from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained, Variables
 
-VALIDATION = ("val/accuracy", "val/cross_entropy")  # by which the best state may be chosen
-
 
 @dataclass(frozen=True)
-class TrainingLoop:
-    """How often a training logs, validates and saves, and which state is its result: the section `loop` of a config.
+class TrainingLoop(fit.BestLoop):
+    """The loop of a classifier's training, see `launch.training.fit.Loop`."""
 
-    Attributes:
-      log_every: steps.
-      eval_every, checkpoint_every: durations such as "1 epoch".
-      best_metric: of `VALIDATION`.
-      best_mode: "max" or "min".
-    """
+    METRICS: ClassVar[Sequence[str]] = ("val/accuracy", "val/cross_entropy")
 
-    log_every: int = free(50)
     eval_every: str = "1 epoch"
     checkpoint_every: str = free("1 epoch")
     best_metric: str = "val/accuracy"
-    best_mode: str = "max"
-
-    def __post_init__(self) -> None:
-        require_number(self, "log_every", least=0)
-        duration.check(self, "eval_every", "checkpoint_every")
-        require_known(self, "best_metric", VALIDATION)
-        require_known(self, "best_mode", ("max", "min"))
 
 
 @dataclass(frozen=True)
@@ -149,8 +133,7 @@ class Classifier(Stage):
         create = jax.vmap(lambda own: with_numbers(first, own).initial_state(spec, initial), axis_size=len(stages))
         accuracy = first._accuracy(store.get(first.images))
 
-        @functools.cache
-        def training_of(*indices: int) -> fit.Training:
+        def training_of(indices: Sequence[int]) -> fit.Training:
             place = stack(len(indices))
             resident, batches, val_batches = _stacked_feeds([stages[i] for i in indices], store)
             over_val = means.of_stack(place, accuracy)
@@ -161,8 +144,7 @@ class Classifier(Stage):
             own = {name: value[list(indices)] for name, value in values.items()}
             return first._training(place, numbers=own, batches=batches, evaluate=evaluate, resident=resident)
 
-        states, whole = jax.device_get(jax.jit(create)(values)), training_of(*range(len(stages)))
-        outcomes = fit.train_together(store, stages, states, lambda indices: training_of(*indices), whole)
+        outcomes = fit.train_together(store, stages, jax.device_get(jax.jit(create)(values)), training_of)
         failures: dict[int, Exception] = {}
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, NonFiniteLoss):
@@ -227,12 +209,8 @@ class Classifier(Stage):
             return to_steps(self.duration), to_steps
 
     def _cadence(self, spec: Spec) -> fit.Cadence:
-        _, to_steps = self._steps(spec)
-        every = {}
-        for name in ("eval_every", "checkpoint_every"):
-            with about(f"loop.{name}"):
-                every[name] = to_steps(getattr(self.loop, name))
-        return fit.Cadence(self.loop.log_every, **every)
+        with section("loop"):
+            return self.loop.cadence(self._steps(spec)[1])
 
     def _training(self, place: Place, **parts: Any) -> fit.Training:
         """The training of this stage, or of a stack of its kind; `parts` are the fields that differ."""

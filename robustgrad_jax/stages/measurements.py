@@ -1,6 +1,5 @@
 """Measurements of a network: each is its own stage, so that more can be added without repeating any."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from absl import logging
 
 from launch.data import Split, Splits
 from launch.data import splits as data_splits
+from launch.results import NumbersStage, with_nan, without_nan
 from launch.stages import Stage, free, stackable
 from launch.store import Store
 from launch.training import sharding
@@ -82,11 +82,11 @@ class Measurement(Stage):
 
     def encode(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """As plain JSON, which has no NaN, and arrays."""
-        finite = {name: v if math.isfinite(v) else None for name, v in value["values"].items()}
-        return {"attribution": self.attribution, "values": finite, "pictures": value["pictures"]}
+        values = without_nan(value["values"])
+        return {"attribution": self.attribution, "values": values, "pictures": value["pictures"]}
 
     def decode(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(tree) | {"values": {name: math.nan if v is None else v for name, v in tree["values"].items()}}
+        return dict(tree) | {"values": with_nan(tree["values"])}
 
     @property
     def attribution(self) -> str:
@@ -298,7 +298,7 @@ class LocalStability(AttributionMeasurement):
 
 
 @dataclass(frozen=True)
-class RobustnessResult(Stage):
+class RobustnessResult(NumbersStage):
     """The result of a run: how the training went, and all measurements.
 
     Its keys are "best_step", "val/accuracy", "test/accuracy", "gradient/rps-4/pcc", "gradient/rps-4/examples",
@@ -320,9 +320,3 @@ class RobustnessResult(Stage):
             if key.endswith(f"/{NONFINITE}") and count:
                 logging.warning("%s: %d images have an attribution that is not finite; their means are NaN", key, count)
         return result
-
-    def encode(self, value: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: v if math.isfinite(v) else None for name, v in value.items()}
-
-    def decode(self, tree: Mapping[str, float | None]) -> dict[str, float]:
-        return {name: math.nan if v is None else v for name, v in tree.items()}

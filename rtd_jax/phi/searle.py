@@ -6,10 +6,9 @@ place. Then φ learns to give these tokens from the images' embeddings. An image
 words. The paper's phrases come from a language model; here they are templates, in which "{}" stands for the concept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +81,6 @@ def phrase_ids(clip: clip_jax.Clip, phrases: Sequence[str]) -> np.ndarray:
     return ids
 
 
-class StopCheck(Protocol):
-    """Raises where a run was asked to stop."""
-
-    def __call__(self) -> None: ...
-
-
 def invert(
     clip: clip_jax.Clip,
     images: np.ndarray,
@@ -100,7 +93,7 @@ def invert(
     nearest: int = NEAREST,
     batch_size: int = 256,
     seed: int = 0,
-    check_stop: StopCheck = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """A token for every image, by gradient descent.
 

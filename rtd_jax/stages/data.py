@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
 import clip_jax
+from clip_jax.training.clips import PretrainedClip
 from launch.data import scenes
 from launch.data.scenes import world
 from launch.reading import InputError, folders, shown
@@ -79,37 +79,15 @@ class DataStage(Stage):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSource(DataStage):
-    """A published CLIP, parameters on the host.
-
-    Attributes:
-      checkpoint: its folder, which counts by content, or its name on the hub.
-    """
-
-    checkpoint: File | str
-
-    @classmethod
-    def named(cls, name: str) -> "ClipSource":
-        """The CLIP of a folder, a hub name, or "embedded:scenes"; raises SettingError for any other name."""
-        with about("clip"):
-            folder = clips.locate(name)
-        return cls(checkpoint=name if folder is None else File(str(folder)))
+class ClipSource(PretrainedClip):
+    """A published CLIP with a tokenizer, parameters on the host."""
 
     def preflight(self, store: Store) -> None:
         with about("clip"):
             store.get(self)
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
-        return clips.load(self._name)
-
-    def shapes(self) -> clip_jax.Clip:
-        """The CLIP with the shapes of its parameters in place of arrays."""
-        return clips.load(self._name, put=lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-
-    @property
-    def _name(self) -> str:
-        return self.checkpoint.path if isinstance(self.checkpoint, File) else self.checkpoint
+        return clips.load(self.place)
 
 
 # -- examples to train on -------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from launch.results import FieldsStage
 from launch.stages import Stage, free
 from launch.store import Store
 from rtd_jax.benchmarks import evaluation
@@ -15,8 +16,10 @@ from rtd_jax.stages.tuning import TunedClip
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryEmbeddings(Stage):
+class GalleryEmbeddings(FieldsStage):
     """The images of one benchmark task, embedded once for all ways of making queries."""
+
+    RESULT: ClassVar[Any] = evaluation.TaskImages
 
     clip: ClipSource
     task: DataStage
@@ -26,12 +29,6 @@ class GalleryEmbeddings(Stage):
     def make(self, store: Store) -> evaluation.TaskImages:
         clip, task = store.get(self.clip), store.get(self.task)
         return evaluation.embed(clip, task, target_pad=self.target_pad, batch_size=self.batch_size)
-
-    def encode(self, value: evaluation.TaskImages) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> evaluation.TaskImages:
-        return evaluation.TaskImages(**tree)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +47,7 @@ class EvaluatedTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskEvaluation(Stage):
+class TaskEvaluation(FieldsStage):
     """One task, with queries by the published text encoder or by RTD's.
 
     Attributes:
@@ -58,6 +55,8 @@ class TaskEvaluation(Stage):
       phi: makes pseudo tokens.
       encoder: the CLIP with RTD's text encoder: row "rtd" alone; None for all rows of the published one.
     """
+
+    RESULT: ClassVar[Any] = EvaluatedTask
 
     gallery: GalleryEmbeddings
     phi: PhiTraining | PhiFile
@@ -69,12 +68,6 @@ class TaskEvaluation(Stage):
         inputs = evaluation.QueryInputs(task, images, clip, store.get(self.phi).network)
         metrics = evaluation.measure(inputs, evaluation.TUNED if self.encoder else evaluation.FROZEN)
         return EvaluatedTask(metrics, evaluation.first_rankings(inputs), evaluation.submit(inputs))
-
-    def encode(self, value: EvaluatedTask) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> EvaluatedTask:
-        return EvaluatedTask(**tree)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,20 @@
 """What trained stages share: settings, the program, the run of the loop."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import jax
 import optax
 
-from clip_jax import sharding as partition
-from clip_jax.config import DTYPES, ClipConfig
-from launch.stages import Stage, about, free, numbers, require, require_known, section, stackable, with_numbers
+from clip_jax.config import ClipConfig
+from clip_jax.training.options import Devices
+from launch.stages import Stage, about, free, numbers, require, section, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
 from launch.training import sharding as mesh
-from launch.training.fit import Cadence, Outcome, Training, alone, train
+from launch.training.fit import Cadence, Loop, Outcome, Training, alone, train
 from launch.training.optim import Optimizer, Rate, ToSteps
 from launch.training.places import One
 from launch.training.program import Program, State, Step, as_arrays
@@ -24,69 +24,17 @@ from rtd_jax.tuning import feed, training
 
 
 @dataclass(frozen=True)
-class TextLoop:
-    """Cadence of a training; that of evaluations counts, as the best of the evaluated states is kept."""
+class TextLoop(Loop):
+    """The loop of a training on texts, see `launch.training.fit.Loop`."""
 
-    log_every: int = free(50)
     eval_every: str = "100 steps"
     checkpoint_every: str = free("500 steps")
-
-    def __post_init__(self) -> None:
-        require_whole(self, "log_every", least=0)
-        duration.check(self, "eval_every", "checkpoint_every")
-
-
-@dataclass(frozen=True)
-class DeviceMesh:
-    """How a training is spread over the devices; see `launch.training.sharding`.
-
-    Attributes:
-      mode: "jit" or "pmap".
-      model: devices that share one copy of the text tower while RTD trains it, in mode "jit".
-    """
-
-    mode: str = "jit"
-    model: int = free(1)
-
-    def __post_init__(self) -> None:
-        require_known(self, "mode", mesh.MODES)
-        require_whole(self, "model")
-        require(self.model == 1 or self.mode == "jit", self, "model", "mode 'pmap' keeps whole parameters; take 1")
-
-    def layout(self, config: ClipConfig | None = None) -> mesh.Layout:
-        """All devices; with the config of a CLIP, its text tower is split over `model` of them."""
-        if config is None or self.model == 1:
-            return mesh.layout(self.mode)
-        rules = partition.partition_rules(config, self.model, towers=("text",))
-        return mesh.layout(self.mode, model=self.model, rules=rules)
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How RTD's step computes; see `clip_jax.config.ClipConfig`."""
-
-    dtype: str = "float32"
-    remat: bool = free(False)
-    unroll: bool = free(False)
-
-    def __post_init__(self) -> None:
-        require_known(self, "dtype", DTYPES)
-
-    def applied(self, config: ClipConfig) -> ClipConfig:
-        """The config of a CLIP that computes like this."""
-        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
 
 
 class MakeUpdate(Protocol):
     """The update of a stage whose numbers may be traced."""
 
     def __call__(self, stage: Any, /) -> training.Update: ...
-
-
-class Validate(Protocol):
-    """Metrics of a training state, "val/recall" among them."""
-
-    def __call__(self, state: State, /) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +52,7 @@ class TextTraining(Stage):
     duration: str
     optimizer: Optimizer
     loop: TextLoop = field(default_factory=TextLoop)
-    sharding: DeviceMesh = field(default_factory=DeviceMesh)
+    sharding: Devices = field(default_factory=Devices)
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
@@ -125,11 +73,8 @@ class TextTraining(Stage):
 
     def cadence(self, examples: int) -> Cadence:
         """How often things happen in a training on so many examples."""
-        every = {}
-        for name in ("eval_every", "checkpoint_every"):
-            with about(f"loop.{name}"):
-                every[name] = self.to_steps(examples)(getattr(self.loop, name))
-        return Cadence(self.loop.log_every, **every)
+        with section("loop"):
+            return self.loop.cadence(self.to_steps(examples))
 
     def to_steps(self, examples: int) -> ToSteps:
         """The function that turns durations into steps."""
@@ -167,7 +112,7 @@ class TextTraining(Stage):
         layout: mesh.Layout,
         config: ClipConfig,
         table: feed.TextTable,
-        evaluate: Validate,
+        evaluate: Callable[[State], Mapping[str, float]],
         resident: Mapping[str, Any],
     ) -> Outcome:
         """Train from initial parameters on a table; `config` is that of the CLIP, for the lengths of texts.

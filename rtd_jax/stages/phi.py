@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 import clip_jax
+from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, stackable
 from launch.store import Store
 from launch.training import keys
@@ -146,7 +147,7 @@ class PhiTraining(TextTraining):
     def program(self, layout: Layout) -> Program:
         """What is compiled; epochs are counted as if no example were left out."""
         del layout
-        clip, examples = self.clip.shapes(), len(self.source().make()[0])
+        clip, examples = self.clip.outline(), len(self.source().make()[0])
         params, (batch, resident) = jax.eval_shape(lambda: self.network(clip).params), self.shapes(clip)
         update = lambda stage: stage.update(clip, examples)
         return self.program_of(update, params, examples, batch, _frozen(clip) | resident)
@@ -265,8 +266,10 @@ class Pic2wordPhi(PhiTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearleConcepts(Stage):
+class SearleConcepts(FieldsStage):
     """Words that the images may show, and phrases about them, with "{}" in each; () for the built-in ones."""
+
+    RESULT: ClassVar[Any] = searle.Concepts
 
     clip: ClipSource
     images: ImagesOfScenes | ImagesOfFolder
@@ -278,12 +281,6 @@ class SearleConcepts(Stage):
 
     def make(self, store: Store) -> searle.Concepts:
         return searle.concepts(store.get(self.clip), self.images.words(), self.phrases or searle.PHRASES)
-
-    def encode(self, value: searle.Concepts) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> searle.Concepts:
-        return searle.Concepts(**tree)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -11,13 +11,15 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
+from clip_jax.training.options import Computation
+from launch.results import FieldsStage
 from launch.stages import Stage, about, free, require, require_known, section
 from launch.store import Store
 from launch.training.program import Program, State
 from launch.training.sharding import Layout
 from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
-from rtd_jax.stages.fitting import Compute, TextTraining, metrics_of
+from rtd_jax.stages.fitting import TextTraining, metrics_of
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.text import vocabulary
 from rtd_jax.text.compose import Prompt
@@ -59,7 +61,7 @@ class TunedText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(TextTraining):
+class Tuning(TextTraining, FieldsStage):
     """RTD: the text encoder learns to put composed queries where the frozen one puts the target captions.
 
     Attributes:
@@ -71,12 +73,14 @@ class Tuning(TextTraining):
       text_batch_size: texts at a time in validation.
     """
 
+    RESULT: ClassVar[Any] = TunedText
+
     SECTION = "rtd"
 
     phi: PhiTraining | PhiFile
     embeddings: TripletEmbeddings
     objective: step.Objective = field(default_factory=step.Objective)
-    compute: Compute = field(default_factory=Compute)
+    compute: Computation = field(default_factory=Computation)
     restrict_vocabulary: bool = True
     text_batch_size: int = free(256)
 
@@ -110,7 +114,7 @@ class Tuning(TextTraining):
 
     def program(self, layout: Layout) -> Program:
         """What is compiled for the longest texts; the triplets are read for their number and their tokens."""
-        clip, (train, _) = self.embeddings.clip.shapes(), self.embeddings.triplets.make()
+        clip, (train, _) = self.embeddings.clip.outline(), self.embeddings.triplets.make()
         tower, _ = self.tower(clip, train)
         return self.program_for(tower, self.phi.network(clip), len(train), clip.config.text.context_length, layout)
 
@@ -144,7 +148,7 @@ class Tuning(TextTraining):
         logging.info("%d triplets to train on, %d to validate on", len(train), len(val))
         tower, ids = self.tower(clip, train)
         table = trained.make_table(tower.config, self.objective, embeddings, ids)
-        layout = self.sharding.layout(tower.config)
+        layout = self.sharding.layout(self.sharding.rules(tower.config, ("text",)))
         _, rate = self.create_optimizer(len(table))
 
         def whole(state: State) -> dict[str, Any]:
@@ -166,12 +170,6 @@ class Tuning(TextTraining):
             resident={"phi": network.params},
         )
         return TunedText(whole(outcome.state), metrics_of(outcome))
-
-    def encode(self, value: TunedText) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> TunedText:
-        return TunedText(**tree)
 
 
 @dataclass(frozen=True, kw_only=True)

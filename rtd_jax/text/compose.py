@@ -6,9 +6,9 @@ The sentence is Saito et al.'s and Gu et al.'s (arXiv 2302.03084, 2312.01998); "
 the pseudo token replaces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -123,19 +123,13 @@ def _both_orders(i: int, captions: Sequence[str]) -> tuple[str, str]:
     return " and ".join(captions), " and ".join(reversed(captions))
 
 
-class PrepareInputs(Protocol):
-    """What φ takes, (n, d), from embeddings (n, d)."""
-
-    def __call__(self, embeddings: np.ndarray, /) -> np.ndarray: ...
-
-
 def queries(
     clip: clip_jax.Clip,
     phi: Network,
     images: Any,
     texts: Texts,
     *,
-    prepare: PrepareInputs | None = None,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> np.ndarray:

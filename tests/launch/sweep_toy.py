@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict, config_dict
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from launch.stages import Stage, free, settings
 
@@ -54,3 +56,11 @@ class Parabola(Stage):
 
 def plan(config) -> Parabola:
     return settings(Parabola, config)
+
+
+def compare(folder, members):
+    """A pixel for each member; the caption says which."""
+    notes = PngInfo()
+    notes.add_text("Description", "; ".join(f"{title}: {path.name}" for title, path in members))
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (len(members), 1)).save(folder / "members.png", pnginfo=notes)

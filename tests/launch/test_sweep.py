@@ -15,11 +15,16 @@ import time
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 from launch import sweep, train
+from launch.reports import page, runs
+from launch.reports.settings import group
 from launch.sweeps import folder
-from launch.sweeps.members import command, config_of, load
+from launch.sweeps.members import command, config_of, define, load, save
 from tests.commands import finish, stage_folder, start
+from tests.launch import sweep_toy
+from tests.launch.reports.run_tree import write_run
 
 TOY = "tests/launch/sweep_toy.py"
 
@@ -81,6 +86,41 @@ def test_more_members_finished_ones_left_alone_failures_shown(swept):
     assert "holds another sweep" in call("--grid=seed=0:2", *args, "--dry_run")[0]
     code, output = call("--grid=ending='',raise", *args, "--dry_run")
     assert code is None and output.splitlines()[:2] == ["x=0.5,ending=  (done)", "x=0.5,ending=raise  (failed)"]
+
+
+def test_members_are_drawn_side_by_side_once_all_are_done(tmp_path, caplog, monkeypatch):
+    overrides = [{"x": x, "seed": seed} for x in (1.0, 2.0) for seed in (0, 1)]
+    members = define(tmp_path, config_file=TOY, base=sweep_toy.get_config(), overrides=overrides)
+    save(members)
+    for member in members.members:
+        write_run(member.path, json.loads(config_of(member).to_json()), {"parabola": 1.0})
+    caplog.set_level("INFO")
+    left = members.members[-1].path / "result.json"
+    content = left.read_text()
+    left.unlink()
+    sweep.compare(members)
+    assert "members are not drawn side by side; not done: x=2.0,seed=1" in caplog.text
+    assert not (tmp_path / "figures").exists()
+
+    left.write_text(content)
+    sweep.compare(members)
+    file = tmp_path / "figures" / "tests.launch.sweep_toy" / "members.png"
+    assert f"members side by side: {file}" in caplog.text
+    caption = "x=1: x=1.0,seed=0; x=1: x=1.0,seed=1; x=2: x=2.0,seed=0; x=2: x=2.0,seed=1"
+    with Image.open(file) as image:
+        assert (image.size, image.info["Description"]) == ((4, 1), caption)
+    (study,) = [group(study) for study in runs.read(tmp_path)]
+    text = page.render("sweep", [study], made=0.0, megabytes=1)
+    assert "<h3>Side by side</h3>" in text and f"<br>{caption}</figcaption>" in text
+    text = page.render("sweep", [study], made=0.0, megabytes=0)
+    assert "Not in this page: tests.launch.sweep_toy/members.png." in text
+
+    def fails(folder, members):
+        raise FileNotFoundError("the store is gone")
+
+    monkeypatch.setattr(sweep_toy, "compare", fails)
+    sweep.compare(members)
+    assert "members cannot be drawn side by side: the store is gone" in caplog.text
 
 
 def test_another_sweep_on_the_folder(swept):

@@ -1,5 +1,6 @@
 """The command line: runs, resumes to the same numbers after SIGTERM and SIGKILL, and refuses what it should."""
 
+import importlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch import train as launch_train
 from launch.reports import formats, tables
 from tests.commands import finish, stage_folder, train
 
@@ -201,6 +203,19 @@ def test_a_result_with_a_turned_digit_is_written_again(whole, tmp_path):
     output = finish(train(TOY, workdir, "--config.steps=60"))
     assert f"{workdir / 'result.json'} is not the result that is kept in" in output and "made in" not in output
     assert (workdir / "result.json").read_text() == before
+
+
+def test_fields_of_earlier_versions_are_refused_with_what_takes_their_place(tmp_path):
+    argv = ["launch.train", "--config=configs/rtd/scenes.py", "--config.cache=folder"]
+    assert launch_train._known_keys(argv).startswith("config.cache is gone; give --store=FOLDER")
+    for name, field in (("rtd", "comparison"), ("robustgrad", "comparison"), ("tldr", "study")):
+        config = importlib.import_module(f"configs.{name}.scenes").get_config()
+        config[field] = {"seeds": (0, 1)}
+        with pytest.raises(
+            ValueError, match=rf"^config\.{field}\.seeds is gone; write a sweep\(\), as configs/{name}/"
+        ):
+            launch_train.execute(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -12,8 +12,9 @@ from launch.data import DataSet
 from launch.run import flatten
 from launch.stages import walk
 from launch.store import Store
-from robustgrad_jax import experiment, stages
-from robustgrad_jax.stages import Classifier
+from robustgrad_jax import experiment
+from robustgrad_jax.stages import inputs
+from robustgrad_jax.stages.classifier import Classifier
 from tests.commands import ROOT
 
 # fields of the config that no result depends on
@@ -128,7 +129,7 @@ def test_every_field_reaches_a_stage_or_is_free(field):
     ],
 )
 def test_fields_of_data_in_files_reach_the_images(one, other):
-    keys = {stages.ImageSplits(DataSet(**one | change)).key for change in ({}, other)}
+    keys = {inputs.ImageSplits(DataSet(**one | change)).key for change in ({}, other)}
     assert len(keys) == 2
 
 
@@ -211,8 +212,8 @@ def test_a_late_field_redoes_only_what_it_reaches(kept, overrides, kinds):
 def test_a_sweep_shares_what_its_members_share(tmp_path, monkeypatch):
     """Two regularisers and two seeds, counted: each data set is read once, nothing is trained twice."""
     reads, trained = [], []
-    read, train = stages.ImageSplits.make, Classifier.make
-    monkeypatch.setattr(stages.ImageSplits, "make", lambda self, store: reads.append(self.seed) or read(self, store))
+    read, train = inputs.ImageSplits.make, Classifier.make
+    monkeypatch.setattr(inputs.ImageSplits, "make", lambda self, store: reads.append(self.seed) or read(self, store))
     monkeypatch.setattr(Classifier, "make", lambda self, store: trained.append(self.key) or train(self, store))
     light = {"evaluation.attributions": (), "evaluation.perturbations": (), "evaluation.curves": ()}
     members = [

@@ -161,7 +161,7 @@ def test_submissions_are_written(clip, tmp_path):
         ({"phi__loop__eval_every": "x"}, "phi.loop.eval_every: cannot read"),
         ({"phi__method": "searle", "phi__phrases": ("no place",)}, "phi.phrases=.*'no place' has to hold '{}' once"),
         ({"phi__method": "searle", "phi__inversion_steps": 0}, "phi.inversion_steps=0"),
-        ({"clip": "./none"}, "clip: './none' is neither a folder nor a hub name"),
+        ({"clip": "./none"}, "clip: no folder './none', and it is not a hub name"),
         ({"clip": "embedded:none"}, "clip: no embedded checkpoint 'none'"),
         ({"evaluation__benchmarks": ("cirr",)}, "evaluation.roots.cirr='': no such folder; set it to"),
         (

@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 
 from launch.training import keys
+from launch.training.program import as_arrays
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.heads import draws
 from tldr_jax.projector import mlp as mlp_projector
@@ -148,6 +149,25 @@ def test_every_member_is_as_if_trained_alone_however_often_it_is_evaluated(swept
         np.testing.assert_allclose(found.heads.kernel[member, -1], alone.heads.kernel[0], rtol=1e-4, atol=2e-5)
         np.testing.assert_allclose(found.heads.bias[member, -1], alone.heads.bias[0], rtol=1e-4, atol=2e-5)
         np.testing.assert_allclose(found.loss[member].mean(), alone.loss[0], rtol=1e-4)
+
+
+def test_its_program_trains_as_the_sweep_does():
+    texts, projectors = text_set(), projector.stack([linear(0), linear(1)])
+    axes = {"learning_rate": (1e-2, 1e-3, 3e-2), "weight_decay": (1e-3, 1e-1), "seed": (4, 2)}
+    members = retrain.grid(**{f"{name}s": values for name, values in axes.items()}, projectors=(0, 1))
+    wanted = retrain.sweep(texts, projectors, members, **SETTINGS)
+    target, spurious, shapes = jax.eval_shape(lambda: (texts.target, texts.spurious, projectors))
+    outline = texts.replace(target=target, spurious=spurious)
+    program = retrain.program(outline, shapes, as_arrays(axes), jax.devices()[:1], **SETTINGS)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), program.state)
+    resident = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), ((texts.target, texts.spurious), projectors))
+    state, values = jax.jit(program.step)(program.numbers, state, {"resident": resident})
+    assert int(state["step"]) == STEPS
+    # places (projector, seed, member) in the order of the grid: projectors slowest, the learning rate fastest
+    for own, theirs in zip((*state["heads"], state["loss"]), (*wanted.heads, wanted.loss), strict=True):
+        own = np.moveaxis(np.asarray(own), 0, 3).reshape(np.shape(theirs))
+        np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values["loss"], wanted.loss.mean(), rtol=1e-5)
 
 
 def test_a_grid_is_every_combination():

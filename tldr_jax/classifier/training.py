@@ -1,7 +1,7 @@
 """A stage that trains a network by gradient: what pretraining and ERM have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from launch.stages import (
 )
 from launch.store import Store
 from launch.training import duration
-from launch.training.fit import Cadence, Training, alone, train
+from launch.training.fit import Cadence, Loop, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
 from launch.training.program import Batch, Numbers, Program, Step, as_arrays
@@ -33,24 +33,6 @@ from launch.training.program import NormState as State
 from launch.training.sharding import MODES, Layout, layout
 from tldr_jax.classifier import backbones, erm
 from tldr_jax.classifier.backbones import Backbone
-
-
-@dataclass(frozen=True)
-class Logging:
-    """How often a training logs, evaluates and saves; it decides nothing of the result.
-
-    Attributes:
-      log_every: steps.
-      eval_every, checkpoint_every: durations; "0 steps" for the end alone.
-    """
-
-    log_every: int = 50
-    eval_every: str = "0 steps"
-    checkpoint_every: str = "0 steps"
-
-    def __post_init__(self):
-        require_number(self, "log_every", least=0)
-        duration.check(self, "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -96,7 +78,7 @@ class Supervised(Stage):
       batch_size: over all devices.
       seed: of fresh parameters, order and augmentation.
       sharding: "jit" (batch norm over the global batch) or "pmap" (per device).
-      logging: cadence of logs, evaluations and checkpoints.
+      loop: logs, evaluations and checkpoints; they decide nothing of the result.
     """
 
     SECTION: ClassVar[str]  # of the config, for messages
@@ -107,7 +89,7 @@ class Supervised(Stage):
     batch_size: int
     seed: int = stackable(0)
     sharding: str = "jit"
-    logging: Logging = free(Logging())
+    loop: Loop = free(Loop())
 
     def __post_init__(self) -> None:
         duration.check(self, "duration")
@@ -225,7 +207,7 @@ class Supervised(Stage):
             steps=steps,
             evaluate=alone(evaluate) if evaluate is not None else None,
             resident=resident,
-            cadence=self._cadence(len(split)),
+            cadence=self._cadence(len(split), best),
             best=(f"val/{best.metric}", "max") if best else None,
         )
         return jax.tree.map(np.asarray, train(store, self, state, training).state.variables)
@@ -235,12 +217,9 @@ class Supervised(Stage):
         with about("duration"):
             return to_steps, to_steps(self.duration)
 
-    def _cadence(self, examples: int) -> Cadence:
-        to_steps, every = self._steps(examples)[0], {}
-        for name in ("eval_every", "checkpoint_every"):
-            with about(name):
-                every[name] = to_steps(getattr(self.logging, name))
-        return Cadence(self.logging.log_every, **every)
+    def _cadence(self, examples: int, best: BestCheckpoint | None = None) -> Cadence:
+        loop = replace(self.loop, eval_every=best.every) if best else self.loop
+        return loop.cadence(self._steps(examples)[0])
 
     def _optimizer(self, examples: int, values: Numbers):
         to_steps, steps = self._steps(examples)

@@ -32,7 +32,7 @@ class HeadTask:
     steps: int
     evaluations: int
 
-    def program(self) -> bytes:
+    def shared(self) -> bytes:
         """Equal for tasks that one program can train: same words, length and kind of projector."""
         shapes = [(np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(self.mappings[0])]
         length = (self.batch_size, self.steps, self.evaluations)
@@ -41,7 +41,7 @@ class HeadTask:
 
 
 def sweep(tasks: Sequence[HeadTask]) -> list[retrain.Trained]:
-    """Train the heads of tasks with one `program`, by one sweep in which equal projectors are one."""
+    """Train the heads of tasks of one program, by one sweep in which equal projectors are one."""
     known: dict[bytes, int] = {}
     mappings, members = [], []
     for task in tasks:

@@ -6,6 +6,7 @@ embedding with the gap's row space projected out, x − QᵀQx, so that x and x 
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -97,6 +98,15 @@ def fit(
     train = functools.partial(_train, optimizer, ProjectorMlp(hidden, y.shape[1]), min(batch_size, len(x)), steps)
     empty = MlpProjector({}, basis, center, scale, mean, spread, hidden, relu)
     return dataclasses.replace(empty, params=jax.jit(train)(empty, x, y, seed))
+
+
+def outline(width: int, features: int, rows: int, *, hidden: int, relu: bool) -> MlpProjector:
+    """What `fit` gives for embeddings and features of these widths and so many rows of gap: shapes for arrays."""
+    shape: Any = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    params = jax.eval_shape(ProjectorMlp(hidden, features).init, jax.random.key(0), shape(1, width))["params"]
+    return MlpProjector(
+        params, shape(rows, width), shape(width), shape(), shape(features), shape(), hidden=hidden, relu=relu
+    )
 
 
 def _train(optimizer, network: ProjectorMlp, batch_size: int, steps: int, scaling: MlpProjector, x, y, seed):

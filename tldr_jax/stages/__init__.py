@@ -5,6 +5,6 @@
     FrozenClip ───────┴──── Gap ──────────────────────────────┘              │
         └────────── EmbeddedWords ───────────────────────────────────────────┘
 
-`images` has data, classifier and the two views of every image, `text` the method (gap, projector, words, heads),
-`comparison` the baselines and the numbers of all.
+`images` has data, classifier and the two views of every image, `text` and `heads` the method (gap, projector, words;
+heads), `comparison` the baselines and the numbers of all.
 """

@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
+from launch.results import NumbersStage
 from launch.stages import Stage, free, require, require_distinct, require_number
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
+from tldr_jax.stages.heads import Heads
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
-from tldr_jax.stages.text import Heads, KeptWords, LinearProjector, NetworkProjector
+from tldr_jax.stages.text import KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
 
@@ -183,7 +185,7 @@ class Diagnostics(Stage):
 
 
 @dataclass(frozen=True)
-class Comparison(Stage):
+class Comparison(NumbersStage):
     """The root of a run: what every head is worth on the test images.
 
     The result is flat: "METHOD/metric" with `metrics.summary`'s metrics. The heads of a method give "METHOD/…", chosen
@@ -217,12 +219,6 @@ class Comparison(Stage):
             for choice, suffix in zip(Heads.CHOICES, ("", "_class_balanced"), strict=True):
                 result |= _named(f"{name}{suffix}", self._worth(store, chosen.get(choice)))
         return result | store.get(self.diagnostics)
-
-    def encode(self, value: dict[str, float]) -> Any:
-        return {name: None if math.isnan(number) else number for name, number in value.items()}  # JSON has no NaN
-
-    def decode(self, tree: Any) -> dict[str, float]:
-        return {name: math.nan if number is None else number for name, number in tree.items()}
 
     def _worth(self, store: Store, head: Head | None) -> Mapping[str, float]:
         test: LabelledRows = store.get(self.test)

@@ -12,10 +12,12 @@ import optax
 from absl import logging
 
 import clip_jax
+from clip_jax.training.clips import PretrainedClip
 from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
 from launch.reading import paths
+from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
 from launch.training import sharding
@@ -224,20 +226,15 @@ class Erm(Supervised):
         return Head(head["kernel"], head["bias"])
 
 
-@dataclass(frozen=True)
-class FrozenClip(Stage):
-    """A CLIP: a folder, which counts by its content, or a hub name."""
-
-    KEPT: ClassVar[bool] = False
-
-    source: File | str
+class FrozenClip(PretrainedClip):
+    """A CLIP with its parameters on the device, for many small batches."""
 
     def preflight(self, store: Store) -> None:
         with about("clip.source"):
-            clip_jax.outline(self.source.path if isinstance(self.source, File) else self.source)
+            self.outline()
 
-    def make(self, store: Store) -> clip_jax.Clip:
-        return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)
+    def make(self, store: Store | None = None) -> clip_jax.Clip:
+        return clip_jax.load(self.place)
 
 
 @dataclass(frozen=True)
@@ -257,7 +254,7 @@ class ClipImages(Stage):
 
 
 @dataclass(frozen=True)
-class Features(Stage):
+class Features(FieldsStage):
     """The classifier's features of a split's images with their labels: `features.LabelledRows`, mapped from disk.
 
     Attributes:
@@ -266,6 +263,8 @@ class Features(Stage):
       batch_size: images per step, and decoded at a time.
       beside: made in the same pass over the images, unless it is there already: they are decoded once for both.
     """
+
+    RESULT: ClassVar[Any] = features.LabelledRows
 
     erm: Erm
     images: ImageSplit
@@ -290,12 +289,6 @@ class Features(Stage):
             if others:
                 store.put(stages[1], others[0])
         return features.LabelledRows(rows, part.classes, part.spurious)
-
-    def encode(self, value: features.LabelledRows) -> Any:
-        return value._asdict()
-
-    def decode(self, tree: Any) -> features.LabelledRows:
-        return features.LabelledRows(**tree)
 
 
 def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:

@@ -1,31 +1,29 @@
-"""The method: gap, projector, words, heads (Park et al., WACV 2025)."""
+"""The method up to the words: gap, projector, words (Park et al., WACV 2025)."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from absl import logging
 
 from launch.data import scenes
-from launch.processes.stop import Preempted
+from launch.results import FieldsStage
 from launch.stages import (
     SettingError,
     Stage,
     free,
     require,
-    require_distinct,
     require_known,
     require_number,
     stackable,
 )
 from launch.store import Store
-from launch.training import duration
-from tldr_jax import heads, projector, retrain, words
+from tldr_jax import heads, projector, words
 from tldr_jax.datasets import captions, coco
-from tldr_jax.heads import Head, draws, together
 from tldr_jax.projector import gap as gaps
 from tldr_jax.projector import linear, mlp
 from tldr_jax.stages.images import ClipImages, Features, FrozenClip
@@ -33,7 +31,8 @@ from tldr_jax.words import WordSet, filters, text
 from tldr_jax.words.templates import Templates
 
 
-def _require_rates(owner: Any) -> None:
+def require_rates(owner: Any) -> None:
+    """Refuse a learning rate or weight decay, or several, that is not finite and at least 0."""
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
         ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
@@ -79,20 +78,16 @@ class Gap(Stage):
 
 
 @dataclass(frozen=True)
-class ImageMoments(Stage):
+class ImageMoments(FieldsStage):
     """`linear.Moments` of the training images: one pass serves all ridges and gaps."""
+
+    RESULT: ClassVar[Any] = linear.Moments
 
     images: ClipImages
     features: Features
 
     def make(self, store: Store) -> linear.Moments:
         return projector.moments_of([(store.get(self.images), store.get(self.features).rows)])
-
-    def encode(self, value: linear.Moments) -> Any:
-        return vars(value)
-
-    def decode(self, tree: Any) -> linear.Moments:
-        return linear.Moments(**tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +112,10 @@ class ProjectorFit(Stage):
         """The features that it is fitted to."""
         raise NotImplementedError
 
+    def outline(self, width: int) -> projector.FeatureMap:
+        """The projector of embeddings of so many numbers, with shapes in place of arrays."""
+        raise NotImplementedError
+
     def rows(self, store: Store) -> np.ndarray | None:
         """The gap in its rows, (gap_rows, d)."""
         return None if self.gap is None else gaps.rows(store.get(self.gap), self.gap_rows)
@@ -139,6 +138,11 @@ class LinearProjector(ProjectorFit):
     def target(self) -> Features:
         return self.moments.features
 
+    def outline(self, width: int) -> projector.Projector:
+        kind = self.target.erm.backbone.kind
+        shape: Any = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float64)
+        return projector.Projector(shape(width, kind.features), shape(kind.features), kind.relu)
+
     def make(self, store: Store) -> projector.Projector:
         relu = self.target.erm.backbone.kind.relu
         return projector.solve(store.get(self.moments), self.rows(store), ridge=self.ridge, relu=relu)
@@ -159,12 +163,14 @@ class NetworkFit:
         for name in ("hidden", "batch_size", "steps"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require_number(self, "seed", least=0)
-        _require_rates(self)
+        require_rates(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkProjector(ProjectorFit):
+class NetworkProjector(ProjectorFit, FieldsStage):
     """A network in place of the closed form: an ablation."""
+
+    RESULT: ClassVar[Any] = mlp.MlpProjector
 
     images: ClipImages
     features: Features
@@ -174,16 +180,14 @@ class NetworkProjector(ProjectorFit):
     def target(self) -> Features:
         return self.features
 
+    def outline(self, width: int) -> mlp.MlpProjector:
+        kind = self.target.erm.backbone.kind
+        return mlp.outline(width, kind.features, self.gap_rows, hidden=self.fit.hidden, relu=kind.relu)
+
     def make(self, store: Store) -> mlp.MlpProjector:
         x, y = np.asarray(store.get(self.images)), np.asarray(store.get(self.features).rows)
         relu = self.features.erm.backbone.kind.relu
         return mlp.fit(x, y, self.rows(store), relu=relu, **dataclasses.asdict(self.fit))
-
-    def encode(self, value: mlp.MlpProjector) -> Any:
-        return dict(vars(value))
-
-    def decode(self, tree: Any) -> mlp.MlpProjector:
-        return mlp.MlpProjector(**tree)
 
 
 # -- the words --------------------------------------------------------------------------------------------------------
@@ -228,6 +232,10 @@ class EmbeddedWords(Stage):
         """The words with the junk."""
         return words.with_junk(self.words, self.junk, seed=self.junk_seed) if self.junk else self.words
 
+    def outline(self) -> text.TextSet:
+        """The embeddings of all words, with shapes in place of arrays."""
+        return text.outline(self.word_set(), self.templates, self.clip.outline().config.projection)
+
     def make(self, store: Store) -> WordEmbeddings:
         options: dict[str, Any] = dict(batch_size=self.batch_size, progress=False)
         arguments = store.get(self.clip), self.word_set(), self.templates
@@ -256,7 +264,7 @@ class Filtered:
 
 
 @dataclass(frozen=True)
-class KeptWords(Stage):
+class KeptWords(FieldsStage):
     """The words that the filters keep: `Filtered`.
 
     Attributes:
@@ -264,6 +272,8 @@ class KeptWords(Stage):
       clip_filter: drop words that CLIP takes for another list's.
       projector: of the classifier filter, with the head of its classifier; None switches the filter off.
     """
+
+    RESULT: ClassVar[Any] = Filtered
 
     embedded: EmbeddedWords
     clip_filter: bool = True
@@ -283,12 +293,6 @@ class KeptWords(Stage):
         logging.info("%s", report)
         return Filtered({part: kept.listed(part) for part in words.PARTS}, report.to_json())
 
-    def encode(self, value: Filtered) -> Any:
-        return dict(vars(value))
-
-    def decode(self, tree: Any) -> Filtered:
-        return Filtered(**tree)
-
     def texts(self, store: Store) -> text.TextSet:
         """The embeddings of the words that are kept."""
         everything = self.embedded.word_set()
@@ -300,111 +304,3 @@ class KeptWords(Stage):
     def _logits(self, store: Store, fit: ProjectorFit) -> filters.LogitsOfTexts:
         mapping, head = store.get(fit), fit.target.erm.head(store)
         return lambda embeddings: heads.logits(head, projector.apply(mapping, embeddings))
-
-
-# -- the heads --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Heads(Stage):
-    """Heads trained on text for all combinations of settings, and the two that validation images choose.
-
-    The result has `by_wga` and `by_class_balanced`, the chosen heads. Of all k members at e points it has `ridge`,
-    `gap_rows`, `learning_rate`, `weight_decay`, `seed` (k,), `steps` (e,), `loss`, `val/wga`, `val/class_balanced`
-    (k, e). Where the filters leave a list without words it has `problem` alone, the reason.
-
-    Attributes:
-      words: what they are trained on.
-      projectors: heads are trained on each.
-      val: features of the validation images.
-      duration: over the group-balanced pairs of words.
-      batch_size: text examples a step.
-      evaluations: heads along the way that are validated.
-      learning_rate, weight_decay, seed: of AdamW and of the draws; all combinations are trained.
-    """
-
-    STACKS: ClassVar[bool] = True
-    CHOICES: ClassVar[tuple[str, str]] = ("by_wga", "by_class_balanced")
-
-    words: KeptWords
-    projectors: tuple[LinearProjector | NetworkProjector, ...]
-    val: Features
-    duration: str = "1 epoch"
-    batch_size: int = 128
-    evaluations: int = 10
-    learning_rate: tuple[float, ...] = stackable((1e-4,))
-    weight_decay: tuple[float, ...] = stackable((1e-4,))
-    seed: tuple[int, ...] = stackable((0,))
-
-    def __post_init__(self):
-        duration.check(self, "duration", least=1)
-        require_number(self, "seed", least=0)
-        require_distinct(self, "learning_rate", "weight_decay", "seed")
-        for name in ("batch_size", "evaluations"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        _require_rates(self)
-
-    def make(self, store: Store) -> dict[str, Any]:
-        problem = store.get(self.words).problem
-        if problem:
-            return {"problem": problem}
-        task = self._task(store)
-        return self._chosen(store, task, *together.sweep([task]))
-
-    @classmethod
-    def make_together(cls, stages: Sequence[Self], store: Store) -> dict[int, Exception]:
-        failures: dict[int, Exception] = {}
-        programs: dict[bytes, list[tuple[int, together.HeadTask]]] = {}
-        for index, stage in enumerate(stages):
-            try:
-                if problem := store.get(stage.words).problem:
-                    store.put(stage, {"problem": problem})
-                    continue
-                task = stage._task(store)
-                programs.setdefault(task.program(), []).append((index, task))
-            except Preempted:
-                raise
-            except Exception as error:  # the others can still be made
-                failures[index] = error
-        for members in programs.values():
-            store.stop.check()
-            for (index, task), trained in zip(members, together.sweep([task for _, task in members]), strict=True):
-                store.put(stages[index], stages[index]._chosen(store, task, trained))
-        return failures
-
-    def encode(self, value: dict[str, Any]) -> Any:
-        return value
-
-    def decode(self, tree: Any) -> dict[str, Any]:
-        return tree | {name: Head(*tree[name]) for name in self.CHOICES if name in tree}
-
-    def _task(self, store: Store) -> together.HeadTask:
-        texts = self.words.texts(store)
-        steps = duration.to_steps(self.duration, examples=draws.plan(texts).epoch, batch_size=self.batch_size)
-        members = retrain.grid(
-            learning_rates=self.learning_rate,
-            weight_decays=self.weight_decay,
-            seeds=self.seed,
-            projectors=range(len(self.projectors)),
-        )
-        mappings = [store.get(own) for own in self.projectors]
-        return together.HeadTask(texts, mappings, members, self.batch_size, steps, min(self.evaluations, steps))
-
-    def _chosen(self, store: Store, task: together.HeadTask, trained: retrain.Trained) -> dict[str, Any]:
-        val, groups, members = store.get(self.val), self.val.images.groups, task.members
-        scores = retrain.select(
-            trained.heads, val.rows, val.classes, val.spurious, allowed=groups.allowed, names=groups.names
-        )
-        projectors = [self.projectors[i] for i in members.projector]
-        return {
-            **{name: getattr(scores, name).head for name in self.CHOICES},
-            "ridge": np.array([getattr(own, "ridge", np.nan) for own in projectors]),
-            "gap_rows": np.array([own.gap_rows for own in projectors]),
-            "learning_rate": members.learning_rate,
-            "weight_decay": members.weight_decay,
-            "seed": members.seed,
-            "steps": trained.steps,
-            "loss": trained.loss,
-            "val/wga": scores.wga,
-            "val/class_balanced": scores.class_balanced,
-        }

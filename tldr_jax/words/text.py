@@ -6,6 +6,7 @@ written out, neither as strings nor as embeddings.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,13 +60,13 @@ def embed(
     embeddings = embed_prompts(clip, tables[0] + tables[1], batch_size=batch_size, progress=progress)
     target, spurious = np.split(embeddings, [len(tables[0])])
     shape = (-1, len(templates.target), embeddings.shape[1])
-    return TextSet(
-        target=target.reshape(shape),
-        target_class=_positions(word_set.target),
-        spurious=spurious.reshape(shape),
-        spurious_value=_positions(word_set.spurious),
-        allowed=word_set.allowed,
-    )
+    return _of(word_set, target.reshape(shape), spurious.reshape(shape))
+
+
+def outline(word_set: WordSet, templates: Templates, width: int) -> TextSet:
+    """What `embed` gives, with the shapes of the embeddings, of so many numbers each, in their place."""
+    counts = [sum(len(own.words) for own in lists) for lists in (word_set.target, word_set.spurious)]
+    return _of(word_set, *(jax.ShapeDtypeStruct((count, len(templates.target), width), np.float32) for count in counts))
 
 
 def narrow(tables: TextSet, word_set: WordSet, kept: WordSet) -> TextSet:
@@ -80,13 +81,7 @@ def narrow(tables: TextSet, word_set: WordSet, kept: WordSet) -> TextSet:
       ValueError: a word that was not embedded in its list.
     """
     target, spurious = _rows(word_set.target, kept.target), _rows(word_set.spurious, kept.spurious)
-    return TextSet(
-        target=np.asarray(tables.target)[target],
-        target_class=_positions(kept.target),
-        spurious=np.asarray(tables.spurious)[spurious],
-        spurious_value=_positions(kept.spurious),
-        allowed=kept.allowed,
-    )
+    return _of(kept, np.asarray(tables.target)[target], np.asarray(tables.spurious)[spurious])
 
 
 def embed_prompts(clip: Clip, prompts: Sequence[str], *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
@@ -101,6 +96,11 @@ def embed_prompts(clip: Clip, prompts: Sequence[str], *, batch_size: int = 256, 
     if len(distinct) == len(prompts):
         return embeddings
     return embeddings[[distinct[prompt] for prompt in prompts]]
+
+
+def _of(word_set: WordSet, target: Any, spurious: Any) -> TextSet:
+    """The text set of words with these embeddings, or shapes."""
+    return TextSet(target, _positions(word_set.target), spurious, _positions(word_set.spurious), word_set.allowed)
 
 
 def _positions(lists: Sequence[WordList]) -> np.ndarray:

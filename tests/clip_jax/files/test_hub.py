@@ -35,10 +35,12 @@ def test_neither_folder_nor_name(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError) as error:
             clip_jax.load(source)
         assert f"no folder {str(source)!r}, and it is not a hub name" in str(error.value)
-        assert "clip_jax.embedded('other'), clip_jax.embedded('small')" in str(error.value)
-    with pytest.raises(ValueError, match="no embedded checkpoint 'scene'; valid names: 'other', 'small'"):
-        clip_jax.embedded("scene")
-    assert clip_jax.embedded("small") == Path("x")
+        assert "'embedded:other', 'embedded:small'" in str(error.value)
+    for fails in (lambda: clip_jax.embedded("scene"), lambda: clip_jax.load("embedded:scene")):
+        with pytest.raises(ValueError, match="no embedded checkpoint 'scene'; valid names: 'other', 'small'"):
+            fails()
+    assert clip_jax.embedded("small") == clip_jax.located("embedded:small") == Path("x")
+    assert clip_jax.located("owner/name") == "owner/name" and clip_jax.located(str(tmp_path)) == tmp_path
 
 
 def test_a_file_is_no_folder(folder):

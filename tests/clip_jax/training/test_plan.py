@@ -174,7 +174,7 @@ def made(monkeypatch):
 def test_a_program_has_the_shapes_of_the_training(whole):
     root = experiment.plan(small())
     training = root.training
-    program = training.program(training.sharding.layout(training.outline().config, training.batch_size))
+    program = training.program(training.sharding.layout(training.sharding.rules(training.outline().config)))
     assert {name: array.shape for name, array in program.batch.items()} == {"row": (16,), "text": (16,)}
     assert program.resident["images"].shape == (300, 32, 32, 3) and program.resident["ids"].shape[0] == 600
     assert program.numbers.keys() >= {"optimizer.learning_rate", "optimizer.weight_decay", "attribute_weight"}

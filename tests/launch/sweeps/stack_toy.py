@@ -129,7 +129,7 @@ def together(stages: Sequence[Squares], store, devices=None) -> dict[int, Except
     create = lambda own: with_numbers(stages[0], own).create()
     own = as_arrays(stacked_numbers(stages))
     states = jax.device_get(jax.vmap(create, axis_size=len(stages))(own))
-    outcomes = fit.train_together(store, stages, states, training, training(range(len(stages))))
+    outcomes = fit.train_together(store, stages, states, training)
     for stage, outcome in zip(stages, outcomes, strict=True):
         if not isinstance(outcome, NonFiniteLoss):
             store.put(stage, np.asarray(outcome.state.params))

@@ -68,7 +68,7 @@ def compiled(mode):
     """One step in which every device says what it sees of the batch and of the resident arrays."""
     layout = sharding.layout(mode)
 
-    def step(state, batch, *, axis_name=None):
+    def step(numbers, state, batch, *, axis_name=None):
         seen = {"rows": jnp.float32(len(batch["x"])), "table": batch["resident"]["table"].sum()}
         mean = batch["x"].mean()
         if axis_name:
@@ -76,10 +76,10 @@ def compiled(mode):
         return {"total": state["total"] + mean}, seen | {"mean": mean}
 
     state = {"total": np.float32(1)}
-    run = layout.compile(step, state)
+    run = layout.jit(step, state)
     batch = layout.put({"x": np.arange(16, dtype=np.float32)})
     resident = layout.replicate({"table": np.arange(5, dtype=np.float32)})
-    state, metrics = run(layout.place(state), batch | {"resident": resident})
+    state, metrics = run({}, layout.place(state), batch | {"resident": resident})
     return jax.tree.map(float, metrics) | {"total": shares(state["total"])}
 
 

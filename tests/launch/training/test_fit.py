@@ -101,7 +101,7 @@ def train_together(path, stages, **options):
         return replace(training(members[0], store), place=place, numbers=given, batches=batches, **fields)
 
     states = jax.tree.map(lambda *leaves: np.stack(leaves), *(stage.initial for stage in stages))
-    return fit.train_together(store, stages, states, of, of(range(len(stages))))
+    return fit.train_together(store, stages, states, of)
 
 
 def rows(path, stage=Sums()):

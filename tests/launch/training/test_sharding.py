@@ -148,11 +148,12 @@ def test_a_state_can_be_given_away_without_losing_the_callers():
     layout = sharding.layout()
     host = {f"a{n}": np.full(n, 1.0, np.float32) for n in (1, 16, 1024, 100_000)}
     ours = jax.tree.map(jnp.array, host)
-    double = layout.compile(lambda state, batch, *, axis_name=None: (jax.tree.map(lambda a: 2 * a, state), {}), host)
+    step = lambda numbers, state, batch, *, axis_name=None: (jax.tree.map(lambda a: 2 * a, state), {})
+    double = layout.jit(step, host)
     for original in (host, ours):
         state = first = layout.place(original)
         for _ in range(3):
-            state, _ = double(state, {})
+            state, _ = double({}, state, {})
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))  # it was given away
         for leaf in jax.tree.leaves(original):
             np.testing.assert_array_equal(leaf, 1)

@@ -10,7 +10,8 @@ import pytest
 
 from launch.store import Store
 from launch.training import places
-from robustgrad_jax.stages import Classifier, classifier
+from robustgrad_jax.stages import classifier
+from robustgrad_jax.stages.classifier import Classifier
 from tests.robustgrad_jax.stages.test_stacked import in_double, last_state, plan
 
 SHORT = {"duration": "3 steps", "optimizer.schedule.milestones": ("2 steps",), "loop.checkpoint_every": "3 steps"}

@@ -16,9 +16,11 @@ from launch.processes.stop import Preempted, Stop
 from launch.stages import File
 from launch.store import MARKER, Store
 from launch.training import keys, sharding
-from robustgrad_jax import attributions, experiment, lrp, metrics, models, stages, training
+from robustgrad_jax import attributions, experiment, lrp, metrics, models, training
 from robustgrad_jax.attributions import explainers
 from robustgrad_jax.measures.settings import Evaluation
+from robustgrad_jax.stages import inputs
+from robustgrad_jax.stages.measurements import AttributionMeasurement, RobustnessResult, UnderAttack
 from tests.commands import finish, start
 
 N, SIDE, CLASSES = 5, 12, 3
@@ -49,7 +51,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class RandomNetwork(stages.Pretrained):
+class RandomNetwork(inputs.Pretrained):
     """A network of random weights, in the precision of the images."""
 
     def variables(self):
@@ -66,10 +68,10 @@ def network():
 
 
 def plan(asked, seed=0):
-    images = stages.ImageSplits(Noise(), seed)
-    weights = RandomNetwork(images, stages.Architecture(), File(__file__))
+    images = inputs.ImageSplits(Noise(), seed)
+    weights = RandomNetwork(images, inputs.Architecture(), File(__file__))
     measurements = experiment._measurements(asked, images.data.spec(), weights, seed)
-    return stages.RobustnessResult(weights, tuple(measurements))
+    return RobustnessResult(weights, tuple(measurements))
 
 
 def measured(folder, asked, stop=None):
@@ -106,7 +108,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_measurement(tmp_path):
     assert all(np.isfinite(value) for value in result.values())
     assert result["gradient/aam-8/examples"] == N and result["gradient/aam-8/nonfinite"] == 0
 
-    (attack,) = [stage for stage in plan(options()).measurements if isinstance(stage, stages.UnderAttack)]
+    (attack,) = [stage for stage in plan(options()).measurements if isinstance(stage, UnderAttack)]
     pictures = Store(tmp_path / "store").get(attack)["pictures"]["aam-8"]
     test = Noise().load(0).test
     images = test.images[:2] / 255
@@ -159,7 +161,7 @@ def test_what_settings_and_data_give_the_attributions(double, tmp_path):
     data, store = Noise().load(7), Store(tmp_path)
     explanations = {}
     for stage in plan(asked, seed=7).measurements:
-        if isinstance(stage, stages.AttributionMeasurement):
+        if isinstance(stage, AttributionMeasurement):
             explanations[stage.attribution] = store.get(stage.explanation)
     assert list(explanations) == [*names, "lrp_epsilon_gamma_box"]
     x = jnp.asarray((data.test.images / 255 - MEAN) / STD)

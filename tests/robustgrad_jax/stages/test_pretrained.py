@@ -16,7 +16,8 @@ from launch.files import save_tree
 from launch.run import PLAN
 from launch.stages import SettingError, settings
 from launch.store import Store
-from robustgrad_jax import models, stages
+from robustgrad_jax import models
+from robustgrad_jax.stages import inputs
 from tests.commands import finish, train
 from tests.robustgrad_jax.test_experiment import SMALL
 
@@ -43,7 +44,7 @@ class Outline:
 
 def load(source, name="lenet", data=Outline(), **model):
     """The variables of a network that was trained before."""
-    stage = stages.pretrained(str(source), stages.ImageSplits(data), stages.Architecture(name, **model))
+    stage = inputs.pretrained(str(source), inputs.ImageSplits(data), inputs.Architecture(name, **model))
     return Store(source).get(stage)["variables"]
 
 
@@ -76,9 +77,9 @@ def test_a_network_counts_by_its_weights(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     stored_run(tmp_path / "same")
     stored_run(tmp_path / "deeper", "resnet18_cifar")
-    images = stages.ImageSplits(DataSet("digits"))
-    create = lambda folder, name: stages.TrainedRun(
-        images, stages.Architecture(name), stages.inputs.File(str(tmp_path / folder / "store/classifier-0/value"))
+    images = inputs.ImageSplits(DataSet("digits"))
+    create = lambda folder, name: inputs.TrainedRun(
+        images, inputs.Architecture(name), inputs.File(str(tmp_path / folder / "store/classifier-0/value"))
     )
     assert create("moved", "lenet").key == create("same", "lenet").key != create("deeper", "resnet18_cifar").key
 

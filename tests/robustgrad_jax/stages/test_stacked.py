@@ -18,7 +18,7 @@ from launch.stages import SettingError, numbers, stacked_numbers, with_numbers
 from launch.store import MARKER, Store
 from launch.training import checkpoint, fit, sharding
 from robustgrad_jax import experiment, regularizers, training
-from robustgrad_jax.stages import Classifier
+from robustgrad_jax.stages.classifier import Classifier
 from tests.commands import finish, start
 
 SMALL = {

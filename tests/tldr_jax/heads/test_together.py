@@ -9,7 +9,7 @@ from launch.store import Store
 from launch.training import fit
 from tests.tldr_jax.small import CONFIG, changed
 from tldr_jax import experiment, retrain
-from tldr_jax.stages.text import Heads
+from tldr_jax.stages.heads import Heads
 
 SMALL = {"baselines": ("erm", "dfr"), "ablations": ("no_gap",), "retrain.grid.learning_rate": ()}
 MEMBERS = (
