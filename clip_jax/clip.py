@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,11 +16,11 @@ from safetensors.numpy import save_file
 
 from clip_jax import model, preprocess, tokenizer
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.files import config_files, hub, layouts, weights
+from clip_jax.files import config_files, layouts, weights
+from clip_jax.files.sources import folder_of
 from clip_jax.tokenizer import Tokenizer
 from launch import files as atomic
 
-_EMBEDDED = "embedded:"  # before the name of a checkpoint that comes with the package
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 # All files that `save` may write; a folder with any other file is not overwritten.
 _WRITTEN = {
@@ -224,7 +223,7 @@ def outline(source: str | Path) -> Clip:
 
     Raises: as `load`.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     files = _files(folder)
     with _naming(folder / files.config):
         config = _read_config(folder, files)
@@ -256,52 +255,7 @@ def save(clip: Clip, folder: str | Path, *, dtype: Any = None) -> None:
         _write(clip, temporary, dtype)
 
 
-def embedded(name: str) -> Path:
-    """The folder of a checkpoint that comes with this package, for `load`.
-
-    Raises:
-      ValueError: an unknown name; the message lists the valid ones.
-    """
-    folders = _embedded()
-    if name not in folders:
-        raise ValueError(f"no embedded checkpoint {name!r}; valid names: {', '.join(map(repr, sorted(folders)))}")
-    return folders[name]
-
-
-def _embedded() -> dict[str, Path]:
-    root = Path(str(resources.files("clip_jax"))) / "checkpoints"
-    return {path.parent.name: path.parent for path in root.glob(f"*/{weights.HUGGINGFACE_CONFIG}")}
-
-
 # -- Reading ----------------------------------------------------------------------------------
-
-
-def located(source: str | Path) -> Path | str:
-    """The folder that `load` would read, or the hub name that it would fetch.
-
-    Raises:
-      FileNotFoundError: it is neither; the message lists the checkpoints that come with the package.
-      ValueError: there is no checkpoint "embedded:NAME" of this name.
-    """
-    if isinstance(source, str) and source.startswith(_EMBEDDED):
-        return embedded(source.removeprefix(_EMBEDDED))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise FileNotFoundError(f"{path} is a file; give the folder of the checkpoint, with config.json in it")
-    if isinstance(source, str) and hub.is_name(source):
-        return source
-    names = ", ".join(repr(f"{_EMBEDDED}{name}") for name in sorted(_embedded())) or "none"
-    raise FileNotFoundError(
-        f"no folder {str(source)!r}, and it is not a hub name (owner/repository) either. Checkpoints that come with "
-        f"the package: {names}"
-    )
-
-
-def _folder(source: str | Path) -> Path:
-    place = located(source)
-    return place if isinstance(place, Path) else hub.download(place)
 
 
 def _files(folder: Path) -> weights.CheckpointFiles:

@@ -15,8 +15,8 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from launch import versions
 from launch.files import load_json, load_tree, sweep_leftovers, write_atomically
+from launch.processes import versions
 from launch.processes.stop import Stop, process_0_says
 from launch.reading import InputError
 from launch.results import without_nan

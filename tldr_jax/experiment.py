@@ -58,7 +58,7 @@ class ProjectorSettings:
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeadGrid:
     """The section `retrain.grid`: all combinations of these values are trained; () for the one of `retrain` itself."""
 
     learning_rate: tuple[float, ...] = ()
@@ -240,7 +240,10 @@ def _projectors(
     config, clip: images.FrozenClip, view: images.ClipImages, features: images.Features
 ) -> tuple[Projector, tuple[Projector, ...], text.NetworkFit]:
     """The projector of the filter, those that heads are trained on, and how a network is fitted in their place."""
-    own, grid = settings(ProjectorSettings, config, "projector", skip=("mlp",)), settings(Grid, config, "retrain.grid")
+    own, grid = (
+        settings(ProjectorSettings, config, "projector", skip=("mlp",)),
+        settings(HeadGrid, config, "retrain.grid"),
+    )
     network = settings(text.NetworkFit, config, "projector.mlp")
     if own.kind == "mlp" and grid.ridge:
         raise SettingError("retrain.grid.ridge", f"={grid.ridge}: an mlp projector has no ridge, set ()")
@@ -264,7 +267,7 @@ def _projectors(
 
 
 def _heads(config, **parts: Any) -> Heads:
-    grid = settings(Grid, config, "retrain.grid")
+    grid = settings(HeadGrid, config, "retrain.grid")
     one = lambda name: (setting(config, f"retrain.{name}", int if name == "seed" else float),)
     axes = {name: getattr(grid, name) or one(name) for name in ("learning_rate", "weight_decay", "seed")}
     return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)

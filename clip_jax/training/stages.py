@@ -233,7 +233,7 @@ class ClipTraining(Stage):
         self._rows_at(self.batch_size if labels is None else len(labels), labels)
 
     def preflight(self, store: Store) -> None:
-        self.sharding.layout(self.outline().config, self.batch_size)
+        self._layout()
         if not isinstance(self.train, ScenesPairs):
             examples = len(store.get(self.train))
             self._rows_at(examples, None)
@@ -256,9 +256,7 @@ class ClipTraining(Stage):
         )
 
     def make(self, store: Store) -> dict[str, Any]:
-        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
-        with about("batch_size"):
-            layout.check_batch(self.batch_size)
+        layout = self._layout()
         images, val = store.get(self.train), store.get(self.val)
         logging.info("%d images to train on, %d to validate", len(images), len(val))
         rows_at = self._rows_at(len(images), images.attributes)
@@ -299,6 +297,12 @@ class ClipTraining(Stage):
     def trained(self, store: Store) -> clip_jax.Clip:
         """The trained CLIP, on the host."""
         return replace(self.outline(), params=store.get(self)["params"])
+
+    def _layout(self) -> Layout:
+        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
+        with about("batch_size"):
+            layout.check_batch(self.batch_size)
+        return layout
 
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:
         """The optimiser for a training set of `examples` images, and the function that turns durations into steps."""

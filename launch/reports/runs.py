@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from launch import versions
+from launch.processes import versions
 from launch.reading import InputError, MissingInput, jsons
 from launch.reports.numbers import is_number
 from launch.run import PLAN, flatten
@@ -66,7 +66,7 @@ class RunRecord:
     curves: Mapping[str, Curve] = field(default_factory=dict)  # with several trained stages "phi/train/loss"
     logged: tuple[float, float] | None = None  # first and last time that metrics were logged, in seconds
     figures: tuple[Path, ...] = ()  # PNG files
-    versions: tuple[Mapping[str, str], ...] = ()  # what it was made with, see `launch.versions`
+    versions: tuple[Mapping[str, str], ...] = ()  # what it was made with, see `launch.processes.versions`
     earlier: tuple[EarlierResult, ...] = ()  # of earlier configs, the oldest first
     overrides: Mapping[str, Any] | None = None  # what its sweep set, dotted key -> value; None for a run of no sweep
     log: str = ""  # of a failed run, the last lines

@@ -7,7 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from launch import versions
+from launch.processes import versions
 from launch.run import Run
 
 
