@@ -96,7 +96,7 @@ def test_unit_changes_on_the_command_line(monkeypatch):
     assert duration.to_steps(holder.value.train.duration, **SIZES) == 20
 
 
-@settings(deadline=2000, max_examples=300, derandomize=True)
+@settings(deadline=60_000, max_examples=300, derandomize=True)
 @given(
     st.text(max_size=20)
     | st.tuples(
