@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.core import Tracer
@@ -60,6 +61,41 @@ def as_pytree(fn: Callable) -> Partial:
 def traced(*trees: Any) -> bool:
     """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_classes(y: Array, logits: Any) -> None:
+    """Raise ValueError if a class of y, where it can be read, has no logit in (n, classes), an array or its shape."""
+    if len(logits.shape) != 2:
+        raise ValueError(f"logits must be (n, classes), got shape {logits.shape}")
+    if _can_be_read(y):
+        classes = np.asarray(y)
+        low, high = classes.min(), classes.max()
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(f"y holds classes {low} to {high}, but there are {logits.shape[-1]} logits")
+
+
+def check_labels(
+    x: Array, y: Array, logits_fn: Callable[..., Array] | None, attribution_fn: Callable[..., Array] | None = None
+) -> None:
+    """Raise ValueError if a label of x, where it can be read, is a class that the network does not have.
+
+    Inside a jit labels cannot be read; there the gradients and values of such a class are NaN.
+
+    Args:
+      x: (n, …). y: int (n,).
+      logits_fn: tells how many classes there are.
+      attribution_fn: traced with the labels where there is no logits_fn; those of `robustgrad_jax.attributions` look.
+    """
+    if not _can_be_read(y):
+        return
+    if logits_fn is not None:
+        check_classes(y, jax.eval_shape(logits_fn, x))
+    elif attribution_fn is not None:
+        jax.eval_shape(lambda x: attribution_fn(x, y), x)
+
+
+def _can_be_read(y: Array) -> bool:
+    return not isinstance(y, Tracer) and np.size(y) > 0 and getattr(y, "is_fully_addressable", True)
 
 
 def map_chunks(fn: Callable[[Array], Result], count: int, chunk: int) -> Result:

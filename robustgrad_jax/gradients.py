@@ -37,6 +37,23 @@ class Forward(Protocol):
     def __call__(self, params: Any, x: Array, /) -> tuple[Array, Any]: ...
 
 
+def class_directions(y: Array, logits: Array) -> Array:
+    """What a class's logit is differentiated by, (n, k): one-hot rows, and NaN for classes that do not exist.
+
+    A row of zeros would give such a class an attribution of zeros, which nothing can change. Under jit, where labels
+    cannot be looked at, NaN is what tells.
+    """
+    classes = logits.shape[-1]
+    exists = (y >= 0) & (y < classes)
+    return jnp.where(exists[:, None], jax.nn.one_hot(y, classes, dtype=logits.dtype), jnp.nan)
+
+
+def of_classes(values: Array, y: Array) -> Array:
+    """The value (n,) of each row's class y in (n, k); NaN for classes that do not exist."""
+    picked = jnp.take_along_axis(values, y[:, None], axis=-1)[:, 0]  # of a negative class that from the end
+    return jnp.where((y >= 0) & (y < values.shape[-1]), picked, jnp.nan)
+
+
 def input_gradient(logits_fn: Forward, params: Any, x: Array, y: Array) -> tuple[Array, Array, Any]:
     """∇g(x), the input gradient of the true-class logit, with the pass that it comes from.
 
@@ -49,7 +66,7 @@ def input_gradient(logits_fn: Forward, params: Any, x: Array, y: Array) -> tuple
       gradient (n, h, w, c), logits (n, k), aux.
     """
     logits, pullback, aux = jax.vjp(lambda x: logits_fn(params, x), x, has_aux=True)
-    (gradient,) = pullback(jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype))
+    (gradient,) = pullback(class_directions(y, logits))
     return gradient, logits, aux
 
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, map_chunks
-from robustgrad_jax.gradients import Ball, Draws, RandomKind
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels, map_chunks
+from robustgrad_jax.gradients import Ball, Draws, RandomKind, of_classes
 
 MEASURES = ("max_sensitivity", "average_sensitivity", "local_lipschitz", "relative_input_stability")
 NOISES = ("uniform", "gaussian")
@@ -81,6 +81,7 @@ def stability(
     if unknown := [name for name in measures if name not in MEASURES]:
         raise ValueError(f"unknown measure {unknown[0]!r} of stability; valid names: {', '.join(map(repr, MEASURES))}")
     _check(x, y, ball, draws, samples, noise)
+    check_labels(x, y, logits_fn, attribution_fn)
     logits_fn = None if logits_fn is None else as_pytree(logits_fn)
     attribution_fn, measures = as_pytree(attribution_fn), tuple(measures)
     values = _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chunk, measures)
@@ -134,6 +135,7 @@ def infidelity(
     if attribution.shape != x.shape:
         raise ValueError(f"infidelity takes an attribution of x's shape {x.shape}, got {attribution.shape}")
     _check(x, y, ball, draws, samples, noise)
+    check_labels(x, y, logits_fn)
     return _infidelity(as_pytree(logits_fn), attribution, x, y, ball, draws, noise, samples, chunk, normalize)
 
 
@@ -196,7 +198,7 @@ def _away_from_zero(a: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("noise", "samples", "chunk", "normalize"))
 def _infidelity(logits_fn, attribution, x, y, ball, draws, noise, samples, chunk, normalize) -> Array:
-    score = lambda x, y: jnp.take_along_axis(logits_fn(x), y[:, None], axis=-1)[:, 0]
+    score = lambda x, y: of_classes(logits_fn(x), y)
     clean = score(x, y)
 
     def terms(numbers: Array) -> Array:

@@ -34,8 +34,10 @@ def target_anchored(
       The mean over all anchors, in nats; with an axis, over this device's anchors: average it over the axis.
 
     Raises:
-      ValueError: shapes that differ, or have another rank.
+      ValueError: shapes that differ, or have another rank; a temperature that is known and not positive.
     """
+    if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < np.inf:
+        raise ValueError(f"temperature={temperature} must be above 0 and finite")
     if queries.shape != targets.shape or queries.ndim not in (2, 3):
         raise ValueError(
             f"queries and targets must have one shape, (m, d) or (g, m, d), got {queries.shape} and {targets.shape}"

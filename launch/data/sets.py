@@ -1,13 +1,17 @@
 """The data sets by name: `DataSet` is the section `data` of a config; it reads a set and cuts it into three splits."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from launch.data import folder, sources, splits
 from launch.data.sources import Shape, Statistics
 from launch.data.splits import Splits
-from launch.reading import paths
+from launch.reading import InputError, paths
 from launch.stages import File, SettingError, free, require, require_known, require_number, section
 
 NAMES = tuple(sorted(sources.SOURCES))
@@ -120,6 +124,9 @@ class DataSet:
         """
         with section("data"):
             whole = self._source.read(self)
+            self._check_classes(whole.classes)
+            for split in filter(None, (whole.train, whole.val, whole.test)):
+                _check_labels(split.labels, len(whole.classes))
             self._check_counts(len(whole.train), len(whole.val) if whole.val else 0, len(whole.test))
             train, held_out = splits.hold_out(
                 whole.train, seed=seed, val_examples=self.val_examples, train_examples=self.train_examples
@@ -141,6 +148,7 @@ class DataSet:
         """
         with section("data"):
             outline = self._source.outline(self)
+            self._check_classes(outline.classes)
             self._check_counts(outline.train, outline.val, outline.test)
         return Spec(
             image_shape=outline.image_shape,
@@ -175,9 +183,26 @@ class DataSet:
         splits.check_hold_out(train, val_examples=self.val_examples, train_examples=self.train_examples)
         splits.check_subset(test, examples=self.test_examples, name="test_examples")
 
+    def _check_classes(self, classes: Sequence[str]) -> None:
+        """Raise `SettingError` where there is nothing to tell apart."""
+        if len(classes) < 2:
+            at = self.path or self.name
+            raise SettingError("name" if not self.path else "path", f"={at!r}: has {len(classes)} class; it takes two")
+
     def _checked(self, statistics: Statistics, *, channels: int) -> Statistics:
         """The settings' mean and std where they are given, else the data set's."""
         mean, std = self.mean or statistics[0], self.std or statistics[1]
         for name, values in (("mean", mean), ("std", std)):
             require(len(values) == channels, self, name, f"the images have {channels} channels; give as many values")
+        if not all(0 < value < math.inf for value in std):
+            at = f"of the images is {std}: are they all of one colour? Set data.std"
+            raise SettingError("std", f": the standard deviation {at}")
         return mean, std
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raise `InputError` for a label of no class: a network would learn from it as from any other."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        at = f"example {wrong[0]}"
+        raise InputError(f"has a label that none of the {classes} classes has", place=at, value=int(labels[wrong[0]]))

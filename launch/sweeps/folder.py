@@ -28,8 +28,8 @@ def locked(workdir: str | Path) -> Iterator[int]:
 def claim(sweep: Sweep) -> Sweep:
     """Define a sweep in its folder, or continue the one that is in it; call it within `locked`.
 
-    A sweep may get more members, with the same base config. A search keeps the members that it has proposed,
-    and accepts another objective as long as no result has the earlier one.
+    A sweep may get more members, with the same base config, and lose those that were refused. A search keeps the
+    members that it has proposed, and accepts another objective as long as no result has the earlier one.
 
     Returns:
       The sweep with all members, as written to sweep.json.
@@ -76,7 +76,7 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
             before_it["objective"] = asked.search.get("objective")  # no result has it, so it may still be corrected
         lines += [f"search {line}" for line in difference(before_it, asked.search)]
     else:
-        missing = {m.name for m in stored.members} - {m.name for m in asked.members}
+        missing = {m.name for m in stored.members if not _was_refused(m)} - {m.name for m in asked.members}
         lines += [f"{name}: a member -> (absent)" for name in sorted(missing)]
     if lines:
         raise SweepError(
@@ -84,6 +84,11 @@ def _check_same(stored: Sweep, asked: Sweep) -> None:
             + "\n  ".join(lines)
             + "\nRun the same sweep, add members to it, or choose another --workdir."
         )
+
+
+def _was_refused(member: Member) -> bool:
+    """Whether a member has failed before it touched its run directory."""
+    return status(member).state == "failed" and not (member.path / "config.json").exists()
 
 
 def _check_config(member: Member) -> None:

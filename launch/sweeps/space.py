@@ -22,11 +22,12 @@ from typing import Any, cast
 import numpy as np
 from ml_collections import ConfigDict
 
+from launch.reading import shown
 from launch.sweeps.members import SweepError
 
 DISTRIBUTIONS = ("uniform", "log")
 _SHOWN_DIGITS = 4  # of a random value: enough for a search, and short enough for a folder's name
-_MOST = 1_000_000  # values of a range
+_MOST = 1_000_000  # values of a field, and members of a sweep
 _WANTS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", tuple: "a tuple (a,b)"}
 
 
@@ -130,11 +131,11 @@ def _coerced(value: Any, field: ConfigField) -> Any:
     kind = field.kind
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(_coerced(v, element) for v, element in zip(value, itertools.repeat(_element(field))))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
         value = float(value)
     if kind is object or (type(value) is kind and not (kind is float and not math.isfinite(value))):
         return value
-    raise ValueError(f"{value!r} is not {_WANTS[kind]}")
+    raise ValueError(f"{shown(value)} is not {_WANTS[kind]}")
 
 
 def _element(field: ConfigField) -> ConfigField:
@@ -327,8 +328,8 @@ def _draws(text: str, start: int, stop: int, field: ConfigField) -> RandomValues
         raise _At(f"low must be less than high, got {low} and {high}", inner)
     if form[1] == "log" and low <= 0:
         raise _At(f"~log needs a low above 0, got {low}", inner)
-    if count is not None and count < 1:
-        raise _At(f"the count must be at least 1, got {count}", pieces[2][0])
+    if count is not None and not 1 <= count <= _MOST:
+        raise _At(f"the count must be at least 1 and at most {_MOST:,}, got {shown(count)}", pieces[2][0])
     return RandomValues(form[1], low, high, count, field.kind is int, start)
 
 
@@ -358,8 +359,10 @@ def product(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """All combinations of one dict from each list, merged.
 
     Raises:
-      SweepError: two lists set the same field.
+      SweepError: two lists set the same field, or there are too many combinations.
     """
+    if (count := math.prod(map(len, lists))) > _MOST:
+        raise SweepError(f"--grid: {count:,} members, {_MOST:,} are the most; --search=optuna tries some of them")
     keys = [{key for overrides in part for key in overrides} for part in lists]
     for a, b in itertools.combinations(keys, 2):
         if a & b:

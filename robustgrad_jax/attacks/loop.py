@@ -10,7 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from robustgrad_jax import metrics
-from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, traced
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels, traced
 from robustgrad_jax.gradients import Ball, Draws, LocalBall, Radius
 
 Context = dict[str, Any]  # what all steps of an attack share: images "x", labels "y", "ball" in x's units, functions
@@ -104,6 +104,7 @@ def ascend(
       Others: as of the attacks and `Ascent`.
     """
     x, local = check(x, y, steps), ball.in_units_of(x)
+    check_labels(x, y, logits_fn, attribution_fn)
     attribution_fn = as_pytree(attribution_fn)
     logits_fn = needed(logits_fn, "keep_prediction=False") if keep_prediction else None
     context: Context = {

@@ -28,7 +28,7 @@ from jax.tree_util import Partial
 from launch.networks import activations
 from robustgrad_jax import metrics
 from robustgrad_jax.attacks import loop as attack_loop
-from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, logits_of
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels, logits_of
 from robustgrad_jax.gradients import Ball, Draws
 
 NAMES = ("manipulate", "top_k", "mass_center", "pgd", "random_sign")
@@ -105,6 +105,7 @@ def manipulate(
     if not 0 < gamma <= 1:
         raise ValueError(f"manipulate: gamma must lie in (0, 1], got {gamma}")
     x = attack_loop.check(x, y, steps)
+    check_labels(x, y, logits_fn, attribution_fn)
     local = ball.in_units_of(x)
     attribution_fn = as_pytree(attribution_fn)
     logits_fn = attack_loop.needed(logits_fn, "gamma=1") if gamma < 1 else None

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from launch.training import keys
-from robustgrad_jax.callables import LogitsFn
+from robustgrad_jax.callables import LogitsFn, check_classes
 from robustgrad_jax.gradients import Forward, draw_noise, input_gradient
 
 RULES = ("gausslegendre", "midpoint", "right")
@@ -196,18 +195,6 @@ def check(x: Array, y: Array) -> None:
         raise ValueError(
             f"y must be integers of shape {x.shape[:1]}, a class for every row of x {x.shape}; got {y.dtype} {y.shape}"
         )
-
-
-def check_classes(y: Array, logits: Array) -> None:
-    """Raise ValueError if a class of y, where it can be read, has no logit: its attribution would be silently zero."""
-    if logits.ndim != 2:
-        raise ValueError(f"logits must be (n, classes), got shape {logits.shape}")
-    if isinstance(y, Tracer) or np.size(y) == 0 or not getattr(y, "is_fully_addressable", True):
-        return
-    classes = np.asarray(y)
-    low, high = classes.min(), classes.max()
-    if low < 0 or high >= logits.shape[-1]:
-        raise ValueError(f"y holds classes {low} to {high}, but there are {logits.shape[-1]} logits")
 
 
 def _checked(logits_fn: LogitsFn, y: Array) -> Forward:

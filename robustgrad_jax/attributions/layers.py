@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Literal
 
-from robustgrad_jax.attributions.gradients import check, check_classes
+from robustgrad_jax.attributions.gradients import check
+from robustgrad_jax.callables import check_classes
+from robustgrad_jax.gradients import class_directions
 
 
 def grad_cam(model, variables, x: Array, y: Array, *, layer: str, resize: bool = False) -> Array:
@@ -70,7 +72,7 @@ def _value_and_gradient(apply: Callable, x: Array, y: Array, layer: str) -> tupl
     shape = shapes[1][layer]
     logits, pullback, value = jax.vjp(tapped, jnp.zeros(shape.shape, shape.dtype), has_aux=True)
     check_classes(y, logits)
-    return value, pullback(jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype))[0]
+    return value, pullback(class_directions(y, logits))[0]
 
 
 def _check_layer(layer: str, out: Mapping[str, jax.ShapeDtypeStruct]) -> None:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from robustgrad_jax.callables import as_pytree, map_chunks
+from robustgrad_jax.callables import as_pytree, check_labels, map_chunks
+from robustgrad_jax.gradients import of_classes
 
 STEPS = 20  # levels, Joo et al. 2023
 CHUNK = 5  # levels in one forward
@@ -84,6 +85,7 @@ def _curve(logits_fn, x, y, heatmap, steps: int, chunk: int, keep_top: bool) -> 
         raise ValueError(f"{x.shape[0]} images need as many labels (n,), got shape {y.shape}")
     if steps < 1:
         raise ValueError(f"a curve has at least one level, got steps={steps}")
+    check_labels(x, y, logits_fn)
     return _compiled_curve(as_pytree(logits_fn), x, y, heatmap, steps, chunk, keep_top)
 
 
@@ -100,7 +102,7 @@ def _compiled_curve(logits_fn: Partial, x, y, heatmap, steps: int, chunk: int, k
         images = jnp.where((top if keep_top else ~top)[..., None], x, 0)
         logits = logits_fn(images.reshape(-1, *x.shape[1:]))
         chances = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-        return jnp.take_along_axis(chances, jnp.tile(y, len(levels))[:, None], axis=-1).reshape(-1, n)
+        return of_classes(chances, jnp.tile(y, len(levels))).reshape(-1, n)
 
     curve = map_chunks(probabilities, steps, chunk)
     return jnp.where(jnp.all(jnp.isfinite(heatmap), axis=(1, 2)), curve, jnp.nan)

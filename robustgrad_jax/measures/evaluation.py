@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from launch.training import keys
 from robustgrad_jax import callables, metrics, sensitivity
-from robustgrad_jax.gradients import Ball, Draws, draw_noise, input_gradient, squared_norm
+from robustgrad_jax.gradients import Ball, Draws, draw_noise, input_gradient, of_classes, squared_norm
 
 Batch = Mapping[str, Any]
 Values = dict[str, jax.Array]  # name -> (n,)
@@ -154,7 +154,7 @@ def accuracy(model: nn.Module, prepare: Prepare) -> Measure:
         x, y = prepare(batch)
         logits, _ = model.apply(variables, x)
         log_probabilities = jax.nn.log_softmax(logits)
-        loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
+        loss = -of_classes(log_probabilities, y)
         return {"accuracy": _as_number(logits.argmax(-1) == y, logits), "cross_entropy": loss}
 
     return measure

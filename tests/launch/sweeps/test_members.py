@@ -12,7 +12,19 @@ from launch.journal import Journal
 from launch.run import Run
 from launch.sweeps import folder, members
 from launch.sweeps.board import Board, duration, log_end, summary
-from launch.sweeps.members import SweepError, command, config_of, define, extend, load, member_name, save, status
+from launch.sweeps.members import (
+    SweepError,
+    command,
+    config_of,
+    define,
+    extend,
+    fail,
+    load,
+    member_name,
+    save,
+    start,
+    status,
+)
 from tests.launch import sweep_toy
 
 BASE = sweep_toy.get_config()
@@ -120,6 +132,9 @@ def test_a_folder_takes_the_same_sweep_or_more_of_it(tmp_path):
     assert [m.name for m in load(tmp_path).members] == ["seed=0", "seed=1", "seed=2"]
     with pytest.raises(SweepError, match=r"another sweep(.|\n)*seed=2: a member -> \(absent\)"):
         folder.claim(made(tmp_path, [{"seed": 0}, {"seed": 1}]))
+    start(load(tmp_path).members[2])
+    fail(load(tmp_path).members[2], "exit status 2")  # its settings were refused: it has no config.json
+    assert [m.name for m in folder.checked(made(tmp_path, [{"seed": 0}, {"seed": 1}])).members] == ["seed=0", "seed=1"]
     changed = BASE.copy_and_resolve_references()
     changed.nested.rate = 0.5
     with pytest.raises(SweepError, match=r"base nested\.rate: 0\.1 -> 0\.5"):

@@ -86,7 +86,7 @@ def test_what_a_grid_means(text, expected):
         ("x=~exp(1,2,3)", 3, "random values are ~uniform(low,high,count) or ~log(low,high,count)"),
         ("x=~log(0,2,3)", 8, "a low above 0"),
         ("x=~log(2,1,3)", 8, "low must be less than high, got 2.0 and 1.0"),
-        ("x=~log(1,2,0)", 12, "at least 1, got 0"),
+        ("x=~log(1,2,0)", 12, "at least 1 and at most 1,000,000, got 0"),
         ("x=~log(1)", 8, "takes low, high and a count, got 1"),
         ("x=~log(1,2)", 3, "needs a count"),
         ("x=1,~log(1,2,3)", 3, "random values cannot be listed"),

@@ -2,6 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 from absl import flags
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from ml_collections import config_dict, config_flags
 
 from launch.stages import SettingError
@@ -92,3 +94,35 @@ def test_unit_changes_on_the_command_line(monkeypatch):
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values)
     values(argv)
     assert duration.to_steps(holder.value.train.duration, **SIZES) == 20
+
+
+@settings(deadline=60_000, max_examples=300, derandomize=True)
+@given(
+    st.text(max_size=20)
+    | st.tuples(
+        st.text("0123456789.eE+-", max_size=12) | st.floats().map(repr) | st.integers().map(str),
+        st.sampled_from(["", " ", "\t"]),
+        st.sampled_from(["steps", "step", "epochs", "examples", "fortnights", "nan epochs", ""]),
+    ).map("".join)
+    | st.none()
+    | st.floats()
+    | st.binary(max_size=3)
+)
+@example("9" * 100_000 + "x")
+@example("1e18 steps")
+@example("1e9 epochs")
+def test_anything_is_steps_or_refused_by_the_name_of_its_field(value):
+    try:
+        duration.check(SimpleNamespace(eval_every=value), "eval_every")
+    except SettingError as error:
+        assert error.name == "eval_every" and str(error).startswith("eval_every: ") and str(error).isprintable()
+        return
+    assert 0 <= duration.to_steps(value, examples=1, batch_size=1) < 2**31
+
+
+def test_a_least_length():
+    owner = SimpleNamespace(duration="0 epochs", milestones=("1 steps", "-1 steps"))
+    with pytest.raises(SettingError, match=r"^duration='0 epochs': must be at least 1 step$"):
+        duration.check(owner, "duration", least=1)
+    with pytest.raises(SettingError, match=r"^milestones: the duration '-1 steps' is negative$"):
+        duration.check(owner, "milestones")
