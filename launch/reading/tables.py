@@ -36,12 +36,13 @@ def rows(
 
     Raises:
       MissingInput: no such file.
-      InputError: not UTF-8, no header, a column twice or missing, a row with more or fewer cells than the header, a
-        quote that is not closed on its line; with the line.
+      InputError: not UTF-8, no header, a column twice or missing, the header again, a row with more or fewer cells than
+        the header, a quote that is not closed on its line; with the line.
     """
     delimiter = _delimiter(file)
     split = _splitter(delimiter, skip_spaces, file)
     chosen: Callable[[Sequence[str]], tuple[str, ...]] | None = None
+    names: Sequence[str] = ()
     width = 0
     for line, content in enumerate(itertools.chain.from_iterable(text.blocks(file)), 1):
         if not content:
@@ -50,9 +51,11 @@ def rows(
         cells = split(content, line) if skip_spaces or '"' in content else content.split(delimiter)
         if len(cells) == width:
             assert chosen is not None
+            if cells == names and any(names):
+                raise InputError("is the header again", file=file, place=line, remedy="remove it; were files joined?")
             yield line, chosen(cells)
         elif chosen is None:
-            chosen, width = _chooser(file, line, cells, columns, delimiter), len(cells)
+            chosen, names, width = _chooser(file, line, cells, columns, delimiter), cells, len(cells)
         else:
             raise _wrong_width(file, line, cells, width, delimiter)
     if chosen is None:

@@ -45,6 +45,14 @@ def test_sixty_pairs_with_one_stray_quote(write):
         cells(path, "image", "caption")
 
 
+def test_a_second_header_is_no_row(write):
+    """Two files that were joined: the captions would have "caption" among them."""
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        table = f"image{separator}caption\n0.png{separator}a dog\n"
+        with pytest.raises(InputError, match=rf"{name}, line 3: is the header again; remove it; were files joined"):
+            cells(write(name, table * 2), "caption")
+
+
 def test_what_python_writes_is_read(write, tmp_path):
     rows = [("0.png", 'a "stop" sign, red'), ("1.png", ""), ("2, 3.png", '"'), ("é.png", " x ")]
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
@@ -118,7 +126,7 @@ def test_a_long_cell(write):
 def test_a_wide_header_and_an_unclosed_quote_take_no_time(write):
     started = time.monotonic()
     header = ",".join(f"c{i}" for i in range(100_000))
-    assert cells(write("a.csv", f"{header}\n{header}\n"), "c99999") == [("c99999",)]
+    assert cells(write("a.csv", f"{header}\n{header.upper()}\n"), "c99999") == [("C99999",)]
     with pytest.raises(InputError, match="line 2"):
         cells(write("b.csv", 'x\n"a\n' + "b\n" * 1_000_000), "x")
     assert time.monotonic() - started < 2
