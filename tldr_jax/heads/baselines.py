@@ -176,7 +176,9 @@ def zero_shot(prompts: ArrayLike) -> Head:
 def _averaged(features, labels, strata, score, scale_on, penalties, draws, tuning_draws, seed) -> Fitted:
     """Logistic regressions of stratum-balanced subsets: C chosen by `score` on held-out halves, then averaged."""
     if not len(penalties) or draws < 1 or tuning_draws < 1:
-        raise ValueError(f"needs a C ({list(penalties)}), a draw ({draws}) and a tuning draw ({tuning_draws})")
+        raise ValueError(
+            f"needs at least one C ({list(penalties)}), one draw ({draws}) and one tuning draw ({tuning_draws})"
+        )
     if np.ndim(features) != 2 or len(features) != len(labels):
         raise ValueError(f"features must be (n, f), a row for each of {len(labels)} labels, got {np.shape(features)}")
     features, rng = np.asarray(features, np.float64), np.random.default_rng(seed)

@@ -107,7 +107,7 @@ def test_a_config_says_how_to_run_it(path):
         ({"data.group": 3}, ["batch_size=16", "groups of 3"]),
         ({"batch_size": 0}, ["batch_size=0"]),
         ({"batch_size": 320}, ["batch_size=320: more than the 300 training images"]),
-        ({"trainable": ("image/blok.*",)}, ["image/blok", "there are"]),
+        ({"trainable": ("image/blok.*",)}, ["image/blok", "paths: "]),
         ({"trainable": ()}, ["trainable=()", "('.*',)"]),
         ({"init_from": "embedded:no"}, ["no embedded checkpoint 'no'", "scenes"]),
         ({"init_from": "nowhere"}, ["nowhere"]),
