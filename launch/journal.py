@@ -1,7 +1,6 @@
 """What a training logs while it runs: metrics.jsonl and TensorBoard, in one folder."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from tensorboardX import SummaryWriter
 
 from launch.files import write_atomically
 from launch.reading import jsons
+from launch.results import without_nan
 
 
 class Journal:
@@ -32,7 +32,7 @@ class Journal:
             return
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
-        finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}  # JSON has no NaN
+        finite = without_nan({name: float(value) for name, value in values.items()})
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
         for key, value in values.items():

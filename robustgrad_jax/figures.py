@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch import drawing
+from launch.reports import drawing
 
 _CELL = 1.25  # inches per picture of a grid
 _PANEL = (3.4, 2.8)  # inches per panel of curves

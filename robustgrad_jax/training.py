@@ -12,7 +12,8 @@ from jax import Array
 
 from launch.data import augment, feed
 from launch.training import keys, sharding
-from launch.training.program import LOSS, Batch, Metrics, NormState
+from launch.training.optim import descend
+from launch.training.program import Batch, Metrics, NormState
 from robustgrad_jax.gradients import Draws
 from robustgrad_jax.regularizers import Penalty
 
@@ -102,11 +103,7 @@ def update(
         logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **parts}
         return cross_entropy + value, (batch_stats, logs)
 
-    (loss, (batch_stats, logs)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    logs = {LOSS: loss, **logs}
-    if axis_name is not None:
-        gradients, batch_stats, logs = jax.lax.pmean((gradients, batch_stats, logs), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    logs["gradient_norm"] = optax.global_norm(gradients)
-    return NormState(state.step + 1, params, batch_stats, opt_state), logs
+    params, opt_state, (batch_stats, parts), logs = descend(
+        objective, state.params, optimizer, state.opt_state, axis_name
+    )
+    return NormState(state.step + 1, params, batch_stats, opt_state), logs | parts

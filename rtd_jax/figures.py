@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from launch import drawing
 from launch.reading import images
+from launch.reports import drawing
 
 _CELL = 1.25  # inches per picture
 _PIXELS = 224  # of a thumbnail

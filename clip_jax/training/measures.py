@@ -5,11 +5,8 @@ the model, so a model that gives everything the same embedding scores zero.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from clip_jax.embed import Embedder
 from clip_jax.training.pairs import CaptionedImages, ZeroShot
@@ -122,14 +119,3 @@ def measure(embedder: Embedder, pairs: CaptionedImages, tasks: ZeroShot) -> dict
         classes = np.split(embeddings, np.cumsum([len(texts) for texts in prompts])[:-1])
         result[f"zero_shot/{name}"] = zero_shot(images, classes, labels)
     return {f"test/{name}": value for name, value in result.items()} | {"test/images": float(len(images))}
-
-
-def local(params: Any) -> Any:
-    """Parameters in a form with which this process can compute alone."""
-    if jax.process_count() == 1:
-        return params
-
-    def whole(leaf: jax.Array) -> Any:
-        return np.asarray(leaf) if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(whole, params)

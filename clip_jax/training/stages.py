@@ -43,7 +43,7 @@ from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
 from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
-from launch.training.sharding import Layout
+from launch.training.sharding import Layout, local
 
 # -- images with captions -------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            current = replace(clip, params=measures.local(state.params))
+            current = replace(clip, params=local(state.params))
             return measures.validate(Embedder(current, self.evaluation_batch_size), val)
 
         training = Training(
@@ -291,7 +291,7 @@ class ClipTraining(Stage):
         )
         state = steps.create_state(self._with_head(clip.params), optimizer, self.trainable)
         best = train(store, self, state, training)
-        params = attributes.without_head(measures.local(best.state.params))
+        params = attributes.without_head(local(best.state.params))
         return {"params": jax.device_get(params), "best_step": best.step, "metrics": best.metrics}
 
     def trained(self, store: Store) -> clip_jax.Clip:

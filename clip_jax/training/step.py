@@ -13,7 +13,7 @@ from clip_jax import losses, model, preprocess
 from clip_jax.config import ClipConfig
 from clip_jax.training import pairs
 from launch.training import optim, sharding
-from launch.training.program import LOSS, Batch, Metrics, State
+from launch.training.program import Batch, Metrics, State
 
 MAX_LOGIT_SCALE = float(np.log(100))  # the temperature stays above 0.01 (Radford et al. 2021, section 2.5)
 
@@ -101,16 +101,7 @@ def update(
         logs["attributes"] = attribute_loss(params, image, batch, state.step)
         return loss + logs["attributes"], logs
 
-    (loss, logs), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
-    if axis_name is not None:
-        gradients, loss, logs = jax.lax.pmean((gradients, loss, logs), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    updated: Any = optax.apply_updates(trained, updates)
+    updated, opt_state, parts, logs = optim.descend(objective, trained, optimizer, state.opt_state, axis_name)
     params: Any = traverse_util.unflatten_dict(updated | frozen, sep="/")
     params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
-    logs |= {
-        LOSS: loss,
-        "logit_scale": jnp.exp(params["logit_scale"]),
-        "gradient_norm": optax.global_norm(gradients),
-    }
-    return State(state.step + 1, params, opt_state), logs
+    return State(state.step + 1, params, opt_state), logs | parts | {"logit_scale": jnp.exp(params["logit_scale"])}

@@ -27,6 +27,7 @@ from absl import logging
 
 from launch.stages import about, is_number, require, require_known, stackable
 from launch.training import duration
+from launch.training.program import LOSS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
@@ -239,3 +240,30 @@ def _require_number(owner: Any, name: str, below: float = math.inf) -> None:
 def _is_zero(x) -> bool:
     """Known to be zero while tracing: a traced number never is."""
     return isinstance(x, numbers.Real) and x == 0
+
+
+def descend(
+    objective: Callable[[Any], tuple[jax.Array, Any]],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    opt_state: optax.OptState,
+    axis_name: str | None = None,
+) -> tuple[Any, optax.OptState, Any, dict[str, jax.Array]]:
+    """One update down the gradient of `objective(params) -> (loss, aux)`, pure.
+
+    Args:
+      objective: of the parameters that are trained.
+      params: before the update.
+      optimizer: whose state is `opt_state`.
+      opt_state: before the update.
+      axis_name: the mesh axis to average gradients, loss and aux over; None where the batch is global.
+
+    Returns:
+      Parameters and optimiser state after the update, aux, and {"loss", "gradient_norm"}.
+    """
+    (loss, aux), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    if axis_name is not None:
+        gradients, loss, aux = jax.lax.pmean((gradients, loss, aux), axis_name)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    logs = {LOSS: loss, "gradient_norm": optax.global_norm(gradients)}
+    return optax.apply_updates(params, updates), opt_state, aux, logs

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -210,3 +211,14 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
     # Auto axes: GSPMD decides inside jit. `jax.make_mesh` would make explicit ones by default.
     mesh = Mesh(devices.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return Layout(mesh, mode, tuple(rules))
+
+
+def local(params: Any) -> Any:
+    """Parameters with which this process can compute alone; with several processes, all of them call it."""
+    if jax.process_count() == 1:
+        return params
+
+    def whole(leaf: jax.Array) -> Any:
+        return np.asarray(leaf) if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, params)

@@ -14,7 +14,7 @@ from launch.stages import File, SettingError, Stage, about, free, require, stack
 from launch.store import Store
 from launch.training import keys
 from launch.training.program import Program
-from launch.training.sharding import Layout
+from launch.training.sharding import Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
 from rtd_jax.stages.data import ClipSource, DataStage, ImagesOfFolder, ImagesOfScenes, require_whole
@@ -161,7 +161,7 @@ class PhiTraining(TextTraining):
         clip, layout = store.get(self.clip), self.sharding.layout()
         table, val, resident = self.read(store)
         fresh = self.network(clip)
-        at = lambda state: phi.Network(fresh.module, training.local(state.params))
+        at = lambda state: phi.Network(fresh.module, local(state.params))
         outcome = self.fit(
             store,
             lambda stage: stage.update(clip, len(table)),

@@ -10,9 +10,10 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import ClipConfig
+from launch.training.sharding import local
 from rtd_jax import losses, phi
 from rtd_jax.text import compose, triplets, vocabulary
-from rtd_jax.tuning import feed, step, training
+from rtd_jax.tuning import feed, step
 
 RECALL = "val/recall"
 
@@ -53,7 +54,7 @@ class TrainedTower:
           params: of a training state, {"text": …}.
           decay: factor of the rows of the token table that were left out.
         """
-        text = training.local(params["text"])
+        text = local(params["text"])
         return self.subset.restore(text, self.clip.params["text"][vocabulary.TOKENS], decay) if self.subset else text
 
 

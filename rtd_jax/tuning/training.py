@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from launch.training import keys
-from launch.training.program import LOSS, Batch, Metrics, State
+from launch.training.optim import descend
+from launch.training.program import Batch, Metrics, State
 
 
 class TextLoss(Protocol):
@@ -43,12 +43,8 @@ def make_step(loss: TextLoss, optimizer: optax.GradientTransformation) -> Update
 
     def step(state: State, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
         objective = partial(loss, batch=batch, step=state.step, axis_name=axis_name)
-        (value, logs), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        if axis_name is not None:
-            gradients, value, logs = jax.lax.pmean((gradients, value, logs), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        logs = {LOSS: value, **logs, "gradient_norm": optax.global_norm(gradients)}
-        return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), logs
+        params, opt_state, parts, logs = descend(objective, state.params, optimizer, state.opt_state, axis_name)
+        return State(state.step + 1, params, opt_state), logs | parts
 
     return step
 
@@ -72,14 +68,3 @@ def dropout_key(seed, step: jax.Array, axis_name: str | None) -> jax.Array:
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Cosine of the rows of a and b, (n, d) each: (n,)."""
     return optax.cosine_similarity(a, b, epsilon=1e-8)
-
-
-def local(params: Any) -> Any:
-    """Parameters that this process can compute with alone; with several processes, all of them must call it."""
-    if jax.process_count() == 1:
-        return params
-
-    def whole(leaf):
-        return np.asarray(leaf) if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(whole, params)

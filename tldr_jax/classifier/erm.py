@@ -13,7 +13,8 @@ from launch.data import Split, augment, feed
 from launch.data.scenes import world
 from launch.training import keys
 from launch.training.means import masked_means
-from launch.training.program import LOSS, Batch, Numbers, Step
+from launch.training.optim import descend
+from launch.training.program import Batch, Numbers, Step
 from launch.training.program import NormState as State
 from launch.training.sharding import RESIDENT, Layout
 from tldr_jax.classifier.backbones import Backbone
@@ -50,12 +51,9 @@ def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of
             (logits, _), updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
             return loss(logits, labels).mean(), updates.get("batch_stats", {})
 
-        (value, batch_stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        if axis_name is not None:
-            gradients, batch_stats, value = jax.lax.pmean((gradients, batch_stats, value), axis_name)
-        updates, opt_state = optimizer_of(numbers).update(gradients, state.opt_state, state.params)
-        metrics = {LOSS: value, "gradient_norm": optax.global_norm(gradients)}
-        return State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
+        optimizer = optimizer_of(numbers)
+        params, opt_state, stats, metrics = descend(objective, state.params, optimizer, state.opt_state, axis_name)
+        return State(state.step + 1, params, stats, opt_state), metrics
 
     return step
 

@@ -1,9 +1,11 @@
 """The loop of one run and of a stack: logs, rates, saving, resuming, stopping, and members that fail alone."""
 
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,9 @@ import pytest
 from flax import struct
 
 from launch.processes.stop import Preempted
-from launch.stages import Stage, free, numbers, stackable, stacked_numbers, with_numbers
+from launch.stages import SettingError, Stage, free, numbers, stackable, stacked_numbers, with_numbers
 from launch.store import Store
-from launch.training import fit, pace, places, sharding
+from launch.training import duration, fit, pace, places, sharding
 from launch.training.checkpoint import Checkpoints
 from launch.training.fit import Cadence, NonFiniteLoss, Training
 from launch.training.program import as_arrays
@@ -387,3 +389,22 @@ def test_members_of_a_stack_have_numbers_and_batches_of_their_own():
     np.testing.assert_array_equal(stack.pull(stack.put(tree))["a"], tree["a"])
     assert [int(stack.select(stack.put({"a": np.arange(3)}), i)["a"]) for i in range(3)] == [0, 1, 2]
     np.testing.assert_array_equal(stack.each(stack.begin(tree))[1]["a"], tree["a"][1])
+
+
+class AccuracyLoop(fit.BestLoop):
+    METRICS = ("val/accuracy",)
+
+
+def test_a_loop_is_counted_in_steps_and_refuses_what_cannot_be():
+    to_steps = partial(duration.to_steps, examples=100, batch_size=10)
+    assert fit.Loop(7, "2 epochs", "30 steps").cadence(to_steps) == Cadence(7, 20, 30)
+    assert fit.Loop().cadence(to_steps) == Cadence(50, 0, 0)
+    for values, message in (
+        ({"log_every": -1}, "log_every=-1: a number of steps, or 0"),
+        ({"eval_every": "2"}, "eval_every: cannot read the duration '2'"),
+        ({"checkpoint_every": "1 day"}, "checkpoint_every: cannot read the duration '1 day'"),
+        ({"best_metric": "val/loss"}, "best_metric='val/loss'; valid names: 'val/accuracy'"),
+        ({"best_metric": "val/accuracy", "best_mode": "least"}, "best_mode='least'; valid names: 'max', 'min'"),
+    ):
+        with pytest.raises(SettingError, match=f"^{re.escape(message)}"):
+            AccuracyLoop(**{"best_metric": "val/accuracy"} | values)
