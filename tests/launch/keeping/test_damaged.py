@@ -17,7 +17,7 @@ from launch import files
 from launch.reading import InputError
 from launch.store import MARKER, Store
 from tests.commands import ROOT, environment
-from tests.launch.store_toy import Big, Source
+from tests.launch.keeping.store_toy import Big, Source
 
 
 def turn(file, place: float = 0.5) -> None:
@@ -124,8 +124,8 @@ TOGETHER = textwrap.dedent("""
     import jax
     from jax.experimental import multihost_utils
     from launch.store import Store
-    from tests.launch.store_toy import Source
-    from tests.launch.test_damaged import turn
+    from tests.launch.keeping.store_toy import Source
+    from tests.launch.keeping.test_damaged import turn
 
     index, address, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
     jax.distributed.initialize(address, 2, index)

@@ -24,13 +24,13 @@ from launch.processes.stop import Preempted, Stop
 from launch.stages import Stage, free
 from launch.store import MARKER, Store
 from tests.commands import ROOT
-from tests.launch.store_toy import MOMENTS, Big, Source
+from tests.launch.keeping.store_toy import MOMENTS, Big, Source
 
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def start(folder, what):
-    command = [sys.executable, "-m", "tests.launch.store_toy", str(folder), what]
+    command = [sys.executable, "-m", "tests.launch.keeping.store_toy", str(folder), what]
     return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -1,4 +1,4 @@
-"""Stages for tests of the store, and a process that makes one of them: `python -m tests.launch.store_toy STORE WHAT`.
+"""Stages for tests of the store; `python -m tests.launch.keeping.store_toy STORE WHAT` makes one of them.
 
 WHAT is "race": wait for STORE/go, then print the value; or a moment at which the process kills itself with SIGKILL.
 """
@@ -106,6 +106,6 @@ def main(folder: str, what: str) -> None:
 
 
 if __name__ == "__main__":
-    from tests.launch import store_toy  # the classes of `__main__` would have other keys
+    from tests.launch.keeping import store_toy  # the classes of `__main__` would have other keys
 
     store_toy.main(*sys.argv[1:])
