@@ -27,6 +27,7 @@ from absl import logging
 from launch import files, versions
 from launch.journal import Journal
 from launch.processes.stop import Stop, process_0_says, wait_for_all
+from launch.reading import InputError
 from launch.stages import Stage, describe
 
 MARKER = "stage.json"
@@ -160,24 +161,23 @@ class Store:
         """The kept tree, or `_ABSENT`; process 0 verifies it. With `replace`, a damaged one is moved out of the way."""
         if not self.has(stage):
             return _ABSENT
-        value, problem, tree = self.folder(stage) / "value", None, _ABSENT
+        value, problem, tree = self.folder(stage) / "value", "", _ABSENT
         if self.writes or self._alone:
             try:
                 tree = files.load_tree(value)
             except (FileNotFoundError, EOFError, ValueError) as error:
                 if self._alone:
                     raise
-                problem = error
-        if self._alone or not process_0_says(problem is not None):
+                known = isinstance(error, InputError)
+                problem = f"{error.file} {error.reason}" if known else f"{value} cannot be read ({error})"
+        if self._alone or not process_0_says(bool(problem)):
             return files.load_tree(value, verify=False) if tree is _ABSENT else tree
         if replace and self.writes:
             aside = next(path for n in itertools.count(1) if not (path := Path(f"{value}.damaged-{n}")).exists())
             (self.folder(stage) / MARKER).unlink()
             if value.exists():
                 value.rename(aside)
-            logging.warning(
-                "%s is damaged and made again; what was there is now %s (%s)", stage.key, aside.name, problem
-            )
+            logging.warning("%s: %s; it is made again, and this is kept as %s", stage.key, problem, aside.name)
         return _ABSENT
 
     def _make(self, stage: Stage) -> float:
