@@ -116,4 +116,4 @@ def assert_same(folder: Path, whole: Path) -> None:
     """Bit for bit, and not a file more or less."""
     here, there = contents(folder), contents(whole)
     assert here.keys() == there.keys()
-    assert not [name for name in here if here[name] != there[name]]
+    assert [name for name in here if here[name] != there[name]] == []
