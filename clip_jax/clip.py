@@ -240,7 +240,7 @@ def _read_config(folder: Path, files: weights.CheckpointFiles) -> ClipConfig:
     if files.config == weights.OPENCLIP_CONFIG:
         return config_files.from_openclip(values)
     towers = {"clip_text_model": "text", "clip_vision_model": "image"}
-    if (kind := values.get("model_type")) in towers:
+    if (kind := values.get("model_type")) in list(towers):
         raise ValueError(
             f"this is only the {towers[kind]} tower of a CLIP (model_type {kind}); give a checkpoint with both towers "
             "(model_type clip)"

@@ -36,7 +36,7 @@ class RefusedError(EndpointError):
     """The endpoint refuses this question, in as many attempts as were allowed; it may answer others."""
 
 
-class ReplyError(ValueError):
+class ReplyError(RuntimeError):
     """The model did not answer in the requested form, in as many attempts as were allowed."""
 
 

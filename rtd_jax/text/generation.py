@@ -174,7 +174,7 @@ def generate() -> None:
     f = flags.FLAGS
     out = paths.path(f.out, "--out")
     if out.suffix != ".jsonl":
-        raise InputError("must be a file that ends in .jsonl", field="--out", value=f.out)
+        raise InputError("--out has to end in .jsonl", value=f.out)
     texts = captions.read(f.captions, column=f.column)[: f.limit or None]
     out.parent.mkdir(parents=True, exist_ok=True)
     if f.llm:

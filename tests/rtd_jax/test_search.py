@@ -127,6 +127,8 @@ def test_the_command_refuses_before_it_embeds(index, gallery, tmp_path, monkeypa
         with pytest.raises(SystemExit, match=r"text|--image|--out") as stop:
             search.run(parsed(*where, *query))
         assert stop.value.code == 2
+    with pytest.raises(SystemExit, match="'clip': is empty"):  # and not the current folder
+        search.run(parsed("--clip=", *where[1:], image, "--text=is red"))
     assert not embedded
 
 

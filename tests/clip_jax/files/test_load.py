@@ -209,6 +209,7 @@ def test_bad_config(change, message, folder):
 @pytest.mark.parametrize(
     "change, message",
     [
+        (dict(model_type=["clip"]), "model_type is ['clip']; only 'clip' can be read"),
         (dict(projection_dim=True), "projection_dim is not an integer"),
         (dict(text_config=[1]), "text_config is not an object"),
         (dict(text_config_dict="x"), "text_config_dict is not an object, got 'x'"),

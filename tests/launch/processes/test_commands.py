@@ -8,6 +8,7 @@ import pytest
 from absl.testing import flagsaver
 
 from launch import report, train
+from launch.llm import ReplyError
 from launch.processes import commands
 from launch.reading import InputError
 from launch.stages import SettingError
@@ -32,6 +33,7 @@ def test_zero(capsys):
         (InputError("is empty", file="x.csv"), 2, "InputError: x.csv: is empty"),
         (FileNotFoundError("no data; install it"), 2, "FileNotFoundError: no data; install it"),
         (ImportError("torch is needed; install it"), 2, "ImportError: torch is needed; install it"),
+        (ReplyError("m did not answer as asked"), 1, "ReplyError: m did not answer as asked"),
         (FloatingPointError("not finite at step 3"), 1, "FloatingPointError: not finite at step 3"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "a/b: No space left on device; make room"),
         (ValueError("INTERNAL: No space left on device [writing]"), 1, "No space left on device; make room"),

@@ -135,5 +135,5 @@ def test_the_command_refuses_in_one_line(tmp_path):
     options = ("-m", "rtd_jax.text.generation", f"--captions={tmp_path / 'captions.csv'}")
     says = finish(start(*options, f"--out={tmp_path / 'out.jsonl'}"), 2)
     assert says.count("\n") == 1 and "captions.csv, line 2: byte 4 of the line, 0xe9, is not UTF-8" in says
-    assert "'--out': must be a file that ends in .jsonl" in finish(start(*options, f"--out={tmp_path / 'out.csv'}"), 2)
+    assert "--out has to end in .jsonl" in finish(start(*options, f"--out={tmp_path / 'out.csv'}"), 2)
     assert finish(start(*options), 2).startswith("flag --out=None: Flag --out must have a value")
