@@ -153,10 +153,10 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
     if run.writes:
         run.note_plan(root, store)
     result = store.get(root)
-    used = [str(use) for key, use in store.used.items() if key not in before]
-    logging.info("%s\n  %s", run.path, "\n  ".join(used))
     if run.writes:
         getattr(experiment, "leave", lambda *_: None)(run.path, root, store.reader())
+    used = [str(use) for key, use in store.used.items() if key not in before]
+    logging.info("%s\n  %s", run.path, "\n  ".join(used))
     return run.finish(result)
 
 
