@@ -45,7 +45,7 @@ def claim(sweep: Sweep) -> Sweep:
     """Define a sweep in its folder, or continue the one that is in it; call it within `locked`.
 
     A sweep may get more members, with the same base config. A search keeps the members that it has proposed,
-    and accepts another objective as long as no result has the earlier one.
+    and takes another objective as long as no result has the earlier one.
 
     Returns:
       The sweep with all members, as written to sweep.json.

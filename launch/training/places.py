@@ -1,8 +1,8 @@
 """Where a training lives: one member over a mesh of devices, or a stack of members divided over devices.
 
-`One` and `Stack` have the same interface: put numbers, state, batches and resident arrays on devices, compile a step
+`One` and `Stack` offer the loop the same: put numbers, state, batches and resident arrays on devices, compile a step
 for them, and take one member's part of a tree. Members of a stack differ in numbers, which are traced, and in their
-batches; each lives on one device, as if trained there alone: nothing passes between devices.
+batches; each lives on one device, as if trained on that alone: no number goes from one device to another.
 """
 
 import math
@@ -24,7 +24,7 @@ Restored = list[tuple[int, list[int], Any]]
 
 
 class Place(Protocol):
-    """What the loop needs from `One` and `Stack`."""
+    """What the loop asks of `One` and `Stack`."""
 
     @property
     def members(self) -> int:
@@ -44,7 +44,7 @@ class Place(Protocol):
         ...
 
     def begin(self, state: Any) -> Any:
-        """The result of `restore` on the devices, in its own buffers, safe to donate."""
+        """What `restore` gave, on the devices, in buffers of its own, safe to donate."""
         ...
 
     def jit(self, step: Step, state: Any) -> Callable:
@@ -52,7 +52,7 @@ class Place(Protocol):
         ...
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
+        """(step, members that go on from there, their state): from the newest checkpoints, or the initial state."""
         ...
 
     def select(self, tree: Any, index: int) -> Any:
@@ -89,8 +89,8 @@ class One:
         return _Lowered(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        target = self.layout.abstract(state)
-        restored = checkpoints[0].restore_latest(target)
+        wanted = self.layout.abstract(state)
+        restored = checkpoints[0].restore_latest(wanted)
         if restored is None:
             return [(0, [0], self.layout.place(state))]
         return [(restored[1], [0], restored[0])]
@@ -109,7 +109,7 @@ class Stack:
 
     Attributes:
       members: k.
-      devices: only the first ones are used, those that get a member.
+      devices: the first ones are used, as many as have a member of their own.
     """
 
     members: int
@@ -123,7 +123,7 @@ class Stack:
 
     @property
     def used(self) -> tuple[Device, ...]:
-        """The devices that get a member."""
+        """The devices that have a member of their own."""
         return self.devices[: self.shape[0]]
 
     @property
@@ -163,11 +163,11 @@ class Stack:
         return _Lowered(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
-        """The initial state is on the host, (k, …); members that were saved together continue together."""
+        """The initial state is on the host, (k, …); members that were saved together go on together."""
         by_step: dict[int, list[tuple[int, Any]]] = {}
-        for index, kept in enumerate(checkpoints):
+        for index, own in enumerate(checkpoints):
             initial = member(state, index)
-            restored, at = kept.restore_latest(abstract(initial)) or (initial, 0)
+            restored, at = own.restore_latest(abstract(initial)) or (initial, 0)
             by_step.setdefault(at, []).append((index, restored))
         groups: Restored = []
         for at, parts in sorted(by_step.items()):

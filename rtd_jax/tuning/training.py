@@ -75,7 +75,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def local(params: Any) -> Any:
-    """Parameters that this process can compute with alone; with several processes, all of them must call it."""
+    """Parameters that this process alone can compute with; with several processes, all of them call it."""
     if jax.process_count() == 1:
         return params
 
