@@ -109,6 +109,7 @@ def _check_types(config: Any) -> None:
     """Raise `SettingError` for settings of another type than they are declared with, whether they are read or not."""
     kinds = {"captions": data.CAPTIONS, "images": data.IMAGES, "triplets": data.TRIPLETS, "phi": METHODS}
     setting(config, "images.target_pad", bool)
+    setting(config, "evaluation.skip_missing", bool)
     for path, known in kinds.items():
         setting(config, f"{path}.{'method' if path == 'phi' else 'source'}", str, known=known)
         declared = {name: kind for own in known.values() for name, kind in types_of(own).items()}

@@ -20,7 +20,7 @@ from launch.run import flatten
 from launch.stages import SettingError
 from launch.train import module_of
 from tests.commands import ROOT
-from tests.rtd_jax.test_data import make_circo, make_cirr, make_fashioniq, make_genecis
+from tests.rtd_jax.benchmarks.test_data import make_circo, make_cirr, make_fashioniq, make_genecis
 from tests.rtd_jax.test_plan import paths
 
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").glob("**/*.py") if p.stem != "__init__")

@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from clip_jax.files import hub, weights
+from launch.reading import paths
 
 _EMBEDDED = "embedded:"  # before the name of a checkpoint that comes with the package
 
@@ -30,11 +31,11 @@ def located(source: str | Path) -> Path | str:
 
     Raises:
       FileNotFoundError: it is neither; the message lists the checkpoints that come with the package.
-      ValueError: there is no checkpoint "embedded:NAME" of this name.
+      ValueError: it is empty, or there is no checkpoint "embedded:NAME" of this name.
     """
     if isinstance(source, str) and source.startswith(_EMBEDDED):
         return embedded(source.removeprefix(_EMBEDDED))
-    path = Path(source).expanduser()
+    path = paths.path(str(source), "clip")
     if path.is_dir():
         return path
     if path.exists():

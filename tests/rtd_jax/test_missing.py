@@ -11,7 +11,7 @@ from launch.stages import SettingError
 from rtd_jax import results
 from rtd_jax.benchmarks import circo, cirr, evaluation, fashioniq, genecis
 from rtd_jax.stages.data import ReleasedTask
-from tests.rtd_jax.test_data import make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
+from tests.rtd_jax.benchmarks.test_data import make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
 
 WIDTH = 16
 
