@@ -224,10 +224,11 @@ class Checkpoints:
             # Not through the manager, whose barriers would hold the others up where one process fails.
             restore = ocp.args.PyTreeRestore(item=args, restore_args=args, partial_restore=part)
             restored = _arrays_handler().restore(path / "state", args=restore)
-        except (MemoryError, jax.errors.JaxRuntimeError):  # too little memory, for example: no damage
-            raise
-        except Exception as error:  # Orbax raises whatever damaged files make of its parsers
-            problem = _line(error)
+        except Exception as error:  # Orbax raises whatever damaged files make of its parsers, wrapped or not
+            cause = _cause(error)
+            if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError) or not isinstance(cause, Exception):
+                raise  # too little memory, for example, or Ctrl-C: no damage
+            problem = _line(cause)
         if problem := _agreed(problem):
             return [], problem
         # Each is let go of once it is copied.
@@ -291,6 +292,12 @@ def _agreed(problem: str | None) -> str | None:
         return problem
     anywhere = np.any(multihost_utils.process_allgather(np.asarray(problem is not None)))
     return problem or ("another process cannot read it; its log says why" if anywhere else None)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _line(error: Exception) -> str:

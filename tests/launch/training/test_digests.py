@@ -172,15 +172,22 @@ def test_checkpoints_of_earlier_versions_are_restored_and_it_is_said(saved, capl
     ]
 
 
-def test_too_little_memory_is_no_damage(saved, monkeypatch):
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), MemoryError(), KeyboardInterrupt()]
+)
+def test_too_little_memory_is_no_damage(saved, monkeypatch, error, wrapped):
     directory, _ = saved
 
     def fail(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        if wrapped:
+            raise Exception("reading an array") from error  # as Orbax does
+        raise error
 
     monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fail)
-    with Checkpoints(directory) as checkpoints, pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    with Checkpoints(directory) as checkpoints, pytest.raises(Exception if wrapped else type(error)) as raised:
         checkpoints.restore_latest(abstract(_states()[1]))
+    assert (raised.value.__cause__ if wrapped else raised.value) is error
     assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
 
 
