@@ -93,6 +93,9 @@ def contents(folder: Path) -> dict[str, object]:
                 found[name] = sorted(rows, key=lambda row: row["key"])
             case "stage.json":
                 found[name] = _timeless(json.loads(path.read_text()))
+            case _ if path.suffix == ".safetensors":  # its header's entries are in any order
+                size = int.from_bytes(path.read_bytes()[:8], "little")
+                found[name] = json.loads(path.read_bytes()[8 : 8 + size]), path.read_bytes()[8 + size :]
             case "versions.json" | "log.txt" | ".lock" | "optuna.journal":
                 found[name] = ""
             case _ if "tensorboard" in path.parts:
