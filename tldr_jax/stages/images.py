@@ -232,10 +232,18 @@ class FrozenClip(Stage):
 
     def preflight(self, store: Store) -> None:
         with about("clip.source"):
-            clip_jax.outline(self.source.path if isinstance(self.source, File) else self.source)
+            self.outline()
+
+    def outline(self) -> clip_jax.Clip:
+        """The CLIP with shapes in place of parameters."""
+        return clip_jax.outline(self._place)
 
     def make(self, store: Store) -> clip_jax.Clip:
-        return clip_jax.load(self.source.path if isinstance(self.source, File) else self.source)
+        return clip_jax.load(self._place)
+
+    @property
+    def _place(self) -> str:
+        return self.source.path if isinstance(self.source, File) else self.source
 
 
 @dataclass(frozen=True)

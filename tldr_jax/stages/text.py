@@ -11,16 +11,8 @@ from absl import logging
 
 from launch.data import scenes
 from launch.processes.stop import Preempted
-from launch.stages import (
-    SettingError,
-    Stage,
-    free,
-    require,
-    require_distinct,
-    require_known,
-    require_number,
-    stackable,
-)
+from launch.settings import about, require, require_distinct, require_known, require_number
+from launch.stages import SettingError, Stage, free, stackable
 from launch.store import Store
 from launch.training import duration
 from tldr_jax import heads, projector, retrain, words
@@ -34,6 +26,7 @@ from tldr_jax.words.templates import Templates
 
 
 def _require_rates(owner: Any) -> None:
+    require_number(owner, "seed", least=0)
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
         ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
@@ -62,13 +55,10 @@ class Gap(Stage):
         require(self.pairs >= 1, self, "pairs", "at least 1; for no constraint set projector.gap_rows=0")
         require_number(self, "pairs", most=scenes.LARGEST)
         require_number(self, "seed", least=0)
-        if self.path or self.images:  # plans for programs alone, without data, name none
-            self._check_files()
+        if self.source == "coco" and (self.path or self.images):  # plans without data name none
+            coco.check_files(self.path, self.images)
 
     def preflight(self, store: Store) -> None:
-        self._check_files()
-
-    def _check_files(self) -> None:
         if self.source == "coco":
             coco.check_files(self.path, self.images)
 
@@ -158,7 +148,6 @@ class NetworkFit:
     def __post_init__(self):
         for name in ("hidden", "batch_size", "steps"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
-        require_number(self, "seed", least=0)
         _require_rates(self)
 
 
@@ -338,7 +327,8 @@ class Heads(Stage):
 
     def __post_init__(self):
         duration.check(self, "duration", least=1)
-        require_number(self, "seed", least=0)
+        with about("duration"):  # pairs of words in an epoch: no more than so many
+            duration.to_steps(self.duration, examples=10**6, batch_size=max(self.batch_size, 1))
         require_distinct(self, "learning_rate", "weight_decay", "seed")
         for name in ("batch_size", "evaluations"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
