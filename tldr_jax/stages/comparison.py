@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
-from launch.stages import Stage, free, require, require_distinct, require_number
+from launch.stages import Stage, free, require, require_distinct, require_number, walk
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
-from tldr_jax.stages.text import Heads, KeptWords, LinearProjector, NetworkProjector
+from tldr_jax.stages.text import Gap, Heads, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
 
@@ -204,6 +204,9 @@ class Comparison(Stage):
     diagnostics: Diagnostics
 
     def make(self, store: Store) -> dict[str, float]:
+        for stage in walk(self):  # before the classifier is trained, by a sweep too
+            if isinstance(stage, Gap) and not store.has(stage):
+                stage.preflight(store)
         result: dict[str, float] = {}
         for name, stage in self.baselines:
             logging.info("baseline %s", name)
