@@ -1,6 +1,6 @@
 """Settings: read from a config into dataclasses, checked against their types and by `require…` in `__post_init__`.
 
-Stages and what they are made of import these names from `launch.stages`.
+`launch.stages` has these names, too.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from launch.data import DataSet, Spec
 from launch.files import load_json, load_tree
 from launch.reading import shown
 from launch.run import PLAN
-from launch.stages import SettingError, Stage, section, setting, settings
+from launch.stages import SettingError, Stage, about, section, setting, settings
 from launch.store import Store
 from launch.training.optim import Optimizer
 from launch.training.sharding import MODES
@@ -178,7 +178,8 @@ def _attribution_options(name: str, options: Evaluation) -> dict[str, Any]:
 
 def _check_attribution(name: str, options: Evaluation, spec: Spec, weights: Weights) -> None:
     layer = options.grad_cam_layer if name == "grad_cam" else ""
-    explainers.check(name, layer, weights.architecture.module(spec), spec.image_shape)
+    with about("evaluation.grad_cam_layer" if name == "grad_cam" else "evaluation.attributions"):
+        explainers.check(name, layer, weights.architecture.module(spec), spec.image_shape)
 
 
 # -- what a run leaves ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from clip_jax import losses as clip_losses
 from clip_jax.losses import normalize
@@ -36,7 +37,7 @@ def target_anchored(
     Raises:
       ValueError: shapes that differ, or have another rank; a temperature that is known and not positive.
     """
-    if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < np.inf:
+    if not isinstance(temperature, Tracer) and not 0 < float(temperature) < np.inf:
         raise ValueError(f"temperature={temperature} must be above 0 and finite")
     if queries.shape != targets.shape or queries.ndim not in (2, 3):
         raise ValueError(

@@ -217,8 +217,8 @@ def _word_set(config, groups: datasets.Groups) -> WordSet:
     Raises:
       SettingError: lists for other classes, other values or other pairs of them.
     """
-    name = setting(config, "data.name", str)
-    source = setting(config, "words.source", str) or _WORDS.get(name, name)
+    name: str = setting(config, "data.name", str)
+    source: str = setting(config, "words.source", str) or _WORDS.get(name, name)
     with about("words.source"):
         word_set = words.load(source)
     for what, own, expected in (

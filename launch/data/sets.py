@@ -16,6 +16,7 @@ from launch.stages import File, SettingError, free, require, require_known, requ
 
 NAMES = tuple(sorted(sources.SOURCES))
 _LARGEST = 8192  # side of an image
+_MEMORY = 64 << 30  # bytes of a set in memory
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class DataSet:
         with section("data"):
             outline = self._source.outline(self)
             self._check_classes(outline.classes)
+            self._check_shape(outline)
             self._check_counts(outline.train, outline.val, outline.test)
         return Spec(
             image_shape=outline.image_shape,
@@ -182,6 +184,14 @@ class DataSet:
             raise SettingError("val_examples", problem)
         splits.check_hold_out(train, val_examples=self.val_examples, train_examples=self.train_examples)
         splits.check_subset(test, examples=self.test_examples, name="test_examples")
+
+    def _check_shape(self, outline: sources.Outline) -> None:
+        """Raise `SettingError` for images that are too many for the memory, or a border wider than they are."""
+        side, whole = min(outline.image_shape[:2]), outline.train + outline.val + outline.test
+        require(self.crop_padding <= side, self, "crop_padding", f"the images have a side of {side} pixels")
+        size = math.prod(outline.image_shape) * whole if outline.in_memory else 0
+        problem = f"{whole} images would take {size >> 30} GiB of memory, at most {_MEMORY >> 30} are taken"
+        require(size <= _MEMORY, self, "image_size", problem)
 
     def _check_classes(self, classes: Sequence[str]) -> None:
         """Raise `SettingError` where there is nothing to tell apart."""

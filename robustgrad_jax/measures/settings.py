@@ -19,6 +19,7 @@ _AT_LEAST = dict.fromkeys(("draws", "attack_steps", "batch_size", "sensitivity_d
     "curve_steps": 2,
     **dict.fromkeys(("examples", "attack_examples", "references", "pictures", "top_k"), 0),
 }
+_MOST = 1000  # pictures that a figure holds, levels of a curve
 _RADII = ("radii", "attack_radii", "sensitivity_radius", "upper_bound_radius")
 
 
@@ -97,6 +98,7 @@ class Evaluation:
         require_distinct(self, "radii", "attack_radii")
         require_number(self, "attack_beta", "noise_level", above=0)
         require_number(self, "attack_gamma", above=0, most=1)
+        require_number(self, "pictures", "curve_steps", most=_MOST)
         for name, of in (("radii", {"rps"}), ("attack_radii", set(ATTACKS))):
             needed = sorted(of & set(self.perturbations))
             problem = f"{needed} in evaluation.perturbations need at least one; leave them out to measure without"

@@ -100,8 +100,10 @@ class Classifier(Stage):
             raise SettingError("data.val_examples", problem)
         require(self.batch_size <= spec.examples, self, "batch_size", f"more than the {spec.examples} training images")
         self._cadence(spec)
+        with about("data.image_size"):
+            shapes = self.architecture.shapes(spec)
         with about("optimizer.decay_mask"), section("optimizer.schedule"):
-            jax.eval_shape(partial(self.initial_state, spec))
+            jax.eval_shape(self._optimizer(spec).init, shapes["params"])
 
     def preflight(self, store: Store) -> None:
         with about("batch_size"):

@@ -9,14 +9,14 @@ import numpy as np
 from absl import logging
 
 from launch.results import NumbersStage
-from launch.stages import Stage, free, require, require_distinct, require_number
+from launch.stages import Stage, free, require, require_distinct, require_number, walk
 from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
 from tldr_jax.stages.heads import Heads
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
-from tldr_jax.stages.text import KeptWords, LinearProjector, NetworkProjector
+from tldr_jax.stages.text import Gap, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
 
@@ -206,6 +206,9 @@ class Comparison(NumbersStage):
     diagnostics: Diagnostics
 
     def make(self, store: Store) -> dict[str, float]:
+        for stage in walk(self):  # before the classifier is trained, by a sweep too
+            if isinstance(stage, Gap) and not store.has(stage):
+                stage.preflight(store)
         result: dict[str, float] = {}
         for name, stage in self.baselines:
             logging.info("baseline %s", name)

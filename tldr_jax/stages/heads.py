@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from launch.processes.stop import Preempted
-from launch.stages import Stage, numbers, require, require_distinct, require_number, stackable
+from launch.stages import Stage, about, numbers, require, require_distinct, stackable
 from launch.store import Store
 from launch.training import duration
 from launch.training.program import Program, as_arrays
@@ -53,7 +53,8 @@ class Heads(Stage):
 
     def __post_init__(self):
         duration.check(self, "duration", least=1)
-        require_number(self, "seed", least=0)
+        with about("duration"):  # pairs of words in an epoch: no more than so many
+            duration.to_steps(self.duration, examples=10**6, batch_size=max(self.batch_size, 1))
         require_distinct(self, "learning_rate", "weight_decay", "seed")
         for name in ("batch_size", "evaluations"):
             require(getattr(self, name) >= 1, self, name, "at least 1")

@@ -12,15 +12,7 @@ from absl import logging
 
 from launch.data import scenes
 from launch.results import FieldsStage
-from launch.stages import (
-    SettingError,
-    Stage,
-    free,
-    require,
-    require_known,
-    require_number,
-    stackable,
-)
+from launch.stages import SettingError, Stage, free, require, require_known, require_number, stackable
 from launch.store import Store
 from tldr_jax import heads, projector, words
 from tldr_jax.datasets import captions, coco
@@ -32,7 +24,8 @@ from tldr_jax.words.templates import Templates
 
 
 def require_rates(owner: Any) -> None:
-    """Refuse a learning rate or weight decay, or several, that is not finite and at least 0."""
+    """Raise `SettingError` unless the seed, the learning rate and the weight decay, or several, are in range."""
+    require_number(owner, "seed", least=0)
     for name in ("learning_rate", "weight_decay"):
         values = getattr(owner, name)
         ok = all(math.isfinite(value) and value >= 0 for value in (values if isinstance(values, tuple) else (values,)))
@@ -61,13 +54,10 @@ class Gap(Stage):
         require(self.pairs >= 1, self, "pairs", "at least 1; for no constraint set projector.gap_rows=0")
         require_number(self, "pairs", most=scenes.LARGEST)
         require_number(self, "seed", least=0)
-        if self.path or self.images:  # plans for programs alone, without data, name none
-            self._check_files()
+        if self.source == "coco" and (self.path or self.images):  # plans without data name none
+            coco.check_files(self.path, self.images)
 
     def preflight(self, store: Store) -> None:
-        self._check_files()
-
-    def _check_files(self) -> None:
         if self.source == "coco":
             coco.check_files(self.path, self.images)
 
@@ -162,7 +152,6 @@ class NetworkFit:
     def __post_init__(self):
         for name in ("hidden", "batch_size", "steps"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
-        require_number(self, "seed", least=0)
         require_rates(self)
 
 

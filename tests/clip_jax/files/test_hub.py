@@ -13,8 +13,7 @@ from huggingface_hub import errors
 from safetensors.numpy import load_file
 
 import clip_jax
-from clip_jax import clip as clip_module
-from clip_jax.files import hub
+from clip_jax.files import hub, sources
 from tests.clip_jax import checkpoints
 from tests.commands import ROOT
 
@@ -30,7 +29,7 @@ def test_no_hub_names(text):
 
 
 def test_neither_folder_nor_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_module, "_embedded", lambda: {"small": Path("x"), "other": Path("y")})
+    monkeypatch.setattr(sources, "_embedded", lambda: {"small": Path("x"), "other": Path("y")})
     for source in ("nowhere", tmp_path / "nowhere", "/no/where/at/all"):
         with pytest.raises(FileNotFoundError) as error:
             clip_jax.load(source)
