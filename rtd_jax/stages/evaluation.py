@@ -102,8 +102,9 @@ class ComposedRetrieval(Stage):
         measured: dict[str, float] = {}
         for task in (*self.evaluations, *self.tuned_evaluations):
             measured |= store.get(task).metrics
-        bound_last = sorted(measured, key=lambda key: "/oracle/" in key)  # the order of a table's rows
-        return {key: measured[key] for key in bound_last} | evaluation.means(measured) | trained
+        last = ("/oracle/", f"/{evaluation.MISSING}/")  # of a table's rows
+        ordered = sorted(measured, key=lambda key: [part in key for part in reversed(last)])
+        return {key: measured[key] for key in ordered} | evaluation.means(measured) | trained
 
     @property
     def final(self) -> tuple[TaskEvaluation, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.reports import formats, tables
 from launch.reports.metrics import Metric
 from launch.stages import SettingError
 from rtd_jax import results
@@ -194,6 +195,10 @@ def test_counted_in_the_result_and_in_the_table(tmp_path, caplog):
     metric = results.describe("fashioniq/dress/missing/images")
     assert isinstance(metric, Metric) and metric.level == "main" and metric.row == "images missing"
     assert (metric.title, metric.table) == ("images left out", "FashionIQ, dress")
+    shown = measured | {"fashioniq/dress/phi/recall_at_10": 20.0}
+    printed = formats.markdown(tables.of_finished_run(shown, "rtd_jax.experiment"))
+    (row,) = (line for line in printed.partition("FashionIQ, shirt")[0].splitlines() if "images missing" in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["images missing", "", "2", "0"]
     assert "fashioniq/dress: 2 of 52 files that it names are missing, the first is" in caplog.text
     assert "with them 0 of 1 queries are left out" in caplog.text
 
