@@ -218,11 +218,11 @@ def test_status_of_a_run_with_several_trainings_follows_the_newest(tmp_path):
 
 def test_the_end_of_a_log_is_its_last_lines_without_progress(tmp_path):
     member = made(tmp_path, [{"seed": 1}]).members[0]
-    assert members.last_lines(member) == [] and "no log" in log_end(member)
+    assert members.last_lines(member.path / "log.txt") == [] and "no log" in log_end(member)
     bar = "".join(f"\r{i}%" for i in range(20_000))
     members.start(member).write_bytes(f"first\n{bar}\nErreur: \xe9\n\nlast\n".encode("latin-1"))
-    assert members.last_lines(member) == ["19999%", "Erreur: \ufffd", "last"]
-    assert members.last_lines(member, 1) == ["last"]
+    assert members.last_lines(member.path / "log.txt") == ["19999%", "Erreur: \ufffd", "last"]
+    assert members.last_lines(member.path / "log.txt", 1) == ["last"]
 
 
 def test_a_full_disk_leaves_the_old_definition(tmp_path, monkeypatch):
