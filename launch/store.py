@@ -24,8 +24,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from launch import files, versions
+from launch import files
 from launch.journal import Journal
+from launch.processes import versions
 from launch.processes.stop import Stop, process_0_says, wait_for_all
 from launch.reading import InputError
 from launch.stages import Stage, describe
