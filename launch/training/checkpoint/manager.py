@@ -61,7 +61,7 @@ class Checkpoints:
         if keep_latest < 1:
             raise ValueError(f"keep_latest must be at least 1, not {keep_latest}")
         self._directory = _make_directory(directory)
-        self._best = best
+        self._best, self._keep_latest = best, keep_latest
         _quiet_orbax()
         # Orbax's best_fn with max_to_keep would delete the latest checkpoint when another one is better.
         policies = ocp.checkpoint_managers
@@ -145,7 +145,9 @@ class Checkpoints:
         """
         self.wait()
         self._remove_unfinished()
-        return self._restore(sorted(self._manager.all_steps(), reverse=True), abstract_state)
+        restored = self._restore(sorted(self._manager.all_steps(), reverse=True), abstract_state)
+        self._remove_superfluous()
+        return restored
 
     def restore_best(self, abstract_state: Any, *, part: bool = False) -> tuple[Any, int, dict[str, float]]:
         """The best state, its step and its metrics; otherwise as `restore_latest`.
@@ -268,6 +270,20 @@ class Checkpoints:
         for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
             logging.warning("checkpoint %s was interrupted while it was written: removed, not used", path)
             path.rmtree()
+
+    def _remove_superfluous(self) -> None:
+        """Finish the deletion of old checkpoints, which a kill may have interrupted halfway."""
+        old = sorted(self._manager.all_steps())[: -self._keep_latest]
+        superfluous = [step for step in old if step != self.best_step()]
+        if not superfluous:
+            return
+        if jax.process_index() == 0:
+            for step in superfluous:
+                (self._directory / str(step)).rmtree()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("superfluous checkpoints removed")
+        self._manager.reload()
+        self._forget_removed()
 
 
 @dataclasses.dataclass

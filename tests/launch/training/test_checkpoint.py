@@ -88,6 +88,25 @@ def test_round_trip_is_exact(tmp_path):
         assert jax.random.key_impl(restored["keys"]) == "rbg"
 
 
+@pytest.mark.parametrize("lost", ["info", "state"])
+def test_a_deletion_that_was_interrupted_is_finished(tmp_path, lost, warnings):
+    """The last deletion of a training: no later save would finish it."""
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, best=("accuracy", "max")) as checkpoints:
+        for step, accuracy in enumerate((0.1, 0.9, 0.5)):
+            checkpoints.save(step, _state(step), {"accuracy": accuracy})
+        checkpoints.wait()
+        shutil.copytree(folder / "2", tmp_path / "2")
+        for step in (3, 4):
+            checkpoints.save(step, _state(step), {"accuracy": 0.5})
+    shutil.rmtree(tmp_path / "2" / lost)
+    shutil.move(tmp_path / "2", folder / "2")
+    with Checkpoints(folder, best=("accuracy", "max")) as checkpoints:
+        assert checkpoints.restore_latest(abstract(_state()))[1] == 4
+        assert checkpoints.restore_best(abstract(_state()))[1] == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3", "4"] and not warnings
+
+
 @pytest.mark.parametrize(
     ("mode", "values", "best", "kept"),
     [
