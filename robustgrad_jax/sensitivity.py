@@ -81,7 +81,7 @@ def stability(
     if unknown := [name for name in measures if name not in MEASURES]:
         raise ValueError(f"unknown measure {unknown[0]!r} of stability; valid names: {', '.join(map(repr, MEASURES))}")
     _check(x, y, ball, draws, samples, noise)
-    check_labels(x, y, logits_fn, attribution_fn)
+    check_labels(x, y, None, attribution_fn)
     logits_fn = None if logits_fn is None else as_pytree(logits_fn)
     attribution_fn, measures = as_pytree(attribution_fn), tuple(measures)
     values = _stability(attribution_fn, logits_fn, x, y, ball, draws, noise, samples, chunk, measures)

@@ -5,7 +5,7 @@ import json
 from launch import train
 from tests.commands import finish
 from tests.kills.killing import Kill, assert_same, command, killed, only_with_system
-from tests.launch import endpoint, toy
+from tests.launch.llm import endpoint, toy
 
 pytestmark = only_with_system
 

@@ -179,7 +179,7 @@ def test_sizes_that_do_not_fit_are_refused(folder):
         read(data.DataSet, config("idx", path=path, test_examples=7), "data").load(0)
     with pytest.raises(ValueError, match=r"data\.mean=\(0.1, 0.2\): the images have 1 channels"):
         read(data.DataSet, config("idx", path=path, mean=(0.1, 0.2)), "data").load(0)
-    with pytest.raises(ValueError, match=r"data\.std=\(0.0,\): must be positive"):
+    with pytest.raises(ValueError, match=r"data\.std=\(0.0,\): must be a number, above 0"):
         read(data.DataSet, config("idx", path=path, std=(0.0,)), "data").load(0)
     few = settings(
         data.DataSet, {"data": config("idx", path=path, val_examples=5, train_examples=8, test_examples=3)}, "data"
@@ -199,8 +199,8 @@ def test_a_data_set_has_settings_that_fit_it():
         ),
         (dict(name="image_folder", path="x", memory="no"), r"data.image_size=0: .* set it, for example to 224"),
         (dict(name="image_folder"), r"data.path='': .* set it to a folder. Expected layout: ROOT/train/CLASS"),
-        (dict(name="digits", val_examples=-1), r"data.val_examples=-1: must not be negative"),
-        (dict(name="digits", workers=-1), r"data.workers=-1: must not be negative"),
+        (dict(name="digits", val_examples=-1), r"data.val_examples=-1: must be a number, at least 0"),
+        (dict(name="digits", workers=-1), r"data.workers=-1: must be a number, at least 0"),
         (dict(name="scenes", correlation=1.5), r"data.correlation=1.5: must be in \[0, 1\]"),
         (dict(name="digits", classes="imagenet100"), r"data.classes='imagenet100': only image_folder"),
         (dict(name="digits", colour=1), r"data.colour: no such setting; data has name, path, val_examples"),
