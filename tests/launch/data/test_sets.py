@@ -201,7 +201,7 @@ def test_a_data_set_has_settings_that_fit_it():
         (dict(name="image_folder"), r"data.path='': .* set it to a folder. Expected layout: ROOT/train/CLASS"),
         (dict(name="digits", val_examples=-1), r"data.val_examples=-1: must be a number, at least 0"),
         (dict(name="digits", workers=-1), r"data.workers=-1: must be a number, at least 0"),
-        (dict(name="scenes", correlation=1.5), r"data.correlation=1.5: must be in \[0, 1\]"),
+        (dict(name="scenes", correlation=1.5), r"data.correlation=1.5: must be a number, at least 0 and at most 1"),
         (dict(name="digits", classes="imagenet100"), r"data.classes='imagenet100': only image_folder"),
         (dict(name="digits", colour=1), r"data.colour: no such setting; data has name, path, val_examples"),
     ]:
