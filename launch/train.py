@@ -92,7 +92,10 @@ def _experiments(package: str) -> list[str]:
 
 def moved(experiment: str, keys: Iterable[str]) -> list[str]:
     """A line for every config key that an experiment no longer has, with what takes its place."""
-    known = getattr(module_of(experiment), "MOVED", {})
+    try:
+        known = getattr(module_of(experiment), "MOVED", {})
+    except ValueError:  # `execute` says that there is no such experiment
+        return []
     places = ((key, place) for key in keys for old, place in known.items() if f"{key}.".startswith(f"{old}."))
     return [f"config.{key} is gone; {place}" for key, place in places]
 

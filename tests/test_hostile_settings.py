@@ -160,7 +160,7 @@ def base_of(path, folder):
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_no_field_takes_what_it_cannot_use(path, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    logging.set_verbosity(logging.ERROR)
+    monkeypatch.setattr(logging, "info", lambda *_: None)
     spec = DataSet.spec
     known = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "imagenet100": (224, 224, 3), "idx": (28, 28, 1)}
 

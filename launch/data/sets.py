@@ -194,8 +194,8 @@ class DataSet:
         require(size <= _MEMORY, self, "image_size", problem)
 
     def _check_classes(self, classes: Sequence[str]) -> None:
-        """Raise `SettingError` where there is nothing to tell apart."""
-        if len(classes) < 2:
+        """Raise `SettingError` where there is nothing to tell apart, unless the one class is asked for by name."""
+        if len(classes) < 2 and not self.classes:
             at = self.path or self.name
             raise SettingError("name" if not self.path else "path", f"={at!r}: has {len(classes)} class; it takes two")
 

@@ -13,7 +13,7 @@ import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
 from clip_jax.training.options import Computation
 from launch.results import FieldsStage
-from launch.stages import Stage, about, free, require, require_known, section
+from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
 from launch.training.program import Program, State
 from launch.training.sharding import Layout
@@ -134,8 +134,7 @@ class Tuning(TextTraining, FieldsStage):
     def preflight(self, store: Store) -> None:
         clip, (train, _) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
         self.check_fit(len(train), {"text": clip.params["text"]})
-        with about("sharding.model"):
-            layout = self.sharding.layout(clip.config)
+        layout = self.sharding.layout(self.sharding.rules(clip.config, ("text",)))
         with section("rtd.objective"):
             parts, shards = self.objective.accumulation, layout.data_shards
             divides = self.batch_size % (parts * shards) == 0

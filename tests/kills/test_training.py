@@ -8,7 +8,7 @@ import pytest
 from tests.commands import finish
 from tests.kills import killing
 from tests.kills.killing import Kill, assert_same, command, killed, only_with_system
-from tests.robustgrad_jax import test_resume
+from tests.robustgrad_jax.stages import test_resume
 from tests.rtd_jax import tiny
 from tests.tldr_jax import small
 

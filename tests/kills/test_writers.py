@@ -5,7 +5,8 @@ import json
 from launch import train
 from tests.commands import finish
 from tests.kills.killing import Kill, assert_same, command, killed, only_with_system
-from tests.launch.llm import endpoint, toy
+from tests.launch import toy
+from tests.launch.llm import endpoint
 
 pytestmark = only_with_system
 

@@ -156,7 +156,7 @@ def test_submissions_are_written(clip, tmp_path):
         ({"phi__method": "gan"}, "phi.method='gan'; valid names: 'lincir', 'pic2word', 'searle'"),
         ({"phi__load": "none.pt"}, "phi.load: no φ file none.pt"),
         ({"phi__noise": -1.0}, "phi.noise=-1.0: must be at least 0"),
-        ({"phi__batch_size": 0}, "phi.batch_size=0: must be a whole number"),
+        ({"phi__batch_size": 0}, "phi.batch_size=0: must be a number, at least 1"),
         ({"phi__duration": "2"}, "phi.duration: cannot read the duration '2'"),
         ({"phi__loop__eval_every": "x"}, "phi.loop.eval_every: cannot read"),
         ({"phi__method": "searle", "phi__phrases": ("no place",)}, "phi.phrases=.*'no place' has to hold '{}' once"),

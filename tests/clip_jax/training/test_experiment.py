@@ -121,7 +121,7 @@ def test_a_config_says_how_to_run_it(path):
         ({"loop.best_mode": "min"}, ["loop.best_mode='min'", "max"]),
         ({"loop.eval_every": "2 times"}, ["loop.eval_every", "2 times"]),
         ({"model.image.heads": 5}, ["width 16", "5 heads"]),
-        ({"model.activation": "relu"}, ["unknown activation 'relu'", "quick_gelu"]),
+        ({"model.activation": "relu"}, ["model.activation='relu'; valid names", "quick_gelu"]),
         ({"duration": "3 weeks"}, ["3 weeks", "epochs, steps, examples"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

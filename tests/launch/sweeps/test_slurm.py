@@ -160,7 +160,7 @@ def test_what_sbatch_refuses_is_shown(here, tmp_path):
 def test_no_scheduler(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     sweep = sweep_of(tmp_path, sweep_toy, {"x": 1.0})
-    with pytest.raises(SweepError, match=r"sbatch is not installed here; use a login node or --executor=local"):
+    with pytest.raises(SweepError, match=r"sbatch is not installed here; use a login node, or --executor=local"):
         slurm.execute(sweep, sweep.members, Options())
 
 
@@ -177,7 +177,7 @@ def test_settings():
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({"node": "2"}, "no 'node'; valid names: partition, .*tasks_per_node"),
+        ({"node": "2"}, "unknown --slurm setting 'node'; valid names: partition, .*tasks_per_node"),
         ({"nodes": "two"}, "nodes=two: needs a number from 1"),
         ({"nodes": "0"}, "nodes=0: needs a number from 1"),
         ({"partition": ""}, "partition=: needs a value"),

@@ -168,7 +168,7 @@ def test_donated_buffers(tmp_path):
             checkpoints.save(step, {"x": x})
             for _ in range(3):
                 x = update(x)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, keep_latest=6) as checkpoints:
         for step in range(5, -1, -1):
             restored = checkpoints.restore_latest(abstract({"x": x}))
             assert restored[1] == step

@@ -400,7 +400,7 @@ def test_a_loop_is_counted_in_steps_and_refuses_what_cannot_be():
     assert fit.Loop(7, "2 epochs", "30 steps").cadence(to_steps) == Cadence(7, 20, 30)
     assert fit.Loop().cadence(to_steps) == Cadence(50, 0, 0)
     for values, message in (
-        ({"log_every": -1}, "log_every=-1: a number of steps, or 0"),
+        ({"log_every": -1}, "log_every=-1: must be a number, at least 0"),
         ({"eval_every": "2"}, "eval_every: cannot read the duration '2'"),
         ({"checkpoint_every": "1 day"}, "checkpoint_every: cannot read the duration '1 day'"),
         ({"best_metric": "val/loss"}, "best_metric='val/loss'; valid names: 'val/accuracy'"),

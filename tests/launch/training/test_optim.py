@@ -10,6 +10,7 @@ import pytest
 from absl import logging
 from ml_collections import config_dict
 
+from launch.stages import with_numbers
 from launch.training import duration, optim
 from tests.sections import read
 
@@ -168,15 +169,16 @@ def test_traced_numbers_train_as_concrete_ones():
     params, xs, ys = _problem()
     members = [(0.05, 0.1, 0.9, 0.5), (0.02, 0.0, 0.5, 0.0), (0.1, 0.3, 0.0, 2.0)]
 
-    def config(learning_rate, weight_decay, momentum, clip_norm):
+    names = ("learning_rate", "weight_decay", "momentum", "clip_norm")
+
+    def config(*member):
         c = _config(schedule=dict(name="cosine", warmup="2 steps"))
-        with c.ignore_type():
-            c.learning_rate, c.weight_decay = learning_rate, weight_decay
-            c.momentum, c.clip_norm = momentum, clip_norm
+        c.update(dict(zip(names, member, strict=False)))
         return c
 
     def train(member):
-        tx, _ = read(optim.Optimizer, config(*member), "optimizer").create(total_steps=TOTAL, to_steps=to_steps)
+        traced = with_numbers(read(optim.Optimizer, config(), "optimizer"), dict(zip(names, member, strict=True)))
+        tx, _ = traced.create(total_steps=TOTAL, to_steps=to_steps)
         p = jax.tree.map(jnp.asarray, params)
         state = tx.init(p)
         for x, y in zip(xs, ys, strict=True):
@@ -230,7 +232,7 @@ def test_decay_mask_without_a_match_fails_at_init(weight_decay):
         (_config(decay_mask=".*"), "must be a tuple"),
         (_config(decay_mask=("(",)), r"'\(' is not a regular expression"),
         (_config(schedule=dict(name="step")), r"milestones=\(\): 'step' needs"),
-        (_config(schedule=dict(name="step", milestones="1 epoch")), "milestones='1 epoch': 'step' needs a tuple"),
+        (_config(schedule=dict(name="step", milestones="1 epoch")), "milestones='1 epoch': must be a tuple"),
         (_config(schedule=dict(name="step", milestones=("3 epochs", "6 steps"))), r"must increase.*\(6, 6\)"),
         (_config(schedule=dict(name="step", milestones=("5 steps", "2 steps"))), "must increase"),
         (_config(schedule=dict(name="cosine", warmup="2 hours")), "cannot read the duration '2 hours'"),

@@ -140,7 +140,11 @@ def test_the_best_image_with_the_clean_prediction_is_returned(name, case):
 
 def test_the_clean_image_where_no_step_keeps_the_prediction(case):
     _, attribution_fn, x, y = case
-    moody = lambda moved: jnp.stack([jnp.zeros(len(x)), jnp.abs(moved - x).sum((1, 2, 3))], 1)  # 0 at x only
+    others = [-jnp.ones(len(x))] * int(y.max())
+
+    def moody(moved):  # class 0 at x only
+        return jnp.stack([jnp.zeros(len(x)), jnp.abs(moved - x).sum((1, 2, 3)), *others], 1)
+
     failed = attacks.top_k(moody, attribution_fn, x, y, Ball(0.3), k=4, steps=3)
     np.testing.assert_array_equal(failed, x)
     unasked = attacks.top_k(None, attribution_fn, x, y, Ball(0.3), k=4, steps=3, keep_prediction=False)
