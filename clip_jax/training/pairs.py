@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import Clip, preprocess
 from clip_jax.training.composition import RowsAt
-from launch.data import order
+from launch.data import feed, order
 
 _CAPTION = 0xCA97  # a stream of random numbers from one seed
 _AHEAD = 2  # batches that are decoded before the devices ask for them
@@ -79,11 +78,11 @@ class PreparedPairs:
         return isinstance(self.images, np.ndarray)
 
     @property
-    def resident(self) -> dict[str, np.ndarray]:
-        """Arrays that are placed on the devices once; {} for images in files."""
+    def resident(self) -> dict[str, Any]:
+        """What is placed on the devices once; {} for images in files."""
         if not isinstance(self.images, np.ndarray):
             return {}
-        arrays = {"images": self.images, "ids": self.ids}
+        arrays = {"images": feed.Table.of(self.images), "ids": feed.Table.of(self.ids)}
         return arrays if self.attributes is None else arrays | {"attributes": self.attributes}
 
     def batch_shapes(self, batch_size: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -110,8 +109,7 @@ def materialize(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> tuple[
     """A batch's images, uint8 (b, s, s, 3), and ids, int32 (b, t): pure, inside jit."""
     if not resident:
         return batch["image"], batch["ids"]
-    take = lambda name, rows: jnp.take(resident[name], rows, axis=0, mode="clip")
-    return take("images", batch["row"]), take("ids", batch["text"])
+    return resident["images"].take(batch["row"]), resident["ids"].take(batch["text"])
 
 
 def train_batches(

@@ -9,17 +9,21 @@ batch for any number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from launch.data import order
 from launch.data.order import index_batch
 from launch.data.splits import Arrays, Split
 
 __all__ = [
+    "Table",
     "eval_batches",
     "index_batch",
     "materialize",
@@ -31,6 +35,50 @@ __all__ = [
 ]
 
 Batch = dict[str, np.ndarray]
+_COLUMNS = 128  # of a vector register on a TPU
+
+
+@struct.dataclass
+class Table:
+    """Rows that stay on a device, laid out so that gathering some of them reads no others.
+
+    XLA keeps an array such as uint8 (50000, 32, 32, 3) on a TPU with the examples innermost, and copies the whole of it
+    before it gathers rows. Rows made of whole vectors of 128 columns stay together.
+
+    Attributes:
+      data: (n, k, 128), or (n, 128) if one vector holds a row; the end of a row is filled up with zeros.
+      row_shape: of a row, without the filling.
+    """
+
+    data: Any
+    row_shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Table":
+        """From rows (n, …) on the host; without a copy where the size of a row is a multiple of 128."""
+        width = math.prod(array.shape[1:])
+        flat = array.reshape(len(array), width)
+        if width % _COLUMNS:
+            flat = np.pad(flat, ((0, 0), (0, -width % _COLUMNS)))
+        return cls(flat.reshape(_padded(array.shape)), array.shape[1:])
+
+    @classmethod
+    def shapes(cls, array: jax.ShapeDtypeStruct) -> "Table":
+        """The shapes of `of`, from the shape of the rows."""
+        return cls(jax.ShapeDtypeStruct(_padded(array.shape), array.dtype), array.shape[1:])
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    def take(self, rows: jax.Array) -> jax.Array:
+        """Rows (b, …) by their indices, int (b,); pure. An index past the end gives the last row."""
+        gathered = jnp.take(self.data, rows, axis=0, mode="clip").reshape(len(rows), -1)
+        return gathered[:, : math.prod(self.row_shape)].reshape(len(rows), *self.row_shape)
+
+
+def _padded(shape: Sequence[int]) -> tuple[int, ...]:
+    vectors = -(-math.prod(shape[1:]) // _COLUMNS)
+    return (shape[0], vectors, _COLUMNS) if vectors > 1 else (shape[0], _COLUMNS)
 
 
 def train_batches(
@@ -96,17 +144,17 @@ def num_eval_batches(split: Split, batch_size: int) -> int:
     return -(-len(split) // batch_size)
 
 
-def resident(split: Split) -> dict[str, np.ndarray]:
-    """The arrays to place on the device once: `images`, uint8 (n, h, w, c), and `labels`, int32 (n,).
+def resident(split: Split) -> dict[str, Any]:
+    """What to place on the device once: `images`, a Table of uint8 (h, w, c), and `labels`, int32 (n, …).
 
     Empty for a Stream.
     """
     if not isinstance(split, Arrays):
         return {}
-    return {"images": split.images, "labels": split.labels}
+    return {"images": Table.of(split.images), "labels": split.labels}
 
 
-def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndarray | None]]:
+def pooled(splits: Sequence[Split]) -> tuple[dict[str, Any], list[np.ndarray | None]]:
     """Join several splits in one table without repetitions, for sweep members whose seeds cut one data set.
 
     Args:
@@ -131,7 +179,7 @@ def pooled(splits: Sequence[Split]) -> tuple[dict[str, np.ndarray], list[np.ndar
                 labels.append(label)
             places[index] = place
         rows.append(places)
-    return {"images": np.stack(images), "labels": np.array(labels, np.int32)}, rows
+    return {"images": Table.of(np.stack(images)), "labels": np.array(labels, np.int32)}, rows
 
 
 def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
@@ -139,16 +187,16 @@ def moved(batch: Batch, rows: np.ndarray | None) -> Batch:
     return batch if rows is None else {**batch, "row": rows[batch["row"]]}
 
 
-def materialize(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Complete a batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b,); pure, for use inside jit.
+def materialize(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Complete a batch with `image`, uint8 (b, h, w, c), and `label`, int32 (b, …); pure, for use inside jit.
 
-    Rows are gathered from the resident arrays; without them, the batch has its images already.
+    Rows are gathered from what `resident` gave; without it, the batch has its images already.
     """
     if not resident:
         return dict(batch)
     rest = {name: value for name, value in batch.items() if name != "row"}
-    image, label = (jnp.take(resident[name], batch["row"], axis=0, mode="clip") for name in ("images", "labels"))
-    return {**rest, "image": image, "label": label}
+    label = jnp.take(resident["labels"], batch["row"], axis=0, mode="clip")
+    return {**rest, "image": resident["images"].take(batch["row"]), "label": label}
 
 
 def _train_rows(n: int, seed: int, batch_size: int, start: int, part: slice) -> Iterator[Batch]:

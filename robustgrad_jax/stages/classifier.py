@@ -164,7 +164,7 @@ class Classifier(Stage):
         resident: dict[str, Any] = {}
         if spec.in_memory:
             batch["row"] = shape(jnp.int32, self.batch_size)
-            resident["images"] = shape(jnp.uint8, spec.examples, *spec.image_shape)
+            resident["images"] = feed.Table.shapes(shape(jnp.uint8, spec.examples, *spec.image_shape))
             resident["labels"] = shape(jnp.int32, spec.examples)
         else:
             batch["image"] = shape(jnp.uint8, self.batch_size, *spec.image_shape)

@@ -156,7 +156,8 @@ class Supervised(Stage):
         batch = {"slot": shape((self.batch_size,), jnp.int32)}
         if not data.in_memory:
             return Program(self.step(data.count), values, state, batch | images(self.batch_size))
-        resident = {f"{name}s": leaf for name, leaf in images(data.count).items()}
+        whole = images(data.count)
+        resident = {"images": feed.Table.shapes(whole["image"]), "labels": whole["label"]}
         batch |= {"row": shape((self.batch_size,), jnp.int32)}
         return Program(self.step(data.count), values, state, batch, resident)
 

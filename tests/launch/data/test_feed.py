@@ -1,9 +1,31 @@
-"""Splits in one table: every example is found again, and is there once."""
+"""What stays on a device: rows come back as they were, every example is found again and is there once."""
 
+import jax
 import numpy as np
+import pytest
 
 from launch.data import Arrays, Stream, feed
 from launch.data.splits import hold_out
+
+
+@pytest.mark.parametrize("shape", [(9, 32, 32, 3), (9, 28, 28, 1), (9, 77), (9, 128), (9, 3, 3, 1), (1, 5)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
+def test_a_table_gives_its_rows(shape, dtype):
+    array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    rows = np.array([0, len(array) - 1, len(array) // 2, 0], np.int32)
+    table = feed.Table.of(array)
+    taken = jax.jit(feed.Table.take)(table, rows)
+    assert taken.dtype == dtype and table.data.shape[-1] == 128
+    np.testing.assert_array_equal(taken, array[rows])
+    np.testing.assert_array_equal(table.take(np.array([len(array) + 3])), array[-1:])
+    described = feed.Table.shapes(jax.ShapeDtypeStruct(shape, dtype))
+    assert described.row_shape == table.row_shape
+    assert (described.data.shape, described.data.dtype) == (table.data.shape, table.data.dtype)
+
+
+def test_a_table_of_whole_vectors_is_no_copy():
+    array = np.zeros((4, 32, 32, 3), np.uint8)
+    assert np.shares_memory(feed.Table.of(array).data, array)
 
 
 def test_each_split_finds_its_examples_and_none_is_there_twice():
@@ -11,9 +33,10 @@ def test_each_split_finds_its_examples_and_none_is_there_twice():
     whole = Arrays(rng.integers(0, 256, (12, 3, 3, 1), dtype=np.uint8), rng.integers(0, 3, 12).astype(np.int32))
     splits = [part for seed in (0, 1) for part in hold_out(whole, seed=seed, val_examples=4, train_examples=0)]
     resident, rows = feed.pooled(splits)
-    assert resident["images"].shape == (12, 3, 3, 1) and resident["labels"].dtype == np.int32
+    images = resident["images"]
+    assert (len(images), images.row_shape) == (12, (3, 3, 1)) and resident["labels"].dtype == np.int32
     for split, own in zip(splits, rows, strict=True):
-        np.testing.assert_array_equal(resident["images"][own], split.images)
+        np.testing.assert_array_equal(images.take(own), split.images)
         np.testing.assert_array_equal(resident["labels"][own], split.labels)
         batch = next(feed.train_batches(split, seed=3, batch_size=5))
         both = [feed.materialize(batch, feed.resident(split)), feed.materialize(feed.moved(batch, own), resident)]
