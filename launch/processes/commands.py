@@ -27,6 +27,7 @@ from launch.reading import InputError, printable
 from launch.stages import SettingError
 
 FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
+_LONGEST = 4000  # characters of what a command ends with: a damaged file may hold names of any length
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Where a `raise` of ours says so; an ImportError names a package that is to be installed.
 _MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, ImportError)
@@ -43,6 +44,8 @@ class Exit(SystemExit):
 
 def leave(line: str, status: int) -> Exit:
     """Print why a command ends, and give the exception that ends it."""
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     print(line, file=sys.stderr, flush=True)
     return Exit(line, status)
 

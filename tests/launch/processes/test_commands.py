@@ -48,6 +48,14 @@ def test_one_line(capsys, error, status, line):
     assert said.startswith(line) and said.count("\n") == 1
 
 
+def test_a_line_is_cut_in_the_middle(capsys):
+    with pytest.raises(SystemExit), commands.ending():
+        raised(InputError(f"no image {'9' * 100_000}.png", file="x.csv", remedy="set data.images"))
+    said = capsys.readouterr().err
+    assert said.startswith("InputError: x.csv: no image 999") and said.endswith("99.png; set data.images\n")
+    assert len(said) < 4100 and said.count("\n") == 1
+
+
 def test_a_full_disk_behind_another_error(capsys):
     with pytest.raises(SystemExit), commands.ending():
         try:
