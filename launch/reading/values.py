@@ -49,9 +49,7 @@ def checked(value: Any, declared: Any) -> Any:
             raise Unfit(f"must be {_NAMES[declared]}")
         if problem := _problem(value):
             raise Unfit(problem, of_type=True)
-    elif (
-        isinstance(declared, type) and not getattr(declared, "_is_protocol", False) and not isinstance(value, declared)
-    ):
+    elif _is_class(declared) and not isinstance(value, declared):
         raise Unfit(f"must be {_described(declared)}")
     return value
 
