@@ -109,7 +109,7 @@ def materialize(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> tuple[
     """A batch's images, uint8 (b, s, s, 3), and ids, int32 (b, t): pure, inside jit."""
     if not resident:
         return batch["image"], batch["ids"]
-    return resident["images"].take(batch["row"]), resident["ids"].take(batch["text"])
+    return resident["images"].gather(batch["row"]), resident["ids"].gather(batch["text"])
 
 
 def train_batches(

@@ -70,7 +70,7 @@ class Table:
     def __len__(self) -> int:
         return self.data.shape[0]
 
-    def take(self, rows: jax.Array) -> jax.Array:
+    def gather(self, rows: jax.Array) -> jax.Array:
         """Rows (b, …) by their indices, int (b,); pure. An index past the end gives the last row."""
         gathered = jnp.take(self.data, rows, axis=0, mode="clip").reshape(len(rows), -1)
         return gathered[:, : math.prod(self.row_shape)].reshape(len(rows), *self.row_shape)
@@ -196,7 +196,7 @@ def materialize(batch: Mapping[str, Any], resident: Mapping[str, Any]) -> dict[s
         return dict(batch)
     rest = {name: value for name, value in batch.items() if name != "row"}
     label = jnp.take(resident["labels"], batch["row"], axis=0, mode="clip")
-    return {**rest, "image": resident["images"].take(batch["row"]), "label": label}
+    return {**rest, "image": resident["images"].gather(batch["row"]), "label": label}
 
 
 def _train_rows(n: int, seed: int, batch_size: int, start: int, part: slice) -> Iterator[Batch]:

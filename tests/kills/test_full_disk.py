@@ -130,7 +130,7 @@ def test_a_report(tmp_path, capfd):
             with pytest.raises(SystemExit) as end:
                 write(small)
             said = capfd.readouterr().err
-            assert end.value.code == 1 and said.count("\n") == 1 and f" cannot be written ({FULL}); give" in said
+            assert end.value.code == 1 and said.count("\n") == 1 and f" cannot be written ({FULL}); choose" in said
             assert not list(small.glob(".*"))
             assert _mount(small, LARGE, "remount,")
             assert write(small)["table.csv"] == whole["table.csv"]

@@ -51,7 +51,7 @@ def test_a_search_killed_inside_its_journal(tmp_path):
         wait_for_lock(tmp_path)
     found = contents(tmp_path)
     output = finish(command(SWEEP, *options))
-    assert output.rstrip().endswith("3 done") and "cut off and dropped" in output
+    assert output.rstrip().endswith("3 done") and "is cut off; dropping it" in output
     assert "has not been released" not in output
     after = contents(tmp_path)
     assert not [name for name in after if "journal" in name and name != "optuna.journal"]

@@ -119,7 +119,7 @@ class Pretraining(Supervised):
         pairs = scenes.pairs(self.seed, self.examples, held_out=False, captions_per_image=0)
         split = Arrays(pairs.images, np.zeros(len(pairs.images), np.int32))
         variables = erm.init(self.model(), split.image_shape, self.seed)
-        return self.train(store, variables, split, {"images": pairs.images, "labels": pairs.attributes})
+        return self.train(store, variables, split, {"images": feed.Table.of(pairs.images), "labels": pairs.attributes})
 
 
 @dataclass(frozen=True)

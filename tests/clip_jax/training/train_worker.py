@@ -12,6 +12,7 @@ from clip_jax.sharding import partition_rules
 from clip_jax.training import attributes
 from clip_jax.training import step as steps
 from configs.clip import base
+from launch.data import feed
 from launch.data.scenes import world
 from launch.training import optim, sharding
 from tests.clip_jax.towers import TINY, parameters, texts
@@ -45,7 +46,8 @@ def build():
 def data():
     """Resident arrays of 20 images and 30 texts, and a batch of rows of them for every step."""
     rng = np.random.default_rng(0)
-    resident = {"images": IMAGES, "ids": texts(CONFIG, rng.integers(3, 20, 30)), "attributes": ATTRIBUTES}
+    ids = texts(CONFIG, rng.integers(3, 20, 30))
+    resident = {"images": feed.Table.of(IMAGES), "ids": feed.Table.of(ids), "attributes": ATTRIBUTES}
     rows = lambda high: rng.permutation(high)[:BATCH].astype(np.int32)
     return resident, [{"row": rows(20), "text": rows(30)} for _ in range(STEPS)]
 

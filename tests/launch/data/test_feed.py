@@ -14,10 +14,10 @@ def test_a_table_gives_its_rows(shape, dtype):
     array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
     rows = np.array([0, len(array) - 1, len(array) // 2, 0], np.int32)
     table = feed.Table.of(array)
-    taken = jax.jit(feed.Table.take)(table, rows)
+    taken = jax.jit(feed.Table.gather)(table, rows)
     assert taken.dtype == dtype and table.data.shape[-1] == 128
     np.testing.assert_array_equal(taken, array[rows])
-    np.testing.assert_array_equal(table.take(np.array([len(array) + 3])), array[-1:])
+    np.testing.assert_array_equal(table.gather(np.array([len(array) + 3])), array[-1:])
     described = feed.Table.shapes(jax.ShapeDtypeStruct(shape, dtype))
     assert described.row_shape == table.row_shape
     assert (described.data.shape, described.data.dtype) == (table.data.shape, table.data.dtype)
@@ -36,7 +36,7 @@ def test_each_split_finds_its_examples_and_none_is_there_twice():
     images = resident["images"]
     assert (len(images), images.row_shape) == (12, (3, 3, 1)) and resident["labels"].dtype == np.int32
     for split, own in zip(splits, rows, strict=True):
-        np.testing.assert_array_equal(images.take(own), split.images)
+        np.testing.assert_array_equal(images.gather(own), split.images)
         np.testing.assert_array_equal(resident["labels"][own], split.labels)
         batch = next(feed.train_batches(split, seed=3, batch_size=5))
         both = [feed.materialize(batch, feed.resident(split)), feed.materialize(feed.moved(batch, own), resident)]

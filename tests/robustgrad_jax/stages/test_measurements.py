@@ -198,7 +198,7 @@ def test_what_settings_and_data_give_the_attributions(double, tmp_path):
 
 def test_a_batch_is_prepared_as_the_images_are_normalised():
     images, labels = Noise().load(0).test.images, Noise().load(0).test.labels
-    place = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
+    place = {"images": feed.Table.of(images), "labels": jnp.asarray(labels)}
     batch = next(iter(feed.eval_batches(Noise().load(0).test, batch_size=N)))
     x, y = training.Normalized(MEAN, STD)(batch | {sharding.RESIDENT: place})
     np.testing.assert_allclose(x, (images / 255 - MEAN) / STD, atol=1e-5)
