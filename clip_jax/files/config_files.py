@@ -92,7 +92,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
 
 
 @contextlib.contextmanager

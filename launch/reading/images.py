@@ -114,7 +114,7 @@ def _check_size(image: Image.Image, size: int, name: str) -> None:
         right, bottom = (max(tile[1][side] for tile in tiles) for side in (2, 3))
         if right * bottom < width * height:
             raise InputError(
-                f"is truncated: {right * bottom:,} of {width * height:,} pixels are there",
+                f"is truncated: {int(right * bottom):,} of {int(width * height):,} pixels are there",
                 file=name,
                 remedy="replace the file or remove it",
             )

@@ -251,6 +251,18 @@ def test_rows_that_are_not_there():
         decode(bytes(data), name="x")
 
 
+@pytest.mark.parametrize("tag", [256, 257, 278])
+def test_sizes_that_are_fractions(tag):
+    """Of a TIFF: width, height, rows of a strip."""
+    data = bytearray(encode(GREY.astype(np.float32), "TIFF"))
+    at = next(at for kind in (3, 4) if (at := data.find(struct.pack("<HHI", tag, kind, 1))) > 0)
+    value = int.from_bytes(data[at + 8 : at + 10], "little")
+    struct.pack_into("<HHII", data, at, tag, 5, 1, len(data))  # one half less, behind the image
+    data += struct.pack("<II", 2 * value - 1, 2)
+    with pytest.raises(InputError, match=r"^x: .*; replace the file or remove it$"):
+        decode(bytes(data), name="x")
+
+
 def test_bombs():
     """Large images in few bytes, by the limit of Pillow and by ours."""
     bomb = b"P5 20000 20000 255\n"
