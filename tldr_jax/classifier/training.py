@@ -166,7 +166,7 @@ class Supervised(Stage):
         store: Store,
         variables: Mapping[str, Any],
         split: Split,
-        resident: Mapping[str, np.ndarray],
+        resident: Mapping[str, Any],
         *,
         evaluate=None,
         best: BestCheckpoint | None = None,
@@ -177,7 +177,7 @@ class Supervised(Stage):
           store: keeps metrics and checkpoints.
           variables: the initial ones, on the host.
           split: training images.
-          resident: arrays that the devices keep.
+          resident: tables and arrays that the devices keep.
           evaluate: see `erm.validation`; None for no evaluation.
           best: which checkpoint is returned; None for the last state.
 
