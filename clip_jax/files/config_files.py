@@ -92,7 +92,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextlib.contextmanager
@@ -270,7 +270,7 @@ def _openclip_section(config: Mapping[str, Any], name: str, defaults: Mapping[st
         if not _is_whole(section[key]) and not (key == "layers" and isinstance(section[key], list)):  # a ResNet's
             raise ValueError(f"{name}.{key} must be an integer, got {shown(section[key])}")
     return section | {
-        "mlp_width": int(section["width"] * ratio),
+        "mlp_width": int(min(section["width"], 2**31) * ratio),  # sizes are checked later
         "activation": "quick_gelu" if quick else plain,
         "norm_eps": float(eps),
     }

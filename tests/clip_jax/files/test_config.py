@@ -259,7 +259,7 @@ def test_openclips_options():
         ("text_cfg", {"new_field": 1}, "text_cfg.new_field=1 means an architecture"),
         ("text_cfg", {"pool_type": "last"}, "text_cfg.pool_type is unknown: 'last'; valid names: 'argmax', 'eos'"),
         ("text_cfg", {"pool_type": "eos"}, "needs one eos_token_id, got None"),
-        ("vision_cfg", {"width": 10**400}, "vision_cfg.width must be an integer, got 10"),
+        ("vision_cfg", {"width": 10**400}, "width must be at most 16,777,216"),
         ("text_cfg", {"heads": 7}, "width 512 is not divisible by 7 heads"),
     ],
 )
