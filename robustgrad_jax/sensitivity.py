@@ -11,7 +11,7 @@ that compile once per model.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,19 +88,44 @@ def stability(
     return {name: values[name] for name in measures}  # jit sorts a dict's keys
 
 
-def _alone(name: str) -> Callable[..., Array]:
-    """One measure by itself, (n,); arguments and options as of `stability`."""
-
-    def measure(attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any) -> Array:
-        return stability(attribution_fn, x, y, ball, draws, measures=(name,), **options)[name]
-
-    return measure
+def max_sensitivity(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
+    """max_j ‖φ(x'_j) − φ(x)‖ / ‖φ(x)‖, (n,); arguments and options as of `stability`."""
+    return _alone("max_sensitivity", attribution_fn, x, y, ball, draws, options)
 
 
-max_sensitivity = _alone("max_sensitivity")
-average_sensitivity = _alone("average_sensitivity")
-local_lipschitz = _alone("local_lipschitz")
-relative_input_stability = _alone("relative_input_stability")
+def average_sensitivity(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
+    """mean_j ‖φ(x'_j) − φ(x)‖ / ‖φ(x)‖, (n,); arguments and options as of `stability`."""
+    return _alone("average_sensitivity", attribution_fn, x, y, ball, draws, options)
+
+
+def local_lipschitz(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
+    """max_j ‖φ(x'_j) − φ(x)‖ / ‖x'_j − x‖, (n,); arguments and options as of `stability`."""
+    return _alone("local_lipschitz", attribution_fn, x, y, ball, draws, options)
+
+
+def relative_input_stability(
+    attribution_fn: AttributionFn, x: Array, y: Array, ball: Ball, draws: Draws, **options: Any
+) -> Array:
+    """max_j of the relative change of φ over that of x, (n,); arguments and options as of `stability`."""
+    return _alone("relative_input_stability", attribution_fn, x, y, ball, draws, options)
+
+
+def _alone(
+    name: str,
+    attribution_fn: AttributionFn,
+    x: Array,
+    y: Array,
+    ball: Ball,
+    draws: Draws,
+    options: Mapping[str, Any],
+) -> Array:
+    return stability(attribution_fn, x, y, ball, draws, measures=(name,), **options)[name]
 
 
 def infidelity(
