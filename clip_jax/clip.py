@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -94,9 +94,43 @@ class Clip:
         """
         return preprocess.preprocess(self.preprocessing, images, target_pad=target_pad)
 
-    def encode_image(self, params: model.Params, pixels: model.Array, *, intermediates: bool = False) -> Any:
+    @overload
+    def encode_image(
+        self, params: model.Params, pixels: model.Array, *, intermediates: Literal[False] = False
+    ) -> jax.Array: ...
+
+    @overload
+    def encode_image(
+        self, params: model.Params, pixels: model.Array, *, intermediates: Literal[True]
+    ) -> tuple[jax.Array, model.Intermediates]: ...
+
+    def encode_image(
+        self, params: model.Params, pixels: model.Array, *, intermediates: bool = False
+    ) -> jax.Array | tuple[jax.Array, model.Intermediates]:
         """Unnormalised float32 embeddings (n, d) of pixels (n, s, s, 3); see `clip_jax.model.encode_image`."""
         return model.encode_image(self.config, params, pixels, intermediates=intermediates)
+
+    @overload
+    def encode_text(
+        self,
+        params: model.Params,
+        ids: model.Array,
+        *,
+        pseudo_tokens: model.Array | None = None,
+        marker_id: int | None = None,
+        intermediates: Literal[False] = False,
+    ) -> jax.Array: ...
+
+    @overload
+    def encode_text(
+        self,
+        params: model.Params,
+        ids: model.Array,
+        *,
+        pseudo_tokens: model.Array | None = None,
+        marker_id: int | None = None,
+        intermediates: Literal[True],
+    ) -> tuple[jax.Array, model.Intermediates]: ...
 
     def encode_text(
         self,
@@ -106,7 +140,7 @@ class Clip:
         pseudo_tokens: model.Array | None = None,
         marker_id: int | None = None,
         intermediates: bool = False,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, model.Intermediates]:
         """Unnormalised float32 embeddings (n, d) of ids (n, t); see `clip_jax.model.encode_text`.
 
         Args:
