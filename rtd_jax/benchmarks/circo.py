@@ -17,7 +17,7 @@ import numpy as np
 from launch.reading import jsons, paths, records
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows, targets
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
@@ -54,13 +54,10 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
     texts = [(records.text(query, "relative_caption"),) for query in queries]
     target, truths = None, []
     if split == "val":
-        target = np.array([row(query, "target_img_id", int, index) for query in queries], np.int32)
         truths = [rows(query, "gt_img_ids", int, index) for query in queries]
-        for query, of_reference, of_target, true in zip(queries, reference, target, truths, strict=True):
-            if of_target == of_reference:
-                raise query.error("is the reference", "target_img_id")
-            if of_target not in true:
-                raise query.error("must be one of 'gt_img_ids'", "target_img_id")
+        target = targets(
+            queries, "target_img_id", int, index, reference=reference, among=truths, candidates="'gt_img_ids'"
+        )
     own = [reference] if target is None else [reference, target]
     there = present("circo", images, own, listed=info, skip=skip_missing, served=target is None)
     ids, reference, score = there.of_images(ids), there.rows(reference), None

@@ -19,7 +19,7 @@ from launch.reading import jsons, paths, records
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows
+from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows, targets
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
@@ -52,12 +52,15 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
     members = [_members(query, of_reference, index) for query, of_reference in zip(queries, reference, strict=True)]
     target = None
     if split == "val":
-        target = np.array([row(query, "target_hard", str, index) for query in queries], np.int32)
-        for query, of_reference, of_target, group in zip(queries, reference, target, members, strict=True):
-            if of_target == of_reference:
-                raise query.error("is the reference", "target_hard")
-            if of_target not in group:
-                raise query.error("must be one of the members of 'img_set'", "target_hard")
+        target = targets(
+            queries,
+            "target_hard",
+            str,
+            index,
+            reference=reference,
+            among=members,
+            candidates="the members of 'img_set'",
+        )
     own = [reference] if target is None else [reference, target]
     there = present("cirr", images, own, listed=listed, skip=skip_missing, served=target is None)
     names, similar, reference = there.of_images(list(files)), padded(there.lists(members)), there.rows(reference)

@@ -107,6 +107,36 @@ def rows(record: Record, name: str, kind: type, index: Mapping[Any, int]) -> lis
     return [index[value] for value in values]
 
 
+def targets(
+    queries: Sequence[Record],
+    name: str,
+    kind: type,
+    index: Mapping[Any, int],
+    *,
+    reference: np.ndarray,
+    among: Sequence[Sequence[int]],
+    candidates: str,
+) -> np.ndarray:
+    """The gallery rows of the queries' targets, int32 (q,).
+
+    Args:
+      queries, name, kind, index: as of `row`.
+      reference: int32 (q,), rows of the reference images.
+      among: the rows of each query that may be its target.
+      candidates: what these are, for errors.
+
+    Raises:
+      InputError: as `row`; a target is the reference, or none of those that it may be.
+    """
+    target = np.array([row(query, name, kind, index) for query in queries], np.int32)
+    for query, of_reference, of_target, valid in zip(queries, reference, target, among, strict=True):
+        if of_target == of_reference:
+            raise query.error("is the reference", name)
+        if of_target not in valid:
+            raise query.error(f"must be one of {candidates}", name)
+    return target
+
+
 def distinct(entries: Sequence[Record], name: str, kind: type) -> list[Any]:
     """A field of all records, whose values must be different."""
     values: dict[Any, Record] = {}
