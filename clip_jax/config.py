@@ -21,14 +21,15 @@ def _check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {kind} {name!r}; valid names: {', '.join(map(repr, known))}")
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer; a bool is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_positive(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if not _is_whole(value) or value < 1:
+        if not is_whole(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
         most = _MOST_LAYERS if name == "layers" else _MOST
         if value > most:
@@ -119,7 +120,7 @@ class TextTower(Tower):
         if self.end_rule == "largest_id" and self.eos_token_id is not None:
             raise ValueError(f"end_rule 'largest_id' uses no id: eos_token_id must be None, got {self.eos_token_id}")
         if self.end_rule == "eos_token_id":
-            if not _is_whole(self.eos_token_id):
+            if not is_whole(self.eos_token_id):
                 raise ValueError(f"end_rule 'eos_token_id' needs one eos_token_id, got {shown(self.eos_token_id)}")
             if not 0 <= (self.eos_token_id or 0) < self.vocab_size:
                 raise ValueError(

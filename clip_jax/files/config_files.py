@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clip_jax.config import ClipConfig, ImageTower, TextTower
+from clip_jax.config import ClipConfig, ImageTower, TextTower, is_whole
 from launch.reading import shown
 
 # -- Hugging Face's config.json ---------------------------------------------------------------
@@ -78,7 +78,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     kind = config.get("model_type", "clip")
     if kind != "clip":
         raise ValueError(f"model_type is {shown(kind)}; only 'clip' can be read")
-    if not _is_whole(config.get("projection_dim")):
+    if not is_whole(config.get("projection_dim")):
         raise ValueError(f"the field projection_dim is {'not an integer' if 'projection_dim' in config else 'missing'}")
     image, text = _section(config, "vision_config", _HF_IMAGE), _section(config, "text_config", _HF_TEXT)
     rule = "largest_id" if text["eos_token_id"] == _HF_LEGACY_EOS else "eos_token_id"
@@ -89,10 +89,6 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     with _about("text_config"):
         text = TextTower(**text, end_rule=rule)
     return ClipConfig(image=image, text=text, projection=config["projection_dim"])
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextlib.contextmanager
@@ -127,7 +123,7 @@ def _section(config: Mapping[str, Any], name: str, fields: Mapping[str, str]) ->
     for ours, theirs in fields.items():
         value = section[theirs]
         optional = ours in ("bos_token_id", "pad_token_id") and value is None
-        if ours not in ("activation", "norm_eps", "eos_token_id") and not optional and not _is_whole(value):
+        if ours not in ("activation", "norm_eps", "eos_token_id") and not optional and not is_whole(value):
             raise ValueError(f"{name}.{theirs} must be an integer, got {shown(value)}")
     return {ours: section[theirs] for ours, theirs in fields.items()}
 
@@ -233,7 +229,7 @@ def from_openclip(config: Mapping[str, Any]) -> ClipConfig:
         raise ValueError(f"text_cfg.pool_type is unknown: {shown(pool)}; valid names: {', '.join(map(repr, rules))}")
     rule, eos = rules[pool]
     head_width = image.pop("head_width")
-    if not _is_whole(head_width) or head_width < 1:
+    if not is_whole(head_width) or head_width < 1:
         raise ValueError(f"vision_cfg.head_width must be a positive integer, got {shown(head_width)}")
     image["heads"] = image["width"] // head_width
     text["pad_token_id"] = text.pop("pad_id")
@@ -267,7 +263,7 @@ def _openclip_section(config: Mapping[str, Any], name: str, defaults: Mapping[st
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise ValueError(f"{name}.{key} must be a positive number, got {shown(value)}")
     for key in defaults.keys() - {"mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type", "eos_id", "pad_id"}:
-        if not _is_whole(section[key]) and not (key == "layers" and isinstance(section[key], list)):  # a ResNet's
+        if not is_whole(section[key]) and not (key == "layers" and isinstance(section[key], list)):  # a ResNet's
             raise ValueError(f"{name}.{key} must be an integer, got {shown(section[key])}")
     return section | {
         "mlp_width": int(min(section["width"], 2**31) * ratio),  # sizes are checked later
