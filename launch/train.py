@@ -115,8 +115,9 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     if gone := moved(config.experiment, flatten(config)):
         raise ValueError(gone[0])
     root = experiment.plan(config)
-    kept = Store(Run(Path(workdir)).store_path(store))
-    if not Run(Path(workdir)).is_finished(config):
+    before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
+    kept = Store(before.store_path(store))
+    if not before.is_finished(config):
         preflight(root, kept)
     run = Run.open(workdir, config)
     run.stop.advance, kept.stop = advance, run.stop
