@@ -183,7 +183,7 @@ class Run:
         return load_json(path) if content is None else content
 
     def is_kept(self, result: Mapping[str, Any], root: Stage, store: Store) -> bool:
-        """Whether a result is the one that the store keeps, verified: of result.json a digit may have turned."""
+        """Whether a result equals the verified one in the store: result.json itself may have been damaged."""
         same = True
         if self.writes and root.KEPT and (folder := store.folder(root) / "value").exists():
             try:

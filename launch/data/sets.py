@@ -44,8 +44,8 @@ class Spec:
 class DataSet:
     """A data set by its declared name, and the part of it that a run uses.
 
-    These fields enter the key of a stage; the images are never read for it. `path` counts as
-    it is written, so a folder that moves is another data set; TFDS data may move with $TFDS_DATA_DIR.
+    These fields enter the key of a stage; the images are never read for it. `path` counts as it is written, so a folder
+    that moves is another data set; TFDS data may move with $TFDS_DATA_DIR.
 
     Attributes:
       name: one of `NAMES`.
@@ -211,7 +211,7 @@ class DataSet:
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
-    """Raise `InputError` for a label of no class: a network would learn from it as from any other."""
+    """Raise `InputError` for a label outside the classes: a network would learn from it as from any other."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         at = f"example {wrong[0]}"

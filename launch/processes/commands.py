@@ -29,7 +29,7 @@ from launch.stages import SettingError
 FAILURE, MISUSE, AGAIN = 1, 2, os.EX_TEMPFAIL
 _LONGEST = 4000  # characters of what a command ends with: a damaged file may hold names of any length
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Where a `raise` of ours says so; an ImportError names a package that is to be installed.
+# When raised by our own code; an ImportError names a package to install.
 _MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, ImportError)
 _FAILURES = (RuntimeError, ArithmeticError, LookupError, OSError)
 
@@ -95,15 +95,15 @@ def _is_news(record: LogRecord) -> bool:
 def _print_news(unraisable: "sys.UnraisableHookArgs") -> None:
     """Print an exception that nobody can catch, unless it only follows from another one.
 
-    After the first write of a checkpoint that fails, TensorStore reports those that it had begun besides to an event
-    loop that is closed.
+    When a write of a checkpoint has failed, TensorStore reports the writes still in flight to an event loop that is
+    already closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What a full disk or quota kept from being written, if it is behind an error."""
+    """The line about a full disk or quota if one caused an error, with the file where it is known; else None."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

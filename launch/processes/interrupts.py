@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop, noted from its first moment on: before the imports, which take seconds."""
+"""Signals that ask a command to stop, noted from the very start: before the imports, which take seconds."""
 
 import os
 import signal

@@ -1,8 +1,8 @@
 """Values of settings, against the types that fields are declared with.
 
-Types as dataclasses have them: bool, int, float, str, None, tuples of them, classes, unions. Beyond the type, what no
-setting can be is refused: numbers that are not finite or that a program's 32 bits do not hold, text with NUL or half a
-surrogate pair, text longer than a path may be. A type of another kind, such as a protocol, is not looked at.
+The types are those of dataclass fields: bool, int, float, str, None, tuples of them, classes, unions. Besides values of
+another type, values that no setting can have are refused: numbers that are not finite or do not fit into 32 bits, text
+with NUL or half a surrogate pair, text longer than a path may be. Other types, such as protocols, are not checked.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Unfit(ValueError):
 
 
 def checked(value: Any, declared: Any) -> Any:
-    """A value as the type `declared` has it: whole numbers as floats, lists as tuples.
+    """A value as an instance of the type `declared`: integers become floats where needed, lists become tuples.
 
     Raises:
       Unfit: it has another type, or is no possible setting.

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Present:
-    """What of a benchmark can be used.
+    """The part of a benchmark that can be used.
 
     Attributes:
       images: gallery rows of the images that are there.

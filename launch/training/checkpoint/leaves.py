@@ -66,7 +66,7 @@ def signature(x) -> str:
 
 
 def record(leaves: Mapping[str, Any], metrics: Mapping[str, float], digests: Mapping[str, str]) -> dict[str, Any]:
-    """What describes a state of `flatten`: metrics, dtypes, shapes, algorithms of keys, digests; and a hash of it."""
+    """The description of a state from `flatten`: metrics, dtypes, shapes, key algorithms, digests, and its own hash."""
     content = {
         "metrics": dict(metrics),
         "leaves": {path: signature(x) for path, x in leaves.items()},

@@ -233,7 +233,7 @@ class Checkpoints:
             problem = _line(cause)
         if problem := _agreed(problem):
             return [], problem
-        # Each is let go of once it is copied.
+        # Each restored array is released as soon as it is copied.
         arrays = [flat.owned(restored.pop(name, None), x, record["keys"].get(name)) for name, x in leaves.items()]
         if "digests" not in record:
             logging.info("checkpoint %s has no digests: saved by an earlier version, it cannot be verified", path)
