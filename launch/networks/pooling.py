@@ -1,9 +1,15 @@
-"""Max pooling whose first and second derivatives are plain elementwise operations.
+"""Max pooling whose first and second derivatives are fast on every platform.
 
 The derivative of `lax.reduce_window` is select-and-scatter, and the second derivative consists of variadic window
-reductions, which XLA's CPU backend runs one element at a time, 10-50 times slower than the pooling itself. Here the
-maximum is a running `where` over the elements of each window: derivatives of any order select by stored masks.
+reductions, which XLA's CPU backend runs one element at a time, 10-50 times slower than the pooling itself. On a CPU the
+maximum is therefore a running `where` over the elements of each window: derivatives of any order select by stored
+masks. A TPU has fast window reductions, and overlapping windows use them there: by XLA's cost model for a v5e, 3x3
+windows with stride 2 on (16, 112, 112, 64) take 1.26 ms instead of 4.68 with their first derivative, 1.92 instead of
+8.14 with their second. On a GPU, for which XLA has no such model, they would only take more memory (207 MB instead of
+138 on an H100), so it compares elements as well.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +39,26 @@ def max_pool(x: jax.Array, window: int | Pair, strides: int | Pair | None = None
             raise ValueError(f"max_pool: padding {padding} is more than half of window {window}")
         if size + 2 * padding[axis] < window[axis]:
             raise ValueError(f"max_pool: window {window} exceeds the padded image of shape {x.shape}, {padding=}")
-    best, *rest = _elements(x.reshape(-1, *x.shape[-3:]), window, strides, padding)
+    images = x.reshape(-1, *x.shape[-3:])
+    geometry = dict(window=window, strides=strides, padding=padding)
+    by_elements = partial(_by_elements, **geometry)
+    if all(size <= stride for size, stride in zip(window, strides, strict=True)):
+        best = by_elements(images)
+    else:
+        best = lax.platform_dependent(images, tpu=partial(_by_windows, **geometry), default=by_elements)
+    return best.reshape(*x.shape[:-3], *best.shape[1:])
+
+
+def _by_elements(x: jax.Array, *, window: Pair, strides: Pair, padding: Pair) -> jax.Array:
+    best, *rest = _elements(x, window, strides, padding)
     for element in rest:
         best = jnp.where((element > best) | jnp.isnan(element), element, best)
-    return best.reshape(*x.shape[:-3], *best.shape[1:])
+    return best
+
+
+def _by_windows(x: jax.Array, *, window: Pair, strides: Pair, padding: Pair) -> jax.Array:
+    pads = ((0, 0), *((p, p) for p in padding), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), pads)
 
 
 def _pair(name: str, value: int | Pair, least: int) -> Pair:

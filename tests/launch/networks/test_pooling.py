@@ -19,8 +19,21 @@ CASES = [
     ((2, 11, 11, 1), 2, 3, 0),
     ((1, 5, 4, 2), 4, 1, 2),
 ]
-max_pool = jax.jit(pooling.max_pool, static_argnums=(1, 2, 3))
 
+
+def windows(x, window, strides, padding):
+    """The branch of TPUs, on a CPU."""
+    pair = lambda value: (value, value) if isinstance(value, int) else value
+    geometry = dict(window=pair(window), strides=pair(window if strides is None else strides), padding=pair(padding))
+    out = pooling._by_windows(x.reshape(-1, *x.shape[-3:]), **geometry)
+    return out.reshape(*x.shape[:-3], *out.shape[1:])
+
+
+ways = pytest.mark.parametrize(
+    "max_pool",
+    [jax.jit(f, static_argnums=(1, 2, 3)) for f in (pooling.max_pool, windows)],
+    ids=["max_pool", "windows"],
+)
 case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -43,8 +56,9 @@ def nhwc(x):
 
 
 @case
+@ways
 @pytest.mark.parametrize("levels", [None, 2])
-def test_value_and_gradients(case, levels):
+def test_value_and_gradients(case, levels, max_pool):
     shape, window, strides, padding = case
     x = images(shape, levels)
     tx = nchw(x).requires_grad_()
@@ -69,7 +83,8 @@ def test_value_and_gradients(case, levels):
 
 
 @case
-def test_forward_mode_and_vmap(case):
+@ways
+def test_forward_mode_and_vmap(case, max_pool):
     shape, window, strides, padding = case
     with jax.enable_x64(True):
         x = jnp.asarray(images(shape, None))
@@ -87,7 +102,8 @@ def test_forward_mode_and_vmap(case):
         np.testing.assert_allclose(per_image, nhwc(gradient_t), rtol=1e-12, atol=1e-12)
 
 
-def test_nan_propagates_and_infinities_pool():
+@ways
+def test_nan_propagates_and_infinities_pool(max_pool):
     x = images((1, 6, 6, 1), None)
     x[0, 0, 1], x[0, 4, 4], x[0, 2:4, 2:4] = np.nan, np.inf, -np.inf
     expected = nhwc(torch_pool(nchw(x), 3, 1, 1))
@@ -95,7 +111,7 @@ def test_nan_propagates_and_infinities_pool():
 
 
 def test_bad_arguments():
-    x = jnp.ones((1, 4, 4, 1))
+    x, max_pool = jnp.ones((1, 4, 4, 1)), pooling.max_pool
     with pytest.raises(ValueError, match="more than half"):
         max_pool(x, 2, 2, 2)
     with pytest.raises(ValueError, match="exceeds the padded image"):
