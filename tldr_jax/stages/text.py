@@ -126,9 +126,11 @@ class LinearProjector(ProjectorFit):
 
     def preflight(self, store: Store) -> None:
         images = self.moments.images
-        if not self.ridge and (count := len(store.get(images.images))) < (width := images.clip.outline().config.projection):
-            problem = f"{count} training images do not determine a map of CLIP's {width} embedding dimensions"
-            require(False, self, "ridge", f"{problem}: set projector.ridge, and every retrain.grid.ridge, above 0")
+        if self.ridge:
+            return
+        count, width = len(store.get(images.images)), images.clip.outline().config.projection
+        problem = f"{count} training images do not determine a map of CLIP's {width} embedding dimensions: "
+        require(count >= width, self, "ridge", f"{problem}set projector.ridge, and every retrain.grid.ridge, above 0")
 
     @property
     def target(self) -> Features:
