@@ -74,7 +74,8 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
 
     Raises:
       MissingInput: the folder, the class list or a class folder is missing, or a class has no images.
-      InputError: fewer than two classes, a class list that repeats a name, an image of two classes.
+      InputError: fewer than two classes, a class list that repeats a name, an image of two classes, a class folder of
+        two splits.
     """
     if not path:
         raise MissingInput(f"image_folder has no default place: set data.path. {LAYOUT}")
@@ -94,6 +95,7 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
         )
     for folder in parts.values():
         _check_classes(folder, names, complete=not classes)
+    _check_apart(parts, names)
     read = {name: _list_images(folder, names) for name, folder in parts.items()}
     if "test" not in read:
         return read["train"], None, read["val"], names, f"images in {root} (test: its val)"
@@ -244,6 +246,17 @@ def _check_classes(folder: Path, names: Sequence[str], *, complete: bool) -> Non
         raise MissingInput(
             f"{folder} has class folders that the training images lack: {_some(unknown)}; set data.classes to choose"
         )
+
+
+def _check_apart(parts: Mapping[str, Path], names: Sequence[str]) -> None:
+    """Raise InputError for a class folder that two splits share through links: training would see what tests it."""
+    owners: dict[str, str] = {}
+    for split, folder in parts.items():
+        for name in names:
+            other = owners.setdefault(os.path.realpath(folder / name), split)
+            if other != split:
+                reason = f"is, through a link, a folder of {parts[other]} too"
+                raise InputError(reason, file=folder / name, remedy="give each split images of its own")
 
 
 def _list_images(folder: Path, names: Sequence[str]) -> Part:

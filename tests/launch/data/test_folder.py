@@ -275,6 +275,17 @@ def test_each_image_of_a_class_counts_once(root, caplog):
         data_set(root).load(0)
 
 
+def test_splits_that_share_images_are_refused(root):
+    (root / "val").symlink_to(root / "train")
+    with pytest.raises(ValueError, match=r"val/cat: is, through a link, a folder of .*/train too; give each split"):
+        data_set(root).spec()
+    (root / "val").unlink()
+    shutil.rmtree(root / "test/dog")
+    (root / "test/dog").symlink_to(root / "train/dog")
+    with pytest.raises(ValueError, match=r"(test|train)/dog: is, through a link, a folder of"):
+        data_set(root).spec()
+
+
 def test_one_class_is_refused_unless_it_is_named(root):
     for part in ("train", "test"):
         shutil.rmtree(root / part / "dog")
