@@ -251,6 +251,22 @@ def test_an_image_that_cannot_be_read_is_named(root):
         data_set(root).load(0)
 
 
+def test_two_sets_that_agree_in_names_sizes_and_times(root, tmp_path):
+    """As raw images from archives that give all files one time."""
+    other = tmp_path / "other"
+    for k, path in enumerate(sorted(root.rglob("*.png"))):
+        for place, level in (
+            (path.with_suffix(".bmp"), k),
+            (other / path.relative_to(root).with_suffix(".bmp"), 100 + k),
+        ):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (level, level, level)).save(place)
+            os.utime(place, ns=(0, 0))
+        path.unlink()
+    first, second = (data_set(path).load(0).train.images for path in (root, other))
+    assert first.max() < 100 <= second.min()
+
+
 def test_photos_stand_upright_and_floats_are_not_black(root):
     photo = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     exif = Image.Exif()
