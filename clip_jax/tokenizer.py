@@ -143,6 +143,9 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
     model = content["model"]
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise InputError("must be a model of type 'BPE', CLIP's", file=path, field="model", value=model)
+    if model.get("dropout"):
+        raise InputError("leaves out merges at random: the same text would have other ids each time; set it to null",
+                         file=path, field="model.dropout", value=model["dropout"])  # fmt: skip
     vocab = tokenizer_files.vocabulary(model["vocab"], path)
     merges: Any = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     added = {token.content for token in backend.get_added_tokens_decoder().values()}

@@ -4,8 +4,8 @@ Images that are kept in memory are decoded once and cached on disk, in one folde
 
     CACHE/images-5d0c7b2a91f4e3d0/tree.json, 0.npy, …    by `launch.files.save_tree`
 
-where the name is a hash of the listing (names, sizes and times of change of all files), of the image size and of the
-versions of this decoder and of Pillow. A cache folder may be deleted at any time.
+where the name is a hash of the listing (names, sizes and times of change of all files, the content of a few), of the
+image size and of the versions of this decoder and of Pillow. A cache folder may be deleted at any time.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ EXTENSIONS = folders.EXTENSIONS
 LAYOUT = "Expected layout: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/val for ROOT/test."
 MEMORY = ("auto", "yes", "no")
 MEMORY_LIMIT = 2 << 30  # bytes: decoded sets above it are streamed unless memory="yes"
+_SAMPLED, _SAMPLE = 8, 1 << 16  # images of a split whose content counts in the name of a cache, bytes of each
 _DECODER = 2  # counted up when `decoded` gives other pixels for the same files
 
 Part = tuple["Files", np.ndarray]
@@ -74,7 +75,8 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
 
     Raises:
       MissingInput: the folder, the class list or a class folder is missing, or a class has no images.
-      InputError: fewer than two classes, a class list that repeats a name, an image of two classes.
+      InputError: fewer than two classes, a class list that repeats a name, an image of two classes, a class folder of
+        two splits.
     """
     if not path:
         raise MissingInput(f"image_folder has no default place: set data.path. {LAYOUT}")
@@ -94,6 +96,7 @@ def load(path: str | Path, *, classes: str = "") -> tuple[Part, Part | None, Par
         )
     for folder in parts.values():
         _check_classes(folder, names, complete=not classes)
+    _check_apart(parts, names)
     read = {name: _list_images(folder, names) for name, folder in parts.items()}
     if "test" not in read:
         return read["train"], None, read["val"], names, f"images in {root} (test: its val)"
@@ -197,6 +200,10 @@ def _cached_at(parts: Mapping[str, Files], size: int, cache: Path) -> Path:
         for index, file in enumerate(source.names):
             status = os.stat(source.path(index))
             total.update(os.fsencode(f"\n{name}/{file}\0{status.st_size} {status.st_mtime_ns}"))  # not all are UTF-8
+        # Two sets of raw images may agree in names and sizes, and in times too if they come from archives.
+        for index in np.linspace(0, len(source) - 1, _SAMPLED).astype(int):
+            with paths.open_regular(source.path(int(index))) as file:
+                total.update(file.read(_SAMPLE))
     return cache / f"images-{total.hexdigest()[:16]}"
 
 
@@ -244,6 +251,17 @@ def _check_classes(folder: Path, names: Sequence[str], *, complete: bool) -> Non
         raise MissingInput(
             f"{folder} has class folders that the training images lack: {_some(unknown)}; set data.classes to choose"
         )
+
+
+def _check_apart(parts: Mapping[str, Path], names: Sequence[str]) -> None:
+    """Raise InputError for a class folder that two splits share through links: training would see what tests it."""
+    owners: dict[str, str] = {}
+    for split, folder in parts.items():
+        for name in names:
+            other = owners.setdefault(os.path.realpath(folder / name), split)
+            if other != split:
+                reason = f"is, through a link, a folder of {parts[other]} too"
+                raise InputError(reason, file=folder / name, remedy="give each split images of its own")
 
 
 def _list_images(folder: Path, names: Sequence[str]) -> Part:

@@ -185,11 +185,11 @@ def prepared(name: str, path: str = "") -> Path:
 def label_index(records: Records) -> np.ndarray:
     """Labels of all records, int64 (n,), read without decoding images and cached as .npy in the cache folder.
 
-    The first time, the whole split is read from disk.
+    The first time, the whole split is read from disk, and again when its files have changed.
     """
     builder = _builder(records.directory)
     n = len(records)
-    place = hashlib.sha256(str(Path(records.directory).resolve()).encode()).hexdigest()[:12]
+    place = _fingerprint(Path(records.directory).resolve())
     file = cache_folder() / f"labels-{builder.name}-{builder.version}-{records.split}-{n}-{place}.npy"
     if file.is_file():
         try:
@@ -288,6 +288,15 @@ def _how(name: str, root: Path) -> str:
         f'.download_and_prepare()" - then copy {name}/ here; '
         "data.path or $TFDS_DATA_DIR is the folder that contains it."
     )
+
+
+def _fingerprint(directory: Path) -> str:
+    """Changes with the place of a prepared data set, and with the names, sizes and times of change of its files."""
+    total = hashlib.sha256(str(directory).encode())
+    for file in sorted(directory.glob("*.array_record*")):
+        status = file.stat()
+        total.update(f"\n{file.name}\0{status.st_size} {status.st_mtime_ns}".encode())
+    return total.hexdigest()[:12]
 
 
 def _digest(array: np.ndarray) -> bytes:

@@ -1,7 +1,8 @@
 """Image files below a folder. Links are followed, and every real file is listed once.
 
-A link to a folder that contains the link is skipped, and so is a link to something that is already listed; notes say
-so. Files are sorted by path, so the order is the same on every machine.
+A link to a folder that contains the link is skipped, and so is a link to something that is already listed, and what is
+hidden (thumbnails, a file system's trash, the "._x.jpg" that macOS writes beside x.jpg); notes say so. Files are sorted
+by path, so the order is the same on every machine.
 """
 
 import heapq
@@ -23,7 +24,7 @@ class Listing:
     Attributes:
       folder: as it was given.
       names: of the files, relative to the folder, sorted.
-      notes: one line for each link that was skipped.
+      notes: one line for each link that was skipped, and one for all that is hidden.
     """
 
     folder: Path
@@ -121,7 +122,7 @@ class _Walk:
         names = []
         folders = [("", _real_path(top))]  # (relative to `top`, real path)
         links: list[tuple[str, str]] = []  # to folders, with the real path of the folder that they lie in; a heap
-        file_links = []
+        file_links, hidden = [], []
         while folders or links:
             if not folders:
                 name, base = heapq.heappop(links)
@@ -135,7 +136,10 @@ class _Walk:
                 continue
             for entry in _scan(os.path.join(top, below) if below else top):
                 name = os.path.join(below, entry.name)
-                if entry.is_symlink():
+                if entry.name.startswith("."):
+                    if self._counts(entry.name) or entry.is_dir():
+                        hidden.append(name)
+                elif entry.is_symlink():
                     if os.path.isdir(entry.path):
                         heapq.heappush(links, (name, real))
                     elif self._counts(entry.name):
@@ -146,6 +150,10 @@ class _Walk:
                     self._check_file(entry, os.path.join(real, entry.name), owner)
                     names.append(name)
         names += [name for name in sorted(file_links) if self._takes(top, name, owner)]
+        if hidden:
+            more = f" and {len(hidden) - 1:,} more are" if len(hidden) > 1 else " is"
+            first = printable(os.path.join(top, min(hidden)))
+            self.notes.append(f"{first}{more} skipped: hidden, by the dot before the name")
         return sorted(names)
 
     def _counts(self, name: str) -> bool:

@@ -17,7 +17,17 @@ import numpy as np
 from launch.reading import jsons, paths, records
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows, targets
+from rtd_jax.benchmarks.task import (
+    RetrievalTask,
+    check_images,
+    check_submission,
+    distinct,
+    padded,
+    read_queries,
+    row,
+    rows,
+    targets,
+)
 
 SPLITS = ("val", "test")
 KS = (5, 10, 25, 50)
@@ -47,6 +57,7 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
                      field="file_name")
         for entry in listed
     ]  # fmt: skip
+    check_images(images, [str(entry.place) for entry in listed], info)
     index = {number: place for place, number in enumerate(ids)}
     queries = read_queries(root / "annotations" / f"{split}.json")
     numbers = distinct(queries, "id", int)

@@ -19,7 +19,17 @@ from launch.reading import jsons, paths, records
 from launch.reading.records import Record
 from rtd_jax import metrics, retrieval
 from rtd_jax.benchmarks.missing import present
-from rtd_jax.benchmarks.task import RetrievalTask, check_submission, distinct, padded, read_queries, row, rows, targets
+from rtd_jax.benchmarks.task import (
+    RetrievalTask,
+    check_images,
+    check_submission,
+    distinct,
+    padded,
+    read_queries,
+    row,
+    rows,
+    targets,
+)
 
 SPLITS = ("val", "test1")
 KS, SUBSET_KS = (1, 5, 10, 50), (1, 2, 3)
@@ -44,6 +54,7 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
     listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
     files = jsons.read(listed, top=dict)
     images = [paths.inside(root, file, listed=listed, field=name) for name, file in files.items()]
+    check_images(images, [repr(name) for name in files], listed)
     index = {name: place for place, name in enumerate(files)}
     queries = read_queries(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
     pairs = distinct(queries, "pairid", int)
@@ -80,6 +91,8 @@ def _members(query: Record, reference: int, index: Mapping[str, int]) -> list[in
     members = rows(group, "members", str, index)
     if reference not in members:
         raise group.error(f"must contain the reference, {query.values['reference']!r}", "members")
+    if len(members) < 3:
+        raise group.error("must contain two images besides the reference: of one, every answer is right", "members")
     return [member for member in members if member != reference]
 
 

@@ -111,6 +111,9 @@ def load_task(root: str | Path, name: str, images: str | Path, *, skip_missing: 
         )
         for query in queries
     ]
+    for query, gallery in zip(queries, galleries, strict=True):
+        if len(gallery) < 2:
+            raise query.error("must have an image besides the target: without one, every answer is right", "gallery")
     pairs = zip(references, galleries, strict=True)
     index = {key: i for i, key in enumerate(dict.fromkeys(key for one, others in pairs for key in (one, *others)))}
     own = [[index[key] for key in gallery] for gallery in galleries]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clip_jax.tokenizer import MARKER
-from launch.reading import InputError, jsons, records, shown
+from launch.reading import InputError, jsons, printable, records, shown
 from launch.reading.records import Record
 
 
@@ -146,6 +146,21 @@ def distinct(entries: Sequence[Record], name: str, kind: type) -> list[Any]:
             raise record.error(f"is that of {values[value].place} already", name)
         values[value] = record
     return list(values)
+
+
+def check_images(images: Sequence[Path], places: Sequence[str], file: Path) -> None:
+    """Raise InputError for an image that the gallery has twice: of the two only one counts as found.
+
+    Args:
+      images: the gallery's files.
+      places: of their names in the file.
+      file: that lists them.
+    """
+    first: dict[Path, int] = {}
+    for i, image in enumerate(images):
+        if first.setdefault(image, i) != i:
+            reason = f"{printable(image)} is the image of {places[first[image]]} already"
+            raise InputError(reason, file=file, place=places[i])
 
 
 def padded(lists: Sequence[Sequence[int]]) -> np.ndarray:

@@ -225,6 +225,14 @@ def test_a_hole_in_the_vocabulary(built, folder):
         tokenizer.load(folder, config(built, **fields))
 
 
+def test_merges_that_are_left_out_at_random(built, folder):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"tokenizer\.json, 'model\.dropout': leaves out merges at random.* got 0\.5"):
+        tokenizer.load(folder, config(built))
+
+
 def test_merges_of_a_whole_file_that_were_cut(built, folder):
     whole = json.loads((folder / "tokenizer.json").read_text())
     whole["model"]["merges"] = whole["model"]["merges"][:7]

@@ -303,3 +303,14 @@ def test_a_sweep_of_seeds_and_ablations_makes_each_shared_stage_once(tmp_path, m
         "Diagnostics": 6,
         "Comparison": 6,
     }
+
+
+@pytest.mark.parametrize("overrides", [{"projector.ridge": 0.0}, {"retrain.grid.ridge": (1.0, 0.0)}])
+def test_more_dimensions_than_images_need_a_ridge(overrides, tmp_path):
+    """It is refused before the run directory is made; with as many images it is not."""
+    small = {"data.train_examples": 32, "retrain.grid.learning_rate": ()}
+    with pytest.raises(SettingError, match=r"^ridge=0\.0: 32 training images .* 64 .* set projector\.ridge"):
+        train.execute(changed(CONFIG, {**overrides, **small}), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    enough = experiment.plan(changed(CONFIG, overrides))
+    train.preflight(enough, Store(tmp_path / "store"))

@@ -124,6 +124,14 @@ class LinearProjector(ProjectorFit):
         super().__post_init__()
         require(math.isfinite(self.ridge) and self.ridge >= 0, self, "ridge", "a finite number, at least 0")
 
+    def preflight(self, store: Store) -> None:
+        images = self.moments.images
+        if self.ridge:
+            return
+        count, width = len(store.get(images.images)), images.clip.outline().config.projection
+        problem = f"{count} training images do not determine a map of CLIP's {width} embedding dimensions: "
+        require(count >= width, self, "ridge", f"{problem}set projector.ridge, and every retrain.grid.ridge, above 0")
+
     @property
     def target(self) -> Features:
         return self.moments.features

@@ -193,8 +193,8 @@ def check(word_set: WordSet) -> None:
     share words: a lawn is land behind a bird and outdoors behind a dog.
 
     Raises:
-      ValueError: an empty list, a word twice in a list, in two lists that exclude each other, or in a target and a
-        spurious list. Words are compared by `key`.
+      ValueError: an empty list, a word twice in a list, in two lists that exclude each other, in a target and a
+        spurious list, or in a list and among the unrelated words. Words are compared by `key`.
     """
     keys = {
         (part, own.name): _keys(own.words, f"{part} {own.name!r}") for part in PARTS for own in word_set.lists(part)
@@ -209,6 +209,10 @@ def check(word_set: WordSet) -> None:
             raise ValueError(
                 f"{common[0]!r} is a word of {one[0]} {one[1]!r} and of {other[0]} {other[1]!r}: leave it out of one"
             )
+    unrelated = _keys(word_set.unrelated, "unrelated") if word_set.unrelated else set()
+    for (part, name), own in keys.items():
+        if common := sorted(own & unrelated):
+            raise ValueError(f"{common[0]!r} is a word of {part} {name!r} and unrelated: leave it out of one")
 
 
 def rival_values(word_set: WordSet) -> np.ndarray:

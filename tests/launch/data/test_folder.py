@@ -251,6 +251,22 @@ def test_an_image_that_cannot_be_read_is_named(root):
         data_set(root).load(0)
 
 
+def test_two_sets_that_agree_in_names_sizes_and_times(root, tmp_path):
+    """As raw images from archives that give all files one time."""
+    other = tmp_path / "other"
+    for k, path in enumerate(sorted(root.rglob("*.png"))):
+        for place, level in (
+            (path.with_suffix(".bmp"), k),
+            (other / path.relative_to(root).with_suffix(".bmp"), 100 + k),
+        ):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (level, level, level)).save(place)
+            os.utime(place, ns=(0, 0))
+        path.unlink()
+    first, second = (data_set(path).load(0).train.images for path in (root, other))
+    assert first.max() < 100 <= second.min()
+
+
 def test_photos_stand_upright_and_floats_are_not_black(root):
     photo = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     exif = Image.Exif()
@@ -273,6 +289,17 @@ def test_each_image_of_a_class_counts_once(root, caplog):
     (root / "train/dog/cat.png").symlink_to(root / "train/cat/0.png")
     with pytest.raises(ValueError, match="is in class 'dog' and, through a link, in class 'cat'"):
         data_set(root).load(0)
+
+
+def test_splits_that_share_images_are_refused(root):
+    (root / "val").symlink_to(root / "train")
+    with pytest.raises(ValueError, match=r"val/cat: is, through a link, a folder of .*/train too; give each split"):
+        data_set(root).spec()
+    (root / "val").unlink()
+    shutil.rmtree(root / "test/dog")
+    (root / "test/dog").symlink_to(root / "train/dog")
+    with pytest.raises(ValueError, match=r"(test|train)/dog: is, through a link, a folder of"):
+        data_set(root).spec()
 
 
 def test_one_class_is_refused_unless_it_is_named(root):

@@ -1,7 +1,9 @@
 """Data prepared with TFDS, read without TensorFlow: small stand-ins of the same name and version."""
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +173,11 @@ def test_labels_are_read_once_and_a_damaged_cache_is_replaced(imagenet, monkeypa
     file.write_bytes(flipped)
     np.testing.assert_array_equal(tfds_sets.label_index(records), labels)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+    for part in Path(records.directory).glob("*train.array_record*"):  # prepared again, perhaps in another order
+        os.utime(part, ns=(0, 0))
+    monkeypatch.setattr(tfds_sets, "_scan", refuse)
+    with pytest.raises(AssertionError, match="read again"):
+        tfds_sets.label_index(records)
 
 
 def test_a_corrupt_record_is_named(tmp_path, monkeypatch):

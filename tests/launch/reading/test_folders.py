@@ -68,6 +68,19 @@ def test_each_real_file_once(tree, entries, listed, notes):
     assert list(listing.names) == listed and len(listing.notes) == notes
 
 
+def test_what_is_hidden_is_skipped(tree):
+    """Thumbnails, the trash, what macOS writes beside files; links into hidden folders count, as in git-annex."""
+    top = tree("a.jpg", "._a.jpg", ".trash/b.jpg", "sub/.thumbnails/c.jpg", ".notes.txt", "d.jpg -> .git/annex/d.jpg")
+    (top / ".git/annex").mkdir(parents=True)
+    (top / ".git/annex/d.jpg").touch()
+    listing = folders.images(top)
+    assert listing.names == ("a.jpg", "d.jpg")
+    assert listing.notes == (f"{top}/._a.jpg and 3 more are skipped: hidden, by the dot before the name",)
+    tree(".only.jpg", root="hidden")
+    with pytest.raises(MissingInput, match=r"no images .*in it \(.*/\.only\.jpg is skipped: hidden"):
+        folders.images(top.parent / "hidden")
+
+
 def test_links_that_lead_out(tree, tmp_path):
     tree("0.jpg", "sub/1.jpg", "sub/2.jpg", root="pool")
     top = tree("a -> ../pool", "b.jpg -> ../pool/sub/1.jpg", "c -> ../pool/sub", "d.jpg -> ../pool2/3.jpg", "e -> a")

@@ -280,6 +280,7 @@ def changed(path, entry, **values):
         ),
         ({"img_set": {"members": ["dev-1-img0", "dev-2-img0"]}}, "'members': must contain the reference, 'dev-0-img0'"),
         ({"img_set": {"members": ["dev-0-img0", "x"]}}, "'members': 'x' is not in the gallery"),
+        ({"img_set": {"members": ["dev-0-img0", "dev-1-img0"]}}, "'members': must contain two images besides the ref"),
         ({"img_set": {"members": "dev-0-img0"}}, "'members': must be a list, got 'dev-0-img0'"),
         ({"img_set": []}, "'img_set': must be an object"),
         ({"target_hard": "dev-9-img0"}, "'target_hard': must be one of the members of 'img_set', got 'dev-9-img0'"),
@@ -296,6 +297,21 @@ def test_cirr_queries_that_make_no_sense(tmp_path, values, message):
     with pytest.raises(ValueError, match=message) as error:
         cirr.load(tmp_path)
     assert "cap.rc2.val.json, entry" in str(error.value)
+
+
+def test_an_image_that_a_gallery_has_twice(tmp_path):
+    make_cirr(tmp_path / "cirr", "val")
+    path = tmp_path / "cirr/cirr/image_splits/split.rc2.val.json"
+    write(path, json.loads(path.read_text()) | {"dev-3-img0": "dev/dev-1-img0.png"})
+    with pytest.raises(ValueError, match=r"val\.json, 'dev-3-img0': .*dev-1-img0\.png is the image of 'dev-1-img0'"):
+        cirr.load(tmp_path / "cirr")
+    make_circo(tmp_path / "circo", "val")
+    path = tmp_path / "circo/COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    listed = json.loads(path.read_text())
+    listed["images"][4]["file_name"] = listed["images"][2]["file_name"]
+    write(path, listed)
+    with pytest.raises(ValueError, match=r"entry 4 of 'images': .*jpg is the image of entry 2 of 'images' already"):
+        circo.load(tmp_path / "circo")
 
 
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd", "", None, 3])
@@ -376,6 +392,7 @@ def test_fashioniq_names_that_make_no_sense(tmp_path, name):
     "values, message",
     [({"gallery": []}, "'gallery': must be a list of at least 1, has 0"),
      ({"gallery": [3]}, "'gallery': item 0 must be an object, got 3"),
+     ({"gallery": [{"image_id": 1, "instance_bbox": [10, 20, 20, 10]}]}, "'gallery': must have an image besides the"),
      ({"condition": 3}, "'condition': must be a text, got 3"),
      ({"target": {"image_id": 1.7, "instance_bbox": [0, 0, 1, 1]}}, "must be an integer, got 1.7"),
      ({"target": {"image_id": "../1", "instance_bbox": [0, 0, 1, 1]}}, "'target', 'image_id': must be an integer"),

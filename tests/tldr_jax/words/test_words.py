@@ -102,6 +102,8 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
             {"spurious": {"in": {"words": ["sofa"]}, "out": {"words": ["pug"]}, "sea": {"words": ["sea"]}}},
             "'pug' is a word of target 'dog' and of spurious 'out'",
         ),
+        ({"unrelated": ["teapot", "The Pug"]}, "'pug' is a word of target 'dog' and unrelated"),
+        ({"unrelated": ["teapot", "tea-pot", "Teapot"]}, "unrelated has 'Teapot' twice .the other is 'teapot'"),
         ({"target": {"cat": {"anchor": " ", "words": ["a"]}, "dog": {"words": ["b"]}}}, "'cat', 'anchor': .*not blank"),
         (
             {"pairs": [["cat", "moon"]]},
