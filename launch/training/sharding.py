@@ -159,7 +159,7 @@ class Layout:
         def whole(own: np.ndarray) -> jax.Array:
             size = count * len(own)
 
-            def part(place: tuple[slice, ...]) -> np.ndarray:
+            def part(place: Any) -> np.ndarray:
                 first, last, _ = place[0].indices(size)
                 return own[first - index * len(own) : last - index * len(own)]
 

@@ -5,6 +5,7 @@ import re
 import socket
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,7 @@ def test_replicas_that_cut_across_processes_are_refused(processes, each, model):
 
 
 def test_a_share_names_the_part_and_the_number_of_parts(monkeypatch):
-    mesh = SimpleNamespace(devices=grid(4, 4, 8), shape={"data": 2, "model": 8})
+    mesh: Any = SimpleNamespace(devices=grid(4, 4, 8), shape={"data": 2, "model": 8})
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     assert sharding.Layout(mesh).share == {"process_index": 1, "process_count": 2}
 
