@@ -105,7 +105,7 @@ class Classifier(Stage):
         with about("optimizer.decay_mask"), section("optimizer.schedule"):
             jax.eval_shape(self._optimizer(spec).init, shapes["params"])
 
-    def preflight(self, store: Store) -> None:
+    def check_devices(self) -> None:
         with about("batch_size"):
             sharding.layout(self.mode).check_batch(self.batch_size)
 

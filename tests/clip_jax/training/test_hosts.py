@@ -38,4 +38,4 @@ def test_two_processes_train_a_split_clip(tmp_path):
     for name, value in alone.items():
         if name.endswith("k_proj.bias"):
             continue  # attention does not depend on it: Adam makes steps of the rounding of its gradient
-        np.testing.assert_allclose(ours[name], value, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], value, rtol=2e-3, atol=2e-4, err_msg=name)  # rounded to float16
