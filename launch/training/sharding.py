@@ -154,18 +154,7 @@ class Layout:
         sharding = NamedSharding(self.mesh, P("data"))
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        index, count = self.share.values()
-
-        def whole(own: np.ndarray) -> jax.Array:
-            size = count * len(own)
-
-            def part(place: Any) -> np.ndarray:
-                first, last, _ = place[0].indices(size)
-                return own[first - index * len(own) : last - index * len(own)]
-
-            return jax.make_array_from_callback((size, *own.shape[1:]), sharding, part)
-
-        return {name: whole(np.asarray(value)) for name, value in batch.items()}
+        return {name: _joined(np.asarray(value), sharding, *self.share.values()) for name, value in batch.items()}
 
     def replicate(self, tree) -> Any:
         """The same host arrays on every process -> one copy on every device."""
@@ -232,6 +221,18 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
     # Auto axes: GSPMD decides inside jit.
     mesh = Mesh(_grid(devices, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return Layout(mesh, mode, tuple(rules))
+
+
+def _joined(own: np.ndarray, sharding: NamedSharding, index: int, count: int, axis: int = 0) -> jax.Array:
+    """The global array of which this process has part `index` of `count` along an axis."""
+    size, shape = own.shape[axis], list(own.shape)
+    shape[axis] = size * count
+
+    def part(place: Any) -> np.ndarray:
+        first, last, _ = place[axis].indices(size * count)
+        return own[(slice(None),) * axis + (slice(first - index * size, last - index * size),)]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
 def _grid(devices: Sequence[Device], model: int) -> np.ndarray:
