@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from launch import files
 from launch.reading import MissingInput
@@ -28,7 +29,8 @@ def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[in
     """An array from the cache, or made and put there.
 
     An entry is `folder`/HASH.npy, which appears whole or not at all; `numpy.load` reads it. A damaged entry is made
-    again, with a warning in the log; what killed writes left in the folder is removed by the next one.
+    again, with a warning in the log; what killed writes left in the folder is removed by the next one. Processes of one
+    run look for it and make it together, and the first one writes it.
 
     Args:
       folder: created if necessary.
@@ -40,14 +42,20 @@ def fetch(folder: str | Path, description: Mapping[str, Any], shape: Sequence[in
       The array, float32, read-only, mapped from the file into memory.
     """
     name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    path = Path(folder) / f"{name}.npy"
+    path, found = Path(folder) / f"{name}.npy", None
     if path.is_file():
         try:
-            return _read(path, tuple(shape))
+            found = _read(path, tuple(shape))
         except ValueError as error:
             logging.warning("cache entry %s is damaged (%s); computing it again", path, error)
-    _write(path, make())
-    return _read(path, tuple(shape))
+    if _all_have(found):
+        return found
+    made = make()
+    if jax.process_index() == 0:
+        _write(path, made)
+        return _read(path, tuple(shape))
+    made.flags.writeable = False
+    return made
 
 
 def digest(array: np.ndarray) -> str:
@@ -82,6 +90,12 @@ def file_list(paths: Sequence[str | Path]) -> str:
             raise MissingInput("no such image", file=path) from error
         entries.append((os.path.abspath(path), state.st_size, state.st_mtime_ns))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _all_have(entry: np.ndarray | None) -> TypeGuard[np.ndarray]:
+    """Whether every process has found an entry: they have to make it together or not at all."""
+    here = entry is not None
+    return here if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:

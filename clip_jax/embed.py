@@ -1,8 +1,9 @@
 """Many images or texts to embeddings, as fast as the devices allow.
 
 Threads decode images ahead of the devices, which take them as 8-bit values and normalise them. Every batch has the same
-size (the last one is filled up and cut), so that one program is compiled; with several local devices each takes a share
-of it. Results come back while later batches are computed.
+size (the last one is filled up and cut), so that one program is compiled; each device takes a share of it. Results come
+back while later batches are computed. In a run of several processes all of them embed the same inputs together: each
+reads and computes its share of every batch, and all get the results.
 """
 
 import dataclasses
@@ -12,15 +13,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from clip_jax import model, preprocess
 from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig
 from clip_jax.preprocess import Preprocessing, Source
+from clip_jax.spread import SharedBatches, prepare
 from launch.reading import folders
 
 IMAGE_BATCH, TEXT_BATCH = 64, 256
@@ -42,6 +42,14 @@ class EmbedBatch(Protocol):
     def __call__(self, *columns: jax.Array) -> jax.Array: ...
 
 
+class LazyImages(Protocol):
+    """Images that are decoded when they are indexed, in threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Embedder:
     """Embeds images and texts by one CLIP, always in the same way.
@@ -51,8 +59,7 @@ class Embedder:
 
     Attributes:
       clip: the CLIP.
-      batch_size: inputs per step, over all local devices, rounded up to a multiple of their number; None for 64 images
-        and 256 texts.
+      batch_size: inputs per step and process, rounded up to a multiple of its devices; None for 64 images, 256 texts.
       workers: threads that decode images; None for the cores of this process, at most 32.
       target_pad: pad elongated images first, as composed retrieval does; see `preprocess.pad_to_ratio`.
       cache: a folder that keeps embeddings, or None. An entry is looked up by the tower's parameters (every byte) and
@@ -78,12 +85,12 @@ class Embedder:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
 
-    def images(self, images: Source | Sequence[Source]) -> np.ndarray:
+    def images(self, images: Source | Sequence[Source] | LazyImages) -> np.ndarray:
         """Embeddings of images, not normalised.
 
         Args:
           images: a folder (its images and those of its subfolders, in the order of `list_images`); paths, PIL images or
-            uint8 arrays (h, w, 3); or one uint8 array (n, h, w, 3).
+            uint8 arrays (h, w, 3), perhaps made when they are indexed; or one uint8 array (n, h, w, 3).
 
         Returns:
           float32 (n, d); with a cache a read-only array mapped from its file.
@@ -95,12 +102,12 @@ class Embedder:
         clip, spec = self.clip, self.clip.preprocessing
         images = _listed(images)
         shape = len(images), clip.config.projection
-        size, placed, sharding = _prepare({"image": clip.params["image"]}, len(images), self.batch_size or IMAGE_BATCH)
+        spread, placed = prepare({"image": clip.params["image"]}, len(images), self.batch_size or IMAGE_BATCH)
         step = functools.partial(_image_step, clip.config, spec, placed)
 
         def make() -> np.ndarray:
-            batches = _image_batches(spec, images, size, self.workers or _cores(), self.target_pad)
-            return _run(step, batches, shape, size, sharding, "image", self.progress)
+            batches = _image_batches(spec, images, spread, self.workers or _cores(), self.target_pad)
+            return _run(step, batches, shape, spread, "image", self.progress)
 
         if self.cache is None or not len(images):
             return make()
@@ -136,14 +143,14 @@ class Embedder:
             columns.append(np.asarray(pseudo_tokens, np.float32))
             marker_id = _marker(clip, *columns)
         shape = len(ids), config.projection
-        size, placed, sharding = _prepare({"text": clip.params["text"]}, len(ids), self.batch_size or TEXT_BATCH)
+        spread, placed = prepare({"text": clip.params["text"]}, len(ids), self.batch_size or TEXT_BATCH)
         step = functools.partial(_text_step, config, marker_id, placed)
 
         def make() -> np.ndarray:
             order = np.argsort(model.end_positions(config, ids), kind="stable")
-            batches = _text_batches(config, [column[order] for column in columns], size)
+            batches = _text_batches(config, [column[order] for column in columns], spread)
             embeddings = np.empty(shape, np.float32)
-            embeddings[order] = _run(step, batches, shape, size, sharding, "text", self.progress)
+            embeddings[order] = _run(step, batches, shape, spread, "text", self.progress)
             return embeddings
 
         if self.cache is None or not len(ids):
@@ -158,7 +165,7 @@ class Embedder:
 
 def embed_images(
     clip: Clip,
-    images: Source | Sequence[Source],
+    images: Source | Sequence[Source] | LazyImages,
     *,
     batch_size: int = IMAGE_BATCH,
     workers: int | None = None,
@@ -217,12 +224,11 @@ def _run(
     step: EmbedBatch,
     batches: Iterable[tuple[np.ndarray, ...]],
     shape: tuple[int, int],
-    size: int,
-    sharding: NamedSharding,
+    spread: SharedBatches,
     unit: str,
     progress: bool,
 ) -> np.ndarray:
-    """`step` over batches of at most `size` rows, the results in one array."""
+    """`step` over batches, of which this process gives its rows; the results in one array."""
     embeddings, waiting, start = np.empty(shape, np.float32), deque(), 0
 
     def collect(most: int) -> None:
@@ -233,79 +239,59 @@ def _run(
 
     with tqdm(total=shape[0], unit=unit, disable=not progress) as bar:
         for batch in batches:
-            count = len(batch[0])
-            result = step(*jax.device_put(tuple(_filled(column, size) for column in batch), sharding))
+            rows = slice(start, min(start + spread.size, shape[0]))
+            result = spread.whole(step(*map(spread.put, batch)))
             result.copy_to_host_async()
-            waiting.append((slice(start, start + count), result))
-            start += count
+            waiting.append((rows, result))
+            start = rows.stop
             collect(_AHEAD)  # bounds what is queued on the devices without waiting for the newest batch
-            bar.update(count)
+            bar.update(rows.stop - rows.start)
         collect(0)
     return embeddings
 
 
-def _filled(column: np.ndarray, size: int) -> np.ndarray:
-    """The column with its last row repeated up to `size` rows."""
-    missing = size - len(column)
-    return np.concatenate([column, np.repeat(column[-1:], missing, axis=0)]) if missing else column
-
-
 def _image_batches(
-    spec: Preprocessing, images: "np.ndarray | Sequence[Source]", size: int, workers: int, target_pad: bool
+    spec: Preprocessing, images: "np.ndarray | LazyImages", spread: SharedBatches, workers: int, target_pad: bool
 ) -> Iterator[tuple[np.ndarray]]:
-    """Cropped images, uint8 (size, crop, crop, 3), the last batch shorter."""
+    """This process's rows of batches of cropped images, uint8 (b, crop, crop, 3), the last one shorter."""
+    parts = spread.parts(len(images))
     if isinstance(images, np.ndarray) and preprocess.is_cropped(spec, images):
-        yield from ((images[start : start + size],) for start in range(0, len(images), size))
+        yield from ((images[part.start : part.stop],) for part in parts)
         return
     pool = ThreadPoolExecutor(workers)
-    tasks = (
-        pool.submit(preprocess.crop, spec, image, name=f"number {i}", target_pad=target_pad)
-        for i, image in enumerate(images)
-    )
+
+    def crop(row: int) -> np.ndarray:
+        return preprocess.crop(spec, images[row], name=f"number {row}", target_pad=target_pad)
+
+    tasks = ([pool.submit(crop, row) for row in part] for part in parts)
     try:
-        ahead = deque(islice(tasks, _AHEAD * size))
+        ahead = deque(islice(tasks, _AHEAD))
         while ahead:
-            batch = np.stack([ahead.popleft().result() for _ in range(min(size, len(ahead)))])
-            ahead.extend(islice(tasks, size))
+            batch = np.stack([image.result() for image in ahead.popleft()])
+            ahead.extend(islice(tasks, 1))
             yield (batch,)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _text_batches(config: ClipConfig, columns: Sequence[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Rows in order; the ids of each batch are cut to the shortest static length that holds them."""
-    for start in range(0, len(columns[0]), size):
-        ids, *rest = (column[start : start + size] for column in columns)
-        yield (model.cut(config, ids), *rest)
+def _text_batches(
+    config: ClipConfig, columns: Sequence[np.ndarray], spread: SharedBatches
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """This process's rows in order; ids are cut to the shortest static length that holds those of the whole batch."""
+    for start, part in zip(count(0, spread.size), spread.parts(len(columns[0])), strict=False):
+        ids, *rest = columns
+        length = model.cut(config, ids[start : start + spread.size]).shape[1]
+        yield (ids[part.start : part.stop, :length], *(column[part.start : part.stop] for column in rest))
 
 
-def _prepare(params: Any, rows: int, batch_size: int) -> tuple[int, Any, NamedSharding]:
-    """The rows of a batch, the parameters on the devices, and how batches are split.
-
-    Parameters that are split over a mesh stay there, and batches are split over its axis "data"; others are copied
-    to every local device. Few rows make a smaller batch, a power of two.
-    """
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1]
-    if meshes:
-        mesh = meshes[0]
-    else:
-        mesh = Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
-        params = jax.device_put(params, NamedSharding(mesh, P()))
-    axis = "data" if "data" in mesh.axis_names else None
-    shards = mesh.shape[axis] if axis else 1
-    size = min(batch_size, 1 << max(rows - 1, 0).bit_length())
-    return -(-size // shards) * shards, params, NamedSharding(mesh, P(axis))
-
-
-def _listed(images: Source | Sequence[Source]) -> np.ndarray | Sequence[Source]:
+def _listed(images: Any) -> "np.ndarray | LazyImages":
     """Images in any of the accepted forms as a sequence, or as one array (n, h, w, 3)."""
     if isinstance(images, str | Path):
         return list_images(images) if Path(images).is_dir() else [images]
     if isinstance(images, Image.Image):
         return [images]
     if not isinstance(images, np.ndarray):
-        return list(images)
+        return images if hasattr(images, "__getitem__") else list(images)  # some decode an image when it is indexed
     if images.ndim != 4:
         raise ValueError(f"an array of images has to be uint8 (n, h, w, 3), got {images.dtype} {images.shape}")
     return images
@@ -331,7 +317,7 @@ def _described(config: ClipConfig, tower: Any, params: Any) -> dict[str, Any]:
     }
 
 
-def _identity(images: np.ndarray | Sequence[Source]) -> str | list[str]:
+def _identity(images: "np.ndarray | LazyImages") -> str | list[str]:
     """What identifies images in the cache."""
     if isinstance(images, np.ndarray):
         return _content(images)

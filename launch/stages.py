@@ -150,13 +150,22 @@ class Stage:
         raise NotImplementedError(f"{type(self).__name__} has no make()")
 
     def preflight(self, store: "Store") -> None:
-        """Refuse what settings alone do not show: files that cannot be used, batches that do not divide over devices.
+        """Refuse what settings alone do not show, such as files that cannot be used.
 
         It is called before a run directory is touched, for what the run would have to make, in the order of `walk`. It
         may `store.get` stages with `KEPT = False`; they are in memory then, for `make`.
 
         Raises:
           SettingError, InputError: what is wrong, by name.
+        """
+
+    def check_devices(self) -> None:
+        """Refuse what cannot be spread over all devices, such as a batch that does not divide; called with `preflight`.
+
+        Members of a stack have a device or a part of one each: they are not asked.
+
+        Raises:
+          SettingError: what is wrong, by name.
         """
 
     @classmethod
@@ -168,7 +177,7 @@ class Stage:
         made. `launch.training.fit.train_together` trains k stages in their own folders.
 
         Args:
-          stages: at least two, with different keys and one `stack_key`.
+          stages: with different keys and one `stack_key`; one alone where no two fit into the devices' memory.
           store: keeps their results.
 
         Returns:

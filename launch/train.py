@@ -137,10 +137,16 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
         run.close()
 
 
-def preflight(root: Stage, store: Store) -> None:
-    """Refuse what would end a run later, as far as files and devices show it; see `Stage.preflight`."""
+def preflight(root: Stage, store: Store, *, stacked: bool = False) -> None:
+    """Refuse what would end a run later, as far as files and devices show it; see `Stage.preflight`.
+
+    Args:
+      stacked: stages that can be made together with those of other members will be.
+    """
     for stage in walk(root, there=lambda stage: stage.KEPT and store.has(stage)):
         stage.preflight(store)
+        if not (stacked and stage.STACKS):
+            stage.check_devices()
 
 
 def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[str, float]:

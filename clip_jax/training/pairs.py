@@ -131,8 +131,7 @@ def train_batches(
       rows_at: the rows of the global batch; see `composition.composer`.
       seed: of the choice among an image's captions.
       start: step of the first batch.
-      process_index: this process.
-      process_count: number of processes.
+      process_index, process_count: this process's part of every batch; see `launch.training.sharding.Layout.share`.
       workers: threads that decode images in files.
 
     Yields:

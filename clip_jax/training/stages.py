@@ -265,8 +265,7 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            current = replace(clip, params=local(state.params))
-            return measures.validate(Embedder(current, self.evaluation_batch_size), val)
+            return measures.validate(Embedder(replace(clip, params=state.params), self.evaluation_batch_size), val)
 
         training = Training(
             place=One(layout),
@@ -278,8 +277,7 @@ class ClipTraining(Stage):
                 rows_at,
                 seed=self.seed,
                 start=start,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                **layout.share,
                 workers=self.workers or image_files.decoding_threads(),
             ),
             batch_size=self.batch_size,
@@ -385,6 +383,6 @@ class ClipEvaluation(Stage):
         test = store.get(self.test)
         logging.info("best at step %d; %d images to test", training["best_step"], len(test))
         zero_shot = {} if test.attributes is None else sources.scenes_zero_shot(test.attributes)
-        embedder = Embedder(self.training.trained(store), self.batch_size)
+        embedder = Embedder(clip_jax.placed(self.training.trained(store)), self.batch_size)
         measured = measures.measure(embedder, test, zero_shot)
         return {"best_step": training["best_step"], **training["metrics"], **measured}

@@ -97,8 +97,8 @@ def train_batches(
       seed: of the order, and of a stream's random crops.
       batch_size: global; may exceed the split.
       start: step of the first batch; earlier ones are not read.
-      process_index: this process.
-      process_count: number of processes; divides `batch_size`.
+      process_index: the part of every batch that this process feeds; see `launch.training.sharding.Layout.share`.
+      process_count: number of parts; divides `batch_size`.
 
     Yields:
       This process's b = batch_size / process_count examples. Arrays: `row`, int32 (b,), indices into the

@@ -5,15 +5,18 @@ by side: where the class of the stages at one place has `STACKS = True`, those t
 program (`launch.stages.Stage.make_together`). Then each member is finished as `launch.train` does it, and either can
 continue what the other has left.
 
-Stacks are trained one after the other; what keeps them apart is printed.
+Stacks are trained one after the other; what keeps them apart is printed. One that does not fit into the devices' memory
+is trained in waves. A member that cannot be trained is refused before any is.
 """
 
 import contextlib
+import gc
 import signal
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import jax
 from absl import logging
 
 from launch import train
@@ -48,21 +51,25 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
     if stacks and (text := explain(stacks)):
         print(text, flush=True)
     waiting = {member.name for member in members}
-    for member, error in refused:
-        if member.name in waiting:
-            start(member)
-            _fail(member, error)
-            options.ended(member)
     running: set[str] = set()
     with _asked() as stop, _watched(options.watch, running):
         store = Store(store_path(sweep), stop)
+        parts: list[list[PlannedMember]] = []
         for stack in stacks:
             left = [planned for planned in stack if planned.member.name in waiting]
             size = options.processes or len(left) or 1
-            for first in range(0, len(left), size):
-                _train(left[first : first + size], store, running, options)
-                if stop.asked.is_set():
-                    raise Preempted("asked to stop; the members that were running have saved", stop.number)
+            parts += (left[first : first + size] for first in range(0, len(left), size))
+        unfit = _preflight(parts, store)
+        for member, error in refused + unfit:
+            if member.name in waiting:
+                start(member)
+                _fail(member, error)
+                options.ended(member)
+        lost = {member.name for member, _ in unfit}
+        for part in parts:
+            _train([planned for planned in part if planned.member.name not in lost], store, running, options)
+            if stop.asked.is_set():
+                raise Preempted("asked to stop; the members that were running have saved", stop.number)
 
 
 def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
@@ -87,6 +94,23 @@ def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple
         except ValueError as error:  # of this member alone
             refused.append((member, error))
     return plans, refused
+
+
+def _preflight(parts: Sequence[Sequence[PlannedMember]], store: Store) -> list[tuple[Member, Exception]]:
+    """The members of which files or devices show that they cannot be trained, each with the reason.
+
+    Args:
+      parts: members that are trained together.
+    """
+    unfit: list[tuple[Member, Exception]] = []
+    for part in parts:
+        for planned in part:
+            _keep({0: planned}, store)
+            try:
+                train.preflight(planned.root, store, stacked=len(part) > 1)
+            except (ValueError, OSError) as error:  # of this member alone
+                unfit.append((planned.member, error))
+    return unfit
 
 
 def _train(stack: Sequence[PlannedMember], store: Store, running: set[str], options: Options) -> None:
@@ -184,15 +208,39 @@ def _make_together(kind: type[Stage], stages: Mapping[str, Stage], store: Store)
         left = [stage for key, stage in stages.items() if key not in errors and not store.has(stage)]
         if len(left) < 2:
             return errors  # another process made the others meanwhile
+        return errors | _in_waves(kind, left, store)
+
+
+def _in_waves(kind: type[Stage], stages: Sequence[Stage], store: Store) -> dict[str, Exception]:
+    """`make_together` of all stages at once, or of as many as fit into the devices' memory, wave by wave.
+
+    What a wave that did not fit has saved, the next ones go on from.
+    """
+    errors: dict[str, Exception] = {}
+    size, left = len(stages), list(stages)
+    while left:
+        wave = left[:size]
         store.stop.check()
-        logging.info("%s and %d more: making them together", left[0].key, len(left) - 1)
+        logging.info("%s and %d more: making them together", wave[0].key, len(wave) - 1)
         try:
-            lost = kind.make_together(left, store)
+            lost = kind.make_together(wave, store)
         except Preempted:
             raise
         except Exception as error:
-            lost = dict.fromkeys(range(len(left)), error)
-    return errors | {left[index].key: error for index, error in lost.items()}
+            lost = None if len(wave) > 1 and _out_of_memory(error) else dict.fromkeys(range(len(wave)), error)
+        if lost is None:  # outside of the handler: the error's frames hold arrays
+            gc.collect()
+            size = -(-len(wave) // 2)
+            print(f"{len(wave)} members do not fit into the devices' memory: training {size} at a time", flush=True)
+            continue
+        errors |= {wave[index].key: error for index, error in lost.items()}
+        left = left[len(wave) :]
+    return errors
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the devices' memory is too small, which the compiler may say or the first step."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _open(planned: PlannedMember, store: Store) -> Run:

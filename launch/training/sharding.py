@@ -7,16 +7,17 @@ Two modes with the same layout of the state, so that they can continue each othe
           `jax.pmap` itself.
 """
 
+import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -99,6 +100,14 @@ class Layout:
     def data_shards(self) -> int:
         return self.mesh.shape["data"]
 
+    @functools.cached_property
+    def share(self) -> dict[str, int]:
+        """Which part of every global batch this process feeds, as arguments of feeds: `process_index` and
+        `process_count`, counted over the parts. Processes that hold parts of the same replicas feed the same rows.
+        """
+        rows = _rows(self.mesh.devices)[jax.process_index()]
+        return {"process_index": rows.start // len(rows), "process_count": self.data_shards // len(rows)}
+
     def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
         """Raise ValueError unless a global batch divides evenly over the devices."""
         if batch_size < 1 or batch_size % self.data_shards:
@@ -141,11 +150,11 @@ class Layout:
         return copy(jax.tree.map(np.asarray, state))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's share of a global batch -> global arrays split over "data"."""
+        """This process's `share` of a global batch -> global arrays split over "data"."""
         sharding = NamedSharding(self.mesh, P("data"))
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        return {name: _joined(np.asarray(value), sharding, *self.share.values()) for name, value in batch.items()}
 
     def replicate(self, tree) -> Any:
         """The same host arrays on every process -> one copy on every device."""
@@ -199,18 +208,78 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
       rules: which parameters are split; see `Layout`.
 
     Raises:
-      ValueError: an unknown mode, a `model` that does not divide the devices, or split parameters in "pmap".
+      ValueError: an unknown mode, a `model` that does not divide the devices or that cuts across processes, or split
+        parameters in "pmap".
     """
     if mode not in MODES:
         raise ValueError(f"unknown sharding mode {mode!r}; valid modes: {', '.join(MODES)}")
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    if model < 1 or devices.size % model:
-        raise ValueError(f"model={model} does not divide {devices.size} devices")
+    devices = list(jax.devices() if devices is None else devices)
+    if model < 1 or len(devices) % model:
+        raise ValueError(f"model={model} does not divide {len(devices)} devices")
     if mode == "pmap" and (model > 1 or rules):
         raise ValueError("mode 'pmap' keeps whole parameters on every device; split them in mode 'jit'")
-    # Auto axes: GSPMD decides inside jit. `jax.make_mesh` would make explicit ones by default.
-    mesh = Mesh(devices.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    # Auto axes: GSPMD decides inside jit.
+    mesh = Mesh(_grid(devices, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return Layout(mesh, mode, tuple(rules))
+
+
+def _joined(own: np.ndarray, sharding: NamedSharding, index: int, count: int, axis: int = 0) -> jax.Array:
+    """The global array of which this process has part `index` of `count` along an axis."""
+    size, shape = own.shape[axis], list(own.shape)
+    shape[axis] = size * count
+
+    def part(place: Any) -> np.ndarray:
+        first, last, _ = place[axis].indices(size * count)
+        return own[(slice(None),) * axis + (slice(first - index * size, last - index * size),)]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+
+def _grid(devices: Sequence[Device], model: int) -> np.ndarray:
+    """Devices by (data, model): near ones share a replica, and each process has one contiguous part of "data".
+
+    Raises:
+      ValueError: no order gives every process replicas of its own, or the same parts of replicas as its neighbours.
+    """
+    for grid in _orders(devices, model):
+        # Replicas of the same processes together; sums over "data" do not care which replica is where.
+        grid = grid[sorted(range(len(grid)), key=lambda row: sorted({d.process_index for d in grid[row]}))]
+        if all(_rows(grid).values()):
+            return grid
+    processes = len({device.process_index for device in devices})
+    each = len(devices) // processes
+    raise ValueError(
+        f"model={model} cuts across the {processes} processes with {each} devices each: one would hold parts of "
+        f"several replicas; take a divisor of {each} or a multiple of it"
+    )
+
+
+def _orders(devices: Sequence[Device], model: int) -> Iterator[np.ndarray]:
+    """Devices by (data, model): by the topology of every slice if replicas fit into slices, and as they are given."""
+    slices: dict[int, list[Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    one_a_chip = not any(getattr(device, "core_on_chip", 0) for device in devices)  # the others have no such order
+    if one_a_chip and not any(len(part) % model for part in slices.values()):
+        # As `jax.make_mesh`, which takes neither several slices nor, on most TPUs, a part of an axis of the torus.
+        near = functools.partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
+        yield np.concatenate([near((len(part) // model, model), part) for part in slices.values()])
+    yield np.array(devices).reshape(-1, model)
+
+
+def _rows(grid: np.ndarray) -> dict[int, range]:
+    """The rows of a grid in which each process has devices; empty unless they are one of several equal parts of it."""
+    found: dict[int, list[int]] = {}
+    for row, devices in enumerate(grid):
+        for process in {device.process_index for device in devices}:
+            found.setdefault(process, []).append(row)
+
+    def part(rows: list[int]) -> range:
+        first, count = rows[0], len(rows)
+        equal = rows[-1] - first < count and not first % count and not len(grid) % count
+        return range(first, first + count) if equal else range(0)
+
+    return {process: part(rows) for process, rows in found.items()}
 
 
 def local(params: Any) -> Any:

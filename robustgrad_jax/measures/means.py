@@ -37,9 +37,7 @@ def over_split(
     batch_size = -(-min(batch_size, len(split)) // shards) * shards  # at most one padded row per device more than asked
 
     def means(measure: Measure, variables: Any, /, **options: Any) -> dict[str, float]:
-        batches = feed.eval_batches(
-            split, batch_size=batch_size, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        batches = feed.eval_batches(split, batch_size=batch_size, **layout.share)
         return masked_means(layout, measure, variables, batches, resident=placed, check_stop=check_stop, **options)
 
     return means

@@ -105,7 +105,7 @@ class Classifier(Stage):
         with about("optimizer.decay_mask"), section("optimizer.schedule"):
             jax.eval_shape(self._optimizer(spec).init, shapes["params"])
 
-    def preflight(self, store: Store) -> None:
+    def check_devices(self) -> None:
         with about("batch_size"):
             sharding.layout(self.mode).check_batch(self.batch_size)
 
@@ -115,8 +115,7 @@ class Classifier(Stage):
         layout.check_batch(self.batch_size)
         splits, spec = store.get(self.images), self.images.data.spec()
         over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
-        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **share)
+        batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **layout.share)
         whole = self._training(
             One(layout),
             numbers=as_arrays(numbers(self)),

@@ -122,12 +122,11 @@ class TextTraining(Stage):
         """
         layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
         rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
-        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         whole = Training(
             place=One(layout),
             step=self.step_of(make_update),
             numbers=as_arrays(numbers(self)),
-            batches=lambda start: feed.batches(config, table, rows_at, start=start, **share),
+            batches=lambda start: feed.batches(config, table, rows_at, start=start, **layout.share),
             batch_size=self.batch_size,
             steps=self.to_steps(len(table))(self.duration),
             evaluate=alone(evaluate),

@@ -139,7 +139,7 @@ def test_one_program_for_all_batches_and_calls(clip, monkeypatch):
 def test_batches_are_decoded_ahead_but_not_all_at_once(clip, monkeypatch):
     decoded, seen, original = [], [], preprocess.crop
     monkeypatch.setattr(preprocess, "crop", lambda *a, **k: (decoded.append(1), original(*a, **k))[1])
-    for (batch,) in embed._image_batches(clip.preprocessing, pictures(40), 4, 2, False):
+    for (batch,) in embed._image_batches(clip.preprocessing, pictures(40), embed.prepare({}, 40, 4)[0], 2, False):
         seen.append((len(batch), len(decoded)))
     assert [length for length, _ in seen] == [4] * 10 and len(decoded) == 40
     assert seen[0][1] <= 16  # three batches ahead, and one more while the first waits

@@ -133,9 +133,7 @@ def validation(
         return {"accuracy": hit} | hits | {f"members/{g}": group == g for g in present}
 
     def evaluate(state: State) -> Mapping[str, float]:
-        batches = feed.eval_batches(
-            split, batch_size=size, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        batches = feed.eval_batches(split, batch_size=size, **layout.share)
         means = masked_means(layout, correct, state.variables, batches, resident=resident)
         worst = min(means[f"hits/{g}"] / means[f"members/{g}"] for g in present)
         return {"val/accuracy": means["accuracy"], "val/wga": worst}

@@ -6,17 +6,12 @@ It is measured on generic image-caption pairs, whose images have nothing to do w
 import numpy as np
 
 import clip_jax
-from clip_jax import preprocess
 from tldr_jax.datasets.captions import GapPairs
 
 
 def differences(clip: clip_jax.Clip, pairs: GapPairs, *, batch_size: int) -> np.ndarray:
     """CLIP(image) - CLIP(caption) of every pair, neither normalised: float32 (n, d)."""
-    images = np.empty((len(pairs.captions), clip.config.projection), np.float32)
-    for start in range(0, len(images), batch_size):  # one batch of decoded images in memory at a time
-        rows = range(start, min(start + batch_size, len(images)))
-        stack = preprocess.crop_all(clip.preprocessing, [pairs.images[i] for i in rows])
-        images[start : rows.stop] = clip_jax.embed_images(clip, stack, batch_size=batch_size, progress=False)
+    images = clip_jax.embed_images(clip, pairs.images, batch_size=batch_size, progress=False)
     return images - clip_jax.embed_texts(clip, list(pairs.captions), batch_size=batch_size, progress=False)
 
 

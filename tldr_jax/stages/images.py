@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 import optax
 from absl import logging
@@ -227,14 +226,14 @@ class Erm(Supervised):
 
 
 class FrozenClip(PretrainedClip):
-    """A CLIP with its parameters on the device, for many small batches."""
+    """A CLIP with its parameters on all devices, for many small batches."""
 
     def preflight(self, store: Store) -> None:
         with about("clip.source"):
             self.outline()
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
-        return clip_jax.load(self.place)
+        return clip_jax.placed(super().make(store))
 
 
 @dataclass(frozen=True)
@@ -292,12 +291,9 @@ class Features(FieldsStage):
 
 
 def _tables(stages: Sequence[Any], store: Store, batch_size: int) -> list[Any]:
-    """Tables of rows of stages with the same `images`, in one pass, by process 0 on its devices; None on the others."""
+    """Tables of rows of stages with the same `images`, in one pass; None on processes that do not write."""
     part = store.get(stages[0].images)
     encoders = {stage.key: stage.encoder(store) for stage in stages}
     folders = {stage.key: store.scratch(stage) for stage in stages}
-    if not store.writes:
-        return [None] * len(stages)
-    check_stop = store.stop.check if jax.process_count() == 1 else lambda: None
-    tables = features.write(part, encoders, folders, batch_size=batch_size, check_stop=check_stop)
-    return [tables[stage.key] for stage in stages]
+    tables = features.write(part, encoders, folders, batch_size=batch_size, check_stop=store.stop.check)
+    return [tables.get(stage.key) for stage in stages]

@@ -16,10 +16,10 @@ from launch import train
 from launch.processes import interrupts
 from launch.processes.stop import Preempted
 from launch.run import Run
-from launch.stages import numbers, stacked_numbers, with_numbers
+from launch.stages import SettingError, numbers, stacked_numbers, with_numbers
 from launch.sweeps import stacked
 from launch.sweeps.members import Options, config_of, define, load, status
-from launch.training import checkpoint
+from launch.training import checkpoint, places
 from launch.training.program import as_arrays
 from tests.commands import finish, stage_folder, start
 from tests.launch.sweeps import stack_toy
@@ -200,6 +200,79 @@ def test_the_most_members_of_a_stack_and_a_folder_in_use(tmp_path):
     code, _ = call(*args)
     logs = [(m.path / "log.txt").read_text() for m in load(tmp_path).members]
     assert code == 0 and [log.count("a stack of 2") for log in logs] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("at, expected", [(0, [5, 3, 2, 2, 1]), (4, [5, 3, 2, 1, 1, 1])])
+def test_a_stack_that_does_not_fit_is_trained_in_waves(at, expected, tmp_path, monkeypatch, capsys):
+    """With devices that hold two members, seen at the first step, or after a checkpoint that three more steps follow.
+
+    Members of the latter's second wave were saved at different steps, from which they go on apart.
+    """
+    sizes, original = [], places.Stack.jit
+
+    def limited(place, step, state):
+        sizes.append(place.members)
+        compiled, calls = original(place, step, state), iter(range(10**6))
+
+        class Limited:
+            prepare = staticmethod(compiled.prepare)
+
+            def __call__(self, *arguments):
+                if place.members > 2 and next(calls) == at:
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+                return compiled(*arguments)
+
+        return Limited()
+
+    monkeypatch.setattr(places.Stack, "jit", limited)
+    base, overrides = stack_toy.get_config(), [{"seed": seed} for seed in range(5)]
+    sweep = define(tmp_path / "sweep", config_file=TOY, base=base, overrides=overrides)
+    stacked.execute(sweep, sweep.members, Options())
+    assert sizes == expected
+    printed = capsys.readouterr().out
+    assert "5 members do not fit into the devices' memory: training 3 at a time" in printed
+    assert "3 members do not fit into the devices' memory: training 2 at a time" in printed
+    for member in (sweep.members[0], sweep.members[4]):
+        assert_as_if_alone(member, tmp_path / member.name)
+
+
+def test_one_member_too_large_for_the_devices_fails_with_the_reason(tmp_path, monkeypatch):
+    def exhausted(stages, store):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(stack_toy.Squares, "make_together", exhausted)
+    code, output = call("--grid=seed=0,1", f"--workdir={tmp_path}")
+    assert code == 1 and "2 failed" in output and "training 1 at a time" in output
+    assert all("RESOURCE_EXHAUSTED" in (m.path / "log.txt").read_text() for m in load(tmp_path).members)
+
+
+def test_a_member_that_cannot_be_trained_is_refused_before_any_is(tmp_path, monkeypatch):
+    """By files; what a single run over all devices refuses, members of a stack are not asked."""
+    events, together = [], stack_toy.Squares.make_together
+
+    def preflight(stage, store):
+        events.append(stage.seed)
+        if stage.seed == 2:
+            raise SettingError("seed", "=2: there is no such file")
+
+    def make_together(stages, store):
+        events.append("trained")
+        return together(stages, store)
+
+    def check_devices(stage):
+        raise SettingError("batch_size", "=4 does not divide")
+
+    monkeypatch.setattr(stack_toy.Squares, "preflight", preflight)
+    monkeypatch.setattr(stack_toy.Squares, "check_devices", check_devices)
+    monkeypatch.setattr(stack_toy.Squares, "make_together", make_together)
+    code, output = call("--grid=seed=0:4", "--config.steps=2", f"--workdir={tmp_path}", "--processes=3")
+    members = {member.name: member for member in load(tmp_path).members}
+    assert events[:5] == [0, 1, 2, 3, "trained"] and code == 1 and "2 done, 2 failed" in output
+    texts = {name: (member.path / "log.txt").read_text() for name, member in members.items()}
+    assert "SettingError: seed=2: there is no such file" in texts["seed=2"]
+    assert "SettingError: batch_size=4 does not divide" in texts["seed=3"]  # alone in its part of three
+    for name in ("seed=2", "seed=3"):
+        assert not (members[name].path / "config.json").exists()
 
 
 def test_stacks_over_eight_devices_are_those_of_one():

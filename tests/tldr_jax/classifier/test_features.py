@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import clip_jax
+from clip_jax import spread
 from launch.data import scenes as world
 from tldr_jax.classifier import backbones, features
 from tldr_jax.datasets import Part
@@ -71,6 +72,20 @@ def test_both_networks_on_images_in_memory(clip):
     np.testing.assert_allclose(found["features"], wanted, atol=1e-5)
     pixels = clip.preprocess(list(pairs.images))
     np.testing.assert_allclose(found["images"], jax.jit(clip.encode_image)(clip.params, pixels), atol=1e-3)
+
+
+def test_networks_are_copied_to_the_devices_once_for_all_blocks(clip, monkeypatch):
+    copies, original = [], spread._everywhere
+    monkeypatch.setattr(spread, "_everywhere", lambda *args: (copies.append(1), original(*args))[1])
+    pairs, zeros = world.pairs(0, 6, held_out=False), np.zeros(6, np.int32)
+    encoders = {"images": features.of_clip(clip, 2)}
+    assert len(list(features.encode(Part(pairs.images, zeros, zeros), encoders, batch_size=2))) == 3
+    assert len(copies) == 1
+    placed = clip_jax.placed(clip)
+    for _ in range(2):
+        clip_jax.embed_images(placed, pairs.images, batch_size=2, progress=False)
+        clip_jax.embed_texts(placed, ["red"], progress=False)
+    assert len(copies) == 2
 
 
 def test_the_gap_is_images_less_captions(clip):
