@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from clip_jax.sharding import partition_rules
+from clip_jax.sharding import partition_rules, spread
 from launch.training import sharding
 from rtd_jax.tuning import step
 from tests.rtd_jax import toy
@@ -23,7 +23,7 @@ def train(layout, objective):
     """(states, metrics) after the steps, on the host."""
     network = toy.network()
     run = step.make_step(
-        toy.CONFIG,
+        spread(toy.CONFIG, layout.mesh),
         OPTIMIZER,
         network.module,
         objective,
