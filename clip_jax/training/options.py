@@ -17,6 +17,8 @@ from launch.training import sharding
 from launch.training.fit import BestLoop
 from launch.training.sharding import Layout
 
+_REMAT = {"auto": None, "yes": True, "no": False}
+
 
 @dataclass(frozen=True)
 class Computation:
@@ -24,20 +26,22 @@ class Computation:
 
     Attributes:
       dtype: of activations and matrix products.
-      remat: recompute blocks in the backward pass: less memory, a third more work.
+      remat: recompute blocks in the backward pass, less memory for a third more work: "yes", "no", or "auto", in towers
+        of 24 blocks or more (ViT-L/14's images).
       unroll: all blocks in line instead of a loop: slower to compile, faster where they are small.
     """
 
     dtype: str = "float32"
-    remat: bool = free(False)
+    remat: str = free("auto")
     unroll: bool = free(False)
 
     def __post_init__(self) -> None:
         require_known(self, "dtype", DTYPES)
+        require_known(self, "remat", _REMAT)
 
     def applied(self, config: ClipConfig) -> ClipConfig:
         """The config of a CLIP that is computed in this way."""
-        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
+        return replace(config, dtype=self.dtype, remat=_REMAT[self.remat], unroll=self.unroll or 1)
 
     def of(self, clip: clip_jax.Clip) -> clip_jax.Clip:
         """The same CLIP, computed in this way."""

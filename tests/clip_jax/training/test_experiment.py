@@ -347,7 +347,7 @@ def files(tmp_path_factory):
             "loop.eval_every": "2 steps",
             "loop.log_every": 1,
             "model.dtype": "float32",
-            "model.remat": True,
+            "model.remat": "yes",
             "trainable": "('text/.*','logit_scale')",
         }
     )

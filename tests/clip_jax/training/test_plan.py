@@ -50,7 +50,7 @@ FIELDS = {
     "data.caption_column": (FILE, "text", "training"),
     "data.workers": (FRESH, 2, "free"),
     "model.dtype": (FRESH, "bfloat16", "training"),
-    "model.remat": (FRESH, True, "free"),
+    "model.remat": (FRESH, "yes", "free"),
     "model.unroll": (FRESH, False, "free"),
     "model.tokenizer_from": (FRESH, "embedded:scenes", "training"),
     "model.projection": (FRESH, 4, "training"),
