@@ -61,4 +61,4 @@ def spread(config: ClipConfig, mesh: Mesh) -> ClipConfig:
     States lie by examples, and whole on the devices that share an example. XLA would otherwise split them by width, as
     the token table is, and collect them again in every block.
     """
-    return replace(config, stream=NamedSharding(mesh, P("data"))) if mesh.size > mesh.shape["data"] else config
+    return replace(config, stream=NamedSharding(mesh, P("data")))

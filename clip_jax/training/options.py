@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.sharding import partition_rules
+from clip_jax.sharding import partition_rules, spread
 from clip_jax.training import composition, measures
 from launch.data import scenes
 from launch.stages import about, free, require, require_known
@@ -83,26 +83,36 @@ class Devices:
     Attributes:
       mode: "jit" or "pmap"; see `launch.training.sharding`.
       model: devices that share one copy of the parameters ("jit" only).
+      fsdp: split parameters and the optimiser's states over all devices, not only over those of `model`: less memory,
+        and weights are exchanged ("jit" only).
     """
 
     mode: str = "jit"
     model: int = free(1)
+    fsdp: bool = free(False)
 
     def __post_init__(self) -> None:
         require_known(self, "mode", sharding.MODES)
         require(isinstance(self.model, int) and self.model >= 1, self, "model", "a whole number of devices, at least 1")
         whole = "mode 'pmap' keeps whole parameters; take 1, or mode 'jit'"
         require(self.model == 1 or self.mode == "jit", self, "model", whole)
+        require(
+            not self.fsdp or self.mode == "jit", self, "fsdp", "mode 'pmap' keeps whole parameters; take mode 'jit'"
+        )
 
     def rules(self, config: ClipConfig, towers: Sequence[str] = ("image", "text")) -> Sequence[tuple[str, P]]:
         """Which parameters of these towers are split; raises `SettingError` if they cannot be."""
         with about("sharding.model"):
             return partition_rules(config, self.model, towers=towers) if self.model > 1 else ()
 
+    def spread(self, config: ClipConfig, layout: Layout) -> ClipConfig:
+        """The config of a CLIP that is trained on such a layout."""
+        return spread(config, layout.mesh) if layout.rules or layout.fsdp else config
+
     def layout(self, rules: Sequence[tuple[str, P]] = ()) -> Layout:
         """All devices, with parameters split by `rules`; raises `SettingError` if they cannot be shared like this."""
         with about("sharding.model"):
-            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules)
+            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules, fsdp=self.fsdp)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from optax import GradientTransformation
 import clip_jax
 from clip_jax.config import DTYPES
 from clip_jax.embed import Embedder
-from clip_jax.sharding import spread
 from clip_jax.training import attributes, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
@@ -338,7 +337,7 @@ class ClipTraining(Stage):
 
     def _step(self, clip: clip_jax.Clip, examples: int, layout: Layout) -> Step:
         """The step, in which the stage's numbers are arguments."""
-        config = spread(clip.config, layout.mesh)
+        config = self.sharding.spread(clip.config, layout)
 
         def step(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
             traced = with_numbers(self, numbers)

@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()
     config.sharding.mode = "jit"  # jit or pmap: the negatives are those of the global batch in both
     config.sharding.model = 1  # devices that share one copy of the parameters (jit only)
+    config.sharding.fsdp = False  # split parameters and the optimiser's states over all devices (jit only)
 
     config.loop = loop = ConfigDict()
     loop.log_every = 50  # steps

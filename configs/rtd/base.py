@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()
     config.sharding.mode = "jit"  # jit or pmap
     config.sharding.model = 1  # devices that share one copy of the text tower while RTD trains it (jit only)
+    config.sharding.fsdp = False  # split parameters and the optimiser's states over all devices (jit only)
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.benchmarks = ("scenes",)  # cirr, circo, fashioniq, genecis, scenes

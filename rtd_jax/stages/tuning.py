@@ -11,7 +11,6 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.sharding import spread
 from clip_jax.training.options import Computation
 from launch.results import FieldsStage
 from launch.stages import Stage, free, require, require_known, section
@@ -104,7 +103,7 @@ class Tuning(TextTraining, FieldsStage):
         """One update of the text tower of a CLIP with the trained vocabulary."""
         optimizer, _ = self.create_optimizer(examples)
         return step.make_step(
-            spread(self.compute.applied(config), layout.mesh),
+            self.sharding.spread(self.compute.applied(config), layout),
             optimizer,
             module,
             self.objective,

@@ -1,7 +1,7 @@
 """Run with 4 fake CPU devices: prints, as JSON, how far the contrastive gradients of both towers are from one device's.
 
 float64. `losses`: data-parallel, in every way that a step can be mapped. `sharding`: parameters split over the axis
-"model" by the rules.
+"model" by the rules. `fsdp`: every array split over all devices.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax import model
 from clip_jax.losses import contrastive
 from clip_jax.sharding import partition_rules, spread
-from launch.training import sharding
+from launch.training import fsdp, sharding
 from tests.clip_jax.towers import TINY, images, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")
@@ -97,6 +97,22 @@ def split_parameters(params, batch, reference):
     return out
 
 
+def fully_sharded(params, batch, reference):
+    """Every array that divides is split over all devices, with and without the axis "model"."""
+    fsdp.LEAST = 1
+    out = {}
+    for model_axis in (1, 2):
+        rules = partition_rules(CONFIG, 2) if model_axis == 2 else ()
+        layout = sharding.layout("jit", model=model_axis, rules=rules, fsdp=True)
+        step_there = partial(numberless, config=spread(CONFIG, layout.mesh))
+        placed = layout.place(params)
+        leaves = jax.tree.leaves(placed)
+        kept = sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+        result = layout.jit(step_there, params)({}, placed, layout.put(batch))
+        out[f"model={model_axis}"] = compare(result, reference) | {"kept": kept}
+    return out
+
+
 def exchanges(lowered):
     """(kind, shapes) of every collective of the compiled program; those in a loop once."""
     found = re.findall(r"= (\(.*?\)|\S+) (all-\w+|reduce-scatter|collective-permute)\(", lowered.compile().as_text())
@@ -111,7 +127,8 @@ def main(kind):
         "ids": texts(CONFIG, (4, 9, 20, 7, 5, 12, 16, 3)),
     }
     reference = jax.jit(step)(params, batch)
-    out = {"losses": data_parallel, "sharding": split_parameters}[kind](params, batch, reference)
+    kinds = {"losses": data_parallel, "sharding": split_parameters, "fsdp": fully_sharded}
+    out = kinds[kind](params, batch, reference)
     json.dump(out | {"devices": jax.device_count(), "dtype": str(reference[1]["loss"].dtype)}, sys.stdout)
 
 

@@ -56,6 +56,14 @@ def test_no_weight_is_gathered(found):
     assert set(others) <= {"4,20,24", "8,20", "20,8", "20,4", "4,20", "8,2", "8"}
 
 
+def test_fully_sharded_parameters_have_the_gradients_of_one_device():
+    found = json.loads(finish(start("-m", "tests.clip_jax.devices_worker", "fsdp", devices=4)).splitlines()[-1])
+    # Of the parameters on each of four devices; what no rule splits over "model" is there twice.
+    for axis, most in (("model=1", 0.26), ("model=2", 0.3)):
+        assert found[axis]["gradients"] < 1e-10 and found[axis]["metrics"] < 1e-10
+        assert found[axis]["kept"] < most
+
+
 def paths(tree):
     return ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 

@@ -20,6 +20,7 @@ FREE = {
     "model.remat",
     "model.unroll",
     "sharding.model",
+    "sharding.fsdp",
     "evaluation.batch_size",
     "phi.loop.log_every",
     "phi.loop.checkpoint_every",

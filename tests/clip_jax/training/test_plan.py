@@ -83,6 +83,7 @@ FIELDS = {
     "optimizer.schedule.final": (FRESH, 0.5, "training"),
     "sharding.mode": (FRESH, "pmap", "free"),
     "sharding.model": (FRESH, 2, "free"),
+    "sharding.fsdp": (FRESH, True, "free"),
     "loop.log_every": (FRESH, 2, "free"),
     "loop.eval_every": (FRESH, "3 steps", "training"),
     "loop.checkpoint_every": (FRESH, "3 steps", "free"),
