@@ -8,11 +8,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from jax.sharding import NamedSharding
+
 from launch.reading import shown
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+DEEP = 24  # blocks from which a tower recomputes them unless told otherwise: ViT-L/14's images, ViT-H/14's texts
 _MOST, _MOST_LAYERS = 1 << 24, 1 << 10  # of a damaged file: larger sizes would only take long to be found wrong
 
 
@@ -137,22 +140,29 @@ class ClipConfig:
       text: the text tower.
       projection: width of the shared embedding space.
       dtype: of the activations and matrix products; softmax, layer norms and pooling are float32 at least.
-      remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`).
+      remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`); None: in
+        towers of at least `DEEP` blocks.
       unroll: blocks per iteration of the loop over the layers (`jax.lax.scan`); True, stored as a number, for all.
+      stream: where the towers' states (b, n, w) lie, see `clip_jax.sharding.spread`; None: where XLA puts them.
     """
 
     image: ImageTower
     text: TextTower
     projection: int
     dtype: str = "float32"
-    remat: bool = False
+    remat: bool | None = None
     unroll: int | bool = 1
+    stream: NamedSharding | None = None
 
     def __post_init__(self):
         _check_known("dtype", self.dtype, DTYPES)
         if isinstance(self.unroll, bool):  # True equals 1, and equal configs share compiled programs
             object.__setattr__(self, "unroll", max(self.image.layers, self.text.layers) if self.unroll else 1)
         _check_positive(self, "projection", "unroll")
+
+    def recomputes(self, tower: Tower) -> bool:
+        """Whether a tower's blocks are computed again in the backward pass."""
+        return tower.layers >= DEEP if self.remat is None else self.remat
 
 
 # -- published variants -----------------------------------------------------------------------

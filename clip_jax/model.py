@@ -59,13 +59,22 @@ def _norm(eps: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=_wide(dtype), use_fast_variance=False, name=name)
 
 
+def laid(config: ClipConfig, x: jax.Array) -> jax.Array:
+    """States (b, n, w), and their cotangents, where the config says."""
+    return x if config.stream is None else jax.lax.with_sharding_constraint(x, config.stream)
+
+
 class ClipBlock(nn.Module):
     """One pre-norm block: attention, then a perceptron, each added to its input."""
 
+    config: ClipConfig
     tower: Tower
-    dtype: jnp.dtype
     causal: bool
     intermediates: bool
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.dtype)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -79,7 +88,7 @@ class ClipBlock(nn.Module):
         h = norm("norm2")(x).astype(self.dtype)
         h = _dense(tower.mlp_width, self.dtype, (2 * width) ** -0.5, "up")(h)
         h = _ACTIVATIONS[tower.activation](h)
-        x = x + _dense(width, self.dtype, residual_std, "down")(h)
+        x = laid(self.config, x + _dense(width, self.dtype, residual_std, "down")(h))
         return x, x if self.intermediates else None
 
     def attend(self, qkv: jax.Array) -> jax.Array:
@@ -94,18 +103,22 @@ class ClipBlock(nn.Module):
         return jnp.matmul(weights, v).swapaxes(1, 2).reshape(b, n, width)
 
 
-def _blocks(config: ClipConfig, tower: Tower, *, causal: bool, intermediates: bool) -> nn.Module:
-    """The tower's stacked blocks as one loop: x (b, n, w) -> (x, every block's output (L, b, n, w) or None)."""
+def looped(block: type[ClipBlock], config: ClipConfig, tower: Tower) -> Any:
+    """The module class that applies a block once for each layer of a tower: x -> (x, every block's output or None)."""
     # In a loop XLA cannot merge the recomputation with the first computation; in unrolled code it could.
-    block = nn.remat(ClipBlock, prevent_cse=config.unroll > 1) if config.remat else ClipBlock
-    loop = nn.scan(
-        block,
+    one = nn.remat(block, prevent_cse=config.unroll > 1) if config.recomputes(tower) else block
+    return nn.scan(
+        one,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=tower.layers,
         unroll=config.unroll,
     )
-    return loop(tower, jnp.dtype(config.dtype), causal, intermediates, name="blocks")
+
+
+def _blocks(config: ClipConfig, tower: Tower, *, causal: bool, intermediates: bool) -> nn.Module:
+    """The tower's stacked blocks: x (b, n, w) -> (x, every block's output (L, b, n, w) or None)."""
+    return looped(ClipBlock, config, tower)(config, tower, causal, intermediates, name="blocks")
 
 
 class Patches(nn.Module):
@@ -143,7 +156,7 @@ class ImageEncoder(nn.Module):
         token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, width))
         x = jnp.concatenate([token, x], axis=1) + position.astype(x.dtype)
         norm = partial(_norm, tower.norm_eps, dtype)
-        first = x = norm("pre_norm")(x).astype(dtype)
+        first = x = laid(config, norm("pre_norm")(x).astype(dtype))
         x, states = _blocks(config, tower, causal=False, intermediates=self.intermediates)(x)
         pooled = norm("post_norm")(x[:, 0])
         out = {}
@@ -176,7 +189,7 @@ class TextEncoder(nn.Module):
         x = tokens[ids].astype(dtype)
         if pseudo_tokens is not None:
             x = _replace(x, ids == marker_id, pseudo_tokens.astype(dtype))
-        first = x = x + position[: ids.shape[1]].astype(dtype)
+        first = x = laid(config, x + position[: ids.shape[1]].astype(dtype))
         x, states = _blocks(config, tower, causal=True, intermediates=self.intermediates)(x)
         norm = _norm(tower.norm_eps, dtype, "final_norm")
         at_end = jnp.arange(ids.shape[1]) == end_positions(config, ids)[:, None]

@@ -1,11 +1,14 @@
 """Rules for splitting parameters over devices, for towers larger than one device's memory.
 
 Each block is split as in Megatron-LM (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053): attention by heads, the
-perceptron by its hidden units, so that a block needs two sums over the devices and no weight is ever transferred.
+perceptron by its hidden units. With states where `spread` puts them, a block needs two sums of its states over the
+devices forward and two backward, the embedded tokens are gathered once, and no weight is ever transferred.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ClipConfig
@@ -50,3 +53,12 @@ def partition_rules(
                     f"{kind}={getattr(tower, kind)} of the {name} tower is not divisible by {shards} shards"
                 )
     return (*_BLOCKS, _TOKENS) if "text" in towers else _BLOCKS
+
+
+def spread(config: ClipConfig, mesh: Mesh) -> ClipConfig:
+    """The config of a CLIP whose parameters are split over a mesh with axes ("data", "model").
+
+    States lie by examples, and whole on the devices that share an example. XLA would otherwise split them by width, as
+    the token table is, and collect them again in every block.
+    """
+    return replace(config, stream=NamedSharding(mesh, P("data")))

@@ -131,7 +131,7 @@ class ModelSettings:
     """The section `model`; its fields are explained in configs/clip/base.py."""
 
     dtype: str
-    remat: bool
+    remat: str
     unroll: bool
     tokenizer_from: str
     projection: int

@@ -9,13 +9,15 @@ from jax.sharding import PartitionSpec as P
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
-from clip_jax.sharding import partition_rules
+from clip_jax.sharding import partition_rules, spread
 from clip_jax.training import composition, measures
 from launch.data import scenes
 from launch.stages import about, free, require, require_known
 from launch.training import sharding
 from launch.training.fit import BestLoop
 from launch.training.sharding import Layout
+
+_REMAT = {"auto": None, "yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,22 @@ class Computation:
 
     Attributes:
       dtype: of activations and matrix products.
-      remat: recompute blocks in the backward pass: less memory, a third more work.
+      remat: recompute blocks in the backward pass, less memory for a third more work: "yes", "no", or "auto", in towers
+        of 24 blocks or more (ViT-L/14's images).
       unroll: all blocks in line instead of a loop: slower to compile, faster where they are small.
     """
 
     dtype: str = "float32"
-    remat: bool = free(False)
+    remat: str = free("auto")
     unroll: bool = free(False)
 
     def __post_init__(self) -> None:
         require_known(self, "dtype", DTYPES)
+        require_known(self, "remat", _REMAT)
 
     def applied(self, config: ClipConfig) -> ClipConfig:
         """The config of a CLIP that is computed in this way."""
-        return replace(config, dtype=self.dtype, remat=self.remat, unroll=self.unroll or 1)
+        return replace(config, dtype=self.dtype, remat=_REMAT[self.remat], unroll=self.unroll or 1)
 
     def of(self, clip: clip_jax.Clip) -> clip_jax.Clip:
         """The same CLIP, computed in this way."""
@@ -79,26 +83,36 @@ class Devices:
     Attributes:
       mode: "jit" or "pmap"; see `launch.training.sharding`.
       model: devices that share one copy of the parameters ("jit" only).
+      fsdp: split parameters and the optimiser's states over all devices, not only over those of `model`: less memory,
+        and weights are exchanged ("jit" only).
     """
 
     mode: str = "jit"
     model: int = free(1)
+    fsdp: bool = free(False)
 
     def __post_init__(self) -> None:
         require_known(self, "mode", sharding.MODES)
         require(isinstance(self.model, int) and self.model >= 1, self, "model", "a whole number of devices, at least 1")
         whole = "mode 'pmap' keeps whole parameters; take 1, or mode 'jit'"
         require(self.model == 1 or self.mode == "jit", self, "model", whole)
+        require(
+            not self.fsdp or self.mode == "jit", self, "fsdp", "mode 'pmap' keeps whole parameters; take mode 'jit'"
+        )
 
     def rules(self, config: ClipConfig, towers: Sequence[str] = ("image", "text")) -> Sequence[tuple[str, P]]:
         """Which parameters of these towers are split; raises `SettingError` if they cannot be."""
         with about("sharding.model"):
             return partition_rules(config, self.model, towers=towers) if self.model > 1 else ()
 
+    def spread(self, config: ClipConfig, layout: Layout) -> ClipConfig:
+        """The config of a CLIP that is trained on such a layout."""
+        return spread(config, layout.mesh) if layout.rules or layout.fsdp else config
+
     def layout(self, rules: Sequence[tuple[str, P]] = ()) -> Layout:
         """All devices, with parameters split by `rules`; raises `SettingError` if they cannot be shared like this."""
         with about("sharding.model"):
-            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules)
+            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules, fsdp=self.fsdp)
 
 
 @dataclass(frozen=True)

@@ -242,13 +242,12 @@ class ClipTraining(Stage):
 
     def program(self, layout: Layout) -> Program:
         """The program that is compiled; the training set is read for its shapes."""
-        del layout
         clip = self.outline()
         prepared = self._prepare(clip, Store("").get(self.train))
         examples = len(prepared.count)
         shape_of = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
         return Program(
-            step=self._step(clip, examples),
+            step=self._step(clip, examples, layout),
             numbers=as_arrays(numbers(self)),
             state=jax.eval_shape(partial(self._initial, self._optimizer(examples)[0]), clip.params),
             batch=prepared.batch_shapes(self.batch_size, clip.preprocessing.crop),
@@ -269,7 +268,7 @@ class ClipTraining(Stage):
 
         training = Training(
             place=One(layout),
-            step=self._step(clip, len(images)),
+            step=self._step(clip, len(images), layout),
             numbers=as_arrays(numbers(self)),
             batches=lambda start: pairs.train_batches(
                 clip,
@@ -334,8 +333,9 @@ class ClipTraining(Stage):
         with section("data"), about("alike"):
             return self.composition.rows_at(examples, labels, batch_size=self.batch_size, seed=self.seed)
 
-    def _step(self, clip: clip_jax.Clip, examples: int) -> Step:
+    def _step(self, clip: clip_jax.Clip, examples: int, layout: Layout) -> Step:
         """The step, in which the stage's numbers are arguments."""
+        config = self.sharding.spread(clip.config, layout)
 
         def step(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
             traced = with_numbers(self, numbers)
@@ -345,7 +345,7 @@ class ClipTraining(Stage):
             return steps.update(
                 state,
                 batch,
-                config=clip.config,
+                config=config,
                 preprocessing=clip.preprocessing,
                 optimizer=optimizer,
                 trainable=self.trainable,

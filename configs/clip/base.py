@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of activations and matrix products; "bfloat16" on accelerators
-    model.remat = False  # recompute blocks in the backward pass: less memory, a third more work
+    model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
+    # auto: in towers of 24 blocks or more (ViT-L/14's images)
     model.unroll = False  # all blocks in line instead of a loop: slower to compile; faster where they are small
     # The rest is for a fresh model.
     model.tokenizer_from = ""  # a checkpoint whose tokenizer to take; "": one of Scenes' words
@@ -65,6 +66,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()
     config.sharding.mode = "jit"  # jit or pmap: the negatives are those of the global batch in both
     config.sharding.model = 1  # devices that share one copy of the parameters (jit only)
+    config.sharding.fsdp = False  # split parameters and the optimiser's states over all devices (jit only)
 
     config.loop = loop = ConfigDict()
     loop.log_every = 50  # steps

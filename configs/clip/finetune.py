@@ -6,7 +6,7 @@
 relative to its folder or to `--config.data.images=FOLDER`. The result is runs/finetune/clip, which clip_jax and
 transformers load.
 
-One GPU: `--config.batch_size=128`, and `--config.model.remat=True` if memory is short.
+One GPU: `--config.batch_size=128`, and `--config.model.remat=yes` if memory is short.
 Eight GPUs of one machine: the same command, `--config.batch_size=1024`: the batch is split over them, the negatives are
 those of the whole. `--config.sharding.model=2` splits the towers over pairs of devices where one cannot hold them.
 A TPU pod: the same command on every host with `--distributed`, --workdir on a file system that all of them see. On a

@@ -13,7 +13,8 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of RTD's activations and matrix products; "bfloat16" on accelerators
-    model.remat = False  # recompute blocks in the backward pass: less memory, a third more work
+    model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
+    # auto: in towers of 24 blocks or more (ViT-L/14's images)
     model.unroll = False  # all blocks in line instead of a loop: slower to compile; faster where they are small
 
     config.phi = phi = _stage(batch_size=512, duration="20000 steps", learning_rate=1e-4)
@@ -62,6 +63,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()
     config.sharding.mode = "jit"  # jit or pmap
     config.sharding.model = 1  # devices that share one copy of the text tower while RTD trains it (jit only)
+    config.sharding.fsdp = False  # split parameters and the optimiser's states over all devices (jit only)
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.benchmarks = ("scenes",)  # cirr, circo, fashioniq, genecis, scenes

@@ -46,39 +46,58 @@ class Table:
     before it gathers rows. Rows made of whole vectors of 128 columns stay together.
 
     Attributes:
-      data: (n, k, 128), or (n, 128) if one vector holds a row; the end of a row is filled up with zeros.
+      data: (n, k, 128), or (m, 128) where a vector holds one row or several; the rest of a vector is filled with zeros.
       row_shape: of a row, without the filling.
+      count: of the rows, n.
     """
 
     data: Any
     row_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    count: int = struct.field(pytree_node=False)
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Table":
         """From rows (n, …) on the host; without a copy where the size of a row is a multiple of 128."""
-        width = math.prod(array.shape[1:])
-        flat = array.reshape(len(array), width)
-        if width % _COLUMNS:
-            flat = np.pad(flat, ((0, 0), (0, -width % _COLUMNS)))
-        return cls(flat.reshape(_padded(array.shape)), array.shape[1:])
+        n, width, shape = len(array), math.prod(array.shape[1:]), _padded(array.shape)
+        together = _together(width)
+        flat = array.reshape(n, width)
+        if n % together:
+            flat = np.pad(flat, ((0, -n % together), (0, 0)))
+        flat = flat.reshape(shape[0], together * width)
+        if width * together % _COLUMNS:
+            flat = np.pad(flat, ((0, 0), (0, -width * together % _COLUMNS)))
+        return cls(flat.reshape(shape), array.shape[1:], n)
 
     @classmethod
     def shapes(cls, array: jax.ShapeDtypeStruct) -> "Table":
         """The shapes of `of`, from the shape of the rows."""
-        return cls(jax.ShapeDtypeStruct(_padded(array.shape), array.dtype), array.shape[1:])
+        return cls(jax.ShapeDtypeStruct(_padded(array.shape), array.dtype), array.shape[1:], array.shape[0])
 
     def __len__(self) -> int:
-        return self.data.shape[0]
+        return self.count
 
     def gather(self, rows: jax.Array) -> jax.Array:
         """Rows (b, …) by their indices, int (b,); pure. An index past the end gives the last row."""
-        gathered = jnp.take(self.data, rows, axis=0, mode="clip").reshape(len(rows), -1)
-        return gathered[:, : math.prod(self.row_shape)].reshape(len(rows), *self.row_shape)
+        width = math.prod(self.row_shape)
+        together = _together(width)
+        rows = jnp.clip(rows, 0, self.count - 1)
+        gathered = jnp.take(self.data, rows // together, axis=0, mode="clip").reshape(len(rows), -1)
+        parts = gathered[:, : together * width].reshape(len(rows), together, width)
+        if together > 1:
+            chosen = (rows % together)[:, None] == jnp.arange(together)
+            parts = jnp.where(chosen[..., None], parts, 0).sum(1, dtype=parts.dtype)
+        return parts.reshape(len(rows), *self.row_shape)
+
+
+def _together(width: int) -> int:
+    """How many rows one vector holds."""
+    return max(1, _COLUMNS // width)
 
 
 def _padded(shape: Sequence[int]) -> tuple[int, ...]:
-    vectors = -(-math.prod(shape[1:]) // _COLUMNS)
-    return (shape[0], vectors, _COLUMNS) if vectors > 1 else (shape[0], _COLUMNS)
+    width = math.prod(shape[1:])
+    vectors = -(-width // _COLUMNS)
+    return (shape[0], vectors, _COLUMNS) if vectors > 1 else (-(-shape[0] // _together(width)), _COLUMNS)
 
 
 def train_batches(

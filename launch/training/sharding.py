@@ -21,6 +21,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.training.fsdp import also_over_data
+
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm] - of a compiled module without stubs
 MODES = ("jit", "pmap")
 RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
@@ -79,18 +81,20 @@ def _path(path) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh with axes ("data", "model"), a mode, and rules that say which parameters are split over "model".
+    """A mesh with axes ("data", "model"), a mode, and what says which parameters are split.
 
     Attributes:
       mesh: devices, shape (data, model); model is 1 unless parameters are split.
       mode: "jit" or "pmap".
       rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; leaves without a match are
         replicated. Paths of optimiser states end in those of their parameters, so one rule covers both.
+      fsdp: whether large arrays of the state are split over "data" too; see `launch.training.fsdp`.
     """
 
     mesh: Mesh
     mode: str = "jit"
     rules: Sequence[tuple[str, P]] = ()
+    fsdp: bool = False
 
     @property
     def replicated(self) -> NamedSharding:
@@ -127,17 +131,15 @@ class Layout:
 
         def sharding(path, leaf):
             name = _path(path)
-            for pattern, spec in self.rules:
-                if not re.search(pattern, name):
-                    continue
-                unused.discard(pattern)
-                try:
-                    split = NamedSharding(self.mesh, spec)
-                    split.shard_shape(leaf.shape)
-                except (ValueError, IndexError) as error:  # IndexError: more axes than the leaf has
-                    raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
-                return split
-            return self.replicated
+            pattern, spec = next((rule for rule in self.rules if re.search(rule[0], name)), ("", P()))
+            unused.discard(pattern)
+            try:
+                NamedSharding(self.mesh, spec).shard_shape(np.shape(leaf))
+            except (ValueError, IndexError) as error:  # IndexError: more axes than the leaf has
+                raise ValueError(f"rule {pattern!r} -> {spec} does not fit {name} of shape {leaf.shape}") from error
+            if self.fsdp:
+                spec = also_over_data(spec, np.shape(leaf), self.data_shards)
+            return NamedSharding(self.mesh, spec)
 
         shardings = jax.tree_util.tree_map_with_path(sharding, state)
         if unused:
@@ -199,13 +201,16 @@ class Layout:
         return jax.jit(sharded, donate_argnums=1)
 
 
-def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] = (), devices=None) -> Layout:
+def layout(
+    mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] = (), fsdp: bool = False, devices=None
+) -> Layout:
     """A layout over all devices (of all processes) or over `devices`.
 
     Args:
       mode: "jit" or "pmap".
       model: how many devices share one copy of the parameters ("jit" only).
       rules: which parameters are split; see `Layout`.
+      fsdp: split large arrays of the state over the devices of "data" too ("jit" only).
 
     Raises:
       ValueError: an unknown mode, a `model` that does not divide the devices or that cuts across processes, or split
@@ -216,11 +221,11 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
     devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise ValueError(f"model={model} does not divide {len(devices)} devices")
-    if mode == "pmap" and (model > 1 or rules):
+    if mode == "pmap" and (model > 1 or rules or fsdp):
         raise ValueError("mode 'pmap' keeps whole parameters on every device; split them in mode 'jit'")
     # Auto axes: GSPMD decides inside jit.
     mesh = Mesh(_grid(devices, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    return Layout(mesh, mode, tuple(rules))
+    return Layout(mesh, mode, tuple(rules), fsdp)
 
 
 def _joined(own: np.ndarray, sharding: NamedSharding, index: int, count: int, axis: int = 0) -> jax.Array:

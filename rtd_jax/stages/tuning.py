@@ -99,17 +99,17 @@ class Tuning(TextTraining, FieldsStage):
         ids = trained.token_ids(clip, self.objective, train)
         return trained.restrict(clip, ids) if self.restrict_vocabulary else (trained.TrainedTower(clip, None), ids)
 
-    def update(self, config: ClipConfig, prompt: Prompt, module: Any, examples: int, shards: int) -> training.Update:
-        """One update of the text tower of a CLIP with the trained vocabulary, its batches spread over `shards`."""
+    def update(self, config: ClipConfig, prompt: Prompt, module: Any, examples: int, layout: Layout) -> training.Update:
+        """One update of the text tower of a CLIP with the trained vocabulary."""
         optimizer, _ = self.create_optimizer(examples)
         return step.make_step(
-            self.compute.applied(config),
+            self.sharding.spread(self.compute.applied(config), layout),
             optimizer,
             module,
             self.objective,
             prompt=prompt,
             seed=self.seed,
-            shards=shards,
+            shards=layout.data_shards,
         )
 
     def program(self, layout: Layout) -> Program:
@@ -124,7 +124,7 @@ class Tuning(TextTraining, FieldsStage):
         """What is compiled for any tower and φ, arrays or shapes, and texts of `length` tokens."""
         config, prompt = tower.config, tower.prompt
         return self.program_of(
-            lambda stage: stage.update(config, prompt, network.module, examples, layout.data_shards),
+            lambda stage: stage.update(config, prompt, network.module, examples, layout),
             {"text": tower.params},
             examples,
             step.batch_shapes(config, self.objective, self.batch_size, length),
@@ -160,7 +160,7 @@ class Tuning(TextTraining, FieldsStage):
         check = trained.Validation(network, val, *frozen, self.text_batch_size)
         outcome = self.fit(
             store,
-            lambda stage: stage.update(tower.config, tower.prompt, network.module, len(table), layout.data_shards),
+            lambda stage: stage.update(tower.config, tower.prompt, network.module, len(table), layout),
             {"text": tower.params},
             layout=layout,
             config=tower.config,

@@ -111,26 +111,14 @@ def encode_queries(
     x += position[places]
     shared = tokens[jnp.array(prompt.prefix)].astype(dtype) + position[:p]
     shared = jnp.broadcast_to(shared, (groups, *shared.shape))
-    x = jnp.concatenate([shared, x.reshape(groups, -1, tower.width)], axis=1)
-    x, _ = _blocks(config, p, rows, plain).apply({"params": params["blocks"]}, x)
+    x = model.laid(config, jnp.concatenate([shared, x.reshape(groups, -1, tower.width)], axis=1))
+    blocks = model.looped(_QueryBlock, config, tower)(config, tower, True, False, p, rows, plain)
+    x, _ = blocks.apply({"params": params["blocks"]}, x)
     x = x[:, p:].reshape(b, -1, tower.width)
     ends = model.end_positions(config, ids)[:, None] - p
     if plain:
         ends = jnp.concatenate([ends, jnp.full((b, 1), rest.shape[1] - 1, ends.dtype)], axis=1)
     return _pool(config, params, x, ends)
-
-
-def _blocks(config: ClipConfig, prefix: int, rows: int, plain: bool) -> nn.Module:
-    """`_QueryBlock` looped over the tower's layers, as `clip_jax.model` loops its blocks."""
-    block = nn.remat(_QueryBlock, prevent_cse=config.unroll > 1) if config.remat else _QueryBlock
-    loop = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=config.text.layers,
-        unroll=config.unroll,
-    )
-    return loop(config.text, jnp.dtype(config.dtype), True, False, prefix, rows, plain)
 
 
 def _pool(config: ClipConfig, params: dict[str, Any], x: jax.Array, ends: jax.Array) -> jax.Array:

@@ -1,33 +1,35 @@
 """Run with 4 fake CPU devices: prints, as JSON, how far the contrastive gradients of both towers are from one device's.
 
 float64. `losses`: data-parallel, in every way that a step can be mapped. `sharding`: parameters split over the axis
-"model" by the rules.
+"model" by the rules. `fsdp`: every array split over all devices.
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 
 from clip_jax import model
 from clip_jax.losses import contrastive
-from clip_jax.sharding import partition_rules
-from launch.training import sharding
+from clip_jax.sharding import partition_rules, spread
+from launch.training import fsdp, sharding
 from tests.clip_jax.towers import TINY, images, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")
 BATCH = 8
 
 
-def step(params, batch, *, axis_name=None):
+def step(params, batch, *, config=CONFIG, axis_name=None):
     """(gradients, loss and accuracies), averaged over the axis if there is one, as a training step does."""
 
     def loss_fn(params):
         embeddings = (
-            model.encode_image(CONFIG, params, batch["pixels"]),
-            model.encode_text(CONFIG, params, batch["ids"]),
+            model.encode_image(config, params, batch["pixels"]),
+            model.encode_text(config, params, batch["ids"]),
         )
         loss, metrics = contrastive(*embeddings, params["logit_scale"], axis_name=axis_name)
         return loss, metrics | {"loss": loss}
@@ -42,8 +44,8 @@ def apart(ours, reference):
     return max(jax.tree.leaves(jax.tree.map(error, ours, reference)))
 
 
-def numberless(numbers, params, batch, *, axis_name=None):
-    return step(params, batch, axis_name=axis_name)
+def numberless(numbers, params, batch, *, config=CONFIG, axis_name=None):
+    return step(params, batch, config=config, axis_name=axis_name)
 
 
 def compare(result, reference):
@@ -73,26 +75,48 @@ def data_parallel(params, batch, reference):
 
 def split_parameters(params, batch, reference):
     layout = sharding.layout("jit", model=2, rules=partition_rules(CONFIG, 2))
-    placed = layout.place(params)
-    compiled = layout.jit(numberless, params)
+    config, placed = spread(CONFIG, layout.mesh), layout.place(params)
+    compiled = layout.jit(partial(numberless, config=config), params)
     out = {"shards": {}}
     for path, leaf in jax.tree_util.tree_leaves_with_path(placed):
         whole, part = leaf.shape, leaf.addressable_shards[0].data.shape
         if whole != part:
             out["shards"]["/".join(k.key for k in path)] = [whole, part]
+    out["exchanged by the step"] = exchanges(compiled.lower({}, placed, layout.put(batch)))
     result = compiled({}, placed, layout.put(batch))
     out |= compare(result, reference)
     same = lambda grad, param: grad.sharding.is_equivalent_to(param, grad.ndim)
     out["gradients lie as parameters"] = all(
         jax.tree.leaves(jax.tree.map(same, result[0], layout.state_shardings(params)))
     )
-    encode = jax.jit(lambda p, b: (model.encode_image(CONFIG, p, b["pixels"]), model.encode_text(CONFIG, p, b["ids"])))
+    encode = jax.jit(lambda p, b: (model.encode_image(config, p, b["pixels"]), model.encode_text(config, p, b["ids"])))
     placed = layout.place(params)
     embeddings = encode(placed, layout.put(batch))
     out["embeddings"] = apart(jax.tree.map(np.array, embeddings), jax.tree.map(np.array, encode(params, batch)))
-    program = encode.lower(placed, layout.put(batch)).compile().as_text()
-    out["gathered"] = [line.split(" = ")[1].split(" ")[0] for line in program.splitlines() if " all-gather(" in line]
+    out["exchanged by encoding"] = exchanges(encode.lower(placed, layout.put(batch)))
     return out
+
+
+def fully_sharded(params, batch, reference):
+    """Every array that divides is split over all devices, with and without the axis "model"."""
+    fsdp.LEAST = 1
+    out = {}
+    for model_axis in (1, 2):
+        rules = partition_rules(CONFIG, 2) if model_axis == 2 else ()
+        layout = sharding.layout("jit", model=model_axis, rules=rules, fsdp=True)
+        step_there = partial(numberless, config=spread(CONFIG, layout.mesh))
+        placed = layout.place(params)
+        leaves = jax.tree.leaves(placed)
+        kept = sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+        result = layout.jit(step_there, params)({}, placed, layout.put(batch))
+        out[f"model={model_axis}"] = compare(result, reference) | {"kept": kept}
+    return out
+
+
+def exchanges(lowered):
+    """(kind, shapes) of every collective of the compiled program; those in a loop once."""
+    found = re.findall(r"= (\(.*?\)|\S+) (all-\w+|reduce-scatter|collective-permute)\(", lowered.compile().as_text())
+    return [(kind, re.findall(r"\[([\d,]*)\]", shapes)) for shapes, kind in found]
 
 
 def main(kind):
@@ -103,7 +127,8 @@ def main(kind):
         "ids": texts(CONFIG, (4, 9, 20, 7, 5, 12, 16, 3)),
     }
     reference = jax.jit(step)(params, batch)
-    out = {"losses": data_parallel, "sharding": split_parameters}[kind](params, batch, reference)
+    kinds = {"losses": data_parallel, "sharding": split_parameters, "fsdp": fully_sharded}
+    out = kinds[kind](params, batch, reference)
     json.dump(out | {"devices": jax.device_count(), "dtype": str(reference[1]["loss"].dtype)}, sys.stdout)
 
 

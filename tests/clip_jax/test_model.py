@@ -169,6 +169,18 @@ def operations(function, config, params):
     return list(primitives(jax.make_jaxpr(function, static_argnums=0)(config, params, *inputs).jaxpr))
 
 
+def test_which_towers_are_recomputed_unless_told_otherwise():
+    """From ViT-L/14's images on; its texts have 12 blocks."""
+    recomputed = {
+        name: [config.recomputes(config.image), config.recomputes(config.text)] for name, config in VARIANTS.items()
+    }
+    assert recomputed["ViT-B/16"] == [False, False]
+    assert recomputed["ViT-L/14@336"] == recomputed["MetaCLIP-L/14"] == [True, False]
+    assert recomputed["ViT-H/14"] == recomputed["ViT-bigG/14"] == [True, True]
+    forced = replace(VARIANTS["ViT-L/14"], remat=False)
+    assert not forced.recomputes(forced.image)
+
+
 def test_remat_recomputes_the_blocks(params):
     """The backward pass of a recomputed block has its products forward (4 and 2 in attention), then twice as many."""
     products = {}

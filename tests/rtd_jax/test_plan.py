@@ -20,6 +20,7 @@ FREE = {
     "model.remat",
     "model.unroll",
     "sharding.model",
+    "sharding.fsdp",
     "evaluation.batch_size",
     "phi.loop.log_every",
     "phi.loop.checkpoint_every",
@@ -174,7 +175,7 @@ def test_a_late_field_redoes_what_it_reaches(tmp_path):
     assert used(evaluation__scenes__queries=21) == gallery
     assert used(evaluation__target_pad=True) == gallery
     assert used(checkpoint_dtype="float16") == ["task_evaluation"]
-    assert used(evaluation__batch_size=8, model__remat=True, rtd__loop__log_every=1) == []
+    assert used(evaluation__batch_size=8, model__remat="yes", rtd__loop__log_every=1) == []
     assert used(rtd__objective__temperature=0.1) == ["tuning", "task_evaluation"]
     assert used(rtd__train=False) == []
     assert used(images__train_examples=5) == []  # LinCIR reads none

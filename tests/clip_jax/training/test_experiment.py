@@ -117,6 +117,7 @@ def test_a_config_says_how_to_run_it(path):
         ({"sharding.mode": "ddp"}, ["sharding.mode='ddp'", "jit", "pmap"]),
         ({"sharding.model": 3}, ["sharding.model", "divisible"]),
         ({"sharding.model": 2, "sharding.mode": "pmap"}, ["sharding.model=2", "'jit'"]),
+        ({"sharding.fsdp": True, "sharding.mode": "pmap"}, ["sharding.fsdp=True", "'jit'"]),
         ({"loop.best_metric": "val/loss"}, ["val/loss", *measures.VALIDATION]),
         ({"loop.best_mode": "min"}, ["loop.best_mode='min'", "max"]),
         ({"loop.eval_every": "2 times"}, ["loop.eval_every", "2 times"]),
@@ -347,7 +348,7 @@ def files(tmp_path_factory):
             "loop.eval_every": "2 steps",
             "loop.log_every": 1,
             "model.dtype": "float32",
-            "model.remat": True,
+            "model.remat": "yes",
             "trainable": "('text/.*','logit_scale')",
         }
     )

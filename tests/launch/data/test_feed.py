@@ -8,19 +8,29 @@ from launch.data import Arrays, Stream, feed
 from launch.data.splits import hold_out
 
 
-@pytest.mark.parametrize("shape", [(9, 32, 32, 3), (9, 28, 28, 1), (9, 77), (9, 128), (9, 3, 3, 1), (1, 5)])
+@pytest.mark.parametrize(
+    "shape", [(9, 32, 32, 3), (9, 28, 28, 1), (9, 77), (9, 128), (9, 3, 3, 1), (1, 5), (11, 24), (12, 64), (300, 1)]
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
 def test_a_table_gives_its_rows(shape, dtype):
     array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
     rows = np.array([0, len(array) - 1, len(array) // 2, 0], np.int32)
     table = feed.Table.of(array)
     taken = jax.jit(feed.Table.gather)(table, rows)
-    assert taken.dtype == dtype and table.data.shape[-1] == 128
+    assert taken.dtype == dtype and table.data.shape[-1] == 128 and len(table) == len(array)
     np.testing.assert_array_equal(taken, array[rows])
     np.testing.assert_array_equal(table.gather(np.array([len(array) + 3])), array[-1:])
     described = feed.Table.shapes(jax.ShapeDtypeStruct(shape, dtype))
-    assert described.row_shape == table.row_shape
+    assert (described.row_shape, described.count) == (table.row_shape, table.count)
     assert (described.data.shape, described.data.dtype) == (table.data.shape, table.data.dtype)
+
+
+def test_short_rows_share_a_vector():
+    """Token ids of 24 columns: five texts to a vector."""
+    array = np.random.default_rng(0).integers(0, 99, (101, 24)).astype(np.int32)
+    table = feed.Table.of(array)
+    assert table.data.shape == (21, 128)
+    np.testing.assert_array_equal(table.gather(np.arange(101)), array)
 
 
 def test_a_table_of_whole_vectors_is_no_copy():

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from clip_jax.sharding import partition_rules
-from launch.training import sharding
+from clip_jax.training.options import Devices
+from launch.training import fsdp, sharding
 from rtd_jax.tuning import step
 from tests.rtd_jax import toy
 
@@ -23,7 +24,7 @@ def train(layout, objective):
     """(states, metrics) after the steps, on the host."""
     network = toy.network()
     run = step.make_step(
-        toy.CONFIG,
+        Devices(fsdp=layout.fsdp).spread(toy.CONFIG, layout),
         OPTIMIZER,
         network.module,
         objective,
@@ -65,6 +66,10 @@ def main():
     state, split = train(sharding.layout(model=2, rules=rules), objective)
     shards = [leaf.shape != leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state.params)]
     out["split"] = {"shards": sum(shards), "apart": apart(split, alone[2])}
+    fsdp.LEAST = 1
+    state, split = train(sharding.layout(fsdp=True), objective)
+    shards = [leaf.shape != leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)]
+    out["fully sharded"] = {"shards": sum(shards), "apart": apart(split, alone[4])}
     json.dump(out, sys.stdout)
 
 

@@ -31,5 +31,10 @@ def test_a_split_tower_has_the_gradients_of_one(devices):
     assert devices["split"]["apart"] < TOLERANCE
 
 
+def test_a_fully_sharded_tower_has_the_gradients_of_one(devices):
+    assert devices["fully sharded"]["shards"] > 20  # of the parameters and the optimiser's state
+    assert devices["fully sharded"]["apart"] < TOLERANCE
+
+
 def test_the_kinds_of_negatives_differ(devices):
     assert devices["kinds apart"] > 1e-3
