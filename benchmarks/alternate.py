@@ -12,10 +12,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 SIDES = ("torch", "jax")
-_SIZE = "BENCHMARK_SIZE_{}"  # environment variables, through which the command line's sizes reach both sides
+# Environment variables, through which the command line's sizes and device reach both sides
+_SIZE = "BENCHMARK_SIZE_{}"
+_DEVICE = "BENCHMARK_DEVICE"
 
 
 def size(name: str, default: int) -> int:
@@ -23,7 +26,12 @@ def size(name: str, default: int) -> int:
     return int(os.environ.get(_SIZE.format(name.upper()), default))
 
 
-def serve(run: Callable[[], None]) -> None:
+def device() -> str:
+    """Where both sides compute, as PyTorch calls it: "cpu" or "cuda"."""
+    return os.environ.get(_DEVICE, "cpu")
+
+
+def serve(run: Callable[[], object]) -> None:
     """The child's half: a line in, one timed step, a line out."""
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -56,7 +64,7 @@ def pair(module: str, case: str, *, steps: int, warmup: int, devices: int, pytho
     def launch(side):
         interpreter = python if side == "jax" else sys.executable
         # Huge pages for both: XLA maps its buffers anew every step, and small pages are faulted in one by one.
-        env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ | {"JAX_PLATFORMS": "cpu"}
+        env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ | {"JAX_PLATFORMS": device()}
         if side == "jax":
             env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         command = [interpreter, "-m", module, "--serve", side, case]
@@ -97,6 +105,7 @@ def main(
     steps: int = 7,
     warmup: int = 2,
     sizes: Mapping[str, int] | None = None,
+    on: Sequence[str] = ("cpu",),
 ) -> None:
     """The command line of a benchmark: a table with one row per case.
 
@@ -107,6 +116,7 @@ def main(
       devices: CPU devices of the JAX side, unless the command line says otherwise; likewise
       steps, warmup: timed and untimed steps.
       sizes: name -> default of what both sides read with `size`; each has a flag.
+      on: the devices that both sides can compute on, see `device`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(cases), choices=cases, metavar="CASE", help=", ".join(cases))
@@ -115,6 +125,8 @@ def main(
     for name, default in (sizes or {}).items():
         parser.add_argument(f"--{name}", type=int, default=size(name, default))
     parser.add_argument("--devices", type=int, default=devices, help="CPU devices of our side")
+    parser.add_argument("--device", choices=on, default=on[0], help="where both sides compute")
+    parser.add_argument("--json", help="file to write the rows to, too")
     parser.add_argument("--jax_python", default=sys.executable, help="interpreter of our side, if another than this")
     parser.add_argument("--serve", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -123,11 +135,17 @@ def main(
         serve(cases[case](side))
         return
     os.environ |= {_SIZE.format(name.upper()): str(getattr(args, name)) for name in sizes or {}}
+    os.environ[_DEVICE] = args.device
+    rows = {}
     print("| case | PyTorch s | ours s | ratio | PyTorch GB | ours GB |\n" + "|---" * 6 + "|")
     for case in args.cases:
-        row = pair(module, case, steps=args.steps, warmup=args.warmup, devices=args.devices, python=args.jax_python)
+        row = rows[case] = pair(
+            module, case, steps=args.steps, warmup=args.warmup, devices=args.devices, python=args.jax_python
+        )
         print(
             f"| {case} | {row['torch']:.3f} | {row['jax']:.3f} | **{row['ratio']:.2f}** | "
             f"{row['torch_peak'] / 1e9:.2f} | {row['jax_peak'] / 1e9:.2f} |",
             flush=True,
         )
+    if args.json:
+        Path(args.json).write_text(json.dumps({"device": args.device, "steps": args.steps, "cases": rows}, indent=2))

@@ -1,18 +1,21 @@
-"""The 50 best of 120,000 gallery rows for 800 queries of width 512 (CIRCO's sizes): ours against PyTorch, float32.
+"""The 50 best of 120,000 gallery rows for 800 queries of width 512 (CIRCO's sizes), float32: ours against others.
 
-    python -m benchmarks.retrieval [--cases argsort topk]
+    python -m benchmarks.retrieval [--cases argsort topk faiss] [--device cuda]
 
-"argsort" and "topk" are PyTorch's sides, over the whole matrix of scores; ours is the same search in both, chunk by
-chunk. Both sides' rows are compared before anything is timed. Memory is the process's largest resident set.
+"argsort" and "topk" are PyTorch's sides, over the whole matrix of scores; "faiss" is its exact index, IndexFlatIP, in
+the column "PyTorch" (`pip install faiss-cpu`, left out where it is missing, and on a GPU). Ours is the same search in
+all, chunk by chunk. The gallery is in place before, on the device; the queries come from the host, and the result
+goes there. Both sides' rows are compared before anything is timed. Memory is the process's largest resident set.
 """
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 from benchmarks import alternate
 
 QUERIES, ROWS, WIDTH, K = 800, 120_000, 512, 50
-CASES = ("argsort", "topk")
+CASES = ("argsort", "topk", "faiss")
 
 
 def data():
@@ -33,30 +36,52 @@ def check(rows, queries, gallery) -> None:
         np.testing.assert_allclose(np.sort(scores[ranked])[::-1], np.sort(scores)[: -K - 1 : -1], atol=1e-6)
 
 
-def jax_step() -> Callable[[], None]:
+def jax_step() -> Callable[[], object]:
     """One search of ours, its result on the host."""
     from rtd_jax import retrieval
 
     queries, gallery = data()
-    check(retrieval.top_k(queries, gallery, K).rows, queries, gallery)
-    return lambda: retrieval.top_k(queries, gallery, K)
+    placed = retrieval.place(gallery)
+    check(retrieval.top_k(queries, placed, K).rows, queries, gallery)
+    return lambda: retrieval.top_k(queries, placed, K)
 
 
-def torch_step(case: str) -> Callable[[], None]:
+def torch_step(case: str) -> Callable[[], object]:
     import torch
 
     from benchmarks import torch_retrieval
 
     queries, gallery = data()
     search = {"argsort": torch_retrieval.by_argsort, "topk": torch_retrieval.by_topk}[case]
-    tensors = torch.tensor(queries), torch.tensor(gallery)
-    check(search(tensors[0][:8], tensors[1], K), queries, gallery)
-    return lambda: search(*tensors, K)
+    device = alternate.device()
+    placed = torch.tensor(gallery).to(device)
+    run = lambda rows: search(torch.from_numpy(rows).to(device), placed, K).cpu()
+    check(run(queries[:8]), queries, gallery)
+    return lambda: run(queries)
 
 
-def step(case: str, side: str) -> Callable[[], None]:
-    return jax_step() if side == "jax" else torch_step(case)
+def faiss_step() -> Callable[[], object]:
+    import faiss  # pyright: ignore[reportMissingImports] - optional
+
+    queries, gallery = data()
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(gallery)
+    check(index.search(queries[:8], K)[1], queries, gallery)
+    return lambda: index.search(queries, K)
+
+
+def step(case: str, side: str) -> Callable[[], object]:
+    if side == "jax":
+        return jax_step()
+    if case != "faiss":
+        return torch_step(case)
+    if alternate.device() != "cpu":
+        raise SystemExit("--cases faiss: faiss-cpu searches on a CPU alone")
+    return faiss_step()
 
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.retrieval", __doc__, {case: partial(step, case) for case in CASES}, devices=1)
+    cases = {case: partial(step, case) for case in CASES if case != "faiss" or find_spec("faiss")}
+    if "faiss" not in cases:
+        print("faiss is not installed: its row is left out\n")
+    alternate.main("benchmarks.retrieval", __doc__, cases, devices=1, on=("cpu", "cuda"))

@@ -31,14 +31,14 @@ class GalleryIndex:
       clip: embeds the query; its text encoder trained by RTD or not.
       network: φ for this CLIP.
       paths: g image files.
-      gallery: float32 (g, d), their embeddings, not normalised, perhaps mapped from a file.
+      gallery: float32 (g, d), their embeddings, not normalised, on the devices.
       target_pad: pad elongated images; the same for gallery and queries.
     """
 
     clip: clip_jax.Clip
     network: phi.Network
     paths: Sequence[Path]
-    gallery: np.ndarray
+    gallery: retrieval.Gallery
     target_pad: bool = True
 
 
@@ -62,6 +62,8 @@ def index(
 ) -> GalleryIndex:
     """Embed the images of a folder and its subfolders, or of a listing of it, or take the embeddings from the cache.
 
+    The embeddings stay on this process's devices, split over them: a query moves none.
+
     Raises:
       FileNotFoundError: no such folder, or no images in it.
       ValueError: φ of other widths than the CLIP's; an image that cannot be read.
@@ -73,7 +75,7 @@ def index(
     embeddings = clip_jax.embed_images(
         clip, files.paths, target_pad=target_pad, batch_size=batch_size, cache=cache, progress=progress
     )
-    return GalleryIndex(clip, network, files.paths, embeddings, target_pad)
+    return GalleryIndex(clip, network, files.paths, retrieval.place(embeddings), target_pad)
 
 
 def search(

@@ -5,24 +5,23 @@ query, and the devices' lists are merged once, at the end. Memory is bounded by 
 mapped into memory. Scores are inner products; among equal scores the lower row comes first, whatever the chunks are.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from clip_jax.losses import normalize
-from launch.training.prefetch import prefetch
 from launch.training.sharding import Device
+from rtd_jax.retrieval import scoring
+from rtd_jax.retrieval.gallery import Gallery, chunk_rows, chunks, place, put, read, row_mesh
+from rtd_jax.retrieval.scoring import PADDING, Lists, Scoring, SearchProgram
 
 DTYPES = ("float32", "bfloat16")
-PADDING = -1
-_QUERIES = 1024  # queries whose scores are held at once
-_BLOCK = 64  # rows that the first pass compares by their largest score
+CHUNK = 16384  # gallery rows that a device scores at a time
+# Queries whose scores are held at once; on a CPU few enough for those of a chunk to stay in its cache.
+_QUERIES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
+_MEMBERS = 1024  # queries whose members are gathered at once
 
 
 class Ranking(NamedTuple):
@@ -39,13 +38,13 @@ class Ranking(NamedTuple):
 
 def top_k(
     queries: np.ndarray | jax.Array,
-    gallery: np.ndarray | jax.Array,
+    gallery: np.ndarray | jax.Array | Gallery,
     k: int,
     *,
     exclude: np.ndarray | None = None,
     cosine: bool = False,
     dtype: str = "float32",
-    chunk: int = 16384,
+    chunk: int = CHUNK,
     recall_target: float | None = None,
     devices: Sequence[Device] | None = None,
 ) -> Ranking:
@@ -53,16 +52,18 @@ def top_k(
 
     Args:
       queries: float (q, d).
-      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on a device is
-        searched there.
+      gallery: float (n, d), n below 2^31; an array mapped from a file is read chunk by chunk. One on devices, such as
+        `place` returns, is searched where it lies, each row by the device that has it; if devices of several processes
+        have it, all of them call with the same queries, and all get the ranking.
       k: the number of rows.
       exclude: int (q,) or (q, e): gallery rows that a query may not find, such as its reference image; -1 is no row.
       cosine: normalise queries and gallery rows.
       dtype: of the factors, "float32" or "bfloat16"; sums are float32.
-      chunk: gallery rows per device at a time; beside the chunk, memory holds its scores for 1,024 queries.
+      chunk: the most gallery rows per device at a time; beside them, memory holds their scores for 1,024
+        queries (256 on a CPU).
       recall_target: the share of the best rows, below 1, that an approximate search is expected to return, with
         `jax.lax.approx_max_k` (Chern et al. 2022, arXiv 2206.14286), which is faster on TPUs. None is exact.
-      devices: where to search; by default all of this process.
+      devices: where to search a gallery of the host; by default all of this process.
 
     Returns:
       The ranking, on the host.
@@ -74,18 +75,18 @@ def top_k(
     vectors, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
     extra = 0 if exclude is None else exclude.shape[1]
     wide = min(k + extra, len(gallery))  # what is excluded goes at the end, and no more than `extra` rows can
-    mesh = Mesh(_devices(gallery, devices), ("data",), axis_types=(AxisType.Auto,))
-    blocks = [vectors[start : start + _QUERIES] for start in range(0, len(vectors), _QUERIES)]
-    size = _chunk_rows(len(gallery), chunk, mesh.size)
-    placed = [jax.device_put(_filled(block, min(len(vectors), _QUERIES)), NamedSharding(mesh, P())) for block in blocks]
-    options = dict(mesh=mesh, k=wide, cosine=cosine, dtype=dtype, recall_target=recall_target)
-    best = [_nothing(len(block), wide, mesh) for block in placed]
-    rows = np.int32(len(gallery))
-    for part, first in _chunks(gallery, size, mesh):
-        for i, block in enumerate(placed):
-            best[i] = _search(best[i], block, part, first, rows, **options)
-    merged = [jax.device_get(_merge(lists, wide)) for lists in best]
-    ranked, scores = (np.concatenate([m[i][: len(b)] for m, b in zip(merged, blocks, strict=True)]) for i in (0, 1))
+    options: dict[str, Any] = dict(k=wide, cosine=cosine, dtype=dtype, recall_target=recall_target)
+    if isinstance(gallery, jax.Array):
+        gallery = place(gallery)
+    if isinstance(gallery, Gallery):
+        mesh, held = gallery.mesh, len(gallery.rows) // gallery.mesh.size
+        size = min(chunk_rows(gallery.share, chunk), held)
+        parts = chunks(gallery, size)
+    else:
+        mesh = row_mesh(jax.local_devices() if devices is None else devices)
+        size = chunk_rows(-(-len(gallery) // mesh.size), chunk)
+        parts = read(gallery, size, mesh)
+    ranked, scores = _searched(vectors, parts, Scoring(mesh, size, **options))
     if len(bad := np.flatnonzero(np.isnan(scores).any(1))):
         at = ranked[bad[0]][np.isnan(scores[bad[0]])][0]
         raise ValueError(f"the score of gallery row {at} for query {bad[0]} is NaN: check both")
@@ -119,8 +120,8 @@ def rank_members(
         raise ValueError(f"query {bad[0]} has no members")
     unit = (lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)) if cosine else (lambda x: x)
     scores = np.empty(members.shape, np.float32)
-    for start in range(0, len(queries), _QUERIES):
-        part = slice(start, start + _QUERIES)
+    for start in range(0, len(queries), _MEMBERS):
+        part = slice(start, start + _MEMBERS)
         vectors = unit(np.asarray(gallery[np.maximum(members[part], 0)], np.float32))
         scores[part] = np.einsum("qmd,qd->qm", vectors, unit(queries[part]))
     scores = np.where(members == PADDING, -np.inf, scores)
@@ -133,127 +134,51 @@ def rank_members(
     return Ranking(take(members).astype(np.int32), take(scores))
 
 
-# -- on the devices ---------------------------------------------------------------------------
+def program(
+    rows: int,
+    dim: int,
+    queries: int,
+    k: int,
+    devices: Sequence[Device],
+    dtype: str = "float32",
+    *,
+    cosine: bool = False,
+    chunk: int = CHUNK,
+    recall_target: float | None = None,
+) -> dict[str, SearchProgram]:
+    """What `top_k` compiles for a float32 gallery (rows, dim) that `place` has put on devices; nothing is allocated.
 
-
-@functools.partial(jax.jit, static_argnames=("mesh", "k", "cosine", "dtype", "recall_target"), donate_argnames="best")
-def _search(best, queries, part, first, rows, *, mesh, k, cosine, dtype, recall_target):
-    """The best rows so far and those of one chunk: (rows, scores), (devices, q, k) each.
-
-    Args:
-      best: so far, split over the devices.
-      queries: (q, d), on every device.
-      part: (devices, c, d), a chunk, split over the devices.
-      first: (devices,), each device's first row of it.
-      rows: of the whole gallery; what lies behind them is filling.
+    Returns:
+      "search", which runs once for every chunk and block of queries, at most 1,024 of them; "merge", once for a block.
     """
-
-    def local(best, queries, part, first, rows):
-        (ranked, scores), part, first = jax.tree.map(lambda x: x[0], (best, part, first))
-        if cosine:
-            queries, part = normalize(queries), normalize(part)
-        products = jnp.matmul(
-            queries.astype(dtype),
-            part.astype(dtype).T,
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-        numbers = first + jnp.arange(part.shape[0], dtype=jnp.int32)  # of the chunk's rows in the gallery
-        products = jnp.where(products == 0, 0.0, products)  # -0 would come after 0
-        products = jnp.where(numbers < rows, products, -jnp.inf)
-        values, places = _best(products, k, recall_target)
-        ranked = jnp.concatenate([ranked, jnp.where(values == -jnp.inf, PADDING, numbers[places])], axis=1)
-        # Rows only grow from chunk to chunk, and `top_k` keeps the order of equals.
-        scores, order = jax.lax.top_k(jnp.concatenate([scores, values], axis=1), k)
-        return jax.tree.map(lambda x: x[None], (jnp.take_along_axis(ranked, order, 1), scores))
-
-    specs = (P("data"), P(), P("data"), P("data"), P())
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
-        best, queries, part, first, rows
-    )
+    held = -(-rows // len(devices))
+    size = min(chunk_rows(held, chunk), held)
+    compiled = Scoring(row_mesh(devices), size, k, cosine, dtype, recall_target)
+    return scoring.programs(compiled, rows=held, dim=dim, queries=_block_rows(queries, compiled.mesh))
 
 
-def _best(scores: jax.Array, k: int, recall_target: float | None) -> tuple[jax.Array, jax.Array]:
-    """The k largest of scores (q, c) and their columns; fewer, if c is less."""
-    columns = scores.shape[1]
-    k = min(k, columns)
-    if recall_target is not None:
-        return jax.lax.approx_max_k(scores, k, recall_target=recall_target)
-    if columns % _BLOCK or columns < 4 * k * _BLOCK // 3:
-        return jax.lax.top_k(scores, k)
-    # The k best scores lie in the k blocks of the largest maxima: one pass of vector maxima, and then few columns.
-    blocks = scores.reshape(len(scores), -1, _BLOCK)
-    _, chosen = jax.lax.top_k(blocks.max(2), k)
-    chosen = jnp.sort(chosen, axis=1)  # equal scores have to stay in the order of their columns
-    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(len(scores), -1)
-    values, order = jax.lax.top_k(candidates, k)
-    return values, jnp.take_along_axis(chosen, order // _BLOCK, 1) * _BLOCK + order % _BLOCK
+def _searched(queries: np.ndarray, parts, compiled: Scoring) -> tuple[np.ndarray, np.ndarray]:
+    """The best rows of all chunks, and their scores, (q, k) each."""
+    mesh = compiled.mesh
+    height = _block_rows(len(queries), mesh)
+    blocks = [queries[start : start + height] for start in range(0, len(queries), height)]
+    filled = [np.pad(block, ((0, height - len(block)), (0, 0))) for block in blocks]
+    placed = [put(mesh, block) for block in filled]
+    shape = (mesh.size, height, compiled.k)
+    nothing = (np.broadcast_to(np.int32(PADDING), shape), np.broadcast_to(np.float32(-np.inf), shape))
+    best = [Lists(*(put(mesh, x, "data") for x in nothing)) for _ in blocks]
+    search, merge = scoring.search(compiled), scoring.merge(compiled)
+    for rows, spans in parts:
+        best = [search(lists, block, rows, spans) for lists, block in zip(best, placed, strict=True)]
+    merged = [jax.device_get(merge(lists)) for lists in best]
+    ranked, scores = (np.concatenate([m[i] for m in merged])[: len(queries)] for i in (0, 1))
+    return ranked, scores
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _merge(best, k: int):
-    """The devices' (rows, scores), (devices, q, k), as one list of each query: by score, then by row."""
-    rows, scores = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in best)
-    last = jnp.where(rows == PADDING, jnp.iinfo(jnp.int32).max, rows)
-    key = jnp.where(jnp.isnan(scores), -jnp.inf, -scores)  # NaN first, as in `top_k`: it must not drop out unseen
-    _, _, rows, scores = jax.lax.sort((key, last, rows, scores), dimension=1, num_keys=2)
-    return rows[:, :k], scores[:, :k]
-
-
-def _nothing(queries: int, k: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Empty lists on every device."""
-    shape = (mesh.size, queries, k)
-    empty = np.full(shape, PADDING, np.int32), np.full(shape, -np.inf, np.float32)
-    return jax.device_put(empty, NamedSharding(mesh, P("data")))
-
-
-# -- chunks -----------------------------------------------------------------------------------
-
-
-def _chunk_rows(rows: int, chunk: int, devices: int) -> int:
-    """Rows per device at a time: `chunk`, or less for a small gallery; whole blocks if more than one."""
-    size = min(chunk, -(-rows // devices))
-    return -(-size // _BLOCK) * _BLOCK if size > _BLOCK else size
-
-
-def _chunks(gallery, size: int, mesh: Mesh) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """(rows (devices, size, d), each device's first row) on the devices, read ahead in a thread."""
-    step, split = size * mesh.size, NamedSharding(mesh, P("data"))
-    starts = range(0, len(gallery), step)
-    firsts = [np.arange(start, start + step, size).astype(np.int32) for start in starts]
-    if isinstance(gallery, jax.Array):
-        for start, first in zip(starts, firsts, strict=True):
-            yield _slice(gallery, np.int32(start), size=size, split=split), jax.device_put(first, split)
-        return
-
-    def read():
-        for start, first in zip(starts, firsts, strict=True):
-            part = _filled(gallery[start : start + step], step)
-            yield part.reshape(mesh.size, size, -1), first
-
-    yield from prefetch(read(), lambda item: jax.device_put(item, split))
-
-
-@functools.partial(jax.jit, static_argnames=("size", "split"))
-def _slice(gallery: jax.Array, start: jax.Array, *, size: int, split: NamedSharding) -> jax.Array:
-    """One chunk of a gallery that lies on the devices, (devices, size, d)."""
-    rows = start + jnp.arange(split.mesh.size * size)  # those behind the end are masked out later
-    part = gallery.at[rows].get(mode="clip", indices_are_sorted=True)
-    return jax.lax.with_sharding_constraint(part.reshape(split.mesh.size, size, -1), split)
-
-
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """Float32 rows, zeros behind them up to `size`."""
-    rows = np.asarray(rows)
-    rows = rows if rows.dtype in (np.float16, np.float32) or rows.dtype.name == "bfloat16" else rows.astype(np.float32)
-    missing = size - len(rows)
-    return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]) if missing else rows
-
-
-def _devices(gallery: np.ndarray | jax.Array, devices: Sequence[Device] | None) -> np.ndarray:
-    if isinstance(gallery, jax.Array):
-        return np.array(sorted(gallery.devices(), key=lambda device: device.id))
-    return np.array(jax.local_devices() if devices is None else list(devices))
+def _block_rows(queries: int, mesh: Mesh) -> int:
+    """How many queries are searched for at once: no more than `_QUERIES`, and about as many in the last block."""
+    blocks = -(-queries // _QUERIES[mesh.devices.flat[0].platform])
+    return -(-queries // blocks)
 
 
 # -- on the host ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from PIL import Image
 
 import clip_jax
 from launch.data import scenes
-from rtd_jax import figures, phi, search
+from rtd_jax import figures, phi, retrieval, search
 from rtd_jax.text import compose
 from tests.commands import finish, start
 
@@ -46,6 +46,26 @@ def test_search_is_a_ranking_by_cosine_without_the_query(index, gallery):
     kept = search.search(index, image, "is red", 12, keep_query=True)
     assert sorted(match.path for match in kept) == sorted(index.paths)
     assert search.search(index, np.asarray(Image.open(image)), "is red", 12) == kept  # an array has no file
+
+
+def test_the_gallery_stays_on_the_devices(index, gallery, monkeypatch):
+    """A query puts itself on the devices, its empty lists and three numbers a device, but no row of the gallery."""
+    put, moved = jax.make_array_from_callback, []
+
+    def noted(shape, *rest):
+        moved.append(shape)
+        with jax.transfer_guard("allow"):
+            return put(shape, *rest)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", noted)
+    monkeypatch.setattr(jax, "device_put", None)
+    query = np.ones((1, index.gallery.shape[1]), np.float32)
+    before = index.gallery.rows.unsafe_buffer_pointer()
+    with jax.transfer_guard_host_to_device("disallow"):  # and no other way to them
+        for _ in range(3):
+            retrieval.top_k(query, index.gallery, 5, cosine=True)
+    assert sorted(moved) == sorted(3 * [query.shape, (1, 1, 5), (1, 1, 5), (1, 3)])
+    assert index.gallery.rows.unsafe_buffer_pointer() == before and not index.gallery.rows.is_deleted()
 
 
 def test_queries_that_cannot_be_answered(index, gallery, tmp_path):

@@ -94,7 +94,7 @@ def test_a_gallery_mapped_from_a_file(tmp_path):
 
 
 def test_more_queries_than_are_held_at_once(monkeypatch):
-    monkeypatch.setattr(nearest, "_QUERIES", 4)
+    monkeypatch.setitem(nearest._QUERIES, "cpu", 4)
     queries, gallery = whole_numbers(9), whole_numbers(200, seed=1)
     check(retrieval.top_k(queries, gallery, 6, chunk=64), by_argsort(queries, gallery, 6))
 
@@ -140,6 +140,7 @@ def test_members():
 
 Q, G = np.ones((2, WIDTH), np.float32), np.ones((5, WIDTH), np.float32)
 NAN = np.where(np.arange(5)[:, None] == 3, np.nan, G)
+INF = np.where(np.arange(3000)[:, None] == 2007, np.inf, np.ones((3000, WIDTH))).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,7 @@ NAN = np.where(np.arange(5)[:, None] == 3, np.nan, G)
         (lambda: retrieval.top_k(Q, G, 1, chunk=0), "chunk=0 must be"),
         (lambda: retrieval.top_k(Q, G, 1, recall_target=1.0), "recall_target=1.0 must lie between"),
         (lambda: retrieval.top_k(Q, NAN, 2), "score of gallery row 3 for query 0 is NaN"),
+        (lambda: retrieval.top_k(0 * Q, INF, 2), "score of gallery row 2007 for query 0 is NaN"),  # a negative one
         (lambda: retrieval.rank_members(Q, G, np.array([[1, 2], [-1, -1]])), "query 1 has no members"),
         (lambda: retrieval.rank_members(Q, NAN, np.array([[1, 2], [0, 3]])), "gallery row 3 for query 1 is NaN"),
         (lambda: retrieval.rank_members(Q, G, np.array([[1, 2], [0, 5]])), "members of query 1 names row 5"),
