@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from absl import logging
 
 from launch import train
-from launch.processes import commands, interrupts
+from launch.processes import commands, compiling, interrupts
 from launch.processes.stop import Preempted, Stop
 from launch.run import Run, RunDirectoryError
 from launch.stages import Stage, children, walk
@@ -60,7 +60,8 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
             left = [planned for planned in stack if planned.member.name in waiting]
             size = options.processes or len(left) or 1
             for first in range(0, len(left), size):
-                _train(left[first : first + size], store, running, options)
+                with compiling.products(compiling.precision_of(config_of(stack[0].member))):  # in the key of the stack
+                    _train(left[first : first + size], store, running, options)
                 if stop.asked.is_set():
                     raise Preempted("asked to stop; the members that were running have saved", stop.number)
 
