@@ -73,6 +73,7 @@ from launch.sweeps.members import (
     figures_path,
     located,
     status,
+    store_path,
 )
 
 _SIDE_BY_SIDE = 12  # settings that one figure holds
@@ -305,8 +306,10 @@ def execute(sweep: Sweep, dimensions: Mapping[str, search.Dimension]) -> Counter
         if _EXECUTOR.value != "slurm" and (jobs := slurm.queued(sweep)):
             how = f"`scancel {' '.join(jobs)}`, or --executor=slurm to watch them"
             raise SweepError(f"the scheduler still has jobs of {sweep.path}: {how}")
-        options = Options(_PROCESSES.value, settings(_SLURM.value), keep_open=(lock,))
+        options = Options(_PROCESSES.value, settings(_SLURM.value), train.compiler_flags(), keep_open=(lock,))
         proposals = _search(sweep, dimensions) if sweep.search else None
+        if _EXECUTOR.value == "vmap":  # members train in this process
+            train.set_up_compiler(store_path(sweep))
         with Board(sweep.members) as board:
             options = replace(options, watch=board.watch)
             if proposals is not None:

@@ -25,7 +25,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from launch.processes import commands, hosts
+from launch.data.folder import cache_folder
+from launch.processes import commands, compiling, hosts
 from launch.processes.stop import Preempted
 from launch.reading import InputError, paths
 from launch.reports import formats, tables
@@ -50,6 +51,15 @@ _STUCK_AFTER = flags.DEFINE_float(
     hosts.STUCK_AFTER,
     "seconds without progress after which one of several processes counts as stuck and the run ends; 0: never",
     lower_bound=0,
+)
+_EFFORT = flags.DEFINE_float(
+    "effort", compiling.EFFORT, "XLA's on accelerators: -1 compiles fast, 1 runs fast", lower_bound=-1, upper_bound=1
+)
+_COMPILED = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    'folder for compiled programs, which later processes take; "" for none; default: $JAX_COMPILATION_CACHE_DIR, '
+    "STORE/.compiled where --store is given, else ~/.cache/alignax/compiled",
 )
 flags.mark_flag_as_required("config")
 
@@ -114,6 +124,11 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     experiment = module_of(config.experiment)
     if gone := moved(config.experiment, flatten(config)):
         raise ValueError(gone[0])
+    with compiling.products(compiling.precision_of(config)):
+        return _execute(experiment, config, workdir, store, advance)
+
+
+def _execute(experiment: ModuleType, config, workdir: str, store: str, advance: Callable[[], None]) -> dict[str, float]:
     root = experiment.plan(config)
     before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
     kept = Store(before.store_path(store))
@@ -170,6 +185,18 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
     return run.finish(result)
 
 
+def set_up_compiler(store: str | Path) -> None:
+    """Let XLA compile as the flags say, in the process of a run; runs that share a store share their programs."""
+    default = Path(store) / ".compiled" if store else cache_folder() / "compiled"
+    compiling.set_up(_EFFORT.value, _COMPILED.value, default)
+
+
+def compiler_flags() -> list[str]:
+    """What was given of --effort and --compilation_cache, for the commands of a sweep's members."""
+    given = {flag.name: flag.value for flag in (_EFFORT, _COMPILED) if flag.present}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
 @commands.ending()
 def main(argv: list[str]) -> None:
     check_understood(argv)
@@ -178,6 +205,7 @@ def main(argv: list[str]) -> None:
     try:
         if interrupts.received:
             raise Preempted("stopped before it began", interrupts.received[0])
+        set_up_compiler(_STORE.value)
         sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
         with hosts.watched(_STUCK_AFTER.value) as advance:
             result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance)
@@ -231,8 +259,8 @@ def parse(argv: list[str]) -> list[str]:
     except Exception as error:  # flags.Error; of an unknown nested key, AttributeError or KeyError; a config file's own
         raise commands.leave(_known_keys(argv) or str(error), commands.MISUSE) from error
     _check(flags.FLAGS.config, argv)
-    for name in ("workdir", "store"):
-        if flags.FLAGS[name].present:
+    for name in ("workdir", "store", "compilation_cache"):
+        if flags.FLAGS[name].present and (name != "compilation_cache" or flags.FLAGS[name].value):
             flags.FLAGS[name].value = str(paths.path(flags.FLAGS[name].value, f"--{name}"))
     return left
 

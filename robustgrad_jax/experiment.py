@@ -14,6 +14,7 @@ from typing import Any
 
 from launch.data import DataSet, Spec
 from launch.files import load_json, load_tree
+from launch.processes import compiling
 from launch.reading import shown
 from launch.run import PLAN
 from launch.stages import SettingError, Stage, about, section, setting, settings
@@ -49,7 +50,7 @@ def plan(config: Any) -> RobustnessResult:
     """
     seed = setting(config, "seed", int, least=0)
     images = ImageSplits(settings(DataSet, config, "data"), seed)
-    architecture = settings(Architecture, config, "model")
+    architecture = settings(Architecture, config, "model", precision=compiling.precision_of(config))
     options = settings(Evaluation, config, "evaluation")
     spec = images.data.spec()
     with section("evaluation"):

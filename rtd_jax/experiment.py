@@ -20,6 +20,7 @@ from absl import logging
 import clip_jax
 from clip_jax.training.options import Computation, Devices
 from launch.files import write_atomically
+from launch.processes import compiling
 from launch.reading.values import types_of
 from launch.stages import File, SettingError, about, section, setting, settings
 from launch.store import Store
@@ -59,7 +60,7 @@ def plan(config: Any) -> ComposedRetrieval:
     """
     seed = setting(config, "seed", int, least=0)
     with about("clip"):
-        clip = data.ClipSource.named(setting(config, "clip", str))
+        clip = data.ClipSource.named(setting(config, "clip", str), compiling.precision_of(config))
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
     shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"))
     _check_types(config)

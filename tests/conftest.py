@@ -8,6 +8,7 @@ import pytest
 from tests.commands import COMPILE_QUICKLY
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_QUICKLY}".strip()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor fill the user's folder of programs
 
 
 @pytest.fixture(autouse=True, scope="module")

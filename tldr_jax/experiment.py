@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
+from launch.processes import compiling
 from launch.stages import (
     File,
     SettingError,
@@ -118,7 +119,7 @@ def plan(config) -> comparison.Comparison:
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
     with about("clip.source"):
-        clip = images.FrozenClip.named(setting(config, "clip.source", str))
+        clip = images.FrozenClip.named(setting(config, "clip.source", str), compiling.precision_of(config))
     size, clip_size = (setting(config, f"{name}.batch_size", int, least=1) for name in ("evaluation", "clip"))
     views = {split: images.ClipImages(clip, own, clip_size, size) for split, own in splits.items()}
     # Only the zero-shot baseline asks for CLIP's embeddings of the test images.
@@ -168,7 +169,8 @@ def _split(config, split: str) -> images.ImageSplit:
 
 def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
     """The classifier, with its pretraining if there is one."""
-    backbone = settings(Backbone, config, "backbone", image_size=setting(config, "data.image_size", int))
+    size, precision = setting(config, "data.image_size", int), compiling.precision_of(config)
+    backbone = settings(Backbone, config, "backbone", image_size=size, precision=precision)
     if splits["train"].name == "scenes" and backbone.image_size != IMAGE_SIZE:
         raise SettingError("data.image_size", f"={backbone.image_size}: Scenes has images of {IMAGE_SIZE} pixels")
     select = setting(config, "erm.select", str, known=SELECT)

@@ -23,17 +23,19 @@ class PretrainedClip(Stage):
 
     Attributes:
       source: its folder, which counts by its files; or its name on the hub.
+      precision: of the products that are computed with it, see `launch.processes.compiling`.
     """
 
     KEPT: ClassVar[bool] = False
 
     source: File | str
+    precision: str = "default"
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str, precision: str = "default") -> Self:
         """What `clip_jax.load` takes by this name; raises what it raises."""
         place = clip_jax.located(name)
-        return cls(place if isinstance(place, str) else File(str(place)))
+        return cls(place if isinstance(place, str) else File(str(place)), precision)
 
     @property
     def place(self) -> str:
@@ -57,6 +59,7 @@ class FreshClip(Stage):
       architecture: its sizes; they fit the tokenizer.
       tokenizer: the checkpoint whose tokenizer it uses; None for one of Scenes' words.
       seed: of the parameters.
+      precision: as of `PretrainedClip`.
     """
 
     KEPT: ClassVar[bool] = False
@@ -64,6 +67,7 @@ class FreshClip(Stage):
     architecture: ClipConfig
     tokenizer: PretrainedClip | None = None
     seed: int = stackable(0)
+    precision: str = "default"
 
     def outline(self) -> clip_jax.Clip:
         """The CLIP with shapes in place of parameters."""

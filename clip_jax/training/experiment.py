@@ -16,6 +16,7 @@ from clip_jax.training.results import describe
 from clip_jax.training.stages import CaptionFile, CaptionSplit, ClipEvaluation, ClipTraining, Pairs, ScenesPairs
 from launch.data import scenes
 from launch.data.scenes import world
+from launch.processes import compiling
 from launch.reading import paths
 from launch.stages import File, SettingError, about, require, require_known, require_number, section, setting, settings
 from launch.store import Store
@@ -147,7 +148,7 @@ class ModelSettings:
         with section("model"):
             return Computation(self.dtype, self.remat, self.unroll)
 
-    def fresh(self, seed: int) -> FreshClip:
+    def fresh(self, seed: int, precision: str) -> FreshClip:
         """A CLIP of these sizes; its vocabulary is that of its tokenizer."""
         with about("model.tokenizer_from"):
             source = PretrainedClip.named(self.tokenizer_from) if self.tokenizer_from else None
@@ -166,7 +167,8 @@ class ModelSettings:
                 pad_token_id=words.pad_id,
             )
         with about("model"):
-            return FreshClip(ClipConfig(image=image, text=text, projection=self.projection), source, seed)
+            config = ClipConfig(image=image, text=text, projection=self.projection)
+        return FreshClip(config, source, seed, precision)
 
 
 def plan(config) -> ClipEvaluation:
@@ -178,9 +180,10 @@ def plan(config) -> ClipEvaluation:
     data = settings(DataSettings, config, "data")
     parts = settings(ModelSettings, config, "model")
     seed, source = setting(config, "seed", int, least=0), setting(config, "init_from", str)
+    precision = compiling.precision_of(config)
     train, val, test = data.splits(seed)
     with about("init_from"):
-        start = PretrainedClip.named(source) if source else None
+        start = PretrainedClip.named(source, precision) if source else None
     if start is None and data.name != "scenes" and not parts.tokenizer_from:
         raise SettingError(
             "model.tokenizer_from",
@@ -190,7 +193,7 @@ def plan(config) -> ClipEvaluation:
     training = settings(
         ClipTraining,
         config,
-        clip=start or parts.fresh(seed),
+        clip=start or parts.fresh(seed, precision),
         train=train,
         val=val,
         composition=data.composition(),

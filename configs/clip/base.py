@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "clip_jax.training.experiment"
     config.seed = 0
+    config.precision = "default"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
     config.batch_size = 128  # over all devices: every other pair of it is a negative
     config.duration = "2400 steps"
     config.init_from = ""  # a checkpoint's folder, a hub name, or "embedded:scenes"; "": a fresh model

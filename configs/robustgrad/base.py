@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "robustgrad_jax.experiment"
     config.seed = 0
+    config.precision = "highest"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
     config.batch_size = 128
     config.duration = "300 epochs"
 

@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "rtd_jax.experiment"
     config.seed = 0
+    config.precision = "default"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
     config.clip = "embedded:scenes"  # a folder, a hub name, or "embedded:scenes"
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 

@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "tldr_jax.experiment"
     config.seed = 0  # of ERM: its fresh layers, order and crops
+    config.precision = "high"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
 
     config.data = data = ConfigDict()
     data.name = "waterbirds"  # celeba, celeba_tfds, scenes, spuco_animals, waterbirds

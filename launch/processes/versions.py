@@ -11,15 +11,23 @@ from pathlib import Path
 import jax
 
 from launch.files import load_json, write_atomically
+from launch.processes import compiling
 
 FILE = "versions.json"
 _PACKAGES = ("alignax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SOURCE = Path(__file__).resolve().parent.parent
 
 
-@functools.cache
 def collect() -> dict[str, str]:
-    """Name -> version, of this process's packages, and the devices of all processes; starts JAX's backend."""
+    """Name -> version, of this process's packages, the devices of all processes, and how XLA compiles now.
+
+    Starts JAX's backend.
+    """
+    return _of_process() | compiling.described()
+
+
+@functools.cache
+def _of_process() -> dict[str, str]:
     kinds = Counter(device.device_kind for device in jax.devices())
     devices = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
     versions = {"python": platform.python_version()}

@@ -169,7 +169,7 @@ def _share(things: Sequence[T], index: int, count: int) -> Sequence[T]:
 
 def _begin(sweep: Sweep, member: Member, slot: ProcessSlot, options: Options, *, pinned: bool) -> _Running:
     """Start a member's process, with its output appended to its log."""
-    line = command(sweep, member)
+    line = command(sweep, member, options.flags)
     with open(start(member), "ab") as log, _on(slot.cores if pinned else ()):
         log.write(f"$ {shlex.join(line)}\n".encode())
         log.flush()

@@ -98,6 +98,7 @@ class Options:
     Attributes:
       processes: how many members at once; 0 leaves it to the executor.
       slurm: settings of the scheduler, {"nodes": "2", "partition": "main"}.
+      flags: of the sweep's command that its members get too.
       watch: see `OnRunning`.
       ended: see `OnEnded`.
       keep_open: file descriptors that members' processes inherit, so that the folder stays locked until the last ends.
@@ -105,6 +106,7 @@ class Options:
 
     processes: int = 0
     slurm: Mapping[str, str] = field(default_factory=dict)
+    flags: Sequence[str] = ()
     watch: OnRunning = lambda running: None
     ended: OnEnded = lambda member: None
     keep_open: Sequence[int] = ()
@@ -297,12 +299,17 @@ def figures_path(folder: Path, experiment: str) -> Path:
     return folder / "figures" / experiment
 
 
-def command(sweep: Sweep, member: Member) -> list[str]:
-    """The command that trains a member by itself, or continues it; run it where the sweep was started."""
+def command(sweep: Sweep, member: Member, given: Sequence[str] = ()) -> list[str]:
+    """The command that trains a member by itself, or continues it; run it where the sweep was started.
+
+    Args:
+      given: see `Options.flags`.
+    """
     overrides = dict(sweep.fixed) | dict(member.overrides)
     return [
         *(sys.executable, "-m", "launch.train", f"--config={member.config_file}", f"--workdir={member.path}"),
         f"--store={store_path(sweep)}",
+        *given,
         *(f"--config.{key}={_argument(value)}" for key, value in overrides.items()),
     ]
 

@@ -196,7 +196,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
         jobs = {name: job for name, job in _stored(folder).items() if job in here}
         missing = [m for m in members if m.name not in jobs]
         for part in _parts(missing, array_limit()):
-            jobs |= submit(sweep, part, resources, folder)
+            jobs |= submit(sweep, part, resources, folder, options.flags)
             write_atomically(folder / _JOBS, json.dumps(_stored(folder) | jobs, indent=2) + "\n")
         watching = {member.name: member for member in members}
         left = _watch(watching, jobs, options, asked)
@@ -220,7 +220,9 @@ def _parts(members: Sequence[Member], most: int) -> list[Sequence[Member]]:
     return [members[i * len(members) // count : (i + 1) * len(members) // count] for i in range(count)]
 
 
-def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, folder: Path) -> dict[str, str]:
+def submit(
+    sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, folder: Path, given: Sequence[str] = ()
+) -> dict[str, str]:
     """Submit members as one array.
 
     Args:
@@ -228,6 +230,7 @@ def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, fo
       members: at most `array_limit()`.
       resources: of each job.
       folder: for submitit's files.
+      given: flags of the members' commands.
 
     Returns:
       {member: job}.
@@ -254,7 +257,7 @@ def submit(sweep: Sweep, members: Sequence[Member], resources: SlurmSettings, fo
                 executor.submit(
                     SlurmTask(
                         member,
-                        command(sweep, member),
+                        command(sweep, member, given),
                         resources.gpus if resources.nodes * resources.tasks > 1 else 0,
                         resources.tasks,
                         resources.restarts,

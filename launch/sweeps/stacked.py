@@ -20,7 +20,7 @@ import jax
 from absl import logging
 
 from launch import train
-from launch.processes import commands, interrupts
+from launch.processes import commands, compiling, interrupts
 from launch.processes.stop import Preempted, Stop
 from launch.run import Run, RunDirectoryError
 from launch.stages import Stage, children, walk
@@ -67,7 +67,9 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
                 options.ended(member)
         lost = {member.name for member, _ in unfit}
         for part in parts:
-            _train([planned for planned in part if planned.member.name not in lost], store, running, options)
+            left = [planned for planned in part if planned.member.name not in lost]
+            with compiling.products(compiling.precision_of(config_of(part[0].member))):  # in the key of the stack
+                _train(left, store, running, options)
             if stop.asked.is_set():
                 raise Preempted("asked to stop; the members that were running have saved", stop.number)
 

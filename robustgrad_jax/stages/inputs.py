@@ -52,11 +52,13 @@ class Architecture:
       name: of `robustgrad_jax.models.NAMES`.
       activation: "relu", "softplus", "gelu" or "silu"; ReLU has no second derivative.
       beta: sharpness of softplus.
+      precision: of its products, see `launch.processes.compiling`; that of the run, not of the section.
     """
 
     name: str = "lenet"
     activation: str = "softplus"
     beta: float = 3.0
+    precision: str = "default"
 
     def __post_init__(self) -> None:
         require_known(self, "name", models.NAMES)
@@ -182,7 +184,7 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
     # The activation is not in the weights: another one would silently change every number.
     here, there = vars(architecture), config.get("model")
     _require_source(isinstance(there, dict), source, f"its config.json has no section 'model'; {_AGAIN}")
-    names = [name for name in sorted(here) if there.get(name) != here[name]]
+    names = [name for name in sorted(here) if name != "precision" and there.get(name) != here[name]]
     shown = "; ".join(f"model.{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
     flags = " ".join(f"--config.model.{name}={there.get(name)}" for name in names)
     _require_source(not names, source, f"{shown}; its network is {flags}")

@@ -53,6 +53,7 @@ OTHER = {
     "data.train_examples": 600,
     "data.test_examples": 350,
     "data.cache": "elsewhere",
+    "precision": "high",
     "model.name": "resnet18_cifar",
     "model.activation": "relu",
     "regularizer.name": "iga",

@@ -30,6 +30,7 @@ FREE = {
 # Another valid value of fields for which no rule of `other` gives one.
 VALUES = {
     "clip": "owner/name",
+    "precision": "highest",
     "checkpoint_dtype": "float16",
     "model.dtype": "bfloat16",
     "phi.method": "pic2word",

@@ -20,6 +20,7 @@ from tldr_jax.stages import text
 
 SCENES = FrozenConfigDict(scenes.get_config())
 TEXT = {"KeptWords", "Heads", "Diagnostics", "Comparison"}
+OF_CLIP = {"FrozenClip", "EmbeddedWords", "ZeroShot", "Gap"}
 FROM_CLIP = {"ClipImages", "ImageMoments", "LinearProjector", "NetworkProjector", *TEXT}
 PROJECTORS = {"ImageMoments", "LinearProjector", "NetworkProjector", *TEXT}
 FROM_FEATURES = {"Features", "Dfr", "ClassBalanced", "Afr", *PROJECTORS}
@@ -46,6 +47,7 @@ def keys(config):
         ("seed", 9, FROM_ERM),
         ("pretrain.seed", 9, {"Pretraining", *FROM_ERM}),
         ("data.flip", True, FROM_ERM),
+        ("precision", "highest", {"Pretraining", *FROM_ERM, *OF_CLIP, *FROM_CLIP}),
         ("data.test_examples", 400, {"ImageSplit", "Features", "ClipImages", "Comparison"}),
         ("data.correlation", 0.9, {"ImageSplit", "ClipImages", *FROM_ERM}),
         ("erm.select", "best_wga", FROM_ERM),
@@ -69,7 +71,7 @@ def test_a_clip_and_a_word_list_count_by_their_content(tmp_path):
     clip_jax.save(clip, tmp_path / "clip")
     other = keys(changed(SCENES, {"clip.source": str(tmp_path / "clip")}))
     reached = {name for key, name in other.items() if key not in before}
-    assert reached == {"FrozenClip", "EmbeddedWords", "ZeroShot", "Gap", *FROM_CLIP}
+    assert reached == {*OF_CLIP, *FROM_CLIP}
     words.save(words.load("scenes"), tmp_path / "same.json")
     assert keys(changed(SCENES, {"words.source": str(tmp_path / "same.json")})) == before
     fewer = words.load("scenes").replaced("target", words.load("scenes").listed("target") | {"curved": ("ring",)})
@@ -80,6 +82,7 @@ def test_a_clip_and_a_word_list_count_by_their_content(tmp_path):
 
 OTHERS = {  # another valid value where adding to the present one would not be one
     "data.name": "waterbirds",
+    "precision": "highest",
     "backbone.name": "resnet50",
     "backbone.mean": (0.4, 0.4, 0.4),
     "backbone.std": (0.4, 0.4, 0.4),

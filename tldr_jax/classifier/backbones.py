@@ -52,12 +52,14 @@ class Backbone:
       name: one of `KINDS`.
       image_size: side of its images, in pixels.
       mean, std: per channel, in [0, 1] units, of the normalisation; () for ImageNet's.
+      precision: of its products, see `launch.processes.compiling`; that of the run, not of the section.
     """
 
     name: str
     image_size: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    precision: str = "default"
 
     def __post_init__(self):
         require_known(self, "name", KINDS)

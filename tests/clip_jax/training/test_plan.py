@@ -23,6 +23,7 @@ FILE = PLAIN | {"data.name": "captions"}
 # Field -> the config, another value, and what has to be made again: the training, the evaluation, or nothing ("free").
 FIELDS = {
     "seed": (FRESH, 1, "training"),
+    "precision": (FRESH, "highest", "training"),
     "batch_size": (FRESH, 32, "training"),
     "duration": (FRESH, "5 steps", "training"),
     "init_from": (FRESH, "embedded:scenes", "training"),
