@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from launch.processes import commands, hosts
+from launch.processes.profiling import Profile
 from launch.processes.stop import Preempted
 from launch.reading import InputError, paths
 from launch.reports import formats, tables
@@ -50,6 +51,9 @@ _STUCK_AFTER = flags.DEFINE_float(
     hosts.STUCK_AFTER,
     "seconds without progress after which one of several processes counts as stuck and the run ends; 0: never",
     lower_bound=0,
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "A:B: write a trace of steps A to B of every training to WORKDIR/profile, for xprof or TensorBoard"
 )
 flags.mark_flag_as_required("config")
 
@@ -100,12 +104,20 @@ def moved(experiment: str, keys: Iterable[str]) -> list[str]:
     return [f"config.{key} is gone; {place}" for key, place in places]
 
 
-def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+def execute(
+    config: Any,
+    workdir: str,
+    *,
+    store: str = "",
+    advance: Callable[[], None] = lambda: None,
+    profile: Profile | None = None,
+) -> dict[str, float]:
     """Plan a config and make its root stage in a run directory, or give the result of one that is finished.
 
     Args:
       store: the folder of the store; "" for the one that the run directory used before, or its own `store`.
       advance: called whenever a run of several processes reaches a point where it could stop.
+      profile: steps to trace in its trainings.
 
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
@@ -117,6 +129,7 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
     root = experiment.plan(config)
     before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
     kept = Store(before.store_path(store))
+    kept.profile = profile
     if not before.is_finished(config):
         preflight(root, kept)
     run = Run.open(workdir, config)
@@ -167,6 +180,8 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
 @commands.ending()
 def main(argv: list[str]) -> None:
     check_understood(argv)
+    profile = Profile.parse(_PROFILE.value, Path(_WORKDIR.value) / "profile") if _PROFILE.value is not None else None
+    traces = profile.traces() if profile else set()
     logging.use_absl_handler()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it logs every backend that is not installed
     try:
@@ -174,7 +189,7 @@ def main(argv: list[str]) -> None:
             raise Preempted("stopped before it began", interrupts.received[0])
         sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
         with hosts.watched(_STUCK_AFTER.value) as advance:
-            result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance)
+            result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance, profile=profile)
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)
@@ -184,6 +199,12 @@ def main(argv: list[str]) -> None:
             sys.exit(commands.AGAIN)  # Kubernetes would take 0 for success and not restart this pod
         return
     if jax.process_index() == 0:
+        if profile and profile.traces() == traces:
+            print(
+                f"--profile={_PROFILE.value}: nothing was traced, as no training ran these steps now; what is finished "
+                "is not trained again: take another --workdir",
+                file=sys.stderr,
+            )
         print(formats.markdown(tables.of_finished_run(result, _CONFIG.value.experiment)), flush=True)
 
 
