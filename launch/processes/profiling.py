@@ -33,9 +33,8 @@ class Profile:
         """
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text, re.ASCII)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            problem = f"'{text}' is no range of steps"
             remedy = "give the first and the last one, counted from 1, such as 100:110"
-            raise InputError(problem, field="--profile", remedy=remedy)
+            raise InputError(f"--profile={text} is no range of steps", remedy=remedy)
         return cls(int(match[1]), int(match[2]), folder)
 
     def traces(self) -> set[Path]:
