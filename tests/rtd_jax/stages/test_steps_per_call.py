@@ -10,7 +10,14 @@ from launch.training import places
 from rtd_jax import experiment
 from tests.rtd_jax import tiny
 
-FIELDS = {"rtd__duration": "7 steps", "rtd__loop__eval_every": "0 steps", "rtd__loop__log_every": 0}
+FIELDS = {
+    "rtd__duration": "7 steps",
+    "rtd__loop__eval_every": "0 steps",
+    "rtd__loop__log_every": 0,
+    "rtd__optimizer__name": "sgd",  # Adam makes steps of one size from gradients that are 0 up to rounding
+    "rtd__optimizer__learning_rate": 0.01,
+    "rtd__optimizer__weight_decay": 0.0,
+}
 
 
 def test_tuning(tmp_path, monkeypatch):
@@ -30,5 +37,5 @@ def test_tuning(tmp_path, monkeypatch):
         assert called[-len(calls) :] == calls
         values[steps] = load_tree(folder / "value")
         folder.rename(tmp_path / f"by {steps}")
-        store.forget(keep=set())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), values[1], values[3])
+        store.forget()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), values[1], values[3])
