@@ -27,6 +27,7 @@ from absl import logging
 from launch import files
 from launch.journal import Journal
 from launch.processes import versions
+from launch.processes.profiling import Profile
 from launch.processes.stop import Stop, process_0_says, wait_for_all
 from launch.reading import InputError
 from launch.stages import Stage, describe
@@ -61,10 +62,12 @@ class Store:
 
     Attributes:
       used: what this process took from the store or put into it, by key, in order.
+      profile: steps to trace in trainings.
     """
 
     def __init__(self, path: str | Path, stop: Stop | None = None):
         self.path, self.stop = Path(path).absolute(), stop or Stop()
+        self.profile: Profile | None = None
         self.writes = jax.process_index() == 0
         self.used: dict[str, Use] = {}
         self._memory: dict[str, Any] = {}

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from launch.data.folder import cache_folder
 from launch.processes import commands, compiling, hosts
+from launch.processes.profiling import Profile
 from launch.processes.stop import Preempted
 from launch.reading import InputError, paths
 from launch.reports import formats, tables
@@ -60,6 +61,9 @@ _COMPILED = flags.DEFINE_string(
     None,
     'folder for compiled programs, which later processes take; "" for none; default: $JAX_COMPILATION_CACHE_DIR, '
     "STORE/.compiled where --store is given, else ~/.cache/alignax/compiled",
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "A:B: write a trace of steps A to B of every training to WORKDIR/profile, for xprof or TensorBoard"
 )
 flags.mark_flag_as_required("config")
 
@@ -110,12 +114,20 @@ def moved(experiment: str, keys: Iterable[str]) -> list[str]:
     return [f"config.{key} is gone; {place}" for key, place in places]
 
 
-def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+def execute(
+    config: Any,
+    workdir: str,
+    *,
+    store: str = "",
+    advance: Callable[[], None] = lambda: None,
+    profile: Profile | None = None,
+) -> dict[str, float]:
     """Plan a config and make its root stage in a run directory, or give the result of one that is finished.
 
     Args:
       store: the folder of the store; "" for the one that the run directory used before, or its own `store`.
       advance: called whenever a run of several processes reaches a point where it could stop.
+      profile: steps to trace in its trainings.
 
     Raises:
       Preempted: the run was asked to stop and has saved what it had.
@@ -132,6 +144,7 @@ def _execute(experiment: ModuleType, config, workdir: str, store: str, advance: 
     root = experiment.plan(config)
     before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
     kept = Store(before.store_path(store))
+    kept.profile = profile
     if not before.is_finished(config):
         preflight(root, kept)
     run = Run.open(workdir, config)
@@ -200,6 +213,8 @@ def compiler_flags() -> list[str]:
 @commands.ending()
 def main(argv: list[str]) -> None:
     check_understood(argv)
+    profile = Profile.parse(_PROFILE.value, Path(_WORKDIR.value) / "profile") if _PROFILE.value is not None else None
+    traces = profile.traces() if profile else set()
     logging.use_absl_handler()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it logs every backend that is not installed
     try:
@@ -208,7 +223,7 @@ def main(argv: list[str]) -> None:
         set_up_compiler(_STORE.value)
         sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
         with hosts.watched(_STUCK_AFTER.value) as advance:
-            result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance)
+            result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance, profile=profile)
     except Preempted as stop:
         command = shlex.join([sys.executable, "-m", "launch.train", *sys.argv[1:]])
         print(f"{stop}; resume with the same command:\n  {command}", flush=True)
@@ -218,6 +233,12 @@ def main(argv: list[str]) -> None:
             sys.exit(commands.AGAIN)  # Kubernetes would take 0 for success and not restart this pod
         return
     if jax.process_index() == 0:
+        if profile and profile.traces() == traces:
+            print(
+                f"--profile={_PROFILE.value}: nothing was traced, as no training ran these steps now; what is finished "
+                "is not trained again: take another --workdir",
+                file=sys.stderr,
+            )
         print(formats.markdown(tables.of_finished_run(result, _CONFIG.value.experiment)), flush=True)
 
 

@@ -48,6 +48,7 @@ ACCEPTED = (
     (_REGULARIZER, (0,), "switches a part off"),
     (r"(.*\.)?(seed|evaluation_seed|junk_seed|workers)", (0,), "the default"),
     (r"(.*\.)?log_every", (0,), "never"),
+    (r"(.*\.)?steps_per_call", (0,), "by device and network"),
     (r"(.*\.)?(eval_every|checkpoint_every|warmup)", ("0 epochs",), "at the end; none"),
     (r"(erm|pretrain)\.duration", ("0 epochs",), "a classifier that is trained already"),
     (r"data\.(train|test)_examples|evaluation\.((attack_)?examples|references|top_k|pictures)", (0,), "all, or none"),

@@ -40,7 +40,7 @@ _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares an
 
 # Settings of the section `data` by what they configure.
 _AUGMENTATION = ("flip", "crop_padding", "workers")
-_CADENCE = ("log_every", "eval_every", "checkpoint_every")
+_CADENCE = ("log_every", "eval_every", "checkpoint_every", "steps_per_call")
 _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
 Projector = text.LinearProjector | text.NetworkProjector

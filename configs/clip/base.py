@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     loop.log_every = 50  # steps
     loop.eval_every = "400 steps"
     loop.checkpoint_every = "400 steps"
+    loop.steps_per_call = 0  # steps of one compiled call; 0: by device and network
     loop.best_metric = "val/recall"  # the mean of recall at 1 in both directions
     loop.best_mode = "max"
 

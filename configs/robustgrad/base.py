@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
     loop.log_every = 50  # steps
     loop.eval_every = "1 epoch"
     loop.checkpoint_every = "1 epoch"
+    loop.steps_per_call = 0  # steps of one compiled call; 0: by device and network
     loop.best_metric = "val/accuracy"  # or val/cross_entropy, with "min": which checkpoint is tested
     loop.best_mode = "max"
 

@@ -104,4 +104,5 @@ def _stage(*, batch_size: int, duration: str, learning_rate: float) -> ConfigDic
     loop.log_every = 50  # steps
     loop.eval_every = "100 steps"
     loop.checkpoint_every = "500 steps"
+    loop.steps_per_call = 0  # steps of one compiled call; 0: by device and network
     return stage

@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     pretrain.log_every = 100  # steps
     pretrain.eval_every = "0 steps"
     pretrain.checkpoint_every = "0 steps"  # at the end only
+    pretrain.steps_per_call = 0  # steps of one compiled call; 0: by device and network
 
     config.erm = erm = ConfigDict()
     erm.init_from = ""  # torchvision's or timm's weights, .safetensors; "": random, or pretrained on Scenes
@@ -52,6 +53,7 @@ def get_config() -> ConfigDict:
     erm.log_every = 50
     erm.eval_every = "1 epoch"
     erm.checkpoint_every = "1 epoch"
+    erm.steps_per_call = 0  # steps of one compiled call; 0: by device and network
 
     config.sharding = ConfigDict()
     config.sharding.mode = "jit"  # jit: one global batch; pmap: batch norm per device

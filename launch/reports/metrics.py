@@ -97,6 +97,9 @@ LOOP = {
     "train/loss": Metric("training loss", "down"),
     "train/steps_per_second": Metric("steps per second", "up", level="detail"),
     "train/examples_per_second": Metric("examples per second", "up", level="detail"),
+    "train/flops_per_second": Metric("FLOP/s", "up", level="detail"),
+    "train/peak_share": Metric("share of the peak rate", "up", level="detail"),
+    "train/peak_memory": Metric("peak memory", "down", unit="GB", level="detail"),
     "train/gradient_norm": Metric("gradient norm"),
     "train/compile_seconds": Metric("compilation", unit="s", level="detail"),
 }

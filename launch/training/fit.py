@@ -2,7 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from launch.journal import Journal
+from launch.processes.profiling import Profile, Tracing
 from launch.processes.stop import Preempted, Stop
 from launch.stages import Stage, about, free, require_known, require_number
 from launch.store import Store
@@ -20,11 +22,13 @@ from launch.training.checkpoint import Checkpoints, abstract
 from launch.training.optim import ToSteps
 from launch.training.pace import NonFiniteLoss, Windows
 from launch.training.places import Place
-from launch.training.prefetch import prefetch
+from launch.training.prefetch import calls, prefetch
 from launch.training.program import Batch, Numbers, Step
+from launch.training.sharding import Device
 
 Values = list[dict[str, float]]
 Failures = dict[int, NonFiniteLoss]
+_MOST_STEPS, _MOST_BYTES = 16, 64 << 20  # of one call; of its batches, and of a state for which there are several
 CHECKPOINTS = "checkpoints"  # of a trained stage, in its folder of the store
 
 
@@ -36,11 +40,15 @@ class Evaluate(Protocol):
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often something happens, in steps; 0 is only at the end (for logging: never in between)."""
+    """How often something happens, in steps; 0 is only at the end (for logging: never in between).
+
+    `steps_per_call` is that of `Loop`.
+    """
 
     log_every: int = 50
     eval_every: int = 0
     checkpoint_every: int = 0
+    steps_per_call: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,20 @@ class Loop:
     Attributes:
       log_every: steps.
       eval_every, checkpoint_every: durations such as "1 epoch"; "0 steps" for the end alone.
+      steps_per_call: steps that one call of a compiled program runs, as a loop on the devices, wherever so many are
+        left before the next log, evaluation or checkpoint; others come one by one. A request to stop waits for the end
+        of a call, and so many batches wait on the devices at once. 0: 1 on a CPU, where convolutions inside a loop are
+        slow, and for large networks; up to 16 for those whose steps are short beside the host's work for each, see
+        `automatic_steps_per_call`.
     """
 
     log_every: int = free(50)
     eval_every: str = "0 steps"
     checkpoint_every: str = free("0 steps")
+    steps_per_call: int = free(0)
 
     def __post_init__(self) -> None:
-        require_number(self, "log_every", least=0)
+        require_number(self, "log_every", "steps_per_call", least=0)
         duration.check(self, "eval_every", "checkpoint_every")
 
     def cadence(self, to_steps: ToSteps) -> Cadence:
@@ -68,7 +82,7 @@ class Loop:
         for name in ("eval_every", "checkpoint_every"):
             with about(name):
                 every[name] = to_steps(getattr(self, name))
-        return Cadence(self.log_every, **every)
+        return Cadence(self.log_every, **every, steps_per_call=self.steps_per_call)
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class Training:
       steps: their number in all.
       evaluate: at every `cadence.eval_every` steps and at the end; each time a checkpoint follows.
       resident: arrays that every device keeps whole; the step gets them as `batch["resident"]`.
-      cadence: of logs, evaluations and checkpoints.
+      cadence: of logs, evaluations and checkpoints, and how many steps are one call.
       best: the metric that chooses the state that is returned, and "max" or "min"; None for the last state.
     """
 
@@ -188,7 +202,7 @@ def train_together(
                 if start:
                     logging.info("continuing from step %d of %d", start, own.steps)
                 arguments = [journals[i] for i in indices], [checkpoints[i] for i in indices]
-                state, lost = fit(own, state, start, *arguments, stop=store.stop)
+                state, lost = fit(own, state, start, *arguments, stop=store.stop, profile=store.profile)
                 failures |= {indices[i]: error for i, error in lost.items()}
             else:
                 state = own.place.begin(state)  # finished; only the result is missing
@@ -209,6 +223,19 @@ def due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
+def automatic_steps_per_call(used: Sequence[Device], log_every: int, state: Any, batch: Batch) -> int:
+    """How many steps one call runs by default.
+
+    One on a CPU; one where a device holds more than 64 MiB of the state, that of 8 million parameters with momentum,
+    or 16 batches of a process take more. Otherwise 16, or fewer if a window of the log takes no more calls with them.
+    """
+    held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
+    stacked = _MOST_STEPS * sum(np.asarray(value).nbytes for value in batch.values())
+    if used[0].platform == "cpu" or max(held, stacked) > _MOST_BYTES:
+        return 1
+    return min(range(1, _MOST_STEPS + 1), key=lambda steps: sum(divmod(log_every or _MOST_STEPS, steps)))
+
+
 def fit(
     training: Training,
     state: Any,
@@ -217,6 +244,7 @@ def fit(
     checkpoints: Sequence[Checkpoints],
     *,
     stop: Stop,
+    profile: Profile | None = None,
 ) -> tuple[Any, Failures]:
     """Train from step `start` to the end.
 
@@ -225,6 +253,7 @@ def fit(
       state: at step `start`, as the place's `restore` gives it.
       journals, checkpoints: of the members.
       stop: says when to stop.
+      profile: steps to trace.
 
     Returns:
       The state after the last step, on the devices, and the members that were given up because a metric was not
@@ -238,20 +267,27 @@ def fit(
         journal.rewind(start)
     state = place.begin(state)
     numbers, resident = place.put_numbers(training.numbers), place.share(training.resident)
-    compiled = place.jit(training.step, state)
+    compiled = {stacked: place.jit(training.step, state, stacked=stacked) for stacked in (False, True)}
     progress = _progress(start, steps, shown=journals[0].writes)
     windows = Windows(place, journals, start, training.batch_size, progress)
-    feed = prefetch(itertools.islice(training.batches(start), steps - start), place.put)
+    tracing = Tracing(profile, journals[0].path.name, start, steps)
+    feed, at = _feed(training, state, start, tracing), start
     try:
-        for at, batch in zip(range(start + 1, steps + 1), feed, strict=True):
-            windows.prepare(compiled, numbers, state, batch, resident)
+        for count, batch in feed:
+            program = compiled[count > 1]
+            windows.prepare(program, numbers, state, batch, resident)
+            if tracing.before(at + 1, state):
+                windows.disturb()
             with jax.transfer_guard("disallow"):  # a hidden copy in the step's arguments would cost every step
-                state, metrics = compiled(numbers, state, batch, resident)
-            windows.add(metrics)
+                state, metrics = program(numbers, state, batch, resident)
+            at += count
+            windows.add(metrics, count, program.flops(batch))
+            if tracing.after(at, state):
+                windows.disturb()
             stops = stop.requested()
             evaluate = training.evaluate if due(at, cadence.eval_every, steps) else None
             saves = stops or evaluate is not None or due(at, cadence.checkpoint_every, steps)
-            if saves or (cadence.log_every > 0 and at % cadence.log_every == 0):
+            if saves or _logs(cadence, at):
                 windows.turn(at, wait=saves)  # before a save every loss so far has been seen to be finite
             if not windows.alive:
                 break
@@ -265,11 +301,33 @@ def fit(
                 raise Preempted(f"saved at step {at} of {steps} in {journals[0].path}")
     finally:
         feed.close()
+        tracing.close()
         progress.close()
         windows.close()
         for kept in checkpoints:
             kept.wait()
     return state, windows.failures
+
+
+def _logs(cadence: Cadence, at: int) -> bool:
+    return cadence.log_every > 0 and at % cadence.log_every == 0
+
+
+def _feed(training: Training, state: Any, start: int, tracing: Tracing) -> Generator[tuple[int, Any], None, None]:
+    """(number of steps, their batches on the devices) of every call from step `start` on."""
+    place, cadence, steps = training.place, training.cadence, training.steps
+    batches = iter(training.batches(start))
+    most = cadence.steps_per_call
+    if not most and (first := next(batches, None)) is not None:
+        most = automatic_steps_per_call(place.used, cadence.log_every, state, first)
+        batches = itertools.chain([first], batches)
+
+    def ends(at: int) -> bool:
+        saves = due(at, cadence.eval_every, steps) or due(at, cadence.checkpoint_every, steps)
+        return saves or _logs(cadence, at) or tracing.ends(at)
+
+    queued = calls(batches, start, steps, most, ends)
+    return prefetch(queued, lambda call: (call[0], place.put(call[1], stacked=call[0] > 1)))
 
 
 def _keep(

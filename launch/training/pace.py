@@ -1,7 +1,9 @@
 """What the loop logs about its steps: means of their metrics, and how fast the devices run.
 
-The rate counts steps that ran undisturbed: a window in which something was compiled, or that an evaluation or a
-checkpoint interrupted, has none.
+Rates count steps that ran undisturbed: a window in which something was compiled or profiled, or that an evaluation or
+a checkpoint interrupted, has none. FLOP/s are those of matrix products and convolutions, as `launch.networks.flops`
+counts them, on all devices; `peak_share` relates them to the devices' peak rate of dense products in bfloat16, where
+`launch.training.chips` knows it. `peak_memory` is the largest of any device of process 0 since it began, in GB.
 """
 
 import contextlib
@@ -19,8 +21,10 @@ from absl import logging
 from tqdm import tqdm
 
 from launch.journal import Journal
+from launch.training import chips
 from launch.training.places import Place
 from launch.training.program import LOSS
+from launch.training.sharding import Device
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -41,6 +45,14 @@ def _gather(total: dict, metrics: dict[str, jax.Array], step: jax.Array) -> dict
     return {"sums": {k: total["sums"][k] + v for k, v in metrics.items()}, "bad": first}
 
 
+@jax.jit
+def _gather_all(total: dict, metrics: dict[str, jax.Array], first: jax.Array) -> dict:
+    """`_gather` for several steps from `first` on, one after the other, along the last axis of their metrics."""
+    by_step = {name: jnp.moveaxis(value, -1, 0) for name, value in metrics.items()}
+    numbers = first + jnp.arange(len(next(iter(by_step.values()))), dtype=first.dtype)
+    return jax.lax.scan(lambda total, own: (_gather(total, *own), None), total, (by_step, numbers))[0]
+
+
 def not_finite(step: int, sums: Mapping[str, float]) -> NonFiniteLoss:
     """The error for metrics, summed in `sums`, that were not finite from `step` on."""
     names = ", ".join(f"{k} is {v}" for k, v in sums.items() if not np.isfinite(v))
@@ -56,6 +68,7 @@ class _Window:
 
     Attributes:
       steps: how many.
+      flops: of all of them, on all devices.
       total: sums of metrics, and the first step that was not finite.
       undisturbed: whether nothing but steps happened since the start of the window.
       compile_seconds: time spent compiling.
@@ -65,6 +78,7 @@ class _Window:
 
     step: int
     steps: int
+    flops: float
     total: Any
     undisturbed: bool
     compile_seconds: float
@@ -131,6 +145,7 @@ class Windows:
         self._total: Any = None
         self._pending: list[_Window] = []
         self._step = self._closed = start
+        self._flops = 0.0
         self._begins: float | _Window = time.perf_counter()
         self._undisturbed, self._compile_seconds = True, 0.0
         self._watch = Watch()
@@ -145,28 +160,36 @@ class Windows:
         start = time.perf_counter()
         if compiled.prepare(*arguments):
             seconds = time.perf_counter() - start
-            self._undisturbed = False
+            self.disturb()
             self._compile_seconds += seconds
             logging.info("compiled the step in %.1f s", seconds)
 
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Add the metrics of the next step."""
-        self._step += 1
+    def disturb(self) -> None:
+        """Leave this window out of the rates."""
+        self._undisturbed = False
+
+    def add(self, metrics: dict[str, jax.Array], steps: int, flops: float) -> None:
+        """Add the metrics of a call: of the next step, or of several along their last axis; `flops` are of all."""
         if self._total is None:
-            self._total = {"sums": jax.tree.map(jnp.zeros_like, metrics), "bad": np.int32(NEVER)}
-        self._total = _gather(self._total, metrics, np.int32(self._step))
+            sums = {k: jnp.zeros_like(v[..., 0] if steps > 1 else v) for k, v in metrics.items()}
+            self._total = {"sums": sums, "bad": jnp.full_like(sums[LOSS], NEVER, np.int32)}
+        gather = _gather if steps == 1 else _gather_all
+        self._total = gather(self._total, metrics, np.int32(self._step + 1))
+        self._step += steps
+        self._flops += flops
 
     def turn(self, step: int, *, wait: bool = False) -> None:
         """Close the window at `step`; read the one closed before, or with `wait` this one too."""
         if self._total is not None:
             jax.tree.map(lambda a: a.copy_to_host_async(), self._total)
             window = _Window(
-                step, step - self._closed, self._total, self._undisturbed, self._compile_seconds, self._begins
+                *(step, step - self._closed, self._flops, self._total),
+                *(self._undisturbed, self._compile_seconds, self._begins),
             )
             self._watch.note(window)
             self._pending.append(window)
             self._begins, self._closed, self._total = window, step, None
-            self._undisturbed, self._compile_seconds = True, 0.0
+            self._undisturbed, self._compile_seconds, self._flops = True, 0.0, 0.0
         while self._pending and (wait or len(self._pending) > 1):
             self._read(self._pending.pop(0))
 
@@ -182,12 +205,7 @@ class Windows:
         """Log the means of a window; give up members with a metric that is not finite."""
         total = jax.device_get(window.total)
         self._watch.wait(window)
-        rates = {}
-        if window.undisturbed:
-            rates["steps_per_second"] = window.steps / window.seconds()
-            rates["examples_per_second"] = rates["steps_per_second"] * self.batch_size
-        if window.compile_seconds:
-            rates["compile_seconds"] = window.compile_seconds
+        rates = self._rates(window)
         for index in self.alive:
             part = self.place.select(total, index)
             if part["bad"] != NEVER:
@@ -198,3 +216,25 @@ class Windows:
             self.journals[index].log(window.step, means | {f"train/{name}": rate for name, rate in rates.items()})
             self.progress.set_postfix({LOSS: f"{means[f'train/{LOSS}']:.4g}"}, refresh=False)
         self.progress.update(window.step - self.progress.n)
+
+    def _rates(self, window: _Window) -> dict[str, float]:
+        """How fast the steps of a window ran, and what they took of the devices."""
+        rates = {}
+        if window.undisturbed:
+            rates["steps_per_second"] = window.steps / window.seconds()
+            rates["examples_per_second"] = rates["steps_per_second"] * self.batch_size
+            if window.flops:
+                rates["flops_per_second"] = window.flops / window.seconds()
+            if window.flops and (peak := chips.peak(self.place.used[0])):
+                rates["peak_share"] = rates["flops_per_second"] / (peak * len(self.place.used))
+        if window.compile_seconds:
+            rates["compile_seconds"] = window.compile_seconds
+        if most := max(map(_peak_memory, self.place.used)):
+            rates["peak_memory"] = most / 1e9
+        return rates
+
+
+def _peak_memory(device: Device) -> int:
+    """The most bytes that were in use on a device of this process; 0 for others, and for a CPU, which does not say."""
+    stats = device.memory_stats() if device.process_index == jax.process_index() else None
+    return (stats or {}).get("peak_bytes_in_use", 0)

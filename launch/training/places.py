@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.networks import flops
 from launch.training.checkpoint import Checkpoints, abstract
-from launch.training.program import Batch, Step
+from launch.training.program import Batch, Step, repeated
 from launch.training.sharding import RESIDENT, Device, Layout
 
 Restored = list[tuple[int, list[int], Any]]
@@ -30,9 +31,14 @@ class One:
     layout: Layout
     members: int = 1
 
-    def put(self, batch: Batch) -> Any:
-        """A batch from the host to the devices."""
-        return self.layout.put(dict(batch))
+    @property
+    def used(self) -> tuple[Device, ...]:
+        """The devices that it runs on, of all processes."""
+        return tuple(self.layout.mesh.devices.flat)
+
+    def put(self, batch: Batch, *, stacked: bool = False) -> Any:
+        """A batch from the host to the devices; `stacked`: those of several steps (steps, …)."""
+        return self.layout.put(dict(batch), stacked=stacked)
 
     def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
         """The members' numbers on the devices."""
@@ -46,11 +52,14 @@ class One:
         """What `restore` gave, on the devices, in buffers of its own, safe to donate."""
         return state
 
-    def jit(self, step: Step, state: Any) -> Callable:
-        """`(numbers, state, batch, resident) -> (state, metrics)`, compiled when it is called; consumes the state."""
-        compiled = self.layout.jit(step, state)
+    def jit(self, step: Step, state: Any, *, stacked: bool = False) -> "Compiled":
+        """`(numbers, state, batch, resident) -> (state, metrics)`; consumes the state.
+
+        With `stacked` it runs one step after the other on batches that `put` has stacked, and gives metrics (steps,).
+        """
+        compiled = self.layout.jit(repeated(step) if stacked else step, state, stacked=stacked)
         with_resident = lambda batch, resident: batch if resident is None else {**batch, RESIDENT: resident}
-        return _Lowered(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
+        return Compiled(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
@@ -97,10 +106,11 @@ class Stack:
     def _sharding(self) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.used), ("members",), axis_types=(AxisType.Auto,)), P("members"))
 
-    def put(self, batch: Any) -> Any:
-        """Host arrays (k, …) -> arrays (d, m, …) over the devices."""
+    def put(self, batch: Any, *, stacked: bool = False) -> Any:
+        """Host arrays (k, …) -> arrays (d, m, …) over the devices; `stacked`: (steps, k, …) -> (d, m, steps, …)."""
         places = np.minimum(np.arange(math.prod(self.shape)), self.members - 1).reshape(self.shape)
-        return jax.device_put(jax.tree.map(lambda a: np.asarray(a)[places], batch), self._sharding)
+        by_member = lambda a: np.moveaxis(a, 0, 1) if stacked else a
+        return jax.device_put(jax.tree.map(lambda a: by_member(np.asarray(a))[places], batch), self._sharding)
 
     def put_numbers(self, numbers: Mapping[str, np.ndarray]) -> Any:
         return self.put(dict(numbers))
@@ -124,10 +134,11 @@ class Stack:
         mapped = jax.vmap(fn, (0, 0, 0, None))
         return jax.pmap(mapped, axis_name="members", devices=self.used, donate_argnums=tuple(donate))
 
-    def jit(self, step: Step, state: Any) -> Callable:
+    def jit(self, step: Step, state: Any, *, stacked: bool = False) -> "Compiled":
         del state
-        one = lambda n, s, b, r: step(n, s, {**b, RESIDENT: r} if r else b)
-        return _Lowered(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
+        own = repeated(step) if stacked else step
+        one = lambda n, s, b, r: own(n, s, {**b, RESIDENT: r} if r else b)
+        return Compiled(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """The initial state is on the host, (k, …); members that were saved together continue together."""
@@ -163,7 +174,7 @@ def member(tree: Any, index: int) -> Any:
     return jax.tree.map(lambda a: np.asarray(a[index]), tree)
 
 
-class _Lowered:
+class Compiled:
     """A jitted function of arranged arguments, compiled ahead of its first call for every shape of batch.
 
     Compiling apart from calling is what lets the loop keep compilation out of its timings.
@@ -171,6 +182,7 @@ class _Lowered:
 
     def __init__(self, jitted: Any, arrange: Callable):
         self._jitted, self._arrange, self._compiled = jitted, arrange, {}
+        self._flops: dict[tuple, float] = {}
 
     def prepare(self, numbers: Any, state: Any, batch: Any, resident: Any) -> bool:
         """Compile for these arguments unless that is done; returns whether it was necessary."""
@@ -178,8 +190,13 @@ class _Lowered:
         if key in self._compiled:
             return False
         arguments = self._arrange(numbers, state, batch, resident)
+        self._flops[key] = flops.count(jax.make_jaxpr(self._jitted)(*arguments))  # JAX keeps the trace for `lower`
         self._compiled[key] = self._jitted.lower(*arguments).compile()
         return True
+
+    def flops(self, batch: Any) -> float:
+        """Of a call with a batch of this shape, on all devices together; it is prepared."""
+        return self._flops[self._key(batch)]
 
     def __call__(self, numbers: Any, state: Any, batch: Any, resident: Any) -> Any:
         return self._compiled[self._key(batch)](*self._arrange(numbers, state, batch, resident))

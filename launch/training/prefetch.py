@@ -1,9 +1,42 @@
-"""Batches that a thread builds and moves to the devices ahead of their use."""
+"""Batches for the calls of a compiled step, which a thread builds and moves to the devices ahead of their use."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
+
+import numpy as np
+
+from launch.training.program import Batch
+
+
+def calls(
+    batches: Iterable[Batch], start: int, total: int, most: int, ends: Callable[[int], bool]
+) -> Iterator[tuple[int, Batch]]:
+    """(1, a batch) of each step from `start` + 1 to `total`, or (`most`, those of so many stacked).
+
+    Every call has one of these two lengths, so that two programs suffice: where fewer steps are left before the next at
+    which a call `ends`, or batches differ in shape, the steps come one by one.
+
+    Raises:
+      ValueError: there are too few batches.
+    """
+    batches, at = iter(batches), start
+    while at < total:
+        whole = at + most <= total and not any(map(ends, range(at + 1, at + most)))
+        part = list(itertools.islice(batches, most if whole else 1))
+        if not part or (whole and len(part) < most):
+            raise ValueError(f"the batches end after step {at + len(part)} of {total}")
+        if len(part) > 1 and len({_shapes(batch) for batch in part}) == 1:
+            yield most, {name: np.stack([batch[name] for batch in part]) for name in part[0]}
+        else:
+            yield from ((1, batch) for batch in part)
+        at += len(part)
+
+
+def _shapes(batch: Batch) -> tuple:
+    return tuple((name, np.shape(batch[name]), np.asarray(batch[name]).dtype) for name in sorted(batch))
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Generator[Any, None, None]:

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from flax import struct
 
+from launch.training.sharding import RESIDENT
+
 LOSS = "loss"  # the metric that every step has; all of them must stay finite
 
 Batch = Mapping[str, Any]
@@ -52,6 +54,19 @@ class Program:
     state: Any
     batch: Batch
     resident: Any = None
+
+
+def repeated(step: Step) -> Step:
+    """Several steps as one: `step` on one after the other of stacked batches (k, …); metrics are (k,)."""
+
+    def steps(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[Any, Metrics]:
+        shared = {name: value for name, value in batch.items() if name == RESIDENT}
+        stacked = {name: value for name, value in batch.items() if name != RESIDENT}
+        return jax.lax.scan(
+            lambda state, own: step(numbers, state, {**own, **shared}, axis_name=axis_name), state, stacked
+        )
+
+    return steps
 
 
 def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -151,12 +151,13 @@ class Layout:
         copy = jax.jit(lambda tree: tree, out_shardings=self.state_shardings(state))
         return copy(jax.tree.map(np.asarray, state))
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's `share` of a global batch -> global arrays split over "data"."""
-        sharding = NamedSharding(self.mesh, P("data"))
+    def put(self, batch: dict[str, np.ndarray], *, stacked: bool = False) -> dict[str, jax.Array]:
+        """This process's `share` of a global batch (b, …), or of k `stacked` ones (k, b, …), split over "data"."""
+        sharding = NamedSharding(self.mesh, _examples(stacked))
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        return {name: _joined(np.asarray(value), sharding, *self.share.values()) for name, value in batch.items()}
+        axis = int(stacked)
+        return {name: _joined(np.asarray(value), sharding, *self.share.values(), axis) for name, value in batch.items()}
 
     def replicate(self, tree) -> Any:
         """The same host arrays on every process -> one copy on every device."""
@@ -171,12 +172,13 @@ class Layout:
         )
         return jax.tree.map(shaped, state, self.state_shardings(state))
 
-    def jit(self, step: Callable, state) -> Any:
+    def jit(self, step: Callable, state, *, stacked: bool = False) -> Any:
         """`step(numbers, state, batch, *, axis_name=None)` as one donated, sharded program.
 
         Args:
           step: a `launch.training.program.Step`.
           state: an example state, arrays or shapes, for its shardings.
+          stacked: the step takes k batches, as `put` stacks them.
 
         Returns:
           The jitted `(numbers, state, batch) -> (state, metrics)`; the state that goes in is consumed, metrics are
@@ -186,7 +188,7 @@ class Layout:
             return jax.jit(step, donate_argnums=1, out_shardings=(self.state_shardings(state), self.replicated))
 
         def sharded(numbers, state, batch):
-            specs = {k: P() if k == RESIDENT else P("data") for k in batch}
+            specs = {k: P() if k == RESIDENT else _examples(stacked) for k in batch}
             # check_vma=False: the step averages its own gradients; with the check on, those of replicated
             # parameters would come out summed over the devices before that.
             mapped = jax.shard_map(
@@ -199,6 +201,11 @@ class Layout:
             return mapped(numbers, state, batch)
 
         return jax.jit(sharded, donate_argnums=1)
+
+
+def _examples(stacked: bool) -> P:
+    """How a batch is split, or a stack of them."""
+    return P(None, "data") if stacked else P("data")
 
 
 def layout(

@@ -52,7 +52,8 @@ def whole(tmp_path_factory):
 
 def same_numbers(workdir, whole):
     np.testing.assert_array_equal(np.load(workdir / "params.npy"), np.load(whole / "params.npy"))
-    timings = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    rates = ("steps_per_second", "examples_per_second", "flops_per_second", "compile_seconds")
+    timings = ("time", *(f"train/{rate}" for rate in rates))
     values = lambda rows: [{k: v for k, v in row.items() if k not in timings} for row in rows]
     assert [r["step"] for r in logged(workdir)] == sorted(r["step"] for r in logged(workdir))
     by_step = {(r["step"], *r): r for r in values(logged(whole))}

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.networks import cnn
 from launch.training import keys, sharding
+from launch.training.program import repeated
 from robustgrad_jax import models, regularizers, training
 from robustgrad_jax.gradients import Draws
 
@@ -82,6 +83,29 @@ def per_device_reference(state, step, shards=8, steps=3):
     return history
 
 
+def in_one_call(state, step, layout, steps=3):
+    """The state after the steps as one program, and the metrics of the last."""
+    compiled = layout.jit(repeated(step), state, stacked=True)
+    batches = jax.tree.map(lambda *parts: np.stack(parts), *[batch_at(at) for at in range(steps)])
+    state, metrics = compiled(NUMBERS, layout.place(state), layout.put(batches, stacked=True))
+    return jax.tree.map(np.array, (state, jax.tree.map(lambda value: value[-1], metrics)))
+
+
+def by_jax_pmap(state, step, shards=8, steps=3):
+    """(state, metrics) after every step, by `jax.pmap` of the same step; every device must have the same."""
+    mapped = jax.pmap(
+        lambda state, batch: step(NUMBERS, state, batch, axis_name="data"), axis_name="data", in_axes=(None, 0)
+    )
+    history = []
+    for at in range(steps):
+        shares = {k: v.reshape(shards, BATCH // shards, *v.shape[1:]) for k, v in batch_at(at).items()}
+        every = jax.device_get(mapped(state, shares))
+        jax.tree.map(lambda a: np.testing.assert_array_equal(a, a[:1].repeat(shards, 0)), every)
+        state, metrics = jax.tree.map(lambda a: a[0], every)
+        history.append((state, metrics))
+    return history
+
+
 def apart(ours, reference, relative=True):
     """Largest difference of any leaf, relative to that leaf's largest entry."""
 
@@ -104,6 +128,12 @@ def main():
         split = train(state, step, sharding.layout("jit", model=2, rules=[rule]))
         pmap = train(state, step, sharding.layout("pmap"))
         by_hand = per_device_reference(state, step)
+        if name == "resnet":  # with batch norm
+            literal = by_jax_pmap(state, step)
+            out["pmap against jax.pmap"] = [apart(ours, theirs) for ours, theirs in zip(pmap, literal, strict=True)]
+        else:
+            together = {mode: in_one_call(state, step, sharding.layout(mode)) for mode in sharding.MODES}
+            out["in one call"] = {"jit": apart(together["jit"], jit[-1]), "pmap": apart(together["pmap"], pmap[-1])}
         for at in (0, 2):
             out[f"{name}-{at + 1}"] = {
                 "jit": apart(jit[at], single[at]),

@@ -27,6 +27,15 @@ def test_same_gradients_and_states(errors, model, steps):
     assert found["pmap"] < TOLERANCE
 
 
+def test_pmap_mode_is_jax_pmap_of_the_same_step(errors):
+    """Parameters, batch statistics, optimiser and metrics after each of three steps."""
+    assert len(errors["pmap against jax.pmap"]) == 3 and max(errors["pmap against jax.pmap"]) < TOLERANCE
+
+
+def test_steps_in_one_call_are_the_same(errors):
+    assert errors["in one call"].keys() == {"jit", "pmap"} and max(errors["in one call"].values()) < TOLERANCE
+
+
 def test_without_batch_norm_pmap_is_the_one_device_step(errors):
     assert errors["lenet-3"]["pmap against one"] < TOLERANCE
 

@@ -23,6 +23,7 @@ FREE = {
     "data.cache",
     "loop.log_every",
     "loop.checkpoint_every",
+    "loop.steps_per_call",
     "experiment",  # which module plans
 }
 # what has to be asked for before a field matters

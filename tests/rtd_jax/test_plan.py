@@ -24,8 +24,10 @@ FREE = {
     "evaluation.batch_size",
     "phi.loop.log_every",
     "phi.loop.checkpoint_every",
+    "phi.loop.steps_per_call",
     "rtd.loop.log_every",
     "rtd.loop.checkpoint_every",
+    "rtd.loop.steps_per_call",
 }
 # Another valid value of fields for which no rule of `other` gives one.
 VALUES = {

@@ -145,7 +145,7 @@ def test_every_field_of_a_config_reaches_the_plan(tmp_path):
         assert new != plan, f"nothing depends on {name}"
         if new.key == plan.key:
             free.add(name)
-    cadence = {"log_every", "eval_every", "checkpoint_every"}
+    cadence = {"log_every", "eval_every", "checkpoint_every", "steps_per_call"}
     expected = {f"{part}.{name}" for part in ("erm", "pretrain") for name in cadence}
     assert free == expected | {"data.workers", "clip.batch_size", "evaluation.batch_size"}
 

@@ -317,7 +317,8 @@ def test_stopping_and_resuming_change_no_number(whole, tmp_path, monkeypatch):
         with pytest.raises(Preempted, match=r"step [123] of 4"):
             execute(config, str(tmp_path / "run"))
     execute(config, str(tmp_path / "run"))
-    speed = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    rates = ("steps_per_second", "examples_per_second", "flops_per_second", "compile_seconds")
+    speed = ("time", *(f"train/{rate}" for rate in rates))
     rows = lambda folder: [{k: v for k, v in row.items() if k not in speed} for row in logged(folder)]
     assert rows(tmp_path / "run") == rows(whole[0])
     assert (tmp_path / "run" / "result.json").read_text() == (whole[0] / "result.json").read_text()

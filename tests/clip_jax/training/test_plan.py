@@ -88,6 +88,7 @@ FIELDS = {
     "loop.log_every": (FRESH, 2, "free"),
     "loop.eval_every": (FRESH, "3 steps", "training"),
     "loop.checkpoint_every": (FRESH, "3 steps", "free"),
+    "loop.steps_per_call": (FRESH, 2, "free"),
     "loop.best_metric": (FRESH, "val/image_to_text_recall_at_1", "training"),
     "evaluation.batch_size": (FRESH, 8, "free"),
 }

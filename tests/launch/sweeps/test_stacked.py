@@ -47,7 +47,8 @@ def squares(member):
 
 def rows(path):
     lines = [json.loads(line) for line in (squares(path) / "metrics.jsonl").read_text().splitlines()]
-    timings = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    rates = ("steps_per_second", "examples_per_second", "flops_per_second", "compile_seconds")
+    timings = ("time", *(f"train/{rate}" for rate in rates))
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 

@@ -118,7 +118,8 @@ def saved(path, stage=Sums()):
 
 def plain(lines):
     """Log lines without what depends on the clock."""
-    timed = ("time", "train/steps_per_second", "train/examples_per_second", "train/compile_seconds")
+    rates = ("steps_per_second", "examples_per_second", "flops_per_second", "compile_seconds")
+    timed = ("time", *(f"train/{rate}" for rate in rates))
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
@@ -166,7 +167,7 @@ def test_rates_leave_out_compilation_evaluations_and_checkpoints(tmp_path, monke
 
         monkeypatch.setattr(owner, name, taking)
 
-    slow(places._Lowered, "prepare")
+    slow(places.Compiled, "prepare")
     slow(Checkpoints, "save")
 
     def evaluate(numbers, state, resident):
@@ -225,7 +226,7 @@ def test_batches_that_were_not_put_on_the_devices_are_refused(tmp_path):
     """The guard around the step: NumPy arguments would be copied at every step without a word."""
 
     class Forgetful(places.One):
-        def put(self, batch):
+        def put(self, batch, *, stacked=False):
             return batch
 
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):

@@ -13,6 +13,7 @@ import optax
 from clip_jax.sharding import partition_rules
 from clip_jax.training.options import Devices
 from launch.training import fsdp, sharding
+from launch.training.program import repeated
 from rtd_jax.tuning import step
 from tests.rtd_jax import toy
 
@@ -20,8 +21,8 @@ STEPS = 2
 OPTIMIZER = optax.chain(optax.trace(decay=0.9), optax.scale(-0.05))
 
 
-def train(layout, objective):
-    """(states, metrics) after the steps, on the host."""
+def step_of(objective, layout):
+    """A `Step`, and the φ that it reads."""
     network = toy.network()
     run = step.make_step(
         Devices(fsdp=layout.fsdp).spread(toy.CONFIG, layout),
@@ -32,15 +33,45 @@ def train(layout, objective):
         seed=0,
         shards=layout.data_shards,
     )
+    own = lambda numbers, state, batch, *, axis_name=None: run(state, batch, axis_name=axis_name)
+    return own, {"phi": network.params}
+
+
+def batch_at(at, objective):
+    return {name: toy.batch(16, seed=at)[name] for name in step.columns(objective)}
+
+
+def train(layout, objective, *, in_one_call=False):
+    """(states, metrics) after the steps, on the host."""
+    own, resident = step_of(objective, layout)
     state = step.create_state(toy.tower(), OPTIMIZER)
-    compiled = layout.jit(
-        lambda numbers, state, batch, *, axis_name=None: run(state, batch, axis_name=axis_name), state
-    )
-    state, resident = layout.place(state), layout.replicate({"phi": network.params})
-    for at in range(STEPS):
-        batch = {name: toy.batch(16, seed=at)[name] for name in step.columns(objective)}
-        state, logs = compiled({}, state, layout.put(batch) | {sharding.RESIDENT: resident})
+    compiled = layout.jit(repeated(own) if in_one_call else own, state, stacked=in_one_call)
+    state, resident = layout.place(state), layout.replicate(resident)
+    batches = [batch_at(at, objective) for at in range(STEPS)]
+    if in_one_call:
+        batches = [jax.tree.map(lambda *parts: np.stack(parts), *batches)]
+    for batch in batches:
+        state, logs = compiled({}, state, layout.put(batch, stacked=in_one_call) | {sharding.RESIDENT: resident})
+    logs = jax.tree.map(lambda value: value[-1], logs) if in_one_call else logs
     return state, jax.device_get((state.params, state.opt_state, logs))
+
+
+def by_jax_pmap(objective):
+    """The same by `jax.pmap` of the step; every device must have the same."""
+    shards = jax.device_count()
+    own, resident = step_of(objective, sharding.layout("pmap"))
+    state = step.create_state(toy.tower(), OPTIMIZER)
+    mapped = jax.pmap(
+        lambda state, batch, resident: own({}, state, batch | {sharding.RESIDENT: resident}, axis_name="data"),
+        axis_name="data",
+        in_axes=(None, 0, None),
+    )
+    for at in range(STEPS):
+        shares = {k: v.reshape(shards, len(v) // shards, *v.shape[1:]) for k, v in batch_at(at, objective).items()}
+        every = jax.device_get(mapped(state, shares, resident))
+        jax.tree.map(lambda a: np.testing.assert_array_equal(a, a[:1].repeat(shards, 0)), every)
+        state, logs = jax.tree.map(lambda a: a[0], every)
+    return state.params, state.opt_state, logs
 
 
 def apart(ours, reference):
@@ -60,6 +91,11 @@ def main():
             reference = together if negatives == "global" else alone[4 * accumulation]
             found = {mode: apart(train(sharding.layout(mode), objective)[1], reference) for mode in sharding.MODES}
             out[f"{negatives} {accumulation}"] = found | {"moved": apart(reference[0]["text"], toy.tower())}
+    for mode in sharding.MODES:
+        layout, objective = sharding.layout(mode), step.Objective()
+        one_by_one = train(layout, objective)[1]
+        out[f"in one call, {mode}"] = apart(train(layout, objective, in_one_call=True)[1], one_by_one)
+    out["pmap against jax.pmap"] = apart(one_by_one, by_jax_pmap(step.Objective()))
     out["kinds apart"] = abs(float(together[2]["loss"] - alone[4][2]["loss"]))
     objective = step.Objective()
     rules = partition_rules(toy.CONFIG, 2, towers=("text",))

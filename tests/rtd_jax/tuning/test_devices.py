@@ -26,6 +26,14 @@ def test_devices_have_the_gradients_of_one(devices, negatives, accumulation):
     assert found["jit"] < TOLERANCE and found["pmap"] < TOLERANCE
 
 
+def test_pmap_mode_is_jax_pmap_of_the_same_step(devices):
+    assert devices["pmap against jax.pmap"] < TOLERANCE
+
+
+def test_steps_in_one_call_are_the_same(devices):
+    assert devices["in one call, jit"] < TOLERANCE and devices["in one call, pmap"] < TOLERANCE
+
+
 def test_a_split_tower_has_the_gradients_of_one(devices):
     assert devices["split"]["shards"] > 3  # leaves that no device holds whole
     assert devices["split"]["apart"] < TOLERANCE
