@@ -100,6 +100,18 @@ def moved(experiment: str, keys: Iterable[str]) -> list[str]:
     return [f"config.{key} is gone; {place}" for key, place in places]
 
 
+def planned(config) -> tuple[ModuleType, Stage]:
+    """The experiment of a config, and its plan.
+
+    Raises:
+      ValueError: there is no such experiment, or a setting cannot be used.
+    """
+    experiment = module_of(config.experiment)
+    if gone := moved(config.experiment, flatten(config)):
+        raise ValueError(gone[0])
+    return experiment, experiment.plan(config)
+
+
 def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Plan a config and make its root stage in a run directory, or give the result of one that is finished.
 
@@ -111,10 +123,7 @@ def execute(config, workdir: str, *, store: str = "", advance: Callable[[], None
       Preempted: the run was asked to stop and has saved what it had.
       ValueError: a setting cannot be used; raised before the folder is touched.
     """
-    experiment = module_of(config.experiment)
-    if gone := moved(config.experiment, flatten(config)):
-        raise ValueError(gone[0])
-    root = experiment.plan(config)
+    experiment, root = planned(config)
     before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
     kept = Store(before.store_path(store))
     if not before.is_finished(config):

@@ -95,10 +95,10 @@ class Devices:
         with about("sharding.model"):
             return partition_rules(config, self.model, towers=towers) if self.model > 1 else ()
 
-    def layout(self, rules: Sequence[tuple[str, P]] = ()) -> Layout:
-        """All devices, with parameters split by `rules`; raises `SettingError` if they cannot be shared like this."""
+    def layout(self, rules: Sequence[tuple[str, P]] = (), devices: Sequence[sharding.Device] | None = None) -> Layout:
+        """Some devices, by default all, with parameters split by `rules`; raises `SettingError` if that cannot be."""
         with about("sharding.model"):
-            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules)
+            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules, devices=devices)
 
 
 @dataclass(frozen=True)

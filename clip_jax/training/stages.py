@@ -1,6 +1,6 @@
 """The stages of a CLIP training: images with captions, the CLIP it starts from, the training, its evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
 from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
-from launch.training.sharding import Layout, local
+from launch.training.sharding import Device, Layout, local
 
 # -- images with captions -------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class ClipTraining(Stage):
         self._rows_at(self.batch_size if labels is None else len(labels), labels)
 
     def preflight(self, store: Store) -> None:
-        self._layout()
+        self.layout()
         if not isinstance(self.train, ScenesPairs):
             examples = len(store.get(self.train))
             self._rows_at(examples, None)
@@ -256,7 +256,7 @@ class ClipTraining(Stage):
         )
 
     def make(self, store: Store) -> dict[str, Any]:
-        layout = self._layout()
+        layout = self.layout()
         images, val = store.get(self.train), store.get(self.val)
         logging.info("%d images to train on, %d to validate", len(images), len(val))
         rows_at = self._rows_at(len(images), images.attributes)
@@ -298,10 +298,10 @@ class ClipTraining(Stage):
         """The trained CLIP, on the host."""
         return replace(self.outline(), params=store.get(self)["params"])
 
-    def _layout(self) -> Layout:
-        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
-        with about("batch_size"):
-            layout.check_batch(self.batch_size)
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        """See `launch.training.program.Trained`."""
+        layout = self.sharding.layout(self.sharding.rules(self.outline().config), devices)
+        layout.check_batch(self.batch_size)
         return layout
 
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:

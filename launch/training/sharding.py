@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.settings import SettingError
+
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm] - of a compiled module without stubs
 MODES = ("jit", "pmap")
 RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
@@ -100,12 +102,13 @@ class Layout:
         return self.mesh.shape["data"]
 
     def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
-        """Raise ValueError unless a global batch divides evenly over the devices."""
+        """Raise SettingError unless a global batch divides evenly over the devices."""
         if batch_size < 1 or batch_size % self.data_shards:
             below = batch_size // self.data_shards * self.data_shards
-            raise ValueError(
-                f"{name}={batch_size} does not divide evenly over {self.data_shards} devices; "
-                f"take {below or self.data_shards} or {below + self.data_shards}"
+            raise SettingError(
+                name,
+                f"={batch_size} does not divide evenly over {self.data_shards} devices; "
+                f"take {below or self.data_shards} or {below + self.data_shards}",
             )
 
     def state_shardings(self, state) -> Any:
@@ -211,6 +214,11 @@ def layout(mode: str = "jit", *, model: int = 1, rules: Sequence[tuple[str, P]] 
     # Auto axes: GSPMD decides inside jit. `jax.make_mesh` would make explicit ones by default.
     mesh = Mesh(devices.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return Layout(mesh, mode, tuple(rules))
+
+
+def of_one_process(devices: Sequence[Device]) -> list[Device]:
+    """Those of the first device's process: what `jax.local_devices` gives there."""
+    return [device for device in devices if device.process_index == devices[0].process_index]
 
 
 def local(params: Any) -> Any:

@@ -156,9 +156,10 @@ class PhiTraining(TextTraining):
         clip = store.get(self.clip)
         params = jax.eval_shape(lambda: self.network(clip).params)
         self.check_fit(len(store.get(self.source())[0]), params)
+        self.layout()
 
     def make(self, store: Store) -> TrainedPhi:
-        clip, layout = store.get(self.clip), self.sharding.layout()
+        clip, layout = store.get(self.clip), self.layout()
         table, val, resident = self.read(store)
         fresh = self.network(clip)
         at = lambda state: phi.Network(fresh.module, local(state.params))

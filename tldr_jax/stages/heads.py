@@ -10,9 +10,9 @@ import numpy as np
 from launch.processes.stop import Preempted
 from launch.stages import Stage, about, numbers, require, require_distinct, stackable
 from launch.store import Store
-from launch.training import duration
+from launch.training import duration, sharding
 from launch.training.program import Program, as_arrays
-from launch.training.sharding import Layout
+from launch.training.sharding import Device, Layout, of_one_process
 from tldr_jax import retrain
 from tldr_jax.heads import Head, draws, together
 from tldr_jax.stages.images import Features
@@ -90,6 +90,11 @@ class Heads(Stage):
 
     def decode(self, tree: Any) -> dict[str, Any]:
         return tree | {name: Head(*tree[name]) for name in self.CHOICES if name in tree}
+
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        """See `launch.training.program.Trained`: every process trains all heads, on its own devices."""
+        devices = jax.local_devices() if devices is None else of_one_process(devices)
+        return sharding.layout(devices=devices)
 
     def program(self, layout: Layout) -> Program:
         """What is compiled if the filters keep all words; see `retrain.program`."""

@@ -20,7 +20,6 @@ from launch.reading import paths
 from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
-from launch.training import sharding
 from tldr_jax import datasets
 from tldr_jax.classifier import backbones, erm, features
 from tldr_jax.classifier.training import BestCheckpoint, Examples, Supervised
@@ -211,7 +210,7 @@ class Erm(Supervised):
         elif self.start is not None:
             variables = backbones.with_head(store.get(self.start), variables["params"][backbones.HEAD])
         evaluate = erm.validation(
-            sharding.layout(self.sharding),
+            self.layout(),
             self.backbone,
             self.model(),
             datasets.split(val, **options),
