@@ -7,6 +7,7 @@ nothing is allocated. One table says what fits, what a step costs, and what devi
     --topology=v5e:16x16 --topology=h100x8    may be repeated: v4, v5e, v5p, v6e; a100, h100, h200
     --config.a.b=v                            as in launch.train
     --grid "seed=0:16"                        the members of a sweep, as launch.sweep --executor=vmap stacks them
+    --only REGEX                              of what is compiled: "Classifier", "aam", "^(?!Clean)"
     --json FILE                               the same numbers in full
     --effort=0                                compile as thoroughly as for a run: several times slower
 
@@ -14,6 +15,7 @@ Needs the compilers (`pip install -e '.[aot]'`), neither TPU nor GPU. The exit s
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -34,6 +36,7 @@ from launch.sweeps.stacks import explain, group
 from launch.training.program import Pass
 
 _TOPOLOGY = flags.DEFINE_multi_string("topology", None, "machines to compile for", required=True)
+_ONLY = flags.DEFINE_string("only", "", "regular expression of the names of programs")
 _JSON = flags.DEFINE_string("json", "", "file for the numbers in full")
 _EFFORT = flags.DEFINE_float(
     "effort", -1.0, "of the compiler's optimisation of time, from -1 to 1; runs have 0", lower_bound=-1, upper_bound=1
@@ -50,6 +53,10 @@ def check_flags() -> None:
         raise ValueError(f"--{given[0]}: launch.compile runs nothing and writes no run directory; leave it out")
     if _JSON.value:
         paths.path(_JSON.value, "--json")
+    try:
+        re.compile(_ONLY.value)
+    except re.error as error:
+        raise ValueError(f"--only={_ONLY.value}: not a regular expression: {error}") from error
 
 
 def plans() -> list[list[Stage]]:
@@ -84,7 +91,11 @@ def passes(roots: list[Stage], topology: Topology) -> list[Pass]:
     if not found:
         names = ", ".join(type(stage).__name__ for stage in walk(roots[0]))
         raise ValueError(f"nothing in this plan is compiled ahead of time; its stages are {names}")
-    return found
+    chosen = [one for one in found if re.search(_ONLY.value, one.name)]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(one.name for one in found))
+        raise ValueError(f"--only={_ONLY.value}: matches none of the programs, which are {known}")
+    return chosen
 
 
 def compiled(found: Iterable[tuple[Topology, list[Pass]]]) -> Iterator[table.Row]:

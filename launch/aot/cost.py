@@ -172,7 +172,7 @@ def _arguments(arguments: Any) -> Iterator[Array]:
 def _values(lowered: jax.stages.Lowered) -> Iterator[Array]:
     """What the operations of a program give, before it is divided among devices: sizes on all of them together."""
     text = lowered.as_text(debug_info=True)
-    names = dict(match.groups() for line in text.splitlines() if (match := _LOCATION.match(line)))
+    names = {match[1]: match[2] for line in text.splitlines() if (match := _LOCATION.match(line))}
     for line in text.splitlines():
         if " = stablehlo." not in line:
             continue
