@@ -198,6 +198,31 @@ def list_images(folder: str | Path) -> list[Path]:
     return listing.paths
 
 
+def image_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """What `Embedder.images` compiles for full batches on some devices: a jitted function and its arguments, as shapes.
+
+    The CLIP may be an `outline`.
+    """
+    size, params, split = _outlined({"image": clip.params["image"]}, batch_size, devices)
+    side = clip.preprocessing.crop
+    images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8, sharding=split)
+    return _image_step, (clip.config, clip.preprocessing, params, images)
+
+
+def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The same of `Embedder.texts`, for the longest texts."""
+    size, params, split = _outlined({"text": clip.params["text"]}, batch_size, devices)
+    ids = jax.ShapeDtypeStruct((size, clip.config.text.context_length), np.int32, sharding=split)
+    return _text_step, (clip.config, None, params, ids)
+
+
+def _outlined(params: Any, batch_size: int, devices: Sequence[Any]) -> tuple[int, Any, NamedSharding]:
+    """As `_prepare`, from shapes."""
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    copy = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
+    return -(-batch_size // mesh.size) * mesh.size, jax.tree.map(copy, params), NamedSharding(mesh, P("data"))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _image_step(config: ClipConfig, spec: Preprocessing, params: Any, images: jax.Array) -> jax.Array:
     """uint8 (b, s, s, 3) -> (b, d)."""

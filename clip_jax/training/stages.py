@@ -13,7 +13,7 @@ from optax import GradientTransformation
 import clip_jax
 from clip_jax.config import DTYPES
 from clip_jax.embed import Embedder
-from clip_jax.training import attributes, measures, pairs, sources
+from clip_jax.training import attributes, clips, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
 from clip_jax.training.composition import RowsAt
@@ -42,7 +42,7 @@ from launch.training import keys
 from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
-from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
+from launch.training.program import Batch, Metrics, Numbers, Pass, Program, State, Step, as_arrays
 from launch.training.sharding import Device, Layout, local
 
 # -- images with captions -------------------------------------------------------------------------------------------
@@ -379,6 +379,11 @@ class ClipEvaluation(Stage):
 
     def __post_init__(self) -> None:
         require_known(self, "checkpoint_dtype", DTYPES)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
+        return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 
     def make(self, store: Store) -> dict[str, float]:
         training = store.get(self.training)

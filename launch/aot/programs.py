@@ -80,7 +80,7 @@ def lower(passes: Sequence[Pass]) -> list[LoweredPass]:
         digest = hashlib.sha256(program.as_text().encode()).digest()
         counts[digest] = counts.get(digest, 0) + 1
         before = found.get(digest)
-        calls = one.calls + (before.calls if before else 0)
+        calls = one.calls + before.calls if before and one.calls and before.calls else 0 if before else one.calls
         found[digest] = LoweredPass(before.name if before else one.name, calls, one.arguments, program)
     named = lambda one, count: f"{one.name} (×{count})" if count > 1 else one.name
     return [
@@ -90,7 +90,7 @@ def lower(passes: Sequence[Pass]) -> list[LoweredPass]:
 
 def _trained(stage: Any, topology: Topology) -> list[Pass]:
     """The step of a stage that trains; see `launch.training.program.Trained`."""
-    if not hasattr(stage, "program"):
+    if not hasattr(stage, "layout"):
         return []
     layout = stage.layout(topology.devices)
     return [One(layout).outline(type(stage).__name__, stage.program(layout))]

@@ -11,11 +11,12 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
+from clip_jax.training.clips import text_pass
 from clip_jax.training.options import Computation
 from launch.results import FieldsStage
 from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
-from launch.training.program import Program, State
+from launch.training.program import Pass, Program, State
 from launch.training.sharding import Device, Layout
 from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
@@ -34,6 +35,10 @@ class TripletEmbeddings(Stage):
     clip: ClipSource
     triplets: DataStage
     batch_size: int = free(256)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [text_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> dict[str, np.ndarray]:
         clip, (train, val) = store.get(self.clip), store.get(self.triplets)

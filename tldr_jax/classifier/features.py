@@ -4,7 +4,7 @@ Both are tables of rows that need not fit in memory. Every image is decoded once
 network gets its own preprocessing of it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import clip_jax
 from clip_jax import preprocess
 from launch.data import images
 from launch.training.prefetch import prefetch
+from tldr_jax.classifier import backbones
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.datasets import Part
 
@@ -86,14 +87,9 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
       outputs: of its head.
       batch_size: images per step, rounded up to a multiple of this process's devices.
     """
-    model = backbone.create(outputs)
-    mesh = Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
-    size = -(-batch_size // mesh.size) * mesh.size
+    mesh, size = _mesh(jax.local_devices(), batch_size)
     placed = jax.device_put(dict(variables), NamedSharding(mesh, P()))
-
-    @jax.jit
-    def features(variables, stack):
-        return model.apply(variables, backbone.normalize(stack))[1]["features"]
+    features = _forward(backbone, outputs)
 
     def embed(stack: np.ndarray) -> np.ndarray:
         full = np.concatenate([stack, np.repeat(stack[-1:], size - len(stack), axis=0)])
@@ -106,6 +102,29 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
         embed=embed,
         width=backbone.kind.features,
     )
+
+
+def outline(
+    backbone: Backbone, *, outputs: int, batch_size: int, devices: Sequence[Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """What `of_classifier` compiles on some devices: a jitted function and its arguments, as shapes."""
+    mesh, size = _mesh(devices, batch_size)
+    copy = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
+    variables = jax.tree.map(copy, backbones.template(backbone.create(outputs), backbone.image_shape))
+    stack = jax.ShapeDtypeStruct((size, *backbone.image_shape), np.uint8, sharding=NamedSharding(mesh, P("data")))
+    return _forward(backbone, outputs), (variables, stack)
+
+
+def _forward(backbone: Backbone, outputs: int) -> Any:
+    """The classifier's features, jitted: (variables, uint8 (b, s, s, 3)) -> (b, width)."""
+    model = backbone.create(outputs)
+    return jax.jit(lambda variables, stack: model.apply(variables, backbone.normalize(stack))[1]["features"])
+
+
+def _mesh(devices: Sequence[Any], batch_size: int) -> tuple[Mesh, int]:
+    """A mesh over devices, and a batch that divides over it."""
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    return mesh, -(-batch_size // mesh.size) * mesh.size
 
 
 def encode(part: Part, encoders: Mapping[str, Encoder], *, batch_size: int) -> Iterator[tuple[str, int, np.ndarray]]:
