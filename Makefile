@@ -8,7 +8,7 @@ RUNS := runs
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test system bench clean
+.PHONY: demo test system bench scaling clean
 
 # What some tests use of Debian's; they are skipped where it is missing, unless `make test SYSTEM=yes` installs it (as root).
 # SYSTEM=yes also runs the tests in tests/kills, and those in tests/aot, for which it installs the compilers of
@@ -60,7 +60,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tldr_text_stage
 	$(BIN)/python -m benchmarks.rtd_step
 	$(BIN)/python -m benchmarks.retrieval
-	$(BIN)/python -m benchmarks.scaling
+
+# docs/scaling.md: about an hour on two cores, less what runs/scaling has already.
+scaling: $(VENV)/.aot
+	$(BIN)/python -m benchmarks.scaling --cache $(RUNS)/scaling
 
 clean:
 	rm -rf $(VENV) build *.egg-info
