@@ -99,14 +99,17 @@ class Module:
     def collectives(self) -> list[Collective]:
         """The exchanges, each once, however many instructions start, carry and end it."""
         found: dict[str, Collective] = {}
-        for one, times in self._running():
+        for one, computation, times in self._running():
             kind = one.operation.removesuffix("-start")
             if kind not in KINDS or (group := _group(one.rest)) == 1:
                 continue
-            channel = re.search(r"channel_id=(\d+)", one.rest)
-            identity = f"{kind} {channel[1]}" if channel else one.name
             size = sum(nbytes(self._shapes.get(name, "")) for name in one.operands)
-            # Fusions that overlap an exchange with computing repeat it in their text under the same channel.
+            identity = one.name
+            if computation in self._fused:
+                # On a TPU fusions that compute during an exchange repeat it in their text. Its channel alone does not
+                # identify it: all sums of a `shard_map` have the same.
+                channel = re.search(r"channel_id=\d+", one.rest)
+                identity = f"{kind} {channel and channel[0]} {_dense(one.shape)}"
             if identity not in found or found[identity].bytes < size:
                 found[identity] = Collective(kind, size, times, group)
         return list(found.values())
@@ -114,12 +117,12 @@ class Module:
     @property
     def flops(self) -> float:
         """Operations in matrix products and convolutions; a loop of unknown length counts once."""
-        return float(sum((1 if times is None else times) * self._flops(one) for one, times in self._running()))
+        return float(sum((1 if times is None else times) * self._flops(one) for one, _, times in self._running()))
 
     @property
     def loops_are_known(self) -> bool:
         """Whether the length of every loop is known."""
-        return all(times is not None for _, times in self._running())
+        return all(times is not None for *_, times in self._running())
 
     @property
     def values(self) -> list[tuple[str, str, int]]:
@@ -129,21 +132,20 @@ class Module:
             for one in body if self._times[name] != 0 and name not in self._fused else ():
                 if not one.shape.startswith("(") and one.operation not in ("parameter", "get-tuple-element", "bitcast"):
                     named = re.search(r'op_name="([^"]*)"', one.rest)
-                    dense = re.sub(r"\{.*", "", one.shape)
-                    found.append((named[1] if named else one.operation, dense, nbytes(one.shape)))
+                    found.append((named[1] if named else one.operation, _dense(one.shape), nbytes(one.shape)))
         return found
 
     def copied(self, shapes: Iterable[str]) -> list[str]:
         """Those of some shapes, such as "u8[50000,32,32,3]", of which the program makes a whole copy in any layout."""
         moves = ("copy", "copy-start", "transpose", "bitcast-convert")
-        copies = {re.sub(r"\{.*", "", one.shape) for one, _ in self._running() if one.operation in moves}
+        copies = {_dense(one.shape) for one, *_ in self._running() if one.operation in moves}
         return sorted(set(shapes) & copies)
 
-    def _running(self) -> Iterator[tuple[_Instruction, int | None]]:
-        """Every instruction that runs, and how often."""
+    def _running(self) -> Iterator[tuple[_Instruction, str, int | None]]:
+        """Every instruction that runs, the computation that it is in, and how often."""
         for name, body in self.computations.items():
             if self._times[name] != 0:
-                yield from ((one, self._times[name]) for one in body)
+                yield from ((one, name, self._times[name]) for one in body)
 
     @functools.cached_property
     def _fused(self) -> set[str]:
@@ -218,6 +220,11 @@ def nbytes(shape: str) -> int:
         bits = re.search(r"\d+", kind)
         total += -(-math.prod(map(int, filter(None, sizes.split(",")))) * (int(bits[0]) if bits else 8) // 8)
     return total
+
+
+def _dense(shape: str) -> str:
+    """ "u8[50,32]{1,0:T(8,128)}" -> "u8[50,32]"."""
+    return re.sub(r"\{[^}]*\}", "", shape)
 
 
 def _dims(shape: str) -> list[int]:

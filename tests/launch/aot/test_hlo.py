@@ -40,6 +40,16 @@ HloModule jit_step, is_scheduled=true
   %permuted = f32[3,4]{1,0} collective-permute(%value.1), channel_id=10, source_target_pairs={{0,1},{1,0}}
 }
 
+%overlapped (o: f32[3,4]) -> f32[6,4] {
+  %o = f32[3,4]{1,0} parameter(0)
+  ROOT %gathered = f32[6,4]{1,0:T(8,128)S(1)} all-gather(%o), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+}
+
+%overlapped.1 (o.1: f32[3,4]) -> f32[6,4] {
+  %o.1 = f32[3,4]{1,0} parameter(0)
+  ROOT %gathered.1 = f32[6,4]{1,0} all-gather(%o.1), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+}
+
 %never (z: f32[3,4]) -> f32[3,4] {
   %z = f32[3,4]{1,0} parameter(0)
   ROOT %unused = f32[3,4]{1,0} all-reduce(%z), channel_id=11, replica_groups={{0,1}}, to_apply=%add
@@ -57,6 +67,8 @@ ENTRY %main (p: f32[3,4], q: bf16[8], table: u8[50,32]) -> (f32[3,4], bf16[16]) 
   %all-reduce.5 = f32[3,4]{1,0} all-reduce(%p), channel_id=1, replica_groups=[1,2]<=[2], to_apply=%add
   %all-gather-start = bf16[16]{0} all-gather-start(%q), replica_groups={{0,1}}, dimensions={0}
   %all-gather-done = bf16[16]{0} all-gather-done(%all-gather-start)
+  %fused = f32[6,4]{1,0} fusion(%p), kind=kCustom, calls=%overlapped
+  %fused.1 = f32[6,4]{1,0} fusion(%p), kind=kCustom, calls=%overlapped.1
   %first = (s32[], f32[3,4]{1,0}) while(%start), condition=%counted, body=%body
   %second = (s32[], f32[3,4]) while(%first), condition=%x, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %third = (s32[], f32[3,4]{1,0}) while(%second), condition=%converged, body=%body.1
@@ -70,7 +82,8 @@ def test_collectives_of_a_program():
     assert sorted(module.collectives, key=str) == sorted(
         [
             Collective("all-reduce", f32 + bf16, 1, 2),
-            Collective("all-reduce", f32, 1, 2),  # channel 1 once; in all-reduce.2 and .4 nothing is sent
+            *[Collective("all-reduce", f32, 1, 2)] * 2,  # of one channel; in all-reduce.2 and .4 nothing is sent
+            Collective("all-gather", f32, 1, 2),  # in two fusions
             Collective("all-gather", bf16, 1, 2),
             Collective("all-reduce", f32, 6 + 5, 4),  # of two loops with one body
             Collective("collective-permute", f32, None, None),
