@@ -8,10 +8,11 @@ RUNS := runs
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test system bench clean
+.PHONY: demo test system bench scaling clean
 
 # What some tests use of Debian's; they are skipped where it is missing, unless `make test SYSTEM=yes` installs it (as root).
-# SYSTEM=yes also runs the tests in tests/kills.
+# SYSTEM=yes also runs the tests in tests/kills, and those in tests/aot, for which it installs the compilers of
+# accelerators (a gigabyte).
 DEBIAN := chromium slurmctld slurmd slurm-client munge
 
 $(BIN)/python:
@@ -28,13 +29,18 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps zennit==0.5.1  # asks for torchvision, which the tests do without
 	touch $@ $(VENV)/.run
 
+$(VENV)/.aot: pyproject.toml | $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --editable '.[aot]'
+	touch $@
+
 demo: $(VENV)/.run
 	$(BIN)/python -m launch.sweep --config=configs/demo.py --workdir=$(RUNS)/demo
 	$(BIN)/python -m launch.report $(RUNS)/demo --tables
 
 ifdef SYSTEM
-test: system
+test: system $(VENV)/.aot
 test: export ALIGNAX_SYSTEM := required
+test: export JAX_PLATFORMS := cpu
 endif
 
 system:
@@ -54,7 +60,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tldr_text_stage
 	$(BIN)/python -m benchmarks.rtd_step
 	$(BIN)/python -m benchmarks.retrieval
-	$(BIN)/python -m benchmarks.scaling
+
+# docs/scaling.md: about an hour on two cores, less what runs/scaling has already.
+scaling: $(VENV)/.aot
+	$(BIN)/python -m benchmarks.scaling --cache $(RUNS)/scaling
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,203 +1,175 @@
-"""What a training step exchanges between devices, from the compiled program, and what that costs on real ones.
+"""Make docs/scaling.md's table: what steps need and cost on TPU slices and on eight H100, by their compilers.
 
-    python -m benchmarks.scaling [--cases "lenet l2_cosine" …] [--modes jit pmap] [--devices 1 2 4 8]
+    python -m benchmarks.scaling [--only REGEX] [--cache runs/scaling] [--effort -1]
 
-Each case is the program of a stage (`launch.training.program.Program`) at the batch of its published setting; it is
-compiled for fake CPU devices, not run. The first table counts the collectives of a step, and the bytes that each device
-contributes to them. XLA on a GPU or a TPU merges all-reduces that become ready at about the same time: they are fewer
-there, with the same bytes. The second table is the roofline of one device's share on eight: floating-point operations
-and memory traffic of the unpartitioned step over 8, at peak rates, and a ring all-reduce of the bytes, at the bandwidth
-between devices.
-
-Memory traffic is what XLA counts after it has fused for a CPU; an accelerator fuses more, so it is an upper bound.
+Each row is one `python -m launch.compile`, kept as JSON in the cache, so that the command goes on where it was stopped;
+a row whose command has changed is compiled again. Data and weights are not needed: CLIPs of published size are folders
+with a config and a tokenizer, images for CLIP are links to one small picture.
 """
 
 import argparse
-import importlib
-import os
+import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from launch import stages
+from PIL import Image
 
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# Groups of one device each: nothing is sent.
-_ALONE = re.compile(r"replica_groups=(\{(\{\d+\},?)+\}|\[\d+,1\]<=)")
-_MOST = 8
+from launch.aot import table
+from launch.aot.cost import Array, Cost
+from launch.aot.hlo import Collective
+from launch.files import load_json, write_atomically
+
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+BEGIN, END = "<!-- begin: make scaling -->", "<!-- end: make scaling -->"
+PUBLISHED = ("v5e:2x4", "v5p:2x2x2", "h100x8")
+_IMAGES = 5000
+_MERGES = 48_894  # of CLIP's vocabulary: 512 symbols, these, and the two ends
 
 
 @dataclass(frozen=True)
-class Chip:
-    """Peak rates by the makers' data sheets.
+class Setting:
+    """A config at some topologies.
 
     Attributes:
-      flops: of a dense matrix product in bfloat16, 1/s.
-      memory: bytes/s.
-      link: bytes/s in one direction, to the devices of the same machine or slice.
+      title: in the page.
+      config: file below configs/.
+      overrides: of the config; "{cache}" is the cache's folder.
+      topologies: that it is compiled for.
+      grid: of a sweep, "" for one run.
+      only: see `launch.compile`.
     """
 
-    flops: float
-    memory: float
-    link: float
+    title: str
+    config: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    topologies: Sequence[str] = PUBLISHED
+    grid: str = ""
+    only: str = ""
 
 
-# NVIDIA H100 SXM5: 989 TFLOP/s, 3.35 TB/s, NVLink 900 GB/s in both directions together.
-# TPU v5e: 197 TFLOP/s, 819 GB/s, 1,600 Gbit/s per chip each way over four links, of which a ring uses two.
-CHIPS = {"H100": Chip(989e12, 3.35e12, 450e9), "TPU v5e": Chip(197e12, 819e9, 100e9)}
-
-
-def stage_of(config: str, kind: str, overrides: Mapping[str, Any]) -> Any:
-    """The stage of class `kind` in the plan of a config with overrides.
-
-    Args:
-      config: dotted name of the config file's module.
-      kind: the name of a class with one stage in the plan.
-      overrides: flat.
-    """
-    values = importlib.import_module(config).get_config()
-    values.update_from_flattened_dict(overrides)
-    root = importlib.import_module(values.experiment).plan(values)
-    (stage,) = (stage for stage in stages.walk(root) if type(stage).__name__ == kind)
-    return stage
-
-
-def robustgrad(model: str) -> Any:
-    """Local gradient alignment of a network for 32x32 images, batch 128."""
-    overrides = {"model.name": model, "batch_size": 128, "regularizer.name": "l2_cosine"}
-    return stage_of("configs.robustgrad.scenes", "Classifier", overrides)
-
-
-def erm() -> Any:
-    """Fine-tuning of a ResNet-50 on 224x224 images, batch 32: the network of the text-based last-layer retraining."""
-    return stage_of("configs.tldr.waterbirds_resnet50", "Erm", {})
-
-
-def rtd() -> Any:
-    """RTD of ViT-B/32's text tower, batch 512, captions of 20 tokens, bfloat16."""
-    from clip_jax.config import VARIANTS
-    from clip_jax.training.clips import FreshClip
-
-    sizes = VARIANTS["ViT-B/32"]
-    clip = FreshClip(replace(sizes, text=replace(sizes.text, context_length=20)))
-
-    class ShapesOnly:
-        """A CLIP of the published size, without weights."""
-
-        @staticmethod
-        def outline():
-            return clip.outline()
-
-    overrides = {"rtd.batch_size": 512, "rtd.restrict_vocabulary": False, "model.dtype": "bfloat16"}
-    # Unrolled: XLA counts the inside of a loop over the layers once.
-    tuning = stage_of("configs.rtd.scenes", "Tuning", overrides | {"model.unroll": True})
-    return replace(tuning, embeddings=replace(tuning.embeddings, clip=ShapesOnly()))
-
-
-CASES: dict[str, Callable[[], Any]] = {
-    "lenet l2_cosine": partial(robustgrad, "lenet"),
-    "resnet18_cifar l2_cosine": partial(robustgrad, "resnet18_cifar"),
-    "resnet50 erm": erm,
-    "rtd text tower": rtd,
+_RTD = {
+    **{"clip": "{cache}/ViT-B-32", "model.dtype": "bfloat16", "rtd.batch_size": 512, "phi.batch_size": 512},
+    **{"rtd.restrict_vocabulary": False, "model.unroll": False, "phi.unit_inputs": False},
 }
+_CLIP = {
+    **{"init_from": "{cache}/ViT-L-14", "batch_size": 4096, "model.remat": True, "data.path": "{cache}/captions.jsonl"},
+    **{"data.val_examples": 64, "data.test_examples": 64},
+}
+_BIGG = {"clip": "{cache}/ViT-bigG-14", "sharding.model": 4}
+SETTINGS = (
+    Setting("LeNet, l2_cosine, 128", "robustgrad/cifar10_lenet.py", only="Classifier$|gradient, aam-8"),
+    Setting(
+        "LeNet, l2_cosine, 128, pmap", "robustgrad/cifar10_lenet.py", {"sharding.mode": "pmap"}, only="Classifier$"
+    ),
+    Setting("tldr on Scenes", "tldr/scenes.py", only="Heads"),
+    Setting("16 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, PUBLISHED, "seed=0:16", "Classifiers"),
+    Setting("RTD, ViT-B/32, 512", "rtd/scenes.py", _RTD, only="Tuning|Phi"),
+    Setting("RTD, ViT-B/32, 512, pmap", "rtd/scenes.py", _RTD | {"sharding.mode": "pmap"}, only="Tuning"),
+    Setting("ResNet-18, l2_cosine, 128", "robustgrad/cifar10_resnet18.py", only="Classifier$"),
+    Setting("ResNet-50, ERM, 32", "tldr/waterbirds_resnet50.py", {"clip.source": "embedded:scenes"}, only="Erm"),
+    Setting(
+        "1,024 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, ("v5e:16x16",), "seed=0:1024", "Classifiers"
+    ),
+    Setting("CLIP ViT-L/14, 4,096", "clip/finetune.py", _CLIP, ("v5e:4x8", "v5p:2x4x4"), only="ClipTraining"),
+    Setting("RTD, ViT-bigG/14, 512, model=4", "rtd/scenes.py", _RTD | _BIGG, ("v5e:4x4",), only="Tuning"),
+)
 
 
-def compiled(stage: Any, mode: str, devices: int):
-    """The compiled program of a stage over the first `devices` devices."""
-    import jax
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
+def checkpoint(name: str, folder: Path) -> None:
+    """A folder with the config of a published CLIP, a tokenizer of its size, and a file of weights without any."""
+    from clip_jax.config import VARIANTS
+    from clip_jax.files import config_files
+    from clip_jax.tokenizer import build
 
-    from launch.training import sharding
-
-    layout = sharding.layout(mode, devices=jax.devices()[:devices])
-    program = stage.program(layout)
-    on = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-    batch = on(program.batch, NamedSharding(layout.mesh, P("data")))
-    if program.resident:
-        batch |= {sharding.RESIDENT: on(program.resident, layout.replicated)}
-    arguments = on(program.numbers, layout.replicated), on(program.state, layout.replicated), batch
-    return layout.jit(program.step, program.state).lower(*arguments).compile()
-
-
-def collectives(program: str) -> tuple[Counter, int]:
-    """The collectives of a compiled program, by kind, and the bytes of their operands on one device.
-
-    Args:
-      program: HLO text. Collectives inside of loops are counted once.
-    """
-    counts, total = Counter(), 0
-    pattern = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(_KINDS)})(-start)?\(([^)]*)\)")
-    sizes = dict(re.findall(r"^\s*(?:ROOT )?(%?[\w.\-]+) = (\(.*?\)|\S+) ", program, re.MULTILINE))
-    for line in program.splitlines():
-        if not (match := pattern.search(line)) or _ALONE.search(line):
-            continue
-        counts[match[2]] += 1
-        total += sum(_bytes(sizes[name]) for name in re.findall(r"%[\w.\-]+", match[4]))
-    return counts, total
+    config = VARIANTS[name]
+    build(["a $"], context_length=config.text.context_length).save(folder)
+    known = load_json(folder / "vocab.json")
+    symbols = [word for word, place in sorted(known.items(), key=lambda item: item[1]) if place < 512]
+    start, end = sorted(known, key=known.__getitem__)[-2:]
+    firsts, lasts = symbols[:256], symbols[256:]
+    merges = [(a, b) for a in firsts for b in (*firsts, *lasts)][:_MERGES]
+    words = [*symbols, *(a + b for a, b in merges), start, end]
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (folder / "config.json").write_text(json.dumps(config_files.to_huggingface(config)))
+    (folder / "model.safetensors").touch()
 
 
-def _bytes(shape: str) -> int:
-    """Of "f32[128,10]{1,0}", or of a tuple of such."""
-    total = 0
-    for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape):
-        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
-        count = 1
-        for size in dims.split(","):
-            count *= int(size) if size else 1
-        total += count * bits // 8
-    return total
+def prepare(cache: Path) -> None:
+    """Write the stand-ins for checkpoints and for images with captions."""
+    for name in ("ViT-B/32", "ViT-L/14", "ViT-bigG/14"):
+        folder = cache / name.replace("/", "-")
+        if not (folder / "model.safetensors").exists():
+            checkpoint(name, folder)
+    images, captions = cache / "images", cache / "captions.jsonl"
+    if not captions.exists():
+        images.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(images / "0.png")
+        for number in range(1, _IMAGES):
+            (images / f"{number}.png").hardlink_to(images / "0.png")
+        lines = (json.dumps({"image": f"images/{n}.png", "caption": "a photo"}) for n in range(_IMAGES))
+        write_atomically(captions, "\n".join(lines) + "\n")
 
 
-def roofline(flops: float, traffic: float, exchanged: float, devices: int, chip: Chip) -> tuple[float, float, float]:
-    """Seconds of one device's share: computing, memory, and a ring all-reduce of `exchanged` bytes."""
-    ring = 2 * (devices - 1) / devices * exchanged / chip.link
-    return flops / devices / chip.flops, traffic / devices / chip.memory, ring
+def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[table.Row]:
+    """The programs of a setting for a topology, from the cache or compiled now."""
+    overrides = {key: str(value).format(cache=cache) for key, value in setting.overrides.items()}
+    command = [f"--config=configs/{setting.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
+    command += [f"--topology={topology}", f"--effort={effort:g}", f"--only={setting.only}", f"--grid={setting.grid}"]
+    file = cache / (re.sub(r"\W+", "-", f"{setting.title} {topology}") + ".json")
+    kept = load_json(file) if file.exists() else {}
+    if kept.get("command") != command:
+        partly = cache / "partly.json"
+        partly.unlink(missing_ok=True)
+        words = [sys.executable, "-m", "launch.compile", *command, f"--json={partly}"]
+        print(" ".join(words[1:]), file=sys.stderr, flush=True)
+        done = subprocess.run(words, cwd=PAGE.parent.parent, stdout=subprocess.DEVNULL)
+        if not partly.exists():  # what does not fit has status 1, and its row
+            sys.exit(f"{setting.title} on {topology} could not be compiled (status {done.returncode}); see above")
+        kept = {"command": command} | load_json(partly)
+        write_atomically(file, json.dumps(kept, indent=1) + "\n")
+    return [_row(setting, one) for one in kept["programs"]]
 
 
-def rows(case: str, mode: str, devices: Sequence[int]) -> tuple[list[str], list[str]]:
-    """A case's lines of both tables."""
-    first, second = [], []
-    stage = CASES[case]()
-    alone = compiled(stage, mode, 1)
-    cost = alone.cost_analysis()
-    for count in devices:
-        program = alone if count == 1 else compiled(stage, mode, count)
-        kinds, exchanged = collectives(program.as_text())
-        shown = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
-        first.append(f"| {case} | {mode} | {count} | {shown} | {exchanged / 1e6:.3f} |")
-        if count != max(devices):
-            continue
-        for name, chip in CHIPS.items():
-            times = [1e6 * t for t in roofline(cost["flops"], cost["bytes accessed"], exchanged, count, chip)]
-            numbers = " | ".join(f"{t:.1f}" for t in times)
-            limit = ("computing", "memory", "exchange")[times.index(max(times))]
-            work = f"{cost['flops'] / 1e9:.1f} | {cost['bytes accessed'] / 1e9:.2f}"
-            second.append(f"| {case} | {mode} | {name} | {work} | {numbers} | {limit} |")
-    return first, second
+def _row(setting: Setting, kept: Mapping[str, Any]) -> table.Row:
+    """A row as `table.as_json` wrote it."""
+    values = {name: kept[name] for name in Cost.__dataclass_fields__}
+    values["needed"] = float("nan") if kept["needed"] is None else kept["needed"]
+    values["collectives"] = [Collective(**one) for one in kept["collectives"]]
+    values["largest"] = [Array(**one) for one in kept["largest"]]
+    return table.Row(f"{kept['program']}: {setting.title}", kept["topology"], kept["calls"] or 0, Cost(**values))
+
+
+def chosen(pattern: str) -> Iterator[tuple[Setting, str]]:
+    """The settings that a regular expression selects, by title or topology, with each topology."""
+    for setting in SETTINGS:
+        for topology in setting.topologies:
+            if re.search(pattern, f"{setting.title} {topology}"):
+                yield setting, topology
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--modes", nargs="+", choices=("jit", "pmap"), default=["jit", "pmap"])
-    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, _MOST])
+    parser.add_argument("--only", default="", help="regular expression of title and topology; leaves the page")
+    parser.add_argument("--cache", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--effort", type=float, default=-1.0)
     args = parser.parse_args()
-    flags = f"--xla_force_host_platform_device_count={max(args.devices)} --xla_backend_optimization_level=0"
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
-    print("| step | mode | devices | collectives | MB per device |\n|---|---|---|---|---|", flush=True)
-    later = []
-    for case in args.cases:
-        for mode in args.modes:
-            first, second = rows(case, mode, args.devices)
-            print("\n".join(first), flush=True)
-            later += second
-    whole = "GFLOP, whole step | GB, whole step"
-    print(f"\n| step | mode | chip | {whole} | computing µs | memory µs | exchange µs | bound by |")
-    print("|---|---|---|---|---|---|---|---|---|\n" + "\n".join(later), flush=True)
+    cache = args.cache.absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    prepare(cache)
+    found = [row for setting, topology in chosen(args.only) for row in rows(setting, topology, cache, args.effort)]
+    text = table.text(found)
+    print(text)
+    if not args.only:
+        page = PAGE.read_text()
+        head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
+        write_atomically(PAGE, f"{head}{BEGIN}\n\n{text}\n{END}{tail}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clip_jax import cache as disk
-from clip_jax import model, preprocess
+from clip_jax import model, preprocess, spread
 from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig
 from clip_jax.preprocess import Preprocessing, Source
@@ -203,6 +203,24 @@ def list_images(folder: str | Path) -> list[Path]:
     for note in listing.notes:
         logging.warning("%s", note)
     return listing.paths
+
+
+def image_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """What `Embedder.images` compiles for full batches on some devices: a jitted function and its arguments, as shapes.
+
+    The CLIP may be an `outline`.
+    """
+    size, params, split = spread.outline({"image": clip.params["image"]}, batch_size, devices)
+    side = clip.preprocessing.crop
+    images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8, sharding=split)
+    return _image_step, (clip.config, clip.preprocessing, params, images)
+
+
+def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The same of `Embedder.texts`, for the longest texts."""
+    size, params, split = spread.outline({"text": clip.params["text"]}, batch_size, devices)
+    ids = jax.ShapeDtypeStruct((size, clip.config.text.context_length), np.int32, sharding=split)
+    return _text_step, (clip.config, None, params, ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -4,7 +4,7 @@ In a run of several processes all of them make the same pass; each reads its row
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,14 @@ def prepare(params: Any, rows: int, batch_size: int) -> tuple[SharedBatches, Any
     return SharedBatches(-(-size // shards) * shards, NamedSharding(mesh, P(axis))), params
 
 
-def _mesh(devices: list[Any]) -> Mesh:
+def outline(params: Any, batch_size: int, devices: Sequence[Any]) -> tuple[int, Any, NamedSharding]:
+    """As `prepare` for full batches on some devices, from shapes: rows of a batch, parameters, sharding of a batch."""
+    mesh = _mesh(devices)
+    copy = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
+    return -(-batch_size // mesh.size) * mesh.size, jax.tree.map(copy, params), NamedSharding(mesh, P("data"))
+
+
+def _mesh(devices: Sequence[Any]) -> Mesh:
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -114,6 +114,18 @@ def moved(experiment: str, keys: Iterable[str]) -> list[str]:
     return [f"config.{key} is gone; {place}" for key, place in places]
 
 
+def planned(config) -> tuple[ModuleType, Stage]:
+    """The experiment of a config, and its plan.
+
+    Raises:
+      ValueError: there is no such experiment, or a setting cannot be used.
+    """
+    experiment = module_of(config.experiment)
+    if gone := moved(config.experiment, flatten(config)):
+        raise ValueError(gone[0])
+    return experiment, experiment.plan(config)
+
+
 def execute(
     config: Any,
     workdir: str,
@@ -133,36 +145,34 @@ def execute(
       Preempted: the run was asked to stop and has saved what it had.
       ValueError: a setting cannot be used; raised before the folder is touched.
     """
-    experiment = module_of(config.experiment)
-    if gone := moved(config.experiment, flatten(config)):
-        raise ValueError(gone[0])
+    experiment, root = planned(config)
     with compiling.products(compiling.precision_of(config)):
-        return _execute(experiment, config, workdir, store, advance)
+        before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
+        kept = Store(before.store_path(store))
+        kept.profile = profile
+        if not before.is_finished(config):
+            preflight(root, kept)
+        run = Run.open(workdir, config)
+        run.stop.advance, kept.stop = advance, run.stop
+        try:
+            return _finished(experiment, root, run, kept)
+        finally:
+            run.close()
 
 
-def _execute(experiment: ModuleType, config, workdir: str, store: str, advance: Callable[[], None]) -> dict[str, float]:
-    root = experiment.plan(config)
-    before = Run(Path(workdir))  # not opened: what is refused must not touch the folder
-    kept = Store(before.store_path(store))
-    kept.profile = profile
-    if not before.is_finished(config):
-        preflight(root, kept)
-    run = Run.open(workdir, config)
-    run.stop.advance, kept.stop = advance, run.stop
-    try:
-        with run.stop.listening():
-            result = run.result()
-            if result is not None and not run.is_of(root):
-                logging.info("%s: the result belongs to other files; moving it to history/", workdir)
-                if run.writes:
-                    run.put_aside()
-                result = None
-            if result is not None and run.is_kept(result, root, kept):
-                logging.info("%s is finished", workdir)
-                return result
-            return make(experiment, root, run, kept)
-    finally:
-        run.close()
+def _finished(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[str, float]:
+    """The result of an opened run: the one that it has, or made."""
+    with run.stop.listening():
+        result = run.result()
+        if result is not None and not run.is_of(root):
+            logging.info("%s: the result belongs to other files; moving it to history/", run.path)
+            if run.writes:
+                run.put_aside()
+            result = None
+        if result is not None and run.is_kept(result, root, store):
+            logging.info("%s is finished", run.path)
+            return result
+        return make(experiment, root, run, store)
 
 
 def preflight(root: Stage, store: Store, *, stacked: bool = False) -> None:

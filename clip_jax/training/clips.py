@@ -1,4 +1,4 @@
-"""The CLIP that a training starts from: a checkpoint, or random parameters."""
+"""The CLIP that a training starts from, a checkpoint or random parameters; and what embedding by one compiles."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -7,7 +7,7 @@ import jax
 from flax import traverse_util
 
 import clip_jax
-from clip_jax import model, preprocess
+from clip_jax import embed, model, preprocess
 from clip_jax.config import ClipConfig
 from clip_jax.files import layouts
 from clip_jax.tokenizer import Tokenizer, build
@@ -15,6 +15,8 @@ from launch.data import scenes
 from launch.stages import File, SettingError, Stage, stackable
 from launch.store import Store
 from launch.training import keys
+from launch.training.program import Pass
+from launch.training.sharding import Layout, of_one_process
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,24 @@ def words_of(source: PretrainedClip | None, context_length: int) -> Tokenizer:
         problem = f": {source.place} has {has}; model.text.context_length={context_length}"
         raise SettingError("model.tokenizer_from", problem)
     return words
+
+
+def image_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0) -> Pass:
+    """Embedding images, as every process does on its own devices.
+
+    Args:
+      clip: an outline will do.
+      batch_size: images at a time.
+      layout: over all devices.
+      count: images; 0 if it is not known.
+    """
+    devices = of_one_process(list(layout.mesh.devices.flat))
+    function, arguments = embed.image_outline(clip, batch_size, devices)
+    return Pass("images", function, arguments, -(-count // batch_size))
+
+
+def text_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0) -> Pass:
+    """The same for texts of the greatest length."""
+    devices = of_one_process(list(layout.mesh.devices.flat))
+    function, arguments = embed.text_outline(clip, batch_size, devices)
+    return Pass("texts", function, arguments, -(-count // batch_size))

@@ -109,10 +109,11 @@ class Devices:
         """The config of a CLIP that is trained on such a layout."""
         return spread(config, layout.mesh) if layout.rules or layout.fsdp else config
 
-    def layout(self, rules: Sequence[tuple[str, P]] = ()) -> Layout:
-        """All devices, with parameters split by `rules`; raises `SettingError` if they cannot be shared like this."""
+    def layout(self, rules: Sequence[tuple[str, P]] = (), devices: Sequence[sharding.Device] | None = None) -> Layout:
+        """Some devices, by default all, with parameters split by `rules`; raises `SettingError` if that cannot be."""
         with about("sharding.model"):
-            return sharding.layout(self.mode, model=self.model if rules else 1, rules=rules, fsdp=self.fsdp)
+            model = self.model if rules else 1
+            return sharding.layout(self.mode, model=model, rules=rules, fsdp=self.fsdp, devices=devices)
 
 
 @dataclass(frozen=True)

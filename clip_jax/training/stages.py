@@ -1,6 +1,6 @@
 """The stages of a CLIP training: images with captions, the CLIP it starts from, the training, its evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from optax import GradientTransformation
 import clip_jax
 from clip_jax.config import DTYPES
 from clip_jax.embed import Embedder
-from clip_jax.training import attributes, measures, pairs, sources
+from clip_jax.training import attributes, clips, measures, pairs, sources
 from clip_jax.training import step as steps
 from clip_jax.training.clips import FreshClip, PretrainedClip
 from clip_jax.training.composition import RowsAt
@@ -42,8 +42,8 @@ from launch.training import keys
 from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
-from launch.training.program import Batch, Metrics, Numbers, Program, State, Step, as_arrays
-from launch.training.sharding import Layout, local
+from launch.training.program import Batch, Metrics, Numbers, Pass, Program, State, Step, as_arrays
+from launch.training.sharding import Device, Layout, local
 
 # -- images with captions -------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class ClipTraining(Stage):
         self._rows_at(self.batch_size if labels is None else len(labels), labels)
 
     def preflight(self, store: Store) -> None:
-        self._layout()
+        self.layout()
         if not isinstance(self.train, ScenesPairs):
             examples = len(store.get(self.train))
             self._rows_at(examples, None)
@@ -255,7 +255,7 @@ class ClipTraining(Stage):
         )
 
     def make(self, store: Store) -> dict[str, Any]:
-        layout = self._layout()
+        layout = self.layout()
         images, val = store.get(self.train), store.get(self.val)
         logging.info("%d images to train on, %d to validate", len(images), len(val))
         rows_at = self._rows_at(len(images), images.attributes)
@@ -295,10 +295,10 @@ class ClipTraining(Stage):
         """The trained CLIP, on the host."""
         return replace(self.outline(), params=store.get(self)["params"])
 
-    def _layout(self) -> Layout:
-        layout = self.sharding.layout(self.sharding.rules(self.outline().config))
-        with about("batch_size"):
-            layout.check_batch(self.batch_size)
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        """See `launch.training.program.Trained`."""
+        layout = self.sharding.layout(self.sharding.rules(self.outline().config), devices)
+        layout.check_batch(self.batch_size)
         return layout
 
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:
@@ -377,6 +377,11 @@ class ClipEvaluation(Stage):
 
     def __post_init__(self) -> None:
         require_known(self, "checkpoint_dtype", DTYPES)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
+        return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 
     def make(self, store: Store) -> dict[str, float]:
         training = store.get(self.training)

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from launch.data.folder import cache_folder, class_list
+from launch.data.idx import FASHION_CLASSES
 from launch.data.images import decoding_threads, in_chunks
 from launch.data.splits import Arrays, Rows
 from launch.files import writing
@@ -26,6 +27,15 @@ VERSIONS = {
     "coco_captions/2014": "1.1.0",
     "fashion_mnist": "3.0.1",
     "imagenet2012": "5.1.0",
+}
+# What `outline` gives of the small ones: image shape, class names, training and test examples.
+PUBLISHED: dict[str, tuple[tuple[int, int, int], tuple[str, ...], int, int]] = {
+    "cifar10": (
+        (32, 32, 3),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        *(50_000, 10_000),
+    ),
+    "fashion_mnist": ((28, 28, 1), FASHION_CLASSES, 60_000, 10_000),
 }
 Part = tuple[Rows, np.ndarray]  # images of mode RGB, labels int32 (n,)
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -98,7 +108,7 @@ def load_arrays(name: str, path: str = "") -> tuple[Arrays, Arrays, tuple[str, .
 
 
 def outline(name: str, path: str = "") -> tuple[tuple[int, int, int], tuple[str, ...], int, int]:
-    """Read the metadata of a prepared data set of small images.
+    """The metadata of a prepared data set of small images; as published where nothing is prepared.
 
     Args:
       name: cifar10 or fashion_mnist.
@@ -108,8 +118,10 @@ def outline(name: str, path: str = "") -> tuple[tuple[int, int, int], tuple[str,
       (image shape, class names, training examples, test examples).
 
     Raises:
-      FileNotFoundError: as `load_arrays`.
+      FileNotFoundError: there is another version, or one in another format.
     """
+    if not _root(path).joinpath(name).is_dir():  # `load_arrays` will say so; a plan needs no image
+        return PUBLISHED[name]
     info: Any = _builder(prepared(name, path)).info
     train, test = (info.splits[split].num_examples for split in ("train", "test"))
     return info.features["image"].shape, tuple(info.features["label"].names), train, test
@@ -168,7 +180,7 @@ def scan(records: Records, pick: Pick, *, rows: Sequence[int] | None = None) -> 
 
 def prepared(name: str, path: str = "") -> Path:
     """DATA_DIR/name/version of a prepared data set: the version of `VERSIONS`, else the newest with the same major."""
-    root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = _root(path)
     version = VERSIONS[name]
     home = root / name
     versions = [p for p in home.iterdir() if _VERSION.fullmatch(p.name)] if home.is_dir() else []
@@ -272,6 +284,10 @@ def _read(source, indices: list[int], where: str) -> list[dict]:
             f"cannot read records {indices[0]} to {indices[-1]} of {where}: {type(error).__name__}: {error}. "
             "Copy or prepare it again"
         ) from error
+
+
+def _root(path: str) -> Path:
+    return Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def _check_format(directory: Path, name: str, root: Path) -> None:

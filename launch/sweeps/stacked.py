@@ -46,7 +46,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
       SweepError: the experiment does not stack, or no two of the sweep's members can be stacked.
       Preempted: the sweep was asked to stop.
     """
-    plans, refused = _planned(sweep.members)
+    plans, refused = planned(sweep.members)
     stacks = group(plans)
     if stacks and (text := explain(stacks)):
         print(text, flush=True)
@@ -74,7 +74,7 @@ def execute(sweep: Sweep, members: Iterable[Member], options: Options) -> None:
                 raise Preempted("asked to stop; the members that were running have saved", stop.number)
 
 
-def _planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
+def planned(members: Iterable[Member]) -> tuple[list[PlannedMember], list[tuple[Member, ValueError]]]:
     """The members with their plans, and those with invalid settings.
 
     Raises:

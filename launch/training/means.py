@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from launch.training import sharding
 from launch.training.prefetch import prefetch
+from launch.training.program import Pass
 
 
 @functools.partial(jax.jit, static_argnames="fn")
@@ -102,3 +105,33 @@ def masked_means(
         raise ValueError("there are no examples to evaluate")
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}
     return {k: v / sums["examples"] for k, v in sums.items() if k != "examples"} | {"examples": sums["examples"]}
+
+
+def outline(
+    layout: sharding.Layout,
+    name: str,
+    fn: Callable[..., dict[str, jax.Array]],
+    variables: Any,
+    batch: Mapping[str, Any],
+    *,
+    batches: int,
+    repeats: int = 1,
+    once: Callable[[Any, Mapping[str, jax.Array]], Any] | None = None,
+) -> list[Pass]:
+    """What `masked_means` compiles on an accelerator, but for the sums; arguments as there, from shapes on devices.
+
+    Args:
+      name: of what is measured.
+      batch: with the resident arrays.
+      batches: their number.
+    """
+    passes = []
+    if once is not None:
+        passes.append(Pass(f"{name}, once a batch", _once, (once, variables, batch), batches))
+        rows = batch["mask"].shape[0]
+        split = NamedSharding(layout.mesh, P("data"))
+        where = lambda leaf: split if leaf.shape[:1] == (rows,) else layout.replicated
+        placed = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where(leaf))
+        batch = {**batch, "once": jax.tree.map(placed, jax.eval_shape(once, variables, batch))}
+    draw = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
+    return [*passes, Pass(name, _draw, (fn, variables, batch, draw), batches * repeats)]

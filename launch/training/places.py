@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.networks import flops
 from launch.training.checkpoint import Checkpoints, abstract
-from launch.training.program import Batch, Step, repeated
+from launch.training.program import Batch, Pass, Program, Step, repeated
 from launch.training.sharding import RESIDENT, Device, Layout
 
 Restored = list[tuple[int, list[int], Any]]
@@ -60,6 +60,15 @@ class One:
         compiled = self.layout.jit(repeated(step) if stacked else step, state, stacked=stacked)
         with_resident = lambda batch, resident: batch if resident is None else {**batch, RESIDENT: resident}
         return Compiled(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
+
+    def outline(self, name: str, program: Program) -> Pass:
+        """What `jit` compiles for a program: shapes, placed as `put` and its like place arrays."""
+        batch = _on(program.batch, NamedSharding(self.layout.mesh, P("data")))
+        if program.resident is not None:
+            batch |= {RESIDENT: _on(program.resident, self.layout.replicated)}
+        numbers = _on(dict(program.numbers), self.layout.replicated)
+        jitted = self.layout.jit(program.step, program.state)
+        return Pass(name, jitted, (numbers, self.layout.abstract(program.state), batch))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
@@ -136,9 +145,21 @@ class Stack:
 
     def jit(self, step: Step, state: Any, *, stacked: bool = False) -> "Compiled":
         del state
-        own = repeated(step) if stacked else step
-        one = lambda n, s, b, r: own(n, s, {**b, RESIDENT: r} if r else b)
-        return Compiled(self.map(one, donate=(1,)), lambda n, s, b, r: (n, s, b, r))
+        return Compiled(self._jitted(repeated(step) if stacked else step), lambda n, s, b, r: (n, s, b, r))
+
+    def _jitted(self, step: Step) -> Any:
+        one = lambda n, s, b, r: step(n, s, {**b, RESIDENT: r} if r else b)
+        return self.map(one, donate=(1,))
+
+    def outline(self, name: str, program: Program) -> Pass:
+        """What `jit` compiles: the program of one member, but for its numbers, which are arrays (k,)."""
+        d, m = self.shape
+        share = lambda tree: _on(tree, self._sharding, lambda shape: (d, *shape))
+        each = lambda tree: _on(tree, self._sharding, lambda shape: (d, m, *shape))
+        numbers = _on(dict(program.numbers), self._sharding, lambda shape: (d, m, *shape[1:]))
+        resident = share({} if program.resident is None else program.resident)
+        jitted = self._jitted(program.step)
+        return Pass(name, jitted, (numbers, each(program.state), each(dict(program.batch)), resident))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """The initial state is on the host, (k, …); members that were saved together continue together."""
@@ -172,6 +193,12 @@ def stack(members: int, devices: Sequence[Device] | None = None) -> Stack:
 def member(tree: Any, index: int) -> Any:
     """One member's part of host arrays (k, …)."""
     return jax.tree.map(lambda a: np.asarray(a[index]), tree)
+
+
+def _on(tree: Any, sharding: NamedSharding, placed: Callable[[tuple], tuple] = lambda shape: shape) -> Any:
+    """The shapes of a tree's leaves, on the devices."""
+    shape = lambda a: jax.ShapeDtypeStruct(placed(np.shape(a)), jax.dtypes.result_type(a), sharding=sharding)
+    return jax.tree.map(shape, tree)
 
 
 class Compiled:

@@ -1,6 +1,6 @@
 """What a trained stage compiles: a pure step, and the shapes of everything that goes into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from launch.training.sharding import RESIDENT
+from launch.training.sharding import RESIDENT, Device, Layout
 
 LOSS = "loss"  # the metric that every step has; all of them must stay finite
 
@@ -67,6 +67,51 @@ def repeated(step: Step) -> Step:
         )
 
     return steps
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A jitted function with the shapes of its arguments; nothing is computed to make one.
+
+    Attributes:
+      name: what it computes, "image embedding".
+      function: from `jax.jit`.
+      arguments: `jax.ShapeDtypeStruct`s that carry their shardings, or pytrees of them; static ones as they are.
+      calls: how often a run calls it; 0 where only the data tells.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    calls: int = 0
+
+
+class Trained(Protocol):
+    """What a trained stage says of its training, before anything is read or computed for it."""
+
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        """How it trains over some devices, by default over all: mode, model axis, partition rules.
+
+        Raises:
+          ValueError: it cannot be trained on so many.
+        """
+        ...
+
+    def program(self, layout: Layout) -> Program:
+        """What it compiles for that layout."""
+        ...
+
+
+class Frozen(Protocol):
+    """A stage that computes without training, such as embeddings or attacks, may say what it compiles."""
+
+    def passes(self, layout: Layout) -> Sequence[Pass]:
+        """The compiled functions that take its time.
+
+        Args:
+          layout: all devices, in mode "jit"; a pass that each process makes alone uses those of one process.
+        """
+        ...
 
 
 def as_arrays(numbers: Mapping[str, Any]) -> dict[str, np.ndarray]:

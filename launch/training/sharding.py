@@ -21,6 +21,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.settings import SettingError
 from launch.training.fsdp import also_over_data
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm] - of a compiled module without stubs
@@ -113,12 +114,13 @@ class Layout:
         return {"process_index": rows.start // len(rows), "process_count": self.data_shards // len(rows)}
 
     def check_batch(self, batch_size: int, name: str = "batch_size") -> None:
-        """Raise ValueError unless a global batch divides evenly over the devices."""
+        """Raise SettingError unless a global batch divides evenly over the devices."""
         if batch_size < 1 or batch_size % self.data_shards:
             below = batch_size // self.data_shards * self.data_shards
-            raise ValueError(
-                f"{name}={batch_size} does not divide evenly over {self.data_shards} devices; "
-                f"take {below or self.data_shards} or {below + self.data_shards}"
+            raise SettingError(
+                name,
+                f"={batch_size} does not divide evenly over {self.data_shards} devices; "
+                f"take {below or self.data_shards} or {below + self.data_shards}",
             )
 
     def state_shardings(self, state) -> Any:
@@ -156,8 +158,8 @@ class Layout:
         sharding = NamedSharding(self.mesh, _examples(stacked))
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        axis = int(stacked)
-        return {name: _joined(np.asarray(value), sharding, *self.share.values(), axis) for name, value in batch.items()}
+        joined = lambda own: _joined(np.asarray(own), sharding, axis=int(stacked), **self.share)
+        return {name: joined(own) for name, own in batch.items()}
 
     def replicate(self, tree) -> Any:
         """The same host arrays on every process -> one copy on every device."""
@@ -235,14 +237,17 @@ def layout(
     return Layout(mesh, mode, tuple(rules), fsdp)
 
 
-def _joined(own: np.ndarray, sharding: NamedSharding, index: int, count: int, axis: int = 0) -> jax.Array:
-    """The global array of which this process has part `index` of `count` along an axis."""
+def _joined(
+    own: np.ndarray, sharding: NamedSharding, *, axis: int, process_index: int, process_count: int
+) -> jax.Array:
+    """The global array of which this process has one of `process_count` parts along an axis."""
     size, shape = own.shape[axis], list(own.shape)
-    shape[axis] = size * count
+    shape[axis] = size * process_count
+    start = size * process_index
 
     def part(place: Any) -> np.ndarray:
-        first, last, _ = place[axis].indices(size * count)
-        return own[(slice(None),) * axis + (slice(first - index * size, last - index * size),)]
+        first, last, _ = place[axis].indices(size * process_count)
+        return own[(slice(None),) * axis + (slice(first - start, last - start),)]
 
     return jax.make_array_from_callback(tuple(shape), sharding, part)
 
@@ -292,6 +297,11 @@ def _rows(grid: np.ndarray) -> dict[int, range]:
         return range(first, first + count) if equal else range(0)
 
     return {process: part(rows) for process, rows in found.items()}
+
+
+def of_one_process(devices: Sequence[Device]) -> list[Device]:
+    """Those of the first device's process: what `jax.local_devices` gives there."""
+    return [device for device in devices if device.process_index == devices[0].process_index]
 
 
 def local(params: Any) -> Any:

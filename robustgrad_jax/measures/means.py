@@ -5,8 +5,10 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from launch.data import Split, feed
+from launch.data import Spec, Split, feed
 from launch.training import sharding
 from launch.training.means import add, masked_means
 from launch.training.places import Stack
@@ -33,14 +35,34 @@ def over_split(
       check_stop: called between batches; may raise.
     """
     placed = layout.replicate(feed.resident(split))
-    shards = layout.data_shards
-    batch_size = -(-min(batch_size, len(split)) // shards) * shards  # at most one padded row per device more than asked
+    batch_size = _rows(layout, len(split), batch_size)
 
     def means(measure: Measure, variables: Any, /, **options: Any) -> dict[str, float]:
         batches = feed.eval_batches(split, batch_size=batch_size, **layout.share)
         return masked_means(layout, measure, variables, batches, resident=placed, check_stop=check_stop, **options)
 
     return means
+
+
+def _rows(layout: sharding.Layout, examples: int, batch_size: int) -> int:
+    """Images of a batch: at most one padded row per device more than asked."""
+    return -(-min(batch_size, examples) // layout.data_shards) * layout.data_shards
+
+
+def outline(layout: sharding.Layout, spec: Spec, examples: int, batch_size: int) -> tuple[dict[str, Any], int]:
+    """The batches of `over_split` with what is resident, as shapes on the devices, and how many there are."""
+    rows = _rows(layout, examples, batch_size)
+    split = NamedSharding(layout.mesh, P("data"))
+    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=split)
+    batch: dict[str, Any] = {"slot": shape(jnp.int32, rows), "mask": shape(jnp.bool_, rows)}
+    if not spec.in_memory:
+        images = {"image": shape(jnp.uint8, rows, *spec.image_shape), "label": shape(jnp.int32, rows)}
+        return batch | images, -(-examples // rows)
+    table = feed.Table.shapes(jax.ShapeDtypeStruct((examples, *spec.image_shape), jnp.uint8))
+    whole = {"images": table, "labels": jax.ShapeDtypeStruct((examples,), jnp.int32)}
+    on = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.replicated)
+    batch |= {"row": shape(jnp.int32, rows), sharding.RESIDENT: jax.tree.map(on, whole)}
+    return batch, -(-examples // rows)
 
 
 class StackedMeans(Protocol):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ from launch.training import duration, fit, keys, sharding
 from launch.training.optim import Optimizer
 from launch.training.pace import NonFiniteLoss
 from launch.training.places import One, Place, stack
-from launch.training.program import Batch, Metrics, NormState, Numbers, Program, Step, as_arrays
+from launch.training.program import Batch, Metrics, NormState, Numbers, Pass, Program, Step, as_arrays
 from robustgrad_jax import training
 from robustgrad_jax.gradients import Draws
 from robustgrad_jax.measures import evaluation, means
@@ -105,14 +105,18 @@ class Classifier(Stage):
         with about("optimizer.decay_mask"), section("optimizer.schedule"):
             jax.eval_shape(self._optimizer(spec).init, shapes["params"])
 
+    def layout(self, devices: Sequence[sharding.Device] | None = None) -> sharding.Layout:
+        """See `launch.training.program.Trained`."""
+        layout = sharding.layout(self.mode, devices=devices)
+        layout.check_batch(self.batch_size)
+        return layout
+
     def check_devices(self) -> None:
-        with about("batch_size"):
-            sharding.layout(self.mode).check_batch(self.batch_size)
+        self.layout()
 
     def make(self, store: Store) -> dict[str, Any]:
         """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""
-        layout = sharding.layout(self.mode)
-        layout.check_batch(self.batch_size)
+        layout = self.layout()
         splits, spec = store.get(self.images), self.images.data.spec()
         over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
         batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **layout.share)
@@ -154,9 +158,16 @@ class Classifier(Stage):
                 store.put(stages[index], _result(outcome), time.perf_counter() - begin)
         return failures
 
+    @classmethod
+    def outline_together(cls, stages: Sequence["Classifier"], devices: Sequence[sharding.Device]) -> Pass:
+        """What `make_together` compiles on these devices."""
+        first = stages[0]
+        program = first.program(sharding.layout(devices=devices[:1]))
+        numbers = as_arrays(stacked_numbers(stages))
+        return stack(len(stages), devices).outline(f"{len(stages)} {cls.__name__}s", replace(program, numbers=numbers))
+
     def program(self, layout: sharding.Layout) -> Program:
         """The program that it compiles, for a global batch over the devices of `layout`."""
-        layout.check_batch(self.batch_size)
         spec = self.images.data.spec()
         shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype)
         batch: dict[str, Any] = {"slot": shape(jnp.int32, self.batch_size)}

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from flax import linen as nn
 
-from launch.data import DataSet, Spec, Splits
+from launch.data import Arrays, DataSet, Spec, Splits
 from launch.files import load_json, load_tree
 from launch.networks import activations
 from launch.reading import paths, shown
@@ -42,6 +42,15 @@ class ImageSplits(Stage):
         splits = self.data.load(self.seed)
         logging.info("%s", splits.note)
         return splits
+
+    def outline(self) -> Splits:
+        """The same with zeros for images and labels, which take no memory; no image is read for it."""
+        spec, (mean, std) = self.data.spec(), self.data.statistics()
+        zeros = lambda n: Arrays(
+            np.broadcast_to(np.zeros((), np.uint8), (n, *spec.image_shape)), np.broadcast_to(np.zeros((), np.int32), n)
+        )
+        train, val, test = map(zeros, (spec.examples, spec.val_examples, spec.test_examples))
+        return Splits(train, val, test, spec.classes, mean, std, spec.image_shape, "an outline")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from launch.results import NumbersStage, with_nan, without_nan
 from launch.stages import Stage, free, stackable
 from launch.store import Store
 from launch.training import sharding
+from launch.training.means import outline
+from launch.training.program import Pass
 from robustgrad_jax import attacks, training
 from robustgrad_jax.attributions import explainers
 from robustgrad_jax.measures import evaluation, means, under_attack
@@ -25,6 +27,19 @@ from robustgrad_jax.stages.classifier import Classifier
 from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained
 
 Weights = Classifier | Pretrained  # results have "variables"
+
+
+class Inputs(Protocol):
+    """Where a measurement finds what it needs besides the weights: a store, or outlines in its place."""
+
+    def get(self, stage: Any, /) -> Any: ...
+
+
+class _Outlines:
+    """Data sets without their images, and what is made from them."""
+
+    def get(self, stage: Any, /) -> Any:
+        return stage.outline() if isinstance(stage, ImageSplits) else stage.make(self)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Explanation(Stage):
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = stackable(0)
 
-    def make(self, store: Store) -> Subject:
+    def make(self, store: Inputs) -> Subject:
         splits, module = store.get(self.images), self.architecture.module(self.images.data.spec())
         prepare = training.Normalized(splits.mean, splits.std)
         attribute = explainers.create(
@@ -70,11 +85,27 @@ class Measurement(Stage):
 
     weights: Weights
     examples: int = 0
+    batch_size: int = free(128)
     seed: int = stackable(0)
+
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
+        """What is measured of each image, and options of `masked_means`."""
+        raise NotImplementedError(f"{type(self).__name__} has no measure()")
 
     def values(self, store: Store) -> dict[str, Any]:
         """{"values": …, "pictures": …}, with NaN for a mean over images of which one is not finite."""
-        raise NotImplementedError(f"{type(self).__name__} has no values()")
+        measure, options = self.measure(store)
+        return {"values": self.means(store, measure, **options)}
+
+    def passes(self, layout: sharding.Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        measure, options = self.measure(_Outlines())
+        spec = self.weights.images.data.spec()
+        shapes = self.weights.architecture.shapes(spec)
+        placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.replicated)
+        batch, count = means.outline(layout, spec, self.examples or spec.test_examples, self.batch_size)
+        wanted = {name: options[name] for name in ("repeats", "once") if name in options}
+        return outline(layout, self.title, measure, jax.tree.map(placed, shapes), batch, batches=count, **wanted)
 
     def make(self, store: Store) -> dict[str, Any]:
         logging.info("%s: %s", type(self).__name__, self.title)
@@ -102,10 +133,10 @@ class Measurement(Stage):
         """The values by their keys in the result."""
         return {f"{self.GROUP}/{name}": value for name, value in values.items()}
 
-    def means(self, store: Store, measure: Measure, *, batch_size: int, **options: Any) -> dict[str, float]:
+    def means(self, store: Store, measure: Measure, **options: Any) -> dict[str, float]:
         """Means of `measure` over the test images."""
         layout = sharding.layout()
-        over_split = means.over_split(layout, self.split(store), batch_size, store.stop.check)
+        over_split = means.over_split(layout, self.split(store), self.batch_size, store.stop.check)
         return over_split(measure, layout.place(store.get(self.weights)["variables"]), **options)
 
     def split(self, store: Store) -> Split:
@@ -113,7 +144,7 @@ class Measurement(Stage):
         test = store.get(self.weights.images).test
         return data_splits.subset(test, seed=self.seed, examples=self.examples, name="examples")
 
-    def subject(self, store: Store) -> tuple[Any, training.Normalized, Splits]:
+    def subject(self, store: Inputs) -> tuple[Any, training.Normalized, Splits]:
         """The network's module, what prepares a batch for it, and its data."""
         splits = store.get(self.weights.images)
         module = self.weights.architecture.module(self.weights.images.data.spec())
@@ -126,11 +157,9 @@ class CleanAccuracy(Measurement):
 
     GROUP: ClassVar[str] = "test"
 
-    batch_size: int = free(128)
-
-    def values(self, store: Store) -> dict[str, Any]:
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         module, prepare, _ = self.subject(store)
-        return {"values": self.means(store, evaluation.accuracy(module, prepare), batch_size=self.batch_size)}
+        return evaluation.accuracy(module, prepare), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +170,11 @@ class UpperBound(Measurement):
 
     radius: float
     draws: int
-    batch_size: int = free(128)
 
-    def values(self, store: Store) -> dict[str, Any]:
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         module, prepare, splits = self.subject(store)
         measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
-        values = self.means(
-            store, measure, batch_size=self.batch_size, repeats=self.draws, finish=evaluation.hutchinson
-        )
-        return {"values": values}
+        return measure, {"repeats": self.draws, "finish": evaluation.hutchinson}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +222,12 @@ class RandomPerturbations(AttributionMeasurement):
     compare: Compare
     batch_size: int = 128
 
-    def values(self, store: Store) -> dict[str, Any]:
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         subject, std = store.get(self.explanation), store.get(self.weights.images).std
         measure = evaluation.random_perturbation_similarity(
             subject, std=std, radii=self.radii, compare=self.compare, seed=self.seed
         )
-        options = dict(repeats=self.draws, once=evaluation.clean(subject), finish=evaluation.count_nonfinite)
-        return {"values": self.means(store, measure, batch_size=self.batch_size, **options)}
+        return measure, dict(repeats=self.draws, once=evaluation.clean(subject), finish=evaluation.count_nonfinite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,14 +254,18 @@ class UnderAttack(AttributionMeasurement):
     def title(self) -> str:
         return f"{self.attribution}, {self.attack.name}"
 
-    def values(self, store: Store) -> dict[str, Any]:
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         subject, splits = store.get(self.explanation), store.get(self.weights.images)
         through = Subject(attacks.smoothed(subject.model, self.beta), subject.prepare, subject.attribute)
         attacked = under_attack.attacked(subject, through, self.attack, std=tuple(splits.std), seed=self.seed)
         measure = under_attack.under_attack(subject, self.attack, compare=self.compare, curve_steps=self.curve_steps)
+        return measure, {"once": attacked, "compile_once": False}
+
+    def values(self, store: Store) -> dict[str, Any]:
+        measure, options = self.measure(store)
         pictures: dict[str, np.ndarray] = {}
-        options = dict(once=self._keeping(attacked, splits, pictures), compile_once=False)
-        values = self.means(store, measure, batch_size=self.batch_size, **options)
+        options["once"] = self._keeping(options["once"], store.get(self.weights.images), pictures)
+        values = self.means(store, measure, **options)
         return {"values": values, "pictures": {self.attack.name: pictures} if pictures else {}}
 
     def _keeping(self, attacked: RunAttack, splits: Splits, pictures: dict[str, np.ndarray]) -> RunAttack:
@@ -269,11 +297,9 @@ class PixelCurves(AttributionMeasurement):
 
     names: tuple[str, ...]
     steps: int
-    batch_size: int = free(128)
 
-    def values(self, store: Store) -> dict[str, Any]:
-        measure = evaluation.curves(store.get(self.explanation), names=self.names, steps=self.steps)
-        return {"values": self.means(store, measure, batch_size=self.batch_size)}
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
+        return evaluation.curves(store.get(self.explanation), names=self.names, steps=self.steps), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,9 +309,8 @@ class LocalStability(AttributionMeasurement):
     names: tuple[str, ...]
     radius: float
     draws: int
-    batch_size: int = free(128)
 
-    def values(self, store: Store) -> dict[str, Any]:
+    def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         measure = evaluation.sensitivities(
             store.get(self.explanation),
             std=store.get(self.weights.images).std,
@@ -294,7 +319,7 @@ class LocalStability(AttributionMeasurement):
             samples=self.draws,
             seed=self.seed,
         )
-        return {"values": self.means(store, measure, batch_size=self.batch_size)}
+        return measure, {}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clip_jax.training.clips import image_pass
 from launch.results import FieldsStage
 from launch.stages import Stage, free
 from launch.store import Store
+from launch.training.program import Pass
+from launch.training.sharding import Layout
 from rtd_jax.benchmarks import evaluation
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.phi import PhiFile, PhiTraining
@@ -25,6 +28,10 @@ class GalleryEmbeddings(FieldsStage):
     task: DataStage
     target_pad: bool = True
     batch_size: int = free(256)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [image_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> evaluation.TaskImages:
         clip, task = store.get(self.clip), store.get(self.task)

@@ -1,12 +1,13 @@
 """What trained stages share: settings, the program, the run of the loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import jax
 import optax
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ClipConfig
 from clip_jax.training.options import Devices
@@ -59,12 +60,21 @@ class TextTraining(Stage):
         require_whole(self, "batch_size")
         duration.check(self, "duration", least=1)
 
+    def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
+        """See `launch.training.program.Trained`."""
+        return self.layout_by((), devices)
+
+    def layout_by(self, rules: Sequence[tuple[str, P]], devices: Sequence[mesh.Device] | None) -> mesh.Layout:
+        """Devices over which the batch divides, with parameters split by `rules`."""
+        layout = self.sharding.layout(rules, devices)
+        with section(self.SECTION):
+            layout.check_batch(self.batch_size)
+        return layout
+
     def check_fit(self, examples: int, params: Any) -> None:
         """Raise `SettingError` for what does not fit so many examples, or these parameters (or their shapes)."""
         with section(self.SECTION):
             require(self.batch_size <= examples, self, "batch_size", f"more than the {examples} examples to train on")
-            with about("batch_size"):
-                self.sharding.layout().check_batch(self.batch_size)
             self.cadence(examples)
             with section("optimizer.schedule"):
                 optimizer, _ = self.create_optimizer(examples)
@@ -118,9 +128,8 @@ class TextTraining(Stage):
         """Train from initial parameters on a table; `config` is that of the CLIP, for the lengths of texts.
 
         Raises:
-          ValueError: a batch that does not divide over the devices, or is larger than the table.
+          ValueError: a batch that is larger than the table.
         """
-        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
         rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
         whole = Training(
             place=One(layout),

@@ -9,11 +9,12 @@ import numpy as np
 from absl import logging
 
 import clip_jax
+from clip_jax.training.clips import image_pass, text_pass
 from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, stackable
 from launch.store import Store
 from launch.training import keys
-from launch.training.program import Program
+from launch.training.program import Pass, Program
 from launch.training.sharding import Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
@@ -41,6 +42,10 @@ class ImageEmbeddings(Stage):
     images: ImagesOfScenes | ImagesOfFolder
     target_pad: bool = True
     batch_size: int = free(256)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [image_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
         options: dict[str, Any] = dict(target_pad=self.target_pad, batch_size=self.batch_size, progress=False)
@@ -156,9 +161,10 @@ class PhiTraining(TextTraining):
         clip = store.get(self.clip)
         params = jax.eval_shape(lambda: self.network(clip).params)
         self.check_fit(len(store.get(self.source())[0]), params)
+        self.layout()
 
     def make(self, store: Store) -> TrainedPhi:
-        clip, layout = store.get(self.clip), self.sharding.layout()
+        clip, layout = store.get(self.clip), self.layout()
         table, val, resident = self.read(store)
         fresh = self.network(clip)
         at = lambda state: phi.Network(fresh.module, local(state.params))
@@ -197,6 +203,10 @@ class CaptionTable(Stage):
     clip: ClipSource
     captions: DataStage
     batch_size: int = free(256)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [text_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> tuple[feed.TextTable, np.ndarray]:
         clip, (train, val, matcher) = store.get(self.clip), store.get(self.captions)

@@ -1,6 +1,6 @@
 """RTD's training of the text encoder as stages: frozen embeddings of the triplets, the training, the CLIP it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -11,12 +11,13 @@ from absl import logging
 
 import clip_jax
 from clip_jax.config import DTYPES, ClipConfig
+from clip_jax.training.clips import text_pass
 from clip_jax.training.options import Computation
 from launch.results import FieldsStage
 from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
-from launch.training.program import Program, State
-from launch.training.sharding import Layout
+from launch.training.program import Pass, Program, State
+from launch.training.sharding import Device, Layout
 from rtd_jax.phi import Network
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.fitting import TextTraining, metrics_of
@@ -34,6 +35,10 @@ class TripletEmbeddings(Stage):
     clip: ClipSource
     triplets: DataStage
     batch_size: int = free(256)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [text_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> dict[str, np.ndarray]:
         clip, (train, val) = store.get(self.clip), store.get(self.triplets)
@@ -131,15 +136,19 @@ class Tuning(TextTraining, FieldsStage):
             {"phi": jax.eval_shape(lambda: network.params)},
         )
 
-    def preflight(self, store: Store) -> None:
-        clip, (train, _) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
-        self.check_fit(len(train), {"text": clip.params["text"]})
-        layout = self.sharding.layout(self.sharding.rules(clip.config, ("text",)))
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        layout = self.layout_by(self.sharding.rules(self.embeddings.clip.outline().config, ("text",)), devices)
         with section("rtd.objective"):
             parts, shards = self.objective.accumulation, layout.data_shards
             divides = self.batch_size % (parts * shards) == 0
             problem = f"rtd.batch_size={self.batch_size} does not divide over {shards} devices and as many parts"
             require(divides, self.objective, "accumulation", problem)
+        return layout
+
+    def preflight(self, store: Store) -> None:
+        clip, (train, _) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
+        self.check_fit(len(train), {"text": clip.params["text"]})
+        self.layout()
 
     def make(self, store: Store) -> TunedText:
         clip, (train, val) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
@@ -147,7 +156,7 @@ class Tuning(TextTraining, FieldsStage):
         logging.info("%d triplets to train on, %d to validate on", len(train), len(val))
         tower, ids = self.tower(clip, train)
         table = trained.make_table(tower.config, self.objective, embeddings, ids)
-        layout = self.sharding.layout(self.sharding.rules(tower.config, ("text",)))
+        layout = self.layout()
         _, rate = self.create_optimizer(len(table))
 
         def whole(state: State) -> dict[str, Any]:

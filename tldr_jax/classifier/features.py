@@ -22,6 +22,7 @@ import clip_jax
 from clip_jax import preprocess, spread
 from launch.data import images
 from launch.training.prefetch import prefetch
+from tldr_jax.classifier import backbones
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.datasets import Part
 
@@ -106,18 +107,33 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
       outputs: of its head.
       batch_size: images per step.
     """
+    return Encoder(
+        crop=lambda image: images.center_crop(image, backbone.image_size),
+        accepts=lambda stack: True,  # sets in memory are cut to size when they are read
+        embed=_on_own_devices(_forward(backbone, outputs), dict(variables), batch_size),
+        width=backbone.kind.features,
+    )
+
+
+def outline(
+    backbone: Backbone, *, outputs: int, batch_size: int, devices: Sequence[Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """What `of_classifier` compiles on some devices: a jitted function and its arguments, as shapes."""
+    template = backbones.template(backbone.create(outputs), backbone.image_shape)
+    size, variables, split = spread.outline(template, batch_size, devices)
+    stack = jax.ShapeDtypeStruct((size, *backbone.image_shape), np.uint8, sharding=split)
+    return jax.jit(_forward(backbone, outputs)), (variables, stack)
+
+
+def _forward(backbone: Backbone, outputs: int) -> EncodeImages:
+    """The classifier's features."""
     model = backbone.create(outputs)
 
     def encode(variables: Any, stack: jax.Array) -> jax.Array:
         (_, own), _ = model.apply(variables, backbone.normalize(stack), mutable=[])
         return own["features"]
 
-    return Encoder(
-        crop=lambda image: images.center_crop(image, backbone.image_size),
-        accepts=lambda stack: True,  # sets in memory are cut to size when they are read
-        embed=_on_own_devices(encode, dict(variables), batch_size),
-        width=backbone.kind.features,
-    )
+    return encode
 
 
 def _on_own_devices(encode: EncodeImages, variables: Any, batch_size: int) -> Embed:

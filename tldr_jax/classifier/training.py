@@ -1,6 +1,6 @@
 """A stage that trains a network by gradient: what pretraining and ERM have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -25,12 +25,12 @@ from launch.stages import (
 )
 from launch.store import Store
 from launch.training import duration
+from launch.training import sharding as mesh
 from launch.training.fit import Cadence, Loop, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
 from launch.training.program import Batch, Numbers, Program, Step, as_arrays
 from launch.training.program import NormState as State
-from launch.training.sharding import MODES, Layout, layout
 from tldr_jax.classifier import backbones, erm
 from tldr_jax.classifier.backbones import Backbone
 
@@ -95,7 +95,7 @@ class Supervised(Stage):
         duration.check(self, "duration")
         require_number(self, "seed", least=0)
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        require_known(self, "sharding", MODES)
+        require_known(self, "sharding", mesh.MODES)
 
     @property
     def outputs(self) -> int:
@@ -127,9 +127,15 @@ class Supervised(Stage):
             fits = self.batch_size <= examples or not self.trains
             require(fits, self, "batch_size", f"more than the {examples} training images")
 
+    def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
+        """See `launch.training.program.Trained`."""
+        layout = mesh.layout(self.sharding, devices=devices)
+        with section(self.SECTION):
+            layout.check_batch(self.batch_size)
+        return layout
+
     def preflight(self, store: Store) -> None:
-        with about(f"{self.SECTION}.batch_size"):
-            layout(self.sharding).check_batch(self.batch_size)
+        self.layout()
 
     def model(self) -> nn.Module:
         """The network."""
@@ -144,9 +150,9 @@ class Supervised(Stage):
 
         return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples))
 
-    def program(self, layout: Layout) -> Program:
+    def program(self, layout: mesh.Layout) -> Program:
         """Step and shapes, without data; see `launch.training.program`."""
-        layout.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        del layout
         data, shape = self.training_data(), jax.ShapeDtypeStruct
         values = as_arrays(numbers(self))
         variables = backbones.template(self.model(), self.backbone.image_shape)
@@ -184,8 +190,7 @@ class Supervised(Stage):
         Returns:
           Variables on the host.
         """
-        devices = layout(self.sharding)
-        devices.check_batch(self.batch_size, f"{self.SECTION}.batch_size")
+        layout = self.layout()
         self.check_batch(len(split))
         steps = self._steps(len(split))[1]
         values = as_arrays(numbers(self))
@@ -193,7 +198,7 @@ class Supervised(Stage):
             return jax.tree.map(np.asarray, dict(variables))
         state = jax.jit(partial(self._state, len(split)))(values, dict(variables))
         training = Training(
-            place=One(devices),
+            place=One(layout),
             step=self.step(len(split)),
             numbers=values,
             batches=lambda start: feed.train_batches(
@@ -201,7 +206,7 @@ class Supervised(Stage):
                 seed=self.seed,
                 batch_size=self.batch_size,
                 start=start,
-                **devices.share,
+                **layout.share,
             ),
             batch_size=self.batch_size,
             steps=steps,

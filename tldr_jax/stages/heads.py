@@ -1,5 +1,6 @@
 """The heads that are trained on text (Park et al., WACV 2025)."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,14 +11,16 @@ import numpy as np
 from launch.processes.stop import Preempted
 from launch.stages import Stage, about, numbers, require, require_distinct, stackable
 from launch.store import Store
-from launch.training import duration
-from launch.training.program import Program, as_arrays
-from launch.training.sharding import Layout
+from launch.training import duration, sharding
+from launch.training.program import Pass, Program, as_arrays
+from launch.training.sharding import Device, Layout, of_one_process
 from tldr_jax import retrain
 from tldr_jax.heads import Head, draws, together
 from tldr_jax.stages.images import Features
 from tldr_jax.stages.text import KeptWords, LinearProjector, NetworkProjector, require_rates
 from tldr_jax.words import text
+
+_SETTINGS = ("learning_rate", "weight_decay", "seed")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Heads(Stage):
         duration.check(self, "duration", least=1)
         with about("duration"):  # pairs of words in an epoch: no more than so many
             duration.to_steps(self.duration, examples=10**6, batch_size=max(self.batch_size, 1))
-        require_distinct(self, "learning_rate", "weight_decay", "seed")
+        require_distinct(self, *_SETTINGS)
         for name in ("batch_size", "evaluations"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require_rates(self)
@@ -90,6 +93,24 @@ class Heads(Stage):
 
     def decode(self, tree: Any) -> dict[str, Any]:
         return tree | {name: Head(*tree[name]) for name in self.CHOICES if name in tree}
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`: one call is the whole training, by every process on its own devices."""
+        own = sharding.layout(devices=of_one_process(list(layout.mesh.devices.flat)))
+        program = self.program(own)
+        placed = lambda a: jax.ShapeDtypeStruct(np.shape(a), jax.dtypes.result_type(a), sharding=own.replicated)
+        numbers, start, tables = jax.tree.map(placed, (program.numbers, jax.numpy.int32(0), program.resident))
+        train = lambda numbers, step, tables: program.step(numbers, {"step": step}, {sharding.RESIDENT: tables})[0]
+        return [Pass("training", jax.jit(train), (numbers, start, tables), 1)]
+
+    @classmethod
+    def outline_together(cls, stages: Sequence[Self], devices: Sequence[Device]) -> Pass:
+        """What `make_together` compiles if the heads of these stages are all combinations of their settings."""
+        values = {name: tuple(dict.fromkeys(v for own in stages for v in getattr(own, name))) for name in _SETTINGS}
+        mappings = {own.key: own for stage in stages for own in stage.projectors}
+        joined = dataclasses.replace(stages[0], projectors=tuple(mappings.values()), **values)
+        (training,) = joined.passes(sharding.layout(devices=devices))
+        return dataclasses.replace(training, name=f"{len(stages)} {cls.__name__}: {training.name}")
 
     def program(self, layout: Layout) -> Program:
         """What is compiled if the filters keep all words; see `retrain.program`."""

@@ -11,7 +11,7 @@ import optax
 from absl import logging
 
 import clip_jax
-from clip_jax.training.clips import PretrainedClip
+from clip_jax.training.clips import PretrainedClip, image_pass
 from launch.data import Arrays, feed, scenes
 from launch.data.scenes import world
 from launch.data.splits import select
@@ -19,7 +19,8 @@ from launch.reading import paths
 from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
-from launch.training import sharding
+from launch.training.program import Pass
+from launch.training.sharding import Layout, of_one_process
 from tldr_jax import datasets
 from tldr_jax.classifier import backbones, erm, features
 from tldr_jax.classifier.training import BestCheckpoint, Examples, Supervised
@@ -210,7 +211,7 @@ class Erm(Supervised):
         elif self.start is not None:
             variables = backbones.with_head(store.get(self.start), variables["params"][backbones.HEAD])
         evaluate = erm.validation(
-            sharding.layout(self.sharding),
+            self.layout(),
             self.backbone,
             self.model(),
             datasets.split(val, **options),
@@ -248,6 +249,10 @@ class ClipImages(Stage):
     def encoder(self, store: Store) -> features.Encoder:
         return features.of_clip(store.get(self.clip), self.batch_size)
 
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        return [image_pass(self.clip.outline(), self.batch_size, layout, count=self.images.examples)]
+
     def make(self, store: Store) -> np.ndarray | None:
         return _tables([self], store, self.decoded)[0]
 
@@ -275,6 +280,13 @@ class Features(FieldsStage):
         return features.of_classifier(
             self.erm.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size
         )
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        devices = of_one_process(list(layout.mesh.devices.flat))
+        backbone, outputs = self.erm.backbone, self.erm.outputs
+        function, arguments = features.outline(backbone, outputs=outputs, batch_size=self.batch_size, devices=devices)
+        return [Pass("features", function, arguments, -(-self.images.examples // self.batch_size))]
 
     def make(self, store: Store) -> features.LabelledRows:
         part = store.get(self.images)

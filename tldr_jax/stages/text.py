@@ -10,10 +10,13 @@ import jax
 import numpy as np
 from absl import logging
 
+from clip_jax.training.clips import text_pass
 from launch.data import scenes
 from launch.results import FieldsStage
 from launch.stages import SettingError, Stage, free, require, require_known, require_number, stackable
 from launch.store import Store
+from launch.training.program import Pass
+from launch.training.sharding import Layout
 from tldr_jax import heads, projector, words
 from tldr_jax.datasets import captions, coco
 from tldr_jax.projector import gap as gaps
@@ -232,6 +235,12 @@ class EmbeddedWords(Stage):
     def outline(self) -> text.TextSet:
         """The embeddings of all words, with shapes in place of arrays."""
         return text.outline(self.word_set(), self.templates, self.clip.outline().config.projection)
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.Frozen`."""
+        texts = self.outline()
+        count = sum(math.prod(np.shape(table)[:2]) for table in (texts.target, texts.spurious))
+        return [text_pass(self.clip.outline(), self.batch_size, layout, count=count)]
 
     def make(self, store: Store) -> WordEmbeddings:
         options: dict[str, Any] = dict(batch_size=self.batch_size, progress=False)

@@ -1,0 +1,137 @@
+"""Compile a config for machines that are not here: `python -m launch.compile --config=FILE --topology=v5e:4x8 …`.
+
+What the run would compile on a TPU slice or on the GPUs of a host goes through the compiler of that device: the step of
+every trained stage and the frozen passes, with the batches and shardings that they would have there. Nothing runs, and
+nothing is allocated. One table says what fits, what a step costs, and what devices send each other.
+
+    --topology=v5e:16x16 --topology=h100x8    may be repeated: v4, v5e, v5p, v6e; a100, h100, h200
+    --config.a.b=v                            as in launch.train
+    --grid "seed=0:16"                        the members of a sweep, as launch.sweep --executor=vmap stacks them
+    --only REGEX                              of what is compiled: "Classifier", "aam", "^(?!Clean)"
+    --json FILE                               the same numbers in full
+    --effort=0                                compile as thoroughly as for a run: several times slower
+
+Needs the compilers (`pip install -e '.[aot]'`), neither TPU nor GPU. The exit status is 1 if something does not fit.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from launch import sweep, train
+from launch.aot import programs, table, topologies
+from launch.aot.cost import cost
+from launch.aot.topologies import Topology
+from launch.files import write_atomically
+from launch.processes import commands, versions
+from launch.reading import paths
+from launch.stages import Stage, walk
+from launch.sweeps.stacked import planned
+from launch.sweeps.stacks import explain, group
+from launch.training.program import Pass
+
+_TOPOLOGY = flags.DEFINE_multi_string("topology", None, "machines to compile for", required=True)
+_ONLY = flags.DEFINE_string("only", "", "regular expression of the names of programs")
+_JSON = flags.DEFINE_string("json", "", "file for the numbers in full")
+_EFFORT = flags.DEFINE_float(
+    "effort", -1.0, "of the compiler's optimisation of time, from -1 to 1; runs have 0", lower_bound=-1, upper_bound=1
+)
+_SHARED = {"config", "grid", "config_sweep", "sample_seed"}  # of the flags that belong to launch.train and launch.sweep
+
+
+def check_flags() -> None:
+    """Raise ValueError for flags of commands that run something."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    foreign = {flag.name for module in (train.__name__, sweep.__name__) for flag in by_module[module]} - _SHARED
+    given = sorted(name for name in foreign if flags.FLAGS[name].present)
+    if given:
+        raise ValueError(f"--{given[0]}: launch.compile runs nothing and writes no run directory; leave it out")
+    if _JSON.value:
+        paths.path(_JSON.value, "--json")
+    try:
+        re.compile(_ONLY.value)
+    except re.error as error:
+        raise ValueError(f"--only={_ONLY.value}: not a regular expression: {error}") from error
+
+
+def plans() -> list[list[Stage]]:
+    """The plan of the config; with --grid those of the members, by stacks.
+
+    Raises:
+      ValueError: settings that cannot be used, or members that do not stack.
+    """
+    if not flags.FLAGS.grid:
+        return [[train.planned(flags.FLAGS.config)[1]]]
+    swept, _ = sweep.from_flags()
+    members, refused = planned(swept.members)
+    if refused:
+        raise refused[0][1]
+    stacks = group(members)
+    if text := explain(stacks):
+        print(text, file=sys.stderr)
+    return [[member.root for member in stack] for stack in stacks]
+
+
+def passes(roots: list[Stage], topology: Topology) -> list[Pass]:
+    """What some plans compile for a topology.
+
+    Raises:
+      ValueError: a batch does not divide over it, or nothing is compiled.
+    """
+    try:
+        found = programs.of_stack(roots, topology) if len(roots) > 1 else programs.of_plan(roots[0], topology)
+    except ValueError as error:
+        error.add_note(f"on the {len(topology.devices)} devices of {topology.name}")
+        raise
+    if not found:
+        names = ", ".join(type(stage).__name__ for stage in walk(roots[0]))
+        raise ValueError(f"nothing in this plan is compiled ahead of time; its stages are {names}")
+    chosen = [one for one in found if re.search(_ONLY.value, one.name)]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(one.name for one in found))
+        raise ValueError(f"--only={_ONLY.value}: matches none of the programs, which are {known}")
+    return chosen
+
+
+def compiled(found: Iterable[tuple[Topology, list[Pass]]]) -> Iterator[table.Row]:
+    """The rows of the table, one after the other."""
+    for topology, wanted in found:
+        for one in programs.lower(wanted):
+            print(f"{topology.name}: compiling {one.name}", file=sys.stderr, flush=True)
+            yield table.Row(one.name, topology.name, one.calls, cost(one.program, one.arguments, topology))
+
+
+@commands.ending()
+def main(argv: list[str]) -> None:
+    train.check_understood(argv)
+    check_flags()
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, least of all on a device that another process uses
+    jax.config.update("jax_exec_time_optimization_effort", _EFFORT.value)
+    targets = [topologies.topology(name) for name in dict.fromkeys(_TOPOLOGY.value)]
+    stacks = plans()
+    rows = list(compiled([(target, passes(roots, target)) for target in targets for roots in stacks]))
+    holder = flags.FLAGS["config"]
+    file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
+    settings = " ".join(f"--config.{key}={value}" for key, value in fixed.items())
+    about = {"config": file, "overrides": settings, "grid": flags.FLAGS.grid, "effort": _EFFORT.value}
+    print(f"{' '.join(filter(None, (file, settings, flags.FLAGS.grid)))}, compiled with --effort={_EFFORT.value:g}\n")
+    print(table.text(rows), flush=True)
+    if _JSON.value:
+        content = about | {"versions": versions.collect(), "programs": [table.as_json(row) for row in rows]}
+        write_atomically(_JSON.value, json.dumps(content, indent=1) + "\n")
+    sys.exit(0 if all(row.cost.fits for row in rows) else commands.FAILURE)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags of launch.train and launch.sweep, of which --workdir is not needed: nothing is written."""
+    flags.FLAGS.set_default("workdir", "")
+    return train.parse(argv)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

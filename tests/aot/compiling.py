@@ -1,0 +1,75 @@
+"""Programs of configs, through the compilers of accelerators."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from launch.aot import hlo, programs
+from launch.aot.topologies import Topology, TopologyError, topology
+from launch.train import planned
+from tests.commands import REQUIRED
+
+only_with_system = pytest.mark.skipif(not REQUIRED, reason="minutes of compiling: `make test SYSTEM=yes`")
+TPU, GPU = "v5e:2x4", "h100x8"
+
+
+@dataclass(frozen=True)
+class CompiledPass:
+    """A program as it was compiled.
+
+    Attributes:
+      topology: that it was compiled for.
+      arguments: the shapes of its arguments.
+      module: what it does.
+      peak: bytes on one device.
+    """
+
+    topology: Topology
+    arguments: Any
+    module: hlo.Module
+    peak: int
+
+    @property
+    def fits(self) -> bool:
+        return self.peak < self.topology.chip.memory
+
+    def exchanged(self, *kinds: str, group: int | None = None) -> int:
+        """Bytes of collectives of these kinds, among so many devices; by default of all."""
+        chosen = [one for one in self.module.collectives if not kinds or one.kind in kinds]
+        return sum(one.total for one in chosen if group in (None, one.group))
+
+
+def plan(config: str, **overrides: Any) -> Any:
+    """The plan of a config with overrides, as `dict(**{"a.b": 1})`."""
+    values = importlib.import_module(f"configs.{config}").get_config()
+    values.update_from_flattened_dict(overrides)
+    return planned(FrozenConfigDict(values))[1]
+
+
+def compiled(roots: list[Any], name: str, only: str) -> CompiledPass:
+    """The one program called `only` of a plan, or of plans that stack.
+
+    Fails where a compiler is missing, since the tests that need it run only where it is required.
+    """
+    try:
+        machine = topology(name)
+    except TopologyError as error:
+        pytest.fail(str(error))
+    passes = programs.of_stack(roots, machine) if len(roots) > 1 else programs.of_plan(roots[0], machine)
+    one = next(own for own in passes if own.name == only)
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    try:
+        made = one.function.lower(*one.arguments).compile()
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+    peak = made.memory_analysis().peak_memory_in_bytes
+    return CompiledPass(machine, one.arguments, hlo.Module.of(made.as_text()), peak)
+
+
+def nbytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

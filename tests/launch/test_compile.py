@@ -1,0 +1,21 @@
+"""The command's refusals; what it compiles is in tests/launch/aot and tests/aot."""
+
+import pytest
+
+from tests.commands import finish, start
+
+SCENES = "--config=configs/robustgrad/scenes.py"
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ((SCENES,), "topology"),
+        ((SCENES, "--topology=v7:2x2"), "unknown topology 'v7:2x2'; TPU slices are v4, v5e, v5p, v6e with a shape"),
+        ((SCENES, "--topology=h100x8", "--workdir=runs/x"), "--workdir: launch.compile runs nothing"),
+        ((SCENES, "--topology=h100x8", "--config.batch=3"), "unknown config key 'batch'"),
+    ],
+)
+def test_mistakes_are_one_line(flags, line):
+    output = finish(start("-m", "launch.compile", *flags), code=2)
+    assert line in output and "Traceback" not in output
