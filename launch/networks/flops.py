@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 # Of the primitives in `conv`: which of (first operand, second operand, result) is the output y of a convolution, and
@@ -23,7 +22,7 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> float:
 
 
 def _of(eqn: JaxprEqn) -> float:
-    name, shapes = eqn.primitive.name, [np.shape(variable.aval) for variable in (*eqn.invars, *eqn.outvars)]
+    name, shapes = eqn.primitive.name, [_shape(variable) for variable in (*eqn.invars, *eqn.outvars)]
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
@@ -39,6 +38,10 @@ def _of(eqn: JaxprEqn) -> float:
         return max(inner)
     times = {"scan": lambda: eqn.params["length"], "shard_map": lambda: _devices(eqn)}.get(name, lambda: 1)()
     return times * sum(inner)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())  # a token has none
 
 
 def _devices(eqn: JaxprEqn) -> int:
