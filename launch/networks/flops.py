@@ -22,7 +22,7 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> float:
 
 
 def _of(eqn: JaxprEqn) -> float:
-    name, shapes = eqn.primitive.name, [_shape(variable.aval) for variable in (*eqn.invars, *eqn.outvars)]
+    name, shapes = eqn.primitive.name, [_shape(variable) for variable in (*eqn.invars, *eqn.outvars)]
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
@@ -40,8 +40,8 @@ def _of(eqn: JaxprEqn) -> float:
     return times * sum(inner)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return getattr(value, "shape", ())  # tokens have none
+def _shape(variable: Any) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())  # a token has none
 
 
 def _devices(eqn: JaxprEqn) -> int:
