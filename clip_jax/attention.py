@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from clip_jax.config import HALF, ClipConfig
 _WIDEST, _MULTIPLE = 128, 8  # of a head, for cuDNN
 
 
-def fastest(config: ClipConfig, devices: Iterable[jax.Device]) -> ClipConfig:
-    """The config with the attention that suits the devices that it will be computed on."""
+def fastest(config: ClipConfig, devices: Iterable[Any]) -> ClipConfig:
+    """The config with the attention that suits the JAX devices that it will be computed on."""
     widths = [tower.width // tower.heads for tower in (config.image, config.text)]
     fits = config.dtype in HALF and all(width <= _WIDEST and width % _MULTIPLE == 0 for width in widths)
     suits = fits and all(device.platform in ("gpu", "cuda") for device in devices) and has_cudnn()

@@ -97,7 +97,7 @@ class Embedder:
         images = _listed(images)
         shape = len(images), clip.config.projection
         size, placed, sharding = _prepare({"image": clip.params["image"]}, len(images), self.batch_size or IMAGE_BATCH)
-        step = functools.partial(_image_step, fastest(clip.config, sharding.mesh.devices.flat), spec, placed)
+        step = functools.partial(_image_step, fastest(clip.config, sharding.device_set), spec, placed)
 
         def make() -> np.ndarray:
             batches = _image_batches(spec, images, size, self.workers or _cores(), self.target_pad)
@@ -138,7 +138,7 @@ class Embedder:
             marker_id = _marker(clip, *columns)
         shape = len(ids), config.projection
         size, placed, sharding = _prepare({"text": clip.params["text"]}, len(ids), self.batch_size or TEXT_BATCH)
-        step = functools.partial(_text_step, fastest(config, sharding.mesh.devices.flat), marker_id, placed)
+        step = functools.partial(_text_step, fastest(config, sharding.device_set), marker_id, placed)
 
         def make() -> np.ndarray:
             order = np.argsort(model.end_positions(config, ids), kind="stable")
