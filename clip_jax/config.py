@@ -15,6 +15,8 @@ from launch.reading import shown
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+HALF = ("bfloat16", "float16")
+ATTENTIONS = ("xla", "cudnn")
 DEEP = 24  # blocks from which a tower recomputes them unless told otherwise: ViT-L/14's images, ViT-H/14's texts
 _MOST, _MOST_LAYERS = 1 << 24, 1 << 10  # of a damaged file: larger sizes would only take long to be found wrong
 
@@ -143,6 +145,7 @@ class ClipConfig:
       remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`); None: in
         towers of at least `DEEP` blocks.
       unroll: blocks per iteration of the loop over the layers (`jax.lax.scan`); True, stored as a number, for all.
+      attention: what computes it: "xla", or "cudnn", on GPUs in half precision; see `clip_jax.attention.fastest`.
       stream: where the towers' states (b, n, w) lie, see `clip_jax.sharding.spread`; None: where XLA puts them.
     """
 
@@ -152,10 +155,14 @@ class ClipConfig:
     dtype: str = "float32"
     remat: bool | None = None
     unroll: int | bool = 1
+    attention: str = "xla"
     stream: NamedSharding | None = None
 
     def __post_init__(self):
         _check_known("dtype", self.dtype, DTYPES)
+        _check_known("attention", self.attention, ATTENTIONS)
+        if self.attention == "cudnn" and self.dtype not in HALF:
+            raise ValueError(f"attention 'cudnn' needs dtype {' or '.join(HALF)}, got {self.dtype}")
         if isinstance(self.unroll, bool):  # True equals 1, and equal configs share compiled programs
             object.__setattr__(self, "unroll", max(self.image.layers, self.text.layers) if self.unroll else 1)
         _check_positive(self, "projection", "unroll")

@@ -24,11 +24,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from clip_jax import cache as disk
-from clip_jax import model, preprocess, spread
+from clip_jax import model, preprocess
+from clip_jax.attention import fastest
 from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig
 from clip_jax.preprocess import Preprocessing, Source
-from clip_jax.spread import SharedBatches, prepare
+from clip_jax.spread import SharedBatches, outline, prepare
 from launch.reading import folders
 
 IMAGE_BATCH, TEXT_BATCH = 64, 256
@@ -103,7 +104,7 @@ class Embedder:
         images = _listed(images)
         shape = len(images), clip.config.projection
         spread, placed = prepare({"image": clip.params["image"]}, len(images), self.batch_size or IMAGE_BATCH)
-        step = functools.partial(_image_step, clip.config, spec, placed)
+        step = functools.partial(_image_step, fastest(clip.config, spread.sharding.device_set), spec, placed)
 
         def make() -> np.ndarray:
             batches = _image_batches(spec, images, spread, self.workers or _cores(), self.target_pad)
@@ -144,7 +145,7 @@ class Embedder:
             marker_id = _marker(clip, *columns)
         shape = len(ids), config.projection
         spread, placed = prepare({"text": clip.params["text"]}, len(ids), self.batch_size or TEXT_BATCH)
-        step = functools.partial(_text_step, config, marker_id, placed)
+        step = functools.partial(_text_step, fastest(config, spread.sharding.device_set), marker_id, placed)
 
         def make() -> np.ndarray:
             order = np.argsort(model.end_positions(config, ids), kind="stable")
@@ -210,17 +211,17 @@ def image_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[
 
     The CLIP may be an `outline`.
     """
-    size, params, split = spread.outline({"image": clip.params["image"]}, batch_size, devices)
+    size, params, split = outline({"image": clip.params["image"]}, batch_size, devices)
     side = clip.preprocessing.crop
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8, sharding=split)
-    return _image_step, (clip.config, clip.preprocessing, params, images)
+    return _image_step, (fastest(clip.config, devices), clip.preprocessing, params, images)
 
 
 def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
     """The same of `Embedder.texts`, for the longest texts."""
-    size, params, split = spread.outline({"text": clip.params["text"]}, batch_size, devices)
+    size, params, split = outline({"text": clip.params["text"]}, batch_size, devices)
     ids = jax.ShapeDtypeStruct((size, clip.config.text.context_length), np.int32, sharding=split)
-    return _text_step, (clip.config, None, params, ids)
+    return _text_step, (fastest(clip.config, devices), None, params, ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

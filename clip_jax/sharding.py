@@ -59,6 +59,8 @@ def spread(config: ClipConfig, mesh: Mesh) -> ClipConfig:
     """The config of a CLIP whose parameters are split over a mesh with axes ("data", "model").
 
     States lie by examples, and whole on the devices that share an example. XLA would otherwise split them by width, as
-    the token table is, and collect them again in every block.
+    the token table is, and collect them again in every block: less memory for states, more exchanged. By the compiler,
+    RTD's step of ViT-L/14 on a v5e:2x4 with model=2 exchanges 66 MB a block instead of 109 (in 6 collectives instead
+    of 20) and needs 6.2 GB a device instead of 4.9.
     """
     return replace(config, stream=NamedSharding(mesh, P("data")))

@@ -11,6 +11,7 @@ from absl import logging
 from optax import GradientTransformation
 
 import clip_jax
+from clip_jax.attention import fastest
 from clip_jax.config import DTYPES
 from clip_jax.embed import Embedder
 from clip_jax.training import attributes, clips, measures, pairs, sources
@@ -335,7 +336,7 @@ class ClipTraining(Stage):
 
     def _step(self, clip: clip_jax.Clip, examples: int, layout: Layout) -> Step:
         """The step, in which the stage's numbers are arguments."""
-        config = self.sharding.spread(clip.config, layout)
+        config = fastest(self.sharding.spread(clip.config, layout), layout.mesh.devices.flat)
 
         def step(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
             traced = with_numbers(self, numbers)

@@ -72,7 +72,9 @@ def test_normalise():
 
 @pytest.fixture(scope="module")
 def errors():
-    errors = json.loads(finish(start("-m", "tests.clip_jax.devices_worker", "losses", devices=4)).splitlines()[-1])
+    errors = json.loads(
+        finish(start("-m", "tests.clip_jax.devices.devices_worker", "losses", devices=4)).splitlines()[-1]
+    )
     assert errors["devices"] == 4 and errors["dtype"] == "float64"
     return errors
 

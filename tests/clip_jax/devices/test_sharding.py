@@ -14,7 +14,9 @@ from tests.commands import finish, start
 
 @pytest.fixture(scope="module")
 def found():
-    found = json.loads(finish(start("-m", "tests.clip_jax.devices_worker", "sharding", devices=4)).splitlines()[-1])
+    found = json.loads(
+        finish(start("-m", "tests.clip_jax.devices.devices_worker", "sharding", devices=4)).splitlines()[-1]
+    )
     assert found["devices"] == 4 and found["dtype"] == "float64"
     return found
 
@@ -57,7 +59,7 @@ def test_no_weight_is_gathered(found):
 
 
 def test_fully_sharded_parameters_have_the_gradients_of_one_device():
-    found = json.loads(finish(start("-m", "tests.clip_jax.devices_worker", "fsdp", devices=4)).splitlines()[-1])
+    found = json.loads(finish(start("-m", "tests.clip_jax.devices.devices_worker", "fsdp", devices=4)).splitlines()[-1])
     # Of the parameters on each of four devices; what no rule splits over "model" is there twice.
     for axis, most in (("model=1", 0.26), ("model=2", 0.3)):
         assert found[axis]["gradients"] < 1e-10 and found[axis]["metrics"] < 1e-10

@@ -1,0 +1,34 @@
+"""Attention at 577 tokens through XLA's CUDA plug-in for an H100: cuDNN's kernels, and no scores in memory."""
+
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from clip_jax import attention
+from tests.commands import REQUIRED
+
+pytestmark = pytest.mark.skipif(
+    not REQUIRED or find_spec("jax_plugins") is None or find_spec("jax_plugins.xla_cuda13") is None,
+    reason="needs XLA's CUDA plug-in: pip install '.[aot]' (`make test SYSTEM=yes`)",
+)
+
+
+def compiled(attend) -> str:
+    """The program of a gradient, for two images and two heads."""
+    from launch.aot import topologies
+
+    (device,) = topologies.topology("h100x1").devices
+    qkv = jax.ShapeDtypeStruct((2, 577, 3, 128), jnp.bfloat16, sharding=SingleDeviceSharding(device))
+    total = lambda x: attend(x, 2, causal=False).astype(jnp.float32).sum()
+    return jax.jit(jax.grad(total)).lower(qkv).compile().as_text()
+
+
+def test_cudnn_stores_no_scores(monkeypatch):
+    # The plug-in compiles calls of cuDNN without having it; JAX looks for it first.
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    fused, plain = compiled(attention.fused), compiled(attention.plain)
+    assert "__cudnn$fmhaSoftmax" in fused and "__cudnn$fmhaSoftmaxBackward" in fused
+    assert "577,577]" in plain and "577,577]" not in fused and "578,578]" not in fused
