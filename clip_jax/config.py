@@ -17,7 +17,7 @@ END_RULES = ("largest_id", "eos_token_id")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HALF = ("bfloat16", "float16")
 ATTENTIONS = ("xla", "cudnn")
-DEEP = 24  # blocks from which a tower recomputes them unless told otherwise: ViT-L/14's images, ViT-H/14's texts
+DEEP = 24  # blocks of a tower from which both are recomputed unless told otherwise: ViT-L/14's images
 _MOST, _MOST_LAYERS = 1 << 24, 1 << 10  # of a damaged file: larger sizes would only take long to be found wrong
 
 
@@ -142,8 +142,8 @@ class ClipConfig:
       text: the text tower.
       projection: width of the shared embedding space.
       dtype: of the activations and matrix products; softmax, layer norms and pooling are float32 at least.
-      remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`); None: in
-        towers of at least `DEEP` blocks.
+      remat: recompute each block in the backward pass instead of keeping its activations (`jax.checkpoint`); None: if
+        a tower has at least `DEEP` blocks.
       unroll: blocks per iteration of the loop over the layers (`jax.lax.scan`); True, stored as a number, for all.
       attention: what computes it: "xla", or "cudnn", on GPUs in half precision; see `clip_jax.attention.fastest`.
       stream: where the towers' states (b, n, w) lie, see `clip_jax.sharding.spread`; None: where XLA puts them.
@@ -167,9 +167,10 @@ class ClipConfig:
             object.__setattr__(self, "unroll", max(self.image.layers, self.text.layers) if self.unroll else 1)
         _check_positive(self, "projection", "unroll")
 
-    def recomputes(self, tower: Tower) -> bool:
-        """Whether a tower's blocks are computed again in the backward pass."""
-        return tower.layers >= DEEP if self.remat is None else self.remat
+    @property
+    def recomputes(self) -> bool:
+        """Whether the towers' blocks are computed again in the backward pass."""
+        return max(self.image.layers, self.text.layers) >= DEEP if self.remat is None else self.remat
 
 
 # -- published variants -----------------------------------------------------------------------

@@ -101,7 +101,7 @@ class ClipBlock(nn.Module):
 def looped(block: type[ClipBlock], config: ClipConfig, tower: Tower) -> Any:
     """The module class that applies a block once for each layer of a tower: x -> (x, every block's output or None)."""
     # In a loop XLA cannot merge the recomputation with the first computation; in unrolled code it could.
-    one = nn.remat(block, prevent_cse=config.unroll > 1) if config.recomputes(tower) else block
+    one = nn.remat(block, prevent_cse=config.unroll > 1) if config.recomputes else block
     return nn.scan(
         one,
         variable_axes={"params": 0},

@@ -61,6 +61,7 @@ def spread(config: ClipConfig, mesh: Mesh) -> ClipConfig:
     States lie by examples, and whole on the devices that share an example. XLA would otherwise split them by width, as
     the token table is, and collect them again in every block: less memory for states, more exchanged. By the compiler,
     RTD's step of ViT-L/14 on a v5e:2x4 with model=2 exchanges 66 MB a block instead of 109 (in 6 collectives instead
-    of 20) and needs 6.2 GB a device instead of 4.9.
+    of 20) and needs 6.2 GB a device instead of 4.9; that of ViT-bigG/14 with its blocks recomputed, on a v5e:4x4 with
+    model=4, 131 MB instead of 209 (7 instead of 38) and 4.4 GB instead of 3.7.
     """
     return replace(config, stream=NamedSharding(mesh, P("data")))

@@ -26,8 +26,8 @@ class Computation:
 
     Attributes:
       dtype: of activations and matrix products.
-      remat: recompute blocks in the backward pass, less memory for a third more work: "yes", "no", or "auto", in towers
-        of 24 blocks or more (ViT-L/14's images).
+      remat: recompute blocks in the backward pass, less memory for a third more work: "yes", "no", or "auto", if a
+        tower has 24 blocks or more (from ViT-L/14 on).
       unroll: all blocks in line instead of a loop: slower to compile, faster where they are small.
     """
 

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of activations and matrix products; "bfloat16" on accelerators
     model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
-    # auto: in towers of 24 blocks or more (ViT-L/14's images)
+    # auto: if a tower has 24 blocks or more (from ViT-L/14 on)
     model.unroll = False  # all blocks in line instead of a loop: slower to compile; faster where they are small
     # The rest is for a fresh model.
     model.tokenizer_from = ""  # a checkpoint whose tokenizer to take; "": one of Scenes' words

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of RTD's activations and matrix products; "bfloat16" on accelerators
     model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
-    # auto: in towers of 24 blocks or more (ViT-L/14's images)
+    # auto: if a tower has 24 blocks or more (from ViT-L/14 on)
     model.unroll = False  # all blocks in line instead of a loop: slower to compile; faster where they are small
 
     config.phi = phi = _stage(batch_size=512, duration="20000 steps", learning_rate=1e-4)
