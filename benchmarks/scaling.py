@@ -117,7 +117,7 @@ def prepare(cache: Path) -> None:
         write_atomically(captions, "\n".join(lines) + "\n")
 
 
-def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[table.Row]:
+def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[table.CompiledRow]:
     """The programs of a setting for a topology, from the cache or compiled now."""
     overrides = {key: str(value).format(cache=cache) for key, value in setting.overrides.items()}
     command = [f"--config=configs/{setting.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
@@ -137,13 +137,15 @@ def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[ta
     return [_row(setting, one) for one in kept["programs"]]
 
 
-def _row(setting: Setting, kept: Mapping[str, Any]) -> table.Row:
+def _row(setting: Setting, kept: Mapping[str, Any]) -> table.CompiledRow:
     """A row as `table.as_json` wrote it."""
     values = {name: kept[name] for name in Cost.__dataclass_fields__}
     values["needed"] = float("nan") if kept["needed"] is None else kept["needed"]
     values["collectives"] = [Collective(**one) for one in kept["collectives"]]
     values["largest"] = [Array(**one) for one in kept["largest"]]
-    return table.Row(f"{kept['program']}: {setting.title}", kept["topology"], kept["calls"] or 0, Cost(**values))
+    return table.CompiledRow(
+        f"{kept['program']}: {setting.title}", kept["topology"], kept["calls"] or 0, Cost(**values)
+    )
 
 
 def chosen(pattern: str) -> Iterator[tuple[Setting, str]]:

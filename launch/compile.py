@@ -98,12 +98,12 @@ def passes(roots: list[Stage], topology: Topology) -> list[Pass]:
     return chosen
 
 
-def compiled(found: Iterable[tuple[Topology, list[Pass]]]) -> Iterator[table.Row]:
+def compiled(found: Iterable[tuple[Topology, list[Pass]]]) -> Iterator[table.CompiledRow]:
     """The rows of the table, one after the other."""
     for topology, wanted in found:
         for one in programs.lower(wanted):
             print(f"{topology.name}: compiling {one.name}", file=sys.stderr, flush=True)
-            yield table.Row(one.name, topology.name, one.calls, cost(one.program, one.arguments, topology))
+            yield table.CompiledRow(one.name, topology.name, one.calls, cost(one.program, one.arguments, topology))
 
 
 @commands.ending()

@@ -297,7 +297,7 @@ class ClipTraining(Stage):
         return replace(self.outline(), params=store.get(self)["params"])
 
     def layout(self, devices: Sequence[Device] | None = None) -> Layout:
-        """See `launch.training.program.Trained`."""
+        """See `launch.training.program.TrainedStage`."""
         layout = self.sharding.layout(self.sharding.rules(self.outline().config), devices)
         layout.check_batch(self.batch_size)
         return layout
@@ -380,7 +380,7 @@ class ClipEvaluation(Stage):
         require_known(self, "checkpoint_dtype", DTYPES)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
         return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 

@@ -89,7 +89,7 @@ def lower(passes: Sequence[Pass]) -> list[LoweredPass]:
 
 
 def _trained(stage: Any, topology: Topology) -> list[Pass]:
-    """The step of a stage that trains; see `launch.training.program.Trained`."""
+    """The step of a stage that trains; see `launch.training.program.TrainedStage`."""
     if not hasattr(stage, "layout"):
         return []
     layout = stage.layout(topology.devices)
@@ -97,7 +97,7 @@ def _trained(stage: Any, topology: Topology) -> list[Pass]:
 
 
 def _frozen(stage: Any, topology: Topology) -> list[Pass]:
-    """The passes of a stage that has some; see `launch.training.program.Frozen`."""
+    """The passes of a stage that has some; see `launch.training.program.FrozenStage`."""
     if not hasattr(stage, "passes"):
         return []
     kind = type(stage).__name__

@@ -26,7 +26,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledRow:
     """A program with its cost for a topology; for `calls` see `launch.training.program.Pass`."""
 
     program: str
@@ -35,7 +35,7 @@ class Row:
     cost: Cost
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[CompiledRow]) -> str:
     """The table in Markdown; below it the largest arrays of what does not fit, and how to read it."""
     columns = [Column(title, numeric=title not in _TEXTS) for title in _TITLES]
     cells = [[Cell(cell) for cell in _cells(row)] for row in rows]
@@ -44,7 +44,7 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join([*parts, *(f"{note}\n" for note in NOTES[: 1 + unknown])])
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: CompiledRow) -> dict[str, Any]:
     """A row as JSON values; what is not known is null."""
     plain = {"program": row.program, "topology": row.topology, "calls": row.calls or None}
     cost = dataclasses.asdict(row.cost) | {"exchanged": row.cost.exchanged, "bound": row.cost.bound}
@@ -61,7 +61,7 @@ def exchanges(collectives: Sequence[Collective]) -> str:
     return ", ".join(shown) or "none"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: CompiledRow) -> list[str]:
     cost, gb = row.cost, lambda size: "" if size is None else f"{size / 1e9:.2f}"
     memory: Mapping[str, Any] = dict(cost.memory)
     own = memory["outputs"] - memory["aliased"] if memory else None
@@ -85,7 +85,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _largest(row: Row) -> str:
+def _largest(row: CompiledRow) -> str:
     """The largest arrays of a program that does not fit."""
     if row.cost.fits:
         return ""

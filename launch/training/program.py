@@ -86,7 +86,7 @@ class Pass:
     calls: int = 0
 
 
-class Trained(Protocol):
+class TrainedStage(Protocol):
     """What a trained stage says of its training, before anything is read or computed for it."""
 
     def layout(self, devices: Sequence[Device] | None = None) -> Layout:
@@ -102,7 +102,7 @@ class Trained(Protocol):
         ...
 
 
-class Frozen(Protocol):
+class FrozenStage(Protocol):
     """A stage that computes without training, such as embeddings or attacks, may say what it compiles."""
 
     def passes(self, layout: Layout) -> Sequence[Pass]:

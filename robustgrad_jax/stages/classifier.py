@@ -106,7 +106,7 @@ class Classifier(Stage):
             jax.eval_shape(self._optimizer(spec).init, shapes["params"])
 
     def layout(self, devices: Sequence[sharding.Device] | None = None) -> sharding.Layout:
-        """See `launch.training.program.Trained`."""
+        """See `launch.training.program.TrainedStage`."""
         layout = sharding.layout(self.mode, devices=devices)
         layout.check_batch(self.batch_size)
         return layout

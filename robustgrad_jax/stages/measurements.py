@@ -98,7 +98,7 @@ class Measurement(Stage):
         return {"values": self.means(store, measure, **options)}
 
     def passes(self, layout: sharding.Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         measure, options = self.measure(_Outlines())
         spec = self.weights.images.data.spec()
         shapes = self.weights.architecture.shapes(spec)

@@ -30,7 +30,7 @@ class GalleryEmbeddings(FieldsStage):
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         return [image_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> evaluation.TaskImages:

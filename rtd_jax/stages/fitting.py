@@ -61,7 +61,7 @@ class TextTraining(Stage):
         duration.check(self, "duration", least=1)
 
     def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
-        """See `launch.training.program.Trained`."""
+        """See `launch.training.program.TrainedStage`."""
         return self.layout_by((), devices)
 
     def layout_by(self, rules: Sequence[tuple[str, P]], devices: Sequence[mesh.Device] | None) -> mesh.Layout:

@@ -44,7 +44,7 @@ class ImageEmbeddings(Stage):
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         return [image_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +205,7 @@ class CaptionTable(Stage):
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         return [text_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> tuple[feed.TextTable, np.ndarray]:

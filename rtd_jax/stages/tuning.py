@@ -37,7 +37,7 @@ class TripletEmbeddings(Stage):
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         return [text_pass(self.clip.outline(), self.batch_size, layout)]
 
     def make(self, store: Store) -> dict[str, np.ndarray]:

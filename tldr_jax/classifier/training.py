@@ -128,7 +128,7 @@ class Supervised(Stage):
             require(fits, self, "batch_size", f"more than the {examples} training images")
 
     def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
-        """See `launch.training.program.Trained`."""
+        """See `launch.training.program.TrainedStage`."""
         layout = mesh.layout(self.sharding, devices=devices)
         with section(self.SECTION):
             layout.check_batch(self.batch_size)

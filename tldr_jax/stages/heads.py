@@ -95,7 +95,7 @@ class Heads(Stage):
         return tree | {name: Head(*tree[name]) for name in self.CHOICES if name in tree}
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`: one call is the whole training, by every process on its own devices."""
+        """One call is the whole training, by every process on its own devices; see `FrozenStage`."""
         own = sharding.layout(devices=of_one_process(list(layout.mesh.devices.flat)))
         program = self.program(own)
         placed = lambda a: jax.ShapeDtypeStruct(np.shape(a), jax.dtypes.result_type(a), sharding=own.replicated)

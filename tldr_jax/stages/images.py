@@ -250,7 +250,7 @@ class ClipImages(Stage):
         return features.of_clip(store.get(self.clip), self.batch_size)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         return [image_pass(self.clip.outline(), self.batch_size, layout, count=self.images.examples)]
 
     def make(self, store: Store) -> np.ndarray | None:
@@ -282,7 +282,7 @@ class Features(FieldsStage):
         )
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         devices = of_one_process(list(layout.mesh.devices.flat))
         backbone, outputs = self.erm.backbone, self.erm.outputs
         function, arguments = features.outline(backbone, outputs=outputs, batch_size=self.batch_size, devices=devices)

@@ -237,7 +237,7 @@ class EmbeddedWords(Stage):
         return text.outline(self.word_set(), self.templates, self.clip.outline().config.projection)
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.Frozen`."""
+        """See `launch.training.program.FrozenStage`."""
         texts = self.outline()
         count = sum(math.prod(np.shape(table)[:2]) for table in (texts.target, texts.spurious))
         return [text_pass(self.clip.outline(), self.batch_size, layout, count=count)]

@@ -32,7 +32,8 @@ def main() -> None:
     ]:
         lowered = [own for own in programs.lower(passes) if "Classifier" in own.name]
         rows = [
-            table.Row(own.name, topology.name, own.calls, cost(own.program, own.arguments, topology)) for own in lowered
+            table.CompiledRow(own.name, topology.name, own.calls, cost(own.program, own.arguments, topology))
+            for own in lowered
         ]
         found[name] = {"rows": [table.as_json(row) for row in rows], "text": table.text(rows)}
     try:
