@@ -57,7 +57,11 @@ _RTD = {
     **{"rtd.restrict_vocabulary": False, "model.unroll": False, "phi.unit_inputs": False},
 }
 _CLIP = {
-    **{"init_from": "{cache}/ViT-L-14", "batch_size": 4096, "model.remat": True, "data.path": "{cache}/captions.jsonl"},
+    **{
+        "init_from": "{cache}/ViT-L-14",
+        "batch_size": 4096,
+        "data.path": "{cache}/captions.jsonl",
+    },
     **{"data.val_examples": 64, "data.test_examples": 64},
 }
 _BIGG = {"clip": "{cache}/ViT-bigG-14", "sharding.model": 4}

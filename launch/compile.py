@@ -9,7 +9,7 @@ nothing is allocated. One table says what fits, what a step costs, and what devi
     --grid "seed=0:16"                        the members of a sweep, as launch.sweep --executor=vmap stacks them
     --only REGEX                              of what is compiled: "Classifier", "aam", "^(?!Clean)"
     --json FILE                               the same numbers in full
-    --effort=0                                compile as thoroughly as for a run: several times slower
+    --effort=0                                as launch.train has it: what a run with that --effort would compile
 
 Needs the compilers (`pip install -e '.[aot]'`), neither TPU nor GPU. The exit status is 1 if something does not fit.
 """
@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import jax
 from absl import app, flags
@@ -28,9 +29,10 @@ from launch.aot import programs, table, topologies
 from launch.aot.cost import cost
 from launch.aot.topologies import Topology
 from launch.files import write_atomically
-from launch.processes import commands, versions
+from launch.processes import commands, compiling, versions
 from launch.reading import paths
 from launch.stages import Stage, walk
+from launch.sweeps.members import config_of
 from launch.sweeps.stacked import planned
 from launch.sweeps.stacks import explain, group
 from launch.training.program import Pass
@@ -38,10 +40,26 @@ from launch.training.program import Pass
 _TOPOLOGY = flags.DEFINE_multi_string("topology", None, "machines to compile for", required=True)
 _ONLY = flags.DEFINE_string("only", "", "regular expression of the names of programs")
 _JSON = flags.DEFINE_string("json", "", "file for the numbers in full")
-_EFFORT = flags.DEFINE_float(
-    "effort", -1.0, "of the compiler's optimisation of time, from -1 to 1; runs have 0", lower_bound=-1, upper_bound=1
-)
-_SHARED = {"config", "grid", "config_sweep", "sample_seed"}  # of the flags that belong to launch.train and launch.sweep
+_SHARED = {
+    "config",
+    "effort",
+    "grid",
+    "config_sweep",
+    "sample_seed",
+}  # of the flags that belong to launch.train and launch.sweep
+
+
+@dataclass(frozen=True)
+class PlannedStack:
+    """Plans that are compiled together.
+
+    Attributes:
+      roots: one, or those of members that stack.
+      precision: of their products, `config.precision`.
+    """
+
+    roots: list[Stage]
+    precision: str
 
 
 def check_flags() -> None:
@@ -59,14 +77,15 @@ def check_flags() -> None:
         raise ValueError(f"--only={_ONLY.value}: not a regular expression: {error}") from error
 
 
-def plans() -> list[list[Stage]]:
+def plans() -> list[PlannedStack]:
     """The plan of the config; with --grid those of the members, by stacks.
 
     Raises:
       ValueError: settings that cannot be used, or members that do not stack.
     """
     if not flags.FLAGS.grid:
-        return [[train.planned(flags.FLAGS.config)[1]]]
+        config = flags.FLAGS.config
+        return [PlannedStack([train.planned(config)[1]], compiling.precision_of(config))]
     swept, _ = sweep.from_flags()
     members, refused = planned(swept.members)
     if refused:
@@ -74,7 +93,8 @@ def plans() -> list[list[Stage]]:
     stacks = group(members)
     if text := explain(stacks):
         print(text, file=sys.stderr)
-    return [[member.root for member in stack] for stack in stacks]
+    precision = lambda stack: compiling.precision_of(config_of(stack[0].member))
+    return [PlannedStack([member.root for member in stack], precision(stack)) for stack in stacks]
 
 
 def passes(roots: list[Stage], topology: Topology) -> list[Pass]:
@@ -98,12 +118,13 @@ def passes(roots: list[Stage], topology: Topology) -> list[Pass]:
     return chosen
 
 
-def compiled(found: Iterable[tuple[Topology, list[Pass]]]) -> Iterator[table.CompiledRow]:
-    """The rows of the table, one after the other."""
-    for topology, wanted in found:
-        for one in programs.lower(wanted):
-            print(f"{topology.name}: compiling {one.name}", file=sys.stderr, flush=True)
-            yield table.CompiledRow(one.name, topology.name, one.calls, cost(one.program, one.arguments, topology))
+def compiled(found: Iterable[tuple[Topology, str, list[Pass]]]) -> Iterator[table.CompiledRow]:
+    """The rows of the table, one after the other, from (topology, precision of products, passes)."""
+    for topology, precision, wanted in found:
+        with compiling.products(precision):
+            for one in programs.lower(wanted):
+                print(f"{topology.name}: compiling {one.name}", file=sys.stderr, flush=True)
+                yield table.CompiledRow(one.name, topology.name, one.calls, cost(one.program, one.arguments, topology))
 
 
 @commands.ending()
@@ -111,15 +132,17 @@ def main(argv: list[str]) -> None:
     train.check_understood(argv)
     check_flags()
     jax.config.update("jax_platforms", "cpu")  # nothing runs, least of all on a device that another process uses
-    jax.config.update("jax_exec_time_optimization_effort", _EFFORT.value)
+    effort = flags.FLAGS.effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
     targets = [topologies.topology(name) for name in dict.fromkeys(_TOPOLOGY.value)]
     stacks = plans()
-    rows = list(compiled([(target, passes(roots, target)) for target in targets for roots in stacks]))
+    wanted = [(target, stack.precision, passes(stack.roots, target)) for target in targets for stack in stacks]
+    rows = list(compiled(wanted))
     holder = flags.FLAGS["config"]
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
     settings = " ".join(f"--config.{key}={value}" for key, value in fixed.items())
-    about = {"config": file, "overrides": settings, "grid": flags.FLAGS.grid, "effort": _EFFORT.value}
-    print(f"{' '.join(filter(None, (file, settings, flags.FLAGS.grid)))}, compiled with --effort={_EFFORT.value:g}\n")
+    about = {"config": file, "overrides": settings, "grid": flags.FLAGS.grid, "effort": effort}
+    print(f"{' '.join(filter(None, (file, settings, flags.FLAGS.grid)))}, compiled with --effort={effort:g}\n")
     print(table.text(rows), flush=True)
     if _JSON.value:
         content = about | {"versions": versions.collect(), "programs": [table.as_json(row) for row in rows]}

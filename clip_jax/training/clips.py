@@ -1,5 +1,6 @@
 """The CLIP that a training starts from, a checkpoint or random parameters; and what embedding by one compiles."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -16,7 +17,7 @@ from launch.stages import File, SettingError, Stage, stackable
 from launch.store import Store
 from launch.training import keys
 from launch.training.program import Pass
-from launch.training.sharding import Layout, of_one_process
+from launch.training.sharding import Device, Layout
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,27 @@ def words_of(source: PretrainedClip | None, context_length: int) -> Tokenizer:
 
 
 def image_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0) -> Pass:
-    """Embedding images, as every process does on its own devices.
+    """Embedding images: a batch of every process, over all devices.
 
     Args:
       clip: an outline will do.
-      batch_size: images at a time.
+      batch_size: images of a process at a time.
       layout: over all devices.
       count: images; 0 if it is not known.
     """
-    devices = of_one_process(list(layout.mesh.devices.flat))
-    function, arguments = embed.image_outline(clip, batch_size, devices)
-    return Pass("images", function, arguments, -(-count // batch_size))
+    devices = list(layout.mesh.devices.flat)
+    size = batch_size * _processes(devices)
+    function, arguments = embed.image_outline(clip, size, devices)
+    return Pass("images", function, arguments, -(-count // size))
 
 
 def text_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0) -> Pass:
     """The same for texts of the greatest length."""
-    devices = of_one_process(list(layout.mesh.devices.flat))
-    function, arguments = embed.text_outline(clip, batch_size, devices)
-    return Pass("texts", function, arguments, -(-count // batch_size))
+    devices = list(layout.mesh.devices.flat)
+    size = batch_size * _processes(devices)
+    function, arguments = embed.text_outline(clip, size, devices)
+    return Pass("texts", function, arguments, -(-count // size))
+
+
+def _processes(devices: Sequence[Device]) -> int:
+    return len({device.process_index for device in devices})

@@ -13,49 +13,16 @@ from importlib.util import find_spec
 import jax
 from jax.experimental import topologies
 
+from launch.training.chips import GPUS, TPUS, Chip, of_device
 from launch.training.sharding import Device
 
-_GB = 10**9
 # Both are of the version that belongs to the installed jax; `jax[tpu,cuda13-local]` names them.
 _EXTRA = "pip install -e '.[aot]'"
 # Or libtpu asks the network for the machine that it is on, and warns that it is on none.
 _QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+_SHARED = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # or only one process of a machine may compile at a time
 
 
-@dataclass(frozen=True)
-class Chip:
-    """Peak rates and memory of a device, by its maker's data sheet.
-
-    Attributes:
-      title: as the maker calls it.
-      memory: bytes that a program can have.
-      flops: of a dense matrix product in bfloat16, 1/s.
-      bandwidth: of the memory, bytes/s.
-      link: bytes/s in one direction to the neighbours of a ring, within a slice or a host.
-    """
-
-    title: str
-    memory: float
-    flops: float
-    bandwidth: float
-    link: float
-
-
-# Google's pages on the versions of Cloud TPU; the bandwidth between chips is given over all links of a chip (four, or
-# six in three dimensions), of which a ring uses two.
-TPUS = {
-    "v4": Chip("half a TPU v4", 16 * 2**30, 137.5e12, 614e9, 50e9),  # compiled for the two cores of a chip
-    "v5e": Chip("TPU v5e", 15.75 * 2**30, 197e12, 819e9, 100e9),
-    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 200e9),
-    "v6e": Chip("TPU v6e", 31.25 * 2**30, 918e12, 1640e9, 200e9),
-}
-# NVIDIA's data sheets (SXM), NVLink's bandwidth halved: it is given for both directions together. JAX reserves three
-# quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-GPUS = {
-    "a100": Chip("A100 80 GB", 0.75 * 80 * _GB, 312e12, 2.039e12, 300e9),
-    "h100": Chip("H100", 0.75 * 80 * _GB, 989e12, 3.352e12, 450e9),
-    "h200": Chip("H200", 0.75 * 141 * _GB, 989e12, 4.8e12, 450e9),
-}
 # What distinguishes them for XLA's compiler: (compute capability, multiprocessors, FP32 units in each, shared memory in
 # each, of that for one block, clock in GHz, level-2 cache, device memory).
 _COMPILED_FOR = {
@@ -91,7 +58,8 @@ def topology(name: str) -> Topology:
       TopologyError: it is not known, or its compiler is not installed.
     """
     if match := re.fullmatch(rf"({'|'.join(TPUS)}):(\d+(?:x\d+){{1,2}})", name):
-        return Topology(name, TPUS[match[1]], tuple(_tpu(name)))
+        devices = tuple(_tpu(name))
+        return Topology(name, of_device(devices[0]) or TPUS[match[1]], devices)
     if match := re.fullmatch(rf"({'|'.join(GPUS)})x([1-9]\d*)", name):
         return Topology(name, GPUS[match[1]], tuple(_gpu(match[1], int(match[2]))))
     raise TopologyError(
@@ -103,7 +71,7 @@ def topology(name: str) -> Topology:
 def _tpu(name: str) -> list[Device]:
     if find_spec("libtpu") is None:
         raise TopologyError(f"topology {name!r} needs TPU's compiler, which is not installed: {_EXTRA}")
-    for variable, value in _QUIET.items():
+    for variable, value in (_QUIET | _SHARED).items():
         os.environ.setdefault(variable, value)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)

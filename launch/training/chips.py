@@ -1,6 +1,6 @@
 """Accelerators by name: memory, and peak rates by their makers' data sheets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.training.sharding import Device
 
@@ -45,10 +45,10 @@ GPUS = {
 }
 
 
-def peak(device: Device) -> float | None:
-    """The rate of dense matrix products in bfloat16, 1/s; None for a CPU and what is not in the tables."""
+def of_device(device: Device) -> Chip | None:
+    """The chip that a device is, or the half of one where it is one of the two cores; None if it is in no table."""
     chip = next((chip for chip in (TPUS | GPUS).values() if device.device_kind in chip.kinds), None)
-    if chip is None:
-        return None
-    half = chip is TPUS["v4"] and device.num_cores == 1  # a device is one of the two cores of a chip there
-    return chip.flops / 2 if half else chip.flops
+    if chip is None or chip is not TPUS["v4"] or device.num_cores != 1:
+        return chip
+    half = {name: getattr(chip, name) / 2 for name in ("memory", "flops", "bandwidth", "link")}
+    return replace(chip, title=f"half a {chip.title}", **half)

@@ -225,8 +225,8 @@ class Windows:
             rates["examples_per_second"] = rates["steps_per_second"] * self.batch_size
             if window.flops:
                 rates["flops_per_second"] = window.flops / window.seconds()
-            if window.flops and (peak := chips.peak(self.place.used[0])):
-                rates["peak_share"] = rates["flops_per_second"] / (peak * len(self.place.used))
+            if window.flops and (chip := chips.of_device(self.place.used[0])):
+                rates["peak_share"] = rates["flops_per_second"] / (chip.flops * len(self.place.used))
         if window.compile_seconds:
             rates["compile_seconds"] = window.compile_seconds
         if most := max(map(_peak_memory, self.place.used)):

@@ -11,11 +11,14 @@ from launch.results import FieldsStage
 from launch.stages import Stage, free
 from launch.store import Store
 from launch.training.program import Pass
-from launch.training.sharding import Layout
+from launch.training.sharding import Layout, of_one_process
+from rtd_jax import retrieval
 from rtd_jax.benchmarks import evaluation
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.stages.tuning import TunedClip
+
+_QUERIES, _BEST = 1024, 50  # of a search that is compiled ahead of time; only files tell how many there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,13 @@ class TaskEvaluation(FieldsStage):
     gallery: GalleryEmbeddings
     phi: PhiTraining | PhiFile
     encoder: TunedClip | None = None
+
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.FrozenStage`: the search of a whole chunk of a gallery on every device."""
+        devices = of_one_process(list(layout.mesh.devices.flat))
+        dim = self.gallery.clip.outline().config.projection
+        found = retrieval.program(retrieval.CHUNK * len(devices), dim, _QUERIES, _BEST, devices)
+        return [Pass(name, one.jitted, one.arguments) for name, one in found.items()]
 
     def make(self, store: Store) -> EvaluatedTask:
         task, images = store.get(self.gallery.task), store.get(self.gallery)

@@ -11,7 +11,7 @@ from launch.aot.cost import cost
 from launch.aot.topologies import Chip, Topology
 from launch.train import planned
 
-CHIP = Chip("a CPU", memory=1e6, flops=1e12, bandwidth=1e11, link=1e10)
+CHIP = Chip("a CPU", (), memory=1e6, flops=1e12, bandwidth=1e11, link=1e10)
 
 
 def plan(**changes):
