@@ -12,7 +12,7 @@ import clip_jax
 from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, stackable
 from launch.store import Store
-from launch.training import keys
+from launch.training import keys, sharding
 from launch.training.program import Program
 from launch.training.sharding import Layout, local
 from rtd_jax import losses, phi
@@ -298,11 +298,12 @@ class SearleTokens(Stage):
     def make(self, store: Store) -> np.ndarray:
         clip, (train, val), known = store.get(self.images.clip), store.get(self.images), store.get(self.concepts)
         options: dict[str, Any] = dict(steps=self.inversion_steps, seed=self.seed, check_stop=store.stop.check)
-        tokens = searle.invert(clip, val, known, **options)
+        layout = sharding.layout()
+        tokens = searle.invert(clip, val, known, layout, **options)
         sentences = clip_jax.embed_texts(clip, [compose.BASE] * len(val), pseudo_tokens=tokens, progress=False)
         cosine = (losses.unit_rows(sentences) * losses.unit_rows(val)).sum(1)
         logging.info("optimised tokens of validation images: mean cosine %.3f", cosine.mean())
-        return searle.invert(clip, train, known, **options)
+        return searle.invert(clip, train, known, layout, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
