@@ -9,8 +9,9 @@ import numpy as np
 from absl import logging
 
 import clip_jax
+from launch.networks.dtypes import DTYPES
 from launch.results import FieldsStage
-from launch.stages import File, SettingError, Stage, about, free, require, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, require_known, stackable
 from launch.store import Store
 from launch.training import keys, sharding
 from launch.training.program import Program
@@ -91,6 +92,7 @@ class PhiTraining(TextTraining):
 
     Attributes:
       clip: the CLIP, which stays frozen.
+      dtype: of φ's activations and products, see `launch.networks.dtypes`.
       dropout: share of hidden units that training drops; below 0 the published one.
       unit_inputs: φ takes embeddings of one length: for a CLIP whose images and texts have different lengths.
     """
@@ -99,11 +101,13 @@ class PhiTraining(TextTraining):
     KIND: ClassVar[str] = "phi"
 
     clip: ClipSource
+    dtype: str = "float32"
     dropout: float = -1.0
     unit_inputs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_known(self, "dtype", DTYPES)
         require(self.dropout < 1, self, "dropout", "must be below 1; below 0 for the published one")
 
     def source(self) -> DataStage:
@@ -125,7 +129,7 @@ class PhiTraining(TextTraining):
     def module(self, width: int) -> phi.Phi | phi.Pic2Word:
         """φ's module, for tokens of a width."""
         options: dict[str, Any] = {} if self.dropout < 0 else {"dropout": self.dropout}
-        return phi.KINDS[self.KIND](width, unit_inputs=self.unit_inputs, **options)
+        return phi.KINDS[self.KIND](width, unit_inputs=self.unit_inputs, dtype=np.dtype(self.dtype), **options)
 
     def network(self, clip: clip_jax.Clip) -> phi.Network:
         """φ before its training."""

@@ -55,6 +55,7 @@ OTHER = {
     "data.cache": "elsewhere",
     "model.name": "resnet18_cifar",
     "model.activation": "relu",
+    "model.dtype": "bfloat16",
     "regularizer.name": "iga",
     "regularizer.noise": "gaussian",
     "regularizer.variant": "jvp",
