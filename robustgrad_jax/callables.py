@@ -58,11 +58,6 @@ def as_pytree(fn: Callable) -> Partial:
     return fn if isinstance(fn, Partial) else Partial(fn)
 
 
-def traced(*trees: Any) -> bool:
-    """Whether a leaf of the trees is being traced by an outer jit, grad or vmap."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
-
-
 def check_classes(y: Array, logits: Any) -> None:
     """Raise ValueError if a class of y, where it can be read, has no logit in (n, classes), an array or its shape."""
     if len(logits.shape) != 2:

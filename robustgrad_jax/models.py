@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from launch.networks import activations, weights
+from launch.networks import activations, dtypes, weights
 from launch.networks.cnn import LeNet, ResNet
 
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
@@ -25,7 +25,9 @@ def check(name: str) -> None:
         raise ValueError(f"unknown model {name!r}; valid names: {', '.join(map(repr, NAMES))}")
 
 
-def create(name: str, *, num_classes: int, activation: str = "softplus", beta: float = 3.0) -> nn.Module:
+def create(
+    name: str, *, num_classes: int, activation: str = "softplus", beta: float = 3.0, dtype: str = "float32"
+) -> nn.Module:
     """The model called `name` (one of `NAMES`).
 
     Args:
@@ -33,16 +35,17 @@ def create(name: str, *, num_classes: int, activation: str = "softplus", beta: f
       num_classes: number of logits.
       activation: relu, softplus, gelu or silu.
       beta: sharpness of softplus, log(1 + exp(beta t)) / beta; 3 in Joo et al. 2023.
+      dtype: of activations and products, one of `launch.networks.dtypes.DTYPES`.
 
     Raises:
-      ValueError: the name is unknown; the message lists the valid ones.
+      ValueError: the name or the dtype is unknown; the message lists the valid ones.
     """
     check(name)
-    act = activations.get(activation, beta)
+    act, computed = activations.get(activation, beta), dtypes.get(dtype)
     if name == "lenet":
-        return LeNet(num_classes, act)
+        return LeNet(num_classes, act, computed)
     depth = name.removesuffix("_cifar")
-    return ResNet(num_classes, act, _DEPTHS[depth], depth == "resnet50", depth == name)
+    return ResNet(num_classes, act, _DEPTHS[depth], depth == "resnet50", depth == name, computed)
 
 
 def from_torch(name: str, tensors: Mapping[str, np.ndarray]) -> dict:

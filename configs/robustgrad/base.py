@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     model.name = "lenet"
     model.activation = "softplus"  # ReLU has no second derivative
     model.beta = 3.0
+    model.dtype = "float32"  # of activations and products; "bfloat16" on accelerators, for training without a penalty
 
     config.regularizer = regularizer = ConfigDict()
     regularizer.name = "l2_cosine"  # none, l2, cosine, l2_cosine; hessian, iga, atex, ig_norm, curvature

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     phi.load = ""  # φ's file (.safetensors, or .pt where PyTorch is installed); "": it is trained
     phi.method = "lincir"  # lincir (from captions), pic2word, searle (from images)
     phi.noise = 1.0  # lincir: level of the noise on a caption's embedding
+    phi.dtype = "float32"  # of its activations and products, unless it is loaded; "bfloat16" on accelerators
     phi.dropout = -1.0  # below 0: the published one, 0.5 or Pic2Word's 0.1
     phi.unit_inputs = False  # φ takes embeddings of one length: for a CLIP whose images' and texts' lengths differ
     phi.inversion_steps = 350  # searle

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     backbone.name = "resnet50"  # resnet50, vit_b16, small_cnn
     backbone.mean = ()  # per channel in [0, 1]; (): ImageNet's
     backbone.std = ()
+    backbone.dtype = "float32"  # of activations and products; "bfloat16" on accelerators
 
     config.pretrain = pretrain = ConfigDict()  # scenes: attribute prediction in place of ImageNet weights
     pretrain.duration = "0 steps"

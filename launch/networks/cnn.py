@@ -3,7 +3,7 @@
 Every model is `apply(variables, x, train=False) -> (logits, out)`: x (n, h, w, c) normalised, channels last; logits
 (n, num_classes); `out` a dict with every named intermediate, so that attributions need no hooks. With `train=True`
 batch norm uses the statistics of the batch, and the caller passes `mutable=["batch_stats"]`.
-`robustgrad_jax.models` builds them by name.
+`robustgrad_jax.models` builds them by name. `dtype` is that of `launch.networks.dtypes.get`; None for the arrays' own.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from launch.networks import conv, pooling
+from launch.networks import conv, dtypes, pooling
 from launch.networks.activations import Activation
 
 
@@ -43,6 +43,7 @@ def _conv(
     stride: int = 1,
     bias: bool = False,
     init: Initializer | None = None,
+    dtype: Any = None,
 ) -> jax.Array:
     """A square convolution padded by size // 2, as in the originals."""
     init = init or _uniform_fan_in(size * size * x.shape[-1])
@@ -53,6 +54,7 @@ def _conv(
         (stride, stride),
         padding=((pad, pad), (pad, pad)),
         use_bias=bias,
+        dtype=dtype,
         kernel_init=init,
         bias_init=init,
         conv_general_dilated=conv.conv_general_dilated,
@@ -60,9 +62,9 @@ def _conv(
     )(x)
 
 
-def _dense(x: jax.Array, features: int, name: str) -> jax.Array:
+def _dense(x: jax.Array, features: int, name: str, dtype: Any = None) -> jax.Array:
     init = _uniform_fan_in(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
 
 
 class LeNet(nn.Module):
@@ -70,6 +72,7 @@ class LeNet(nn.Module):
 
     num_classes: int
     activation: Activation
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -80,11 +83,11 @@ class LeNet(nn.Module):
         for stage, width in ((1, 32), (2, 64)):
             for index in (1, 2):
                 name = f"conv{stage}{index}"
-                x = out[name] = self.activation(_conv(x, width, 3, name, bias=True))
+                x = out[name] = self.activation(_conv(x, width, 3, name, bias=True, dtype=self.dtype))
             x = out[f"pool{stage}"] = pooling.max_pool(x, 2)
         x = x.reshape(len(x), -1)
-        x = out["fc1"] = self.activation(_dense(x, 256, "fc1"))
-        x = out["logits"] = _dense(x, self.num_classes, "fc2")
+        x = out["fc1"] = self.activation(_dense(x, 256, "fc1", self.dtype))
+        x = out["logits"] = _dense(dtypes.wide(x), self.num_classes, "fc2")
         return x, out
 
 
@@ -99,21 +102,23 @@ class ResidualBlock(nn.Module):
     bottleneck: bool
     activation: Activation
     conv_init: Initializer | None
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        conv = partial(_conv, init=self.conv_init, dtype=self.dtype)
         layers = ((self.width, 3, self.stride), (self.width, 3, 1))
         if self.bottleneck:
             layers = ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1))
         shortcut = x
         for i, (features, size, stride) in enumerate(layers, 1):
-            x = _conv(x, features, size, f"conv{i}", stride=stride, init=self.conv_init)
+            x = conv(x, features, size, f"conv{i}", stride=stride)
             x = norm(name=f"bn{i}")(x)
             if i < len(layers):
                 x = self.activation(x)
         if self.stride != 1 or shortcut.shape[-1] != x.shape[-1]:
-            shortcut = _conv(shortcut, x.shape[-1], 1, "shortcut_conv", stride=self.stride, init=self.conv_init)
+            shortcut = conv(shortcut, x.shape[-1], 1, "shortcut_conv", stride=self.stride)
             shortcut = norm(name="shortcut_bn")(shortcut)
         return self.activation(x + shortcut)
 
@@ -130,6 +135,7 @@ class ResNet(nn.Module):
     depths: Sequence[int]
     bottleneck: bool
     imagenet_stem: bool
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -137,8 +143,8 @@ class ResNet(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal") if self.imagenet_stem else None
         out = {}
         size, stride = (7, 2) if self.imagenet_stem else (3, 1)
-        x = _conv(x, 64, size, "conv1", stride=stride, init=init)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="bn1")(x)
+        x = _conv(x, 64, size, "conv1", stride=stride, init=init, dtype=self.dtype)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="bn1")(x)
         x = out["stem"] = self.activation(x)
         if self.imagenet_stem:
             x = out["pool"] = pooling.max_pool(x, 3, 2, 1)
@@ -150,9 +156,10 @@ class ResNet(nn.Module):
                     self.bottleneck,
                     self.activation,
                     init,
+                    self.dtype,
                     name=f"layer{stage + 1}_{index}",
                 )(x, train)
                 out[f"layer{stage + 1}_{index}"] = x
-        x = out["features"] = x.mean((1, 2))
+        x = out["features"] = dtypes.wide(x).mean((1, 2))
         x = out["logits"] = _dense(x, self.num_classes, "fc")
         return x, out

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.networks import loops
 from launch.training import sharding
 from launch.training.prefetch import prefetch
 from launch.training.program import Pass
@@ -23,6 +24,14 @@ def _draw(fn: Callable, variables, batch, repeat) -> dict[str, jax.Array]:
         if value.shape != batch["mask"].shape:
             raise ValueError(f"{name} has shape {value.shape}, the batch's mask {batch['mask'].shape}")
     return values
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "repeats"))
+def _draws(fn: Callable, variables, batch, *, repeats: int) -> dict[str, jax.Array]:
+    """The sum over all repeats, in one program."""
+    one = lambda repeat: _draw(fn, variables, batch, repeat)
+    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(one, np.int32(0)))
+    return jax.lax.fori_loop(np.int32(0), np.int32(repeats), lambda repeat, total: add(total, one(repeat)), zeros)
 
 
 @functools.partial(jax.jit, static_argnames="fn")
@@ -68,9 +77,8 @@ def masked_means(
       variables: passed to `fn`, on the devices.
       batches: padded evaluation batches with a "mask".
       resident: passed to `fn` as `batch["resident"]`, on the devices.
-      repeats: how many times each batch is evaluated, with repeat = 0, 1, …: the draws of a random perturbation, say. A
-        loop on the host, one compiled call per draw: XLA on CPU runs second-order convolutions inside its own loops
-        several times slower.
+      repeats: how many times each batch is evaluated, with repeat = 0, 1, …: the draws of a random perturbation, say.
+        One program a batch, or on CPU one compiled call a draw (see `launch.networks.loops`).
       once: `(variables, batch) -> pytree`, what a batch's repeats have in common, for `fn` in `batch["once"]`.
       compile_once: whether `once` is compiled as one program. False calls it uncompiled, on device arrays, for what is
         a loop of compiled calls on the host.
@@ -96,9 +104,12 @@ def masked_means(
         if once is not None:
             common = _once(once, variables, batch) if compile_once else once(variables, batch)
             batch |= {"once": common}
-        for number in numbers:
-            new = one_at_a_time(_draw(fn, variables, batch, number))
-            values = new if values is None else add(values, new)
+        if repeats > 1 and loops.in_program(batch):
+            values = _draws(fn, variables, batch, repeats=repeats)
+        else:
+            for number in numbers:
+                new = one_at_a_time(_draw(fn, variables, batch, number))
+                values = new if values is None else add(values, new)
         totals = _fold(values, batch["mask"], finish=finish, repeats=repeats, sharding=layout.replicated)
         sums = totals if sums is None else add(sums, totals)
     if sums is None or not sums["examples"]:

@@ -1,25 +1,19 @@
-"""What the attacks of `robustgrad_jax.attacks` share: their context, the loop, and ascent by signed gradients."""
+"""What the attacks of `robustgrad_jax.attacks` share: their context, and ascent by signed gradients."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from launch.networks import loops
 from robustgrad_jax import metrics
-from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels, traced
+from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels
 from robustgrad_jax.gradients import Ball, Draws, LocalBall, Radius
 
 Context = dict[str, Any]  # what all steps of an attack share: images "x", labels "y", "ball" in x's units, functions
-
-
-class AttackStep(Protocol):
-    """One step of an attack: (context, state) -> the next state, pytrees."""
-
-    def __call__(self, context: Context, state: Any, /) -> Any: ...
 
 
 def check(x: Array, y: Array | None, steps: int) -> Array:
@@ -123,8 +117,8 @@ def ascend(
         "score": jnp.full(len(x), -jnp.inf, x.dtype),
         "moved": jnp.zeros((), bool),  # the start is not one of the candidates
     }
-    state = iterate(_sign_step, context, state, steps, compiled_loop)
-    return _step(_last, context, state)["best"]
+    state = loops.iterate(_sign_step, context, state, steps, compiled_loop)
+    return _last(context, state)["best"]
 
 
 def _scores(x_adv: Array, context: Context) -> Array:
@@ -138,6 +132,7 @@ def _sign_step(context: Context, state: dict) -> dict:
     return _keep_best(context, state, scores) | {"x": moved, "moved": jnp.ones((), bool)}
 
 
+@jax.jit
 def _last(context: Context, state: dict) -> dict:
     return _keep_best(context, state, _scores(state["x"], context))
 
@@ -157,27 +152,3 @@ def _keep_best(context: Context, state: dict, scores: Array) -> dict:
 def call(fn: Partial, *arguments: Any) -> Any:
     """fn(*arguments), compiled."""
     return fn(*arguments)
-
-
-@functools.partial(jax.jit, static_argnames="step")
-def _step(step: AttackStep, context: Context, state: Any) -> Any:
-    return step(context, state)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "steps"))
-def _loop(step: AttackStep, context: Context, state: Any, steps: int) -> Any:
-    return jax.lax.fori_loop(0, steps, lambda _, state: step(context, state), state)
-
-
-def iterate(step: AttackStep, context: Context, state: Any, steps: int, compiled_loop: bool | None) -> Any:
-    """`steps` times `state = step(context, state)`: one program, or as many calls of a smaller one; see `attacks`."""
-    inside_jit = traced(context, state)
-    if compiled_loop is None:
-        compiled_loop = inside_jit or next(iter(context["x"].devices())).platform != "cpu"
-    if compiled_loop:
-        return _loop(step, context, state, steps)
-    if inside_jit:
-        raise ValueError("compiled_loop=False is a loop on the host and cannot run inside jit, grad or vmap")
-    for _ in range(steps):
-        state = _step(step, context, state)
-    return state

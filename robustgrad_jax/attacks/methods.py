@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax import Array
 from jax.tree_util import Partial
 
-from launch.networks import activations
+from launch.networks import activations, loops
 from robustgrad_jax import metrics
 from robustgrad_jax.attacks import loop as attack_loop
 from robustgrad_jax.callables import AttributionFn, LogitsFn, as_pytree, check_labels, logits_of
@@ -125,7 +125,7 @@ def manipulate(
         "target": jnp.broadcast_to(target_map, mapped),
     }
     start = x if draws is None else attack_loop.start_of(x, local, draws)
-    x_adv, _ = attack_loop.iterate(_adam_step, context, (start, _adam.init(x)), steps, compiled_loop)
+    x_adv, _ = loops.iterate(_adam_step, context, (start, _adam.init(x)), steps, compiled_loop)
     return x_adv
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from launch.networks import loops
 from launch.training import keys
 from robustgrad_jax.callables import LogitsFn, check_classes
 from robustgrad_jax.gradients import Forward, draw_noise, input_gradient
@@ -246,7 +247,7 @@ def _total(term: Callable[[Array, Array], Array], x: Array, count: int, chunk: i
     if count < 1 or chunk < 1:
         raise ValueError(f"there must be at least one sample and one in a chunk, got {count} and chunk={chunk}")
     chunk = min(chunk, count)
-    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
+    unroll = not loops.in_program(x) if unroll is None else unroll
     ks, whole = jnp.arange(count), count // chunk
     term = jax.checkpoint(term)
     if not unroll and whole > 1:

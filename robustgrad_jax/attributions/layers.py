@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Literal
 
+from launch.networks import dtypes
 from robustgrad_jax.attributions.gradients import check
 from robustgrad_jax.callables import check_classes
 from robustgrad_jax.gradients import class_directions
@@ -31,7 +32,7 @@ def grad_cam(model, variables, x: Array, y: Array, *, layer: str, resize: bool =
         are not computed from it. TypeError, ValueError for x and y as in `gradient`.
     """
     check(x, y)
-    maps, score_gradient = _value_and_gradient(lambda x: model.apply(variables, x), x, y, layer)
+    maps, score_gradient = map(dtypes.wide, _value_and_gradient(lambda x: model.apply(variables, x), x, y, layer))
     weights = jnp.mean(score_gradient, axis=(1, 2), keepdims=True)
     cam = jax.nn.relu(jnp.sum(weights * maps, axis=-1, keepdims=True))
     if not resize:

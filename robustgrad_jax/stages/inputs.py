@@ -14,6 +14,7 @@ from flax import linen as nn
 from launch.data import Arrays, DataSet, Spec, Splits
 from launch.files import load_json, load_tree
 from launch.networks import activations
+from launch.networks.dtypes import DTYPES
 from launch.reading import paths, shown
 from launch.run import PLAN
 from launch.stages import File, SettingError, Stage, about, require_known, require_number, stackable
@@ -62,23 +63,26 @@ class Architecture:
       activation: "relu", "softplus", "gelu" or "silu"; ReLU has no second derivative.
       beta: sharpness of softplus.
       precision: of its products, see `launch.processes.compiling`; that of the run, not of the section.
+      dtype: of activations and products, see `launch.networks.dtypes`; relevance is propagated in float32.
     """
 
     name: str = "lenet"
     activation: str = "softplus"
     beta: float = 3.0
     precision: str = "default"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         require_known(self, "name", models.NAMES)
+        require_known(self, "dtype", DTYPES)
         require_number(self, "beta", above=0)
         with about("activation"):
             activations.get(self.activation, self.beta)
 
     def module(self, spec: Spec) -> nn.Module:
         """The linen module for a data set: (variables, x) -> (logits, out)."""
-        classes = len(spec.classes)
-        return models.create(self.name, num_classes=classes, activation=self.activation, beta=self.beta)
+        options = dict(activation=self.activation, beta=self.beta, dtype=self.dtype)
+        return models.create(self.name, num_classes=len(spec.classes), **options)
 
     def shapes(self, spec: Spec) -> Variables:
         """Its variables as `jax.ShapeDtypeStruct`."""
@@ -193,7 +197,9 @@ def _network_of_run(path: Path, source: str, architecture: Architecture) -> Path
     # The activation is not in the weights: another one would silently change every number.
     here, there = vars(architecture), config.get("model")
     _require_source(isinstance(there, dict), source, f"its config.json has no section 'model'; {_AGAIN}")
-    names = [name for name in sorted(here) if name != "precision" and there.get(name) != here[name]]
+    # Parameters are float32 whatever they were computed in.
+    free = ("precision", "dtype")
+    names = [name for name in sorted(here) if name not in free and there.get(name) != here[name]]
     shown = "; ".join(f"model.{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
     flags = " ".join(f"--config.model.{name}={there.get(name)}" for name in names)
     _require_source(not names, source, f"{shown}; its network is {flags}")

@@ -12,6 +12,7 @@ from absl import logging
 
 from launch.data import Split, Splits
 from launch.data import splits as data_splits
+from launch.networks import loops
 from launch.results import NumbersStage, with_nan, without_nan
 from launch.stages import Stage, free, stackable
 from launch.store import Store
@@ -270,8 +271,7 @@ class UnderAttack(AttributionMeasurement):
 
     def _keeping(self, attacked: RunAttack, splits: Splits, pictures: dict[str, np.ndarray]) -> RunAttack:
         """The attack, which also puts the first images of the first batch into `pictures`."""
-        # On CPU the attack is a loop over a compiled step: inside a loop of XLA's own it is many times slower there.
-        run = attacked if jax.default_backend() == "cpu" else jax.jit(attacked)
+        whole = jax.jit(attacked)
         count = min(self.pictures, self.examples or len(splits.test))
         mean, std = (np.asarray(value, np.float32) for value in (splits.mean, splits.std))
 
@@ -283,7 +283,7 @@ class UnderAttack(AttributionMeasurement):
             return {k: v[:count] for k, v in (images | maps | {"label": result["y"]}).items()}
 
         def once(variables: Any, batch: evaluation.Batch) -> dict[str, Any]:
-            result = run(variables, batch)
+            result = (whole if loops.in_program(batch) else attacked)(variables, batch)
             if count and not pictures:
                 pictures.update(jax.device_get(first(result)))
             return result

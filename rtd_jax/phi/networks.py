@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from clip_jax.config import ClipConfig
 from launch.files import write_atomically
+from launch.networks import dtypes
 
 
 class ApplyPhi(Protocol):
@@ -48,7 +49,7 @@ class Phi(nn.Module):
       hidden: width of the two layers in between; None for four times the input's width.
       dropout: share of hidden units that training drops.
       unit_inputs: see `_inputs`.
-      dtype: of the computation.
+      dtype: of activations and products; tokens are at least float32.
     """
 
     width: int
@@ -68,7 +69,7 @@ class Phi(nn.Module):
             x = nn.Dense(self.hidden or 4 * embeddings.shape[-1], dtype=self.dtype, name=f"dense{i}")(x)
             x = nn.gelu(x, approximate=False)
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(self.width, dtype=self.dtype, name="dense2")(x)
+        return dtypes.wide(nn.Dense(self.width, dtype=self.dtype, name="dense2")(x))
 
 
 class Pic2Word(nn.Module):
@@ -80,7 +81,7 @@ class Pic2Word(nn.Module):
       layers: how many of them.
       dropout: share of units that training drops.
       unit_inputs: see `_inputs`.
-      dtype: of the computation.
+      dtype: of activations and products; tokens are at least float32.
     """
 
     width: int
@@ -97,7 +98,7 @@ class Pic2Word(nn.Module):
         for i in range(self.layers):
             x = nn.Dense(self.hidden, dtype=self.dtype, name=f"dense{i}")(x)
             x = nn.relu(nn.Dropout(self.dropout)(x, deterministic=not train))
-        return nn.Dense(self.width, dtype=self.dtype, name=f"dense{self.layers}")(x)
+        return dtypes.wide(nn.Dense(self.width, dtype=self.dtype, name=f"dense{self.layers}")(x))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,15 +9,19 @@ words. The paper's phrases come from a language model; here they are templates, 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import clip_jax
 from clip_jax import model
 from clip_jax.config import ClipConfig
+from launch.networks import loops
 from launch.training import keys, sharding
 from rtd_jax import losses
 from rtd_jax.phi.networks import ApplyPhi
@@ -85,6 +89,7 @@ def invert(
     clip: clip_jax.Clip,
     images: np.ndarray,
     known: Concepts,
+    layout: sharding.Layout,
     *,
     steps: int = 350,
     learning_rate: float = 2e-2,
@@ -101,12 +106,13 @@ def invert(
       clip: the CLIP, which stays frozen.
       images: (n, d), embeddings.
       known: the concepts.
+      layout: of the devices, which divide the images; every process calls it with all of them.
       steps: of AdamW.
       learning_rate: of AdamW.
       weight_decay: of AdamW.
       average: decay of the exponential moving average that is returned.
       nearest: concepts of an image.
-      batch_size: images at a time; they do not influence each other.
+      batch_size: images at a time, rounded up to the devices; they do not influence each other.
       seed: of the initial tokens and the draws of concepts and phrases.
       check_stop: called between batches; may raise.
 
@@ -114,47 +120,58 @@ def invert(
       float32 (n, w).
     """
     rates = (learning_rate, weight_decay, average)
-    step = partial(_descend, np.int32(seed), config=clip.config, prompt=compose.prompt(clip), rates=rates)
-    fixed = jax.device_put(({"text": clip.params["text"]}, known.phrases, known.ids))
+    step = _Descent(clip.config, compose.prompt(clip), rates)
+    everywhere = NamedSharding(layout.mesh, P())
+    by_rows = NamedSharding(layout.mesh, P("data"))
+    place = lambda tree: jax.tree.map(lambda a: _placed(np.asarray(a), by_rows if np.ndim(a) else everywhere), tree)
+    collect = jax.jit(lambda mean: mean, out_shardings=everywhere)
+    fixed = layout.replicate((np.int32(seed), {"text": clip.params["text"]}, known.phrases, known.ids))
     result = np.empty((len(images), clip.config.text.width), np.float32)
-    size = min(batch_size, len(images))
+    shards = layout.data_shards
+    size = -(-min(batch_size, len(images)) // shards) * shards
     near = known.nearest(images, nearest)
     for start in range(0, len(images), size):
         check_stop()
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats the last image
         draw = jax.vmap(lambda key: 0.02 * jax.random.normal(key, (clip.config.text.width,)))
         tokens = draw(keys.per_example(keys.stream(seed, "tokens"), jnp.asarray(rows)))
-        carry = (tokens, jnp.zeros_like(tokens), _adamw(rates).init(tokens))
-        batch = jax.device_put((images[rows], near[rows], rows))
-        for i in range(steps):
-            carry = step(carry, np.int32(i), batch, fixed)
-        mean = np.asarray(carry[1]) / (1 - average**steps)  # corrected for its start, as Adam's moments are
+        state = place((np.int32(0), tokens, jnp.zeros_like(tokens), _adamw(rates).init(tokens)))
+        _, _, mean, _ = loops.iterate(step, (fixed, place((images[rows], near[rows], rows))), state, steps)
+        mean = np.asarray(collect(mean)) / (1 - average**steps)  # corrected for its start, as Adam's moments are
         result[start : start + size] = mean[: len(images) - start]
     return result
+
+
+def _placed(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """An array that every process has, on the devices."""
+    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
 
 def _adamw(rates: tuple[float, float, float]) -> optax.GradientTransformation:
     return optax.adamw(rates[0], weight_decay=rates[1])
 
 
-@partial(jax.jit, static_argnames=("config", "prompt", "rates"))
-def _descend(
-    seed, carry, i, batch, fixed, *, config: ClipConfig, prompt: compose.Prompt, rates: tuple[float, float, float]
-):
-    """One step of `invert`: (tokens, their moving average, the optimiser's state), each image by itself."""
-    tokens, mean, state = carry
-    image, near, slots = batch
-    frozen, phrases, ids = fixed
+@dataclass(frozen=True)
+class _Descent:
+    """One step of `invert`, a `loops.LoopStep`: (number, tokens, their moving average, the optimiser's state)."""
 
-    def objective(tokens):
-        key = keys.stream(seed, "phrases", i)
-        text, phrase, concept = _sentences(config, frozen, prompt, tokens, near, ids, phrases, key, slots)
-        # The mean over images times their number: every image's gradient has its own size.
-        return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
+    config: ClipConfig
+    prompt: compose.Prompt
+    rates: tuple[float, float, float]
 
-    updates, state = _adamw(rates).update(jax.grad(objective)(tokens), state, tokens)
-    tokens = jnp.asarray(optax.apply_updates(tokens, updates))
-    return tokens, rates[2] * mean + (1 - rates[2]) * tokens, state
+    def __call__(self, context: Any, state: Any, /) -> Any:
+        i, tokens, mean, optimizer = state
+        (seed, frozen, phrases, ids), (image, near, slots) = context
+
+        def objective(tokens):
+            key = keys.stream(seed, "phrases", i)
+            text, phrase, concept = _sentences(self.config, frozen, self.prompt, tokens, near, ids, phrases, key, slots)
+            # The mean over images times their number: every image's gradient has its own size.
+            return len(tokens) * losses.searle_inversion(image, text, phrase, concept)
+
+        updates, optimizer = _adamw(self.rates).update(jax.grad(objective)(tokens), optimizer, tokens)
+        tokens = jnp.asarray(optax.apply_updates(tokens, updates))
+        return i + 1, tokens, self.rates[2] * mean + (1 - self.rates[2]) * tokens, optimizer
 
 
 def prepare(images: np.ndarray, tokens: np.ndarray, known: Concepts, *, nearest: int = NEAREST) -> feed.TextTable:

@@ -10,10 +10,11 @@ from absl import logging
 
 import clip_jax
 from clip_jax.training.clips import image_pass, text_pass
+from launch.networks.dtypes import DTYPES
 from launch.results import FieldsStage
-from launch.stages import File, SettingError, Stage, about, free, require, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, require_known, stackable
 from launch.store import Store
-from launch.training import keys
+from launch.training import keys, sharding
 from launch.training.program import Pass, Program
 from launch.training.sharding import Layout, local
 from rtd_jax import losses, phi
@@ -96,6 +97,7 @@ class PhiTraining(TextTraining):
 
     Attributes:
       clip: the CLIP, which stays frozen.
+      dtype: of φ's activations and products, see `launch.networks.dtypes`.
       dropout: share of hidden units that training drops; below 0 the published one.
       unit_inputs: φ takes embeddings of one length: for a CLIP whose images and texts have different lengths.
     """
@@ -104,11 +106,13 @@ class PhiTraining(TextTraining):
     KIND: ClassVar[str] = "phi"
 
     clip: ClipSource
+    dtype: str = "float32"
     dropout: float = -1.0
     unit_inputs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_known(self, "dtype", DTYPES)
         require(self.dropout < 1, self, "dropout", "must be below 1; below 0 for the published one")
 
     def source(self) -> DataStage:
@@ -130,7 +134,7 @@ class PhiTraining(TextTraining):
     def module(self, width: int) -> phi.Phi | phi.Pic2Word:
         """φ's module, for tokens of a width."""
         options: dict[str, Any] = {} if self.dropout < 0 else {"dropout": self.dropout}
-        return phi.KINDS[self.KIND](width, unit_inputs=self.unit_inputs, **options)
+        return phi.KINDS[self.KIND](width, unit_inputs=self.unit_inputs, dtype=np.dtype(self.dtype), **options)
 
     def network(self, clip: clip_jax.Clip) -> phi.Network:
         """φ before its training."""
@@ -308,11 +312,12 @@ class SearleTokens(Stage):
     def make(self, store: Store) -> np.ndarray:
         clip, (train, val), known = store.get(self.images.clip), store.get(self.images), store.get(self.concepts)
         options: dict[str, Any] = dict(steps=self.inversion_steps, seed=self.seed, check_stop=store.stop.check)
-        tokens = searle.invert(clip, val, known, **options)
+        layout = sharding.layout()
+        tokens = searle.invert(clip, val, known, layout, **options)
         sentences = clip_jax.embed_texts(clip, [compose.BASE] * len(val), pseudo_tokens=tokens, progress=False)
         cosine = (losses.unit_rows(sentences) * losses.unit_rows(val)).sum(1)
         logging.info("optimised tokens of validation images: mean cosine %.3f", cosine.mean())
-        return searle.invert(clip, train, known, **options)
+        return searle.invert(clip, train, known, layout, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ OTHER = {
     "precision": "high",
     "model.name": "resnet18_cifar",
     "model.activation": "relu",
+    "model.dtype": "bfloat16",
     "regularizer.name": "iga",
     "regularizer.noise": "gaussian",
     "regularizer.variant": "jvp",

@@ -36,6 +36,7 @@ VALUES = {
     "checkpoint_dtype": "float16",
     "model.dtype": "bfloat16",
     "phi.method": "pic2word",
+    "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,
     "captions.matcher": "lexicon",
     "sharding.mode": "pmap",

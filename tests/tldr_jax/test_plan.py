@@ -86,6 +86,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "backbone.name": "resnet50",
     "backbone.mean": (0.4, 0.4, 0.4),
     "backbone.std": (0.4, 0.4, 0.4),
+    "backbone.dtype": "bfloat16",
     "sharding.mode": "pmap",
     "erm.select": "best_wga",
     "erm.init_from": __file__,

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from launch.data import augment
-from launch.networks import weights
+from launch.networks import dtypes, weights
 from launch.networks.cnn import ResNet
 from launch.stages import require, require_known
 from tldr_jax.classifier import vit
@@ -53,6 +53,7 @@ class Backbone:
       image_size: side of its images, in pixels.
       mean, std: per channel, in [0, 1] units, of the normalisation; () for ImageNet's.
       precision: of its products, see `launch.processes.compiling`; that of the run, not of the section.
+      dtype: of activations and products, see `launch.networks.dtypes`; features are float32.
     """
 
     name: str
@@ -60,9 +61,11 @@ class Backbone:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     precision: str = "default"
+    dtype: str = "float32"
 
     def __post_init__(self):
         require_known(self, "name", KINDS)
+        require_known(self, "dtype", dtypes.DTYPES)
         size = self.kind.image_size
         expected = f"{self.name} takes images of {size} pixels: set data.image_size={size}"
         require(not size or self.image_size == size, self, "image_size", expected)
@@ -85,24 +88,25 @@ class Backbone:
 
     def create(self, outputs: int) -> nn.Module:
         """The network with a head of `outputs` outputs, see `create`."""
-        return create(self.name, outputs)
+        return create(self.name, outputs, self.dtype)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images (n, h, w, c) -> float32, normalised."""
         return augment.normalize(images, self.mean or _IMAGENET[0], self.std or _IMAGENET[1])
 
 
-def create(name: str, outputs: int) -> nn.Module:
+def create(name: str, outputs: int, dtype: str = "float32") -> nn.Module:
     """The network, with a head of `outputs` outputs: `apply(variables, x, train=False) -> (logits, out)`.
 
     Raises:
-      ValueError: an unknown name; the message lists the valid ones.
+      ValueError: an unknown name or dtype; the message lists the valid ones.
     """
+    computed = dtypes.get(dtype)
     if name not in KINDS:
         raise ValueError(f"unknown backbone {name!r}; valid names: {', '.join(map(repr, KINDS))}")
     if name == "resnet50":
-        return ResNet(outputs, nn.relu, _DEPTHS, bottleneck=True, imagenet_stem=True)
-    return vit.ViT(outputs) if name == "vit_b16" else SmallCnn(outputs)
+        return ResNet(outputs, nn.relu, _DEPTHS, bottleneck=True, imagenet_stem=True, dtype=computed)
+    return vit.ViT(outputs, dtype=computed) if name == "vit_b16" else SmallCnn(outputs, dtype=computed)
 
 
 def template(module: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

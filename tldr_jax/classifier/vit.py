@@ -6,6 +6,7 @@ token after the last layer norm, which the linear head takes. Equal to timm's `v
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,17 +22,19 @@ class VitBlock(nn.Module):
     """Attention and a two-layer perceptron, each after a layer norm and beside a shortcut connection."""
 
     heads: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n, tokens, width = x.shape
+        dense = partial(nn.Dense, dtype=self.dtype)  # layer norms give at least float32
         y = nn.LayerNorm(epsilon=_EPSILON, name="norm1")(x)
-        qkv = nn.Dense(3 * width, name="qkv")(y).reshape(n, tokens, 3, self.heads, width // self.heads)
+        qkv = dense(3 * width, name="qkv")(y).reshape(n, tokens, 3, self.heads, width // self.heads)
         y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(n, tokens, width)
-        x = x + nn.Dense(width, name="out")(y)
+        x = x + dense(width, name="out")(y)
         y = nn.LayerNorm(epsilon=_EPSILON, name="norm2")(x)
-        y = nn.gelu(nn.Dense(4 * width, name="up")(y), approximate=False)
-        return x + nn.Dense(width, name="down")(y)
+        y = nn.gelu(dense(4 * width, name="up")(y), approximate=False)
+        return x + dense(width, name="down")(y)
 
 
 class ViT(nn.Module):
@@ -42,6 +45,7 @@ class ViT(nn.Module):
     width: int = 768
     depth: int = 12
     heads: int = 12
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -49,14 +53,15 @@ class ViT(nn.Module):
         n, height, width, _ = x.shape
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}x{width} pixels do not divide into patches of {self.patch}")
-        x = nn.Conv(self.width, (self.patch,) * 2, (self.patch,) * 2, padding="VALID", name="patch")(x)
+        patch = (self.patch, self.patch)
+        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="patch")(x)
         x = x.reshape(n, -1, self.width)
         token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
-        x = jnp.concatenate([jnp.broadcast_to(token, (n, 1, self.width)), x], axis=1)
-        x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token, (n, 1, self.width)).astype(x.dtype), x], axis=1)
+        x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], self.width)).astype(x.dtype)
         out = {}
         for i in range(self.depth):
-            x = out[f"block{i}"] = VitBlock(self.heads, name=f"block{i}")(x)
+            x = out[f"block{i}"] = VitBlock(self.heads, self.dtype, name=f"block{i}")(x)
         x = out["features"] = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)[:, 0]
         x = out["logits"] = nn.Dense(self.num_classes, name="fc")(x)
         return x, out

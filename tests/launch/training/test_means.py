@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.networks import loops
 from launch.processes.stop import Preempted
-from launch.training import sharding
+from launch.training import means, sharding
 from launch.training.means import masked_means
 
 
@@ -37,6 +38,26 @@ def test_repeats_and_what_is_done_with_each_examples_mean():
     found = masked_means(sharding.layout(), measure, None, padded(values, 4), repeats=3, finish=finish)
     np.testing.assert_allclose(found["root"], np.sqrt(values * 2).mean(), rtol=1e-5)
     np.testing.assert_allclose(found["plain"], (values * 2).mean(), rtol=1e-5)
+
+
+def test_all_draws_of_a_batch_are_one_program_off_cpu(monkeypatch):
+    """The same means, from a program that is compiled once and called once a batch; here it runs on the CPU."""
+    values = np.random.default_rng(1).uniform(1, 9, size=10).astype(np.float32)
+
+    def measure(shift, batch, repeat):
+        noise = jax.random.uniform(jax.random.fold_in(jax.random.key(0), repeat), batch["x"].shape)
+        return {"a": jnp.sin(batch["x"]) * noise + shift, "positive": batch["x"] > 5}
+
+    finish = lambda means: means | {"root": jnp.sqrt(means["a"])}
+    found = lambda: masked_means(
+        sharding.layout(), measure, jnp.float32(3), padded(values, 4), repeats=7, finish=finish
+    )
+    calls = found()
+    monkeypatch.setattr(loops, "in_program", lambda *trees: True)
+    inside = []
+    monkeypatch.setattr(means, "_draws", lambda *a, _draws=means._draws, **k: inside.append(1) or _draws(*a, **k))
+    assert found() == pytest.approx(calls, rel=1e-6)
+    assert len(inside) == 3
 
 
 @pytest.mark.parametrize("compiled", [True, False])

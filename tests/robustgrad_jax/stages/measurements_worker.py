@@ -1,6 +1,7 @@
 """Run by test_measurements.py with 2 fake CPU devices: prints, as JSON, an evaluation on one of them and on both.
 
-float64; five images in batches of four, so that the last batch is mostly padding.
+On both also with every loop inside a program, as on accelerators. float64; five images in batches of four, so that the
+last batch is mostly padding.
 """
 
 import functools
@@ -11,6 +12,7 @@ import tempfile
 import jax
 import pytest
 
+from launch.networks import loops
 from launch.training import sharding
 from tests.robustgrad_jax.stages import test_measurements
 
@@ -18,11 +20,12 @@ from tests.robustgrad_jax.stages import test_measurements
 def main():
     result = {}
     layout = sharding.layout
-    for count in (1, 2):
+    for name, count, in_program in (("1", 1, False), ("2", 2, False), ("2 in programs", 2, True)):
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "layout", functools.partial(layout, devices=jax.devices()[:count]))
+            patch.setattr(loops, "in_program", lambda *trees, chosen=in_program: chosen)
             options = test_measurements.options(perturbations=("rps", "aam"), curves=("insertion",))
-            result[str(count)] = test_measurements.measured(folder, options)
+            result[name] = test_measurements.measured(folder, options)
     json.dump(result, sys.stdout)
 
 

@@ -122,6 +122,7 @@ def test_two_devices_find_what_one_finds():
     output = finish(start("-m", "tests.robustgrad_jax.stages.measurements_worker", devices=2), timeout=600)
     result = json.loads(output.splitlines()[-1])
     assert result["1"] == pytest.approx(result["2"], rel=1e-7)
+    assert result["1"] == pytest.approx(result["2 in programs"], rel=1e-7)
     assert 0.3 < result["1"]["gradient/aam-8/pcc"] < 0.9999
 
 

@@ -71,6 +71,21 @@ def test_the_weights_of_a_run(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", None])
+def test_weights_are_the_same_whatever_they_are_computed_in(tmp_path, stored):
+    """Of a run from before there was a choice, too."""
+    variables = stored_run(tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["model"]["dtype"]
+    config["model"] |= {"dtype": stored} if stored else {}
+    file.write_text(json.dumps(config))
+    for asked in ("float32", "bfloat16"):
+        loaded = load(tmp_path / "run", dtype=asked)
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"float32"}
+
+
 def test_a_network_counts_by_its_weights(tmp_path):
     """Whatever the run directory is called; another network has another key."""
     stored_run(tmp_path / "run")

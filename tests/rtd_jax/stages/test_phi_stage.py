@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 import clip_jax
 from launch.data import scenes
+from launch.networks import loops
 from launch.training import keys, sharding
 from rtd_jax import clips, experiment, phi
 from rtd_jax.phi import lincir, pic2word, searle
@@ -114,7 +115,7 @@ def test_concepts(clip, concepts):
 def test_optimised_tokens_say_what_the_image_shows(clip, concepts):
     """Nearer to their images than where they began; an image's token is the same in any company."""
     images = clip_jax.embed_images(clip, scenes.pairs(0, 5, held_out=False).images, progress=False)
-    invert = partial(searle.invert, clip, known=concepts, nearest=2, batch_size=5)
+    invert = partial(searle.invert, clip, known=concepts, layout=sharding.layout(), nearest=2, batch_size=5)
     similarity = []
     for steps in (1, 100):
         tokens = invert(images, steps=steps)
@@ -124,6 +125,16 @@ def test_optimised_tokens_say_what_the_image_shows(clip, concepts):
     others = invert(images[[0, 1, 2, 4, 3]], steps=3)
     np.testing.assert_allclose(others[:3], invert(images, steps=3)[:3], atol=1e-4)
     assert np.abs(others[3:] - invert(images, steps=3)[3:]).max() > 1e-3
+
+
+def test_one_program_a_batch_finds_the_same_tokens(clip, concepts, monkeypatch):
+    """As on accelerators: not one call a step."""
+    images = np.random.default_rng(0).normal(size=(5, clip.config.projection)).astype(np.float32)
+    invert = partial(searle.invert, clip, images, concepts, sharding.layout(), steps=12, nearest=2, batch_size=3)
+    calls = invert()
+    monkeypatch.setattr(loops, "in_program", lambda *trees: True)
+    monkeypatch.setattr(loops, "_step", None)
+    np.testing.assert_allclose(invert(), calls, rtol=0, atol=1e-6)
 
 
 def test_searle_distils_tokens(clip, network, concepts):

@@ -1,6 +1,7 @@
 """Run by test_devices.py with 4 fake CPU devices: prints, as JSON, how far steps are from those of one device.
 
-float64. What one device does with per-device negatives is the step with as many parts as there are devices and parts.
+float64, but for SEARLE's inversion. What one device does with per-device negatives is the step with as many parts as
+there are devices and parts.
 """
 
 import json
@@ -14,6 +15,8 @@ from clip_jax.sharding import partition_rules
 from clip_jax.training.options import Devices
 from launch.training import fsdp, sharding
 from launch.training.program import repeated
+from rtd_jax import clips
+from rtd_jax.phi import searle
 from rtd_jax.tuning import step
 from tests.rtd_jax import toy
 
@@ -80,9 +83,19 @@ def apart(ours, reference):
     return max(jax.tree.leaves(jax.tree.map(error, ours, reference)))
 
 
+def inverted(devices):
+    """Tokens of five images in batches of three, which four devices round up to four."""
+    clip = clips.load("embedded:scenes")
+    known = searle.concepts(clip, ["red", "circle", "grass"], searle.PHRASES[:2])
+    images = np.random.default_rng(0).normal(size=(5, clip.config.projection)).astype(np.float32)
+    return searle.invert(clip, images, known, sharding.layout(devices=devices), steps=8, nearest=2, batch_size=3)
+
+
 def main():
     one = sharding.layout(devices=jax.devices()[:1])
     out = {"devices": jax.device_count()}
+    with jax.enable_x64(False):
+        out["inversion"] = apart(inverted(jax.devices()), inverted(jax.devices()[:1]))
     alone = {parts: train(one, step.Objective(accumulation=parts))[1] for parts in (2, 4, 8)}
     together = train(one, step.Objective(negatives="global"))[1]
     for negatives in step.NEGATIVES:

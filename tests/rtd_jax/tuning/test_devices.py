@@ -46,3 +46,8 @@ def test_a_fully_sharded_tower_has_the_gradients_of_one(devices):
 
 def test_the_kinds_of_negatives_differ(devices):
     assert devices["kinds apart"] > 1e-3
+
+
+def test_inversion_is_divided_over_the_devices(devices):
+    """In float32; a token depends on its own image only, whatever the batch."""
+    assert devices["inversion"] < 1e-5

@@ -63,7 +63,7 @@ def small(monkeypatch):
         "vit_b16": lambda outputs: vit.ViT(outputs, patch=8, width=16, depth=1, heads=2),
         "small_cnn": SmallCnn,
     }
-    monkeypatch.setattr(backbones, "create", lambda name, outputs: tiny[name](outputs))
+    monkeypatch.setattr(backbones, "create", lambda name, outputs, *dtype: tiny[name](outputs))
     return tiny
 
 
