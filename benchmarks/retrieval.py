@@ -49,10 +49,10 @@ def jax_step() -> Callable[[], object]:
 def torch_step(case: str) -> Callable[[], object]:
     import torch
 
-    from benchmarks import torch_retrieval
+    from benchmarks.pytorch import retrieval as others
 
     queries, gallery = data()
-    search = {"argsort": torch_retrieval.by_argsort, "topk": torch_retrieval.by_topk}[case]
+    search = {"argsort": others.by_argsort, "topk": others.by_topk}[case]
     device = alternate.device()
     placed = torch.tensor(gallery).to(device)
     run = lambda rows: search(torch.from_numpy(rows).to(device), placed, K).cpu()

@@ -79,27 +79,27 @@ def torch_step(model: str, kind: str) -> Callable[[], None]:
     import numpy as np
     import torch
 
-    from benchmarks import torch_robustgrad, torch_robustgrad_eval
+    from benchmarks.pytorch import robustgrad, robustgrad_eval
 
     torch.manual_seed(0)
-    network = torch_robustgrad.create(model).eval()
+    network = robustgrad.create(model).eval()
     images, labels = examples()
     x = torch.tensor((images.transpose(0, 3, 1, 2) / 255 - 0.5).astype(np.float32) / STD)
-    y, window = torch.tensor(labels.astype(np.int64)), torch_robustgrad_eval.gaussian_window()
+    y, window = torch.tensor(labels.astype(np.int64)), robustgrad_eval.gaussian_window()
     target = torch.ones(32, 32)
     target[5:-5, 5:-5] = 0
     radius = RADIUS / 255 / STD
 
     def evaluate(x, y, steps: int, draws: int) -> dict:
         if kind == "rps":
-            return torch_robustgrad_eval.random_perturbation_similarity(
+            return robustgrad_eval.random_perturbation_similarity(
                 network, x, y, radius=radius, draws=draws, window=window
             )
-        moved = torch_robustgrad_eval.manipulate(network, x, y, target, radius=radius, steps=steps)
-        before, after = (torch_robustgrad_eval.clean_map(network, images, y) for images in (x, moved))
+        moved = robustgrad_eval.manipulate(network, x, y, target, radius=radius, steps=steps)
+        before, after = (robustgrad_eval.clean_map(network, images, y) for images in (x, moved))
         with torch.no_grad():
             network(moved), network(x)  # accuracy and change of the logits
-        return torch_robustgrad_eval.similarities(before, after, window)
+        return robustgrad_eval.similarities(before, after, window)
 
     def run(steps: int, draws: int) -> None:
         batches = zip(x.split(BATCHES[model]), y.split(BATCHES[model]), strict=True)

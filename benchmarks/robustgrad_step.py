@@ -60,10 +60,10 @@ def torch_step(model: str, batch: int, regularizer: str):
     import numpy as np
     import torch
 
-    from benchmarks import torch_robustgrad
+    from benchmarks.pytorch import robustgrad
 
     torch.manual_seed(0)
-    network = torch_robustgrad.create(model).train()
+    network = robustgrad.create(model).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=4e-5)
     rng = np.random.default_rng(0)
     x = torch.tensor(rng.normal(size=(batch, 3, 32, 32)).astype(np.float32))
@@ -72,7 +72,7 @@ def torch_step(model: str, batch: int, regularizer: str):
 
     def run():
         noise = torch.randn_like(x) if regularizer == "hessian" else SCALE * (2 * torch.rand_like(x) - 1)
-        loss, _ = torch_robustgrad.step_loss(network, x, y, regularizer=regularizer, noise=noise, weights=weights)
+        loss, _ = robustgrad.step_loss(network, x, y, regularizer=regularizer, noise=noise, weights=weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)

@@ -3,7 +3,7 @@
     python -m benchmarks.rtd_step [--cases grouped …]
 
 16 triplets of captions of 8 to 20 tokens, start and end included; AdamW over the whole tower. PyTorch's side does what
-the published code does: see `benchmarks.torch_rtd_step`. Ours reads the frozen embeddings from a table, cuts the texts,
+the published code does: see `benchmarks.pytorch.rtd_step`. Ours reads the frozen embeddings from a table, cuts the texts,
 encodes both queries of a triplet in one pass and trains the rows of the token table that the triplets use.
 
     grouped           batches of similar length, as training draws them
@@ -105,7 +105,7 @@ def torch_step(case: str) -> Callable[[], None]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from benchmarks import torch_rtd_step as published
+    from benchmarks.pytorch import rtd_step as published
     from clip_jax.config import VARIANTS
     from clip_jax.files import config_files
 

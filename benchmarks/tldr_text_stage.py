@@ -177,7 +177,7 @@ def torch_step(case: str) -> Callable[[], None]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from benchmarks import torch_tldr_text_stage as published
+    from benchmarks.pytorch import tldr_text_stage as published
     from clip_jax.config import VARIANTS
     from clip_jax.files import config_files
     from tldr_jax.words import templates

@@ -10,7 +10,7 @@ from launch.networks import activations, cnn
 from robustgrad_jax import models
 
 torch = pytest.importorskip("torch")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 # Parameters with 10 and 1000 classes, 3 channels, LeNet for 32x32 images. The last three at 1000 are the
 # numbers that torchvision publishes; the others were counted on the PyTorch networks.

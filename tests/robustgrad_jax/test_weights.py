@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from robustgrad_jax import models
 
 torch = pytest.importorskip("torch")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 
 def torch_model(name, **options):

@@ -10,7 +10,7 @@ from robustgrad_jax import attacks, callables, models
 from robustgrad_jax.gradients import Ball, Draws
 
 torch = pytest.importorskip("torch")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 TOLERANCE = 1e-5
 CASES = {"lenet": (8, 3), "resnet18_cifar": (8, 2)}  # name -> pixels a side, images

@@ -10,7 +10,7 @@ from robustgrad_jax import attributions, models
 
 torch = pytest.importorskip("torch")
 captum = pytest.importorskip("captum.attr")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 TOLERANCE = 1e-7  # relative to the largest value of a map; PyTorch's softplus is x from βx = 20 on
 INTEGRAL_TOLERANCE = 1e-6  # captum's quadrature weights are in float32

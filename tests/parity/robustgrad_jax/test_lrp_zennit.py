@@ -13,7 +13,7 @@ import pytest
 from robustgrad_jax import lrp, models
 
 torch = pytest.importorskip("torch")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 if importlib.util.find_spec("zennit") is None:
     pytest.skip("zennit is not installed (pip install --no-deps zennit)", allow_module_level=True)

@@ -15,7 +15,7 @@ from robustgrad_jax.gradients import input_gradient
 from robustgrad_jax.regularizers import alignment, hessian
 
 torch = pytest.importorskip("torch")
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 TOLERANCE = 1e-6
 # name, image shape (h, w, c), images; small images keep the float64 double backward of ResNet-18 to seconds

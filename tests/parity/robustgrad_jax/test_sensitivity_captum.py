@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 captum_metrics = pytest.importorskip("captum.metrics")
 from captum.attr import Saliency  # noqa: E402
 
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 SAMPLES = 6
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.torch_rtd_step import Phi
+from benchmarks.pytorch.rtd_step import Phi
 from rtd_jax import phi
 
 IN, OUT = 12, 9

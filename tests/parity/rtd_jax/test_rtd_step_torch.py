@@ -14,7 +14,7 @@ import torch
 from flax import traverse_util
 from transformers import CLIPConfig, CLIPModel
 
-from benchmarks import torch_rtd_step as published
+from benchmarks.pytorch import rtd_step as published
 from clip_jax import model
 from clip_jax.files import layouts
 from clip_jax.files.config_files import to_huggingface

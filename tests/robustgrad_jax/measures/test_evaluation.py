@@ -16,7 +16,7 @@ from robustgrad_jax.measures.under_attack import Attack
 
 torch = pytest.importorskip("torch")
 ssim = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
-from benchmarks import torch_robustgrad as reference  # noqa: E402
+from benchmarks.pytorch import robustgrad as reference  # noqa: E402
 
 N, BATCH, SIDE, CLASSES, DRAWS, SEED = (
     5,

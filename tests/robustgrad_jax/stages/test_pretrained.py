@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks import torch_robustgrad as reference
+from benchmarks.pytorch import robustgrad as reference
 from configs.robustgrad import base, digits_lenet
 from launch.data import DataSet, Spec
 from launch.files import save_tree

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.torch_robustgrad import input_gradient
+from benchmarks.pytorch.robustgrad import input_gradient
 
 
 def heatmap(gradient: Tensor) -> Tensor:
