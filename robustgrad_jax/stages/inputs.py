@@ -70,7 +70,7 @@ class Architecture:
 
     def module(self, spec: Spec) -> nn.Module:
         """The linen module for a data set: (variables, x) -> (logits, out)."""
-        options = dict(activation=self.activation, beta=self.beta, dtype=self.dtype)
+        options: dict[str, Any] = dict(activation=self.activation, beta=self.beta, dtype=self.dtype)
         return models.create(self.name, num_classes=len(spec.classes), **options)
 
     def shapes(self, spec: Spec) -> Variables:
