@@ -81,10 +81,8 @@ class Architecture:
 
     def module(self, spec: Spec) -> nn.Module:
         """The linen module for a data set: (variables, x) -> (logits, out)."""
-        classes = len(spec.classes)
-        return models.create(
-            self.name, num_classes=classes, activation=self.activation, beta=self.beta, dtype=self.dtype
-        )
+        options: dict[str, Any] = dict(activation=self.activation, beta=self.beta, dtype=self.dtype)
+        return models.create(self.name, num_classes=len(spec.classes), **options)
 
     def shapes(self, spec: Spec) -> Variables:
         """Its variables as `jax.ShapeDtypeStruct`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,13 +56,14 @@ def load(source: str, *, pairs: int, seed: int, path: str = "", images: str = ""
     return coco.from_json(path, images, n=pairs, seed=seed)
 
 
-def draw(total: int, count: int, seed: int) -> np.ndarray:
-    """Which of `total` pairs are taken, in order: int (count,).
+def draw(total: int, count: int, seed: int, source: str | Path) -> np.ndarray:
+    """Which of the `total` pairs in `source` are taken, in order: int (count,).
 
     Raises:
       ValueError: a count above the total.
     """
     if count > total:
-        raise ValueError(f"gap.pairs={count}, but there are {total} pairs; take at most {total}")
+        remedy = f"take at most {total}" if total else "it needs images with captions"
+        raise ValueError(f"gap.pairs={count}: {source} has {total} pairs; {remedy}")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _DRAW))))
     return np.sort(generator.permutation(total)[:count])

@@ -51,7 +51,7 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Gap
             raise annotation.error("no image has this id", "image_id")
         captions.setdefault(image, []).append(records.text(annotation, "caption"))
     described = sorted(captions)
-    chosen = [described[row] for row in draw(len(described), n, seed)]
+    chosen = [described[row] for row in draw(len(described), n, seed, path)]
     files = []
     for image in chosen:
         name = records.field(images[image], "file_name", str)
@@ -75,7 +75,7 @@ def from_tfds(path: str, split: str, *, n: int, seed: int) -> GapPairs:
       ValueError: an unknown split, an unreadable record, or fewer images than n.
     """
     records = tfds_sets.Records(tfds_sets.prepared("coco_captions/2014", path), split)
-    rows = draw(len(records), n, seed)
+    rows = draw(len(records), n, seed, records.directory)
     images = Rows(records, rows)
     texts = tfds_sets.scan(records, lambda record: list(map(_text, record["captions"]["text"])), rows=rows.tolist())
     for row, captions in zip(rows, texts, strict=True):

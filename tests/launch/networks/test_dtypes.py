@@ -11,6 +11,7 @@ from launch.stages import SettingError
 from robustgrad_jax import attributions, models
 from robustgrad_jax.stages.inputs import Architecture
 from rtd_jax import experiment, phi
+from rtd_jax.stages.phi import PhiTraining
 from tests.rtd_jax import tiny
 from tldr_jax.classifier import backbones
 from tldr_jax.classifier.cnn import SmallCnn
@@ -110,7 +111,7 @@ def test_phi_gives_tokens_in_float32(kind):
     assert half(x).dtype == jnp.float32
     error = np.abs(half(x) - exact(x)).max() / np.abs(exact(x)).max()
     assert 1e-5 < error < 0.03
-    loss = lambda params: jnp.square(half.module.apply({"params": params}, x) - 1).mean()
+    loss = lambda params: jnp.square(phi.Network(half.module, params)(x) - 1).mean()
     before, gradient = jax.jit(jax.value_and_grad(loss))(exact.params)
     assert types(gradient) == {"float32"}
     assert loss(jax.tree.map(lambda p, g: p - 0.05 * g, exact.params, gradient)) < before
@@ -135,4 +136,5 @@ def test_names_reach_the_networks():
     assert models.create("resnet18", num_classes=2, dtype="bfloat16").dtype == half
     assert all(backbones.create(name, 2, "bfloat16").dtype == half for name in backbones.KINDS)
     assert backbones.Backbone("small_cnn", 32, dtype="bfloat16").create(2).dtype == half
-    assert experiment.plan(tiny.config(phi__dtype="bfloat16")).phi.module(12).dtype == half
+    network = experiment.plan(tiny.config(phi__dtype="bfloat16")).phi
+    assert isinstance(network, PhiTraining) and network.module(12).dtype == half

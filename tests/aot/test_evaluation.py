@@ -1,0 +1,80 @@
+"""Evaluation of attributions, compiled for a TPU slice: one program a batch, in which nothing is exchanged."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.training import means, sharding
+from robustgrad_jax import models, training
+from robustgrad_jax.attributions import explainers
+from robustgrad_jax.measures import evaluation, under_attack
+from robustgrad_jax.measures.evaluation import Compare, Subject
+from tests.commands import REQUIRED
+
+pytestmark = [
+    pytest.mark.skipif(not REQUIRED, reason="minutes of compiling: `make test SYSTEM=yes`"),
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, a TPU's compiler, is not installed"),
+]
+N, SIDE, STD = 24, 8, (0.2, 0.2, 0.2)
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A network, its attribution, and shapes of its variables and of a batch on eight chips."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    layout = sharding.layout(devices=chips)
+    model = models.create("lenet", num_classes=10)
+    subject = Subject(model, training.Normalized((0.5,) * 3, STD), explainers.Explainer("gradient", {}))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3))))
+
+    def at(tree):
+        """Shapes on the chips: the images of a batch divided, all else on every chip."""
+        split = NamedSharding(layout.mesh, P("data"))
+        where = lambda leaf: split if leaf.shape[:1] == (N,) else layout.replicated
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where(leaf)), tree)
+
+    columns = {"label": np.int32, "slot": np.int32, "mask": np.bool_}
+    batch = {name: jax.ShapeDtypeStruct((N,), dtype) for name, dtype in columns.items()}
+    batch["image"] = jax.ShapeDtypeStruct((N, SIDE, SIDE, 3), np.uint8)
+    return subject, at(variables), at(batch), at
+
+
+def hlo(function, *arguments, **static):
+    """The optimised program, compiled at the least effort."""
+    lowered = function.lower(*arguments, **static)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS", raising=False)  # libtpu ends the process at flags of tests/conftest.py
+        return lowered.compile(compiler_options={"exec_time_optimization_effort": -1.0}).as_text()
+
+
+def test_a_whole_attack(case):
+    subject, variables, batch, _ = case
+    attack = under_attack.Attack("aam", 8.0, steps=100)
+    text = hlo(jax.jit(under_attack.attacked(subject, subject, attack, std=STD, seed=0)), variables, batch)
+    assert " while(" in text
+    assert not COLLECTIVE.findall(text)
+
+
+def test_all_draws_of_random_perturbations(case):
+    """The range that perturbed images are clipped to is that of the whole batch: a minimum and a maximum, once."""
+    subject, variables, batch, at = case
+    clean = evaluation.clean(subject)
+    assert len(COLLECTIVE.findall(hlo(jax.jit(clean), variables, batch))) == 2
+    measure = evaluation.random_perturbation_similarity(
+        subject, std=STD, radii=(4.0, 16.0), compare=Compare(("pcc",)), seed=0
+    )
+    batch = batch | {"once": at(jax.eval_shape(clean, variables, batch))}
+    text = hlo(means._draws, measure, variables, batch, repeats=10)
+    assert " while(" in text
+    assert not COLLECTIVE.findall(text)
