@@ -1,10 +1,10 @@
 """One RTD training step of ViT-B/32's text tower: ours against the published procedure in PyTorch, both in float32.
 
-    python -m benchmarks.rtd_step [--cases grouped …]
+    python -m benchmarks.rtd_step [--cases grouped …] [--against eager compile]
 
 16 triplets of captions of 8 to 20 tokens, start and end included; AdamW over the whole tower. PyTorch's side does what
-the published code does: see `benchmarks.pytorch.rtd_step`. Ours reads the frozen embeddings from a table, cuts the texts,
-encodes both queries of a triplet in one pass and trains the rows of the token table that the triplets use.
+the published code does: see `benchmarks.pytorch.rtd_step`. Ours reads the frozen embeddings from a table, cuts the
+texts, encodes both queries of a triplet in one pass and trains the rows of the token table that the triplets use.
 
     grouped           batches of similar length, as training draws them
     mixed             batches of any length
