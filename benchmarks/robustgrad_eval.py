@@ -1,12 +1,13 @@
-"""Evaluating attributions, ours against PyTorch eager: random perturbation similarity and attribution manipulation.
+"""Evaluating attributions, ours against PyTorch: random perturbation similarity and attribution manipulation.
 
-    python -m benchmarks.robustgrad_eval [--cases "lenet rps" …] [--images 100 --attack_steps 100 --draws 10]
+    python -m benchmarks.robustgrad_eval [--cases "lenet rps" …] [--against eager compile] [--draws 10 …]
 
-Both sides measure cosine, Pearson, SSIM and MSE of gradient heat maps on the same 32x32 images, in the same batches:
+All sides measure cosine, Pearson, SSIM and MSE of gradient heat maps on the same 32x32 images, in the same batches:
 "rps" over uniform draws, "aam" before and after an attack of Adam steps. A timed step is the whole of it, ours through
-`masked_means` of the loop as an evaluation runs it, compiled before. One step of each side is timed unless --steps says
-otherwise: the attack on ResNet-18 takes minutes. Quick: `--images 8 --attack_steps 2 --draws 2`. Ours runs over one CPU
-device per core, the images divided among them (`--devices 1` for one program over a batch).
+`masked_means` of the loop as an evaluation runs it, compiled before. "compile" puts the map of a batch and the gradient
+of the attack's step through torch.compile. One step of each side is timed unless --steps says otherwise: the attack on
+ResNet-18 takes minutes. Small: `--images 8 --attack_steps 2 --draws 2`. On a CPU ours runs over one device per core,
+the images divided among them (`--devices 1` for one program over a batch).
 """
 
 import dataclasses
@@ -74,29 +75,34 @@ def jax_step(model: str, kind: str) -> Callable[[], None]:
     return partial(run, size("attack_steps"), size("draws"))
 
 
-def torch_step(model: str, kind: str) -> Callable[[], None]:
-    """The same in PyTorch eager."""
+def torch_step(model: str, kind: str, *, compile: bool) -> Callable[[], None]:
+    """The same in PyTorch."""
     import numpy as np
     import torch
 
     from benchmarks.pytorch import robustgrad, robustgrad_eval
 
+    device = alternate.pytorch()
     torch.manual_seed(0)
-    network = robustgrad.create(model).eval()
+    network = robustgrad.create(model).eval().to(device)
     images, labels = examples()
-    x = torch.tensor((images.transpose(0, 3, 1, 2) / 255 - 0.5).astype(np.float32) / STD)
-    y, window = torch.tensor(labels.astype(np.int64)), robustgrad_eval.gaussian_window()
-    target = torch.ones(32, 32)
+    x = torch.tensor((images.transpose(0, 3, 1, 2) / 255 - 0.5).astype(np.float32) / STD).to(device)
+    y, window = torch.tensor(labels.astype(np.int64)).to(device), robustgrad_eval.gaussian_window().to(device)
+    target = torch.ones(32, 32, device=device)
     target[5:-5, 5:-5] = 0
     radius = RADIUS / 255 / STD
+    explain, gradient = robustgrad_eval.clean_map, robustgrad_eval.attack_gradient
+    if compile:
+        explain = torch.compile(robustgrad_eval.functional_map)
+        gradient = torch.compile(robustgrad_eval.functional_attack_gradient)
 
     def evaluate(x, y, steps: int, draws: int) -> dict:
         if kind == "rps":
             return robustgrad_eval.random_perturbation_similarity(
-                network, x, y, radius=radius, draws=draws, window=window
+                network, x, y, radius=radius, draws=draws, window=window, explain=explain
             )
-        moved = robustgrad_eval.manipulate(network, x, y, target, radius=radius, steps=steps)
-        before, after = (robustgrad_eval.clean_map(network, images, y) for images in (x, moved))
+        moved = robustgrad_eval.manipulate(network, x, y, target, radius=radius, steps=steps, gradient=gradient)
+        before, after = (explain(network, images, y) for images in (x, moved))
         with torch.no_grad():
             network(moved), network(x)  # accuracy and change of the logits
         return robustgrad_eval.similarities(before, after, window)
@@ -110,12 +116,15 @@ def torch_step(model: str, kind: str) -> Callable[[], None]:
     return partial(run, size("attack_steps"), size("draws"))
 
 
-def step(model: str, kind: str, side: str) -> Callable[[], None]:
-    return {"jax": jax_step, "torch": torch_step}[side](model, kind)
+def sides(model: str, kind: str) -> alternate.Builders:
+    return {
+        "ours": partial(jax_step, model, kind),
+        "eager": partial(torch_step, model, kind, compile=False),
+        "compile": partial(torch_step, model, kind, compile=True),
+    }
 
 
-CASES = {f"{model} {kind}": partial(step, model, kind) for kind in ("rps", "aam") for model in BATCHES}
-
+CASES = {f"{model} {kind}": sides(model, kind) for kind in ("rps", "aam") for model in BATCHES}
 
 if __name__ == "__main__":
     alternate.main("benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES, steps=1, warmup=0, sizes=SIZES)

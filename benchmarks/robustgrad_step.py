@@ -1,22 +1,22 @@
-"""One training step of local gradient alignment: ours against the published step in PyTorch eager.
+"""One training step of local gradient alignment: ours against the published step in PyTorch, eager and compiled.
 
-    python -m benchmarks.robustgrad_step [--cases "lenet none" "lenet l2_cosine" …]
+    python -m benchmarks.robustgrad_step [--cases "lenet none" "lenet l2_cosine" …] [--against eager compile]
 
-Both sides do the whole step: forward, penalty, gradients, clipping, update, on the same images and noise radius. Peak
-memory is the process's largest resident set (host memory, so on CPU).
+All sides do the whole step: forward, penalty, gradients, clipping, update, on the same images and noise radius.
+"compile" is torch.compile of the loss, whose input gradients are torch.func's: AOTAutograd has no double backward.
+`--lenet N` and `--resnet18_cifar N` are the batch sizes, on 32x32x3.
 
-Ours runs in mode "pmap" over one CPU device per core, each with its share of the batch (`--devices 1` for one program
-over the whole batch): so all cores take part where XLA runs an operation on one. Batch norm then sees that share, as
-under DistributedDataParallel, while PyTorch's sees the whole batch; LeNet has none, its numbers are the same.
+On a CPU ours runs in mode "pmap" over one CPU device per core, each with its share of the batch (`--devices 1` for one
+program over the whole batch): so all cores take part where XLA runs an operation on one. Batch norm then sees that
+share, as under DistributedDataParallel, while PyTorch's sees the whole batch; LeNet has none, its numbers are the same.
 """
 
 import os
-from collections.abc import Callable
 from functools import partial
 
 from benchmarks import alternate
 
-BATCHES = {"lenet": 128, "resnet18_cifar": 32}  # on 32x32x3
+BATCHES = {"lenet": 128, "resnet18_cifar": 32}  # also names of sizes
 REGULARIZERS = ("none", "l2_cosine", "hessian")
 SCALE = 4 / 255 / 0.2
 CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
@@ -55,24 +55,26 @@ def jax_step(model: str, batch: int, regularizer: str):
     return run
 
 
-def torch_step(model: str, batch: int, regularizer: str):
-    """() -> None, one step of the published procedure in PyTorch eager."""
+def torch_step(model: str, batch: int, regularizer: str, *, compile: bool):
+    """() -> None, one step of the published procedure in PyTorch."""
     import numpy as np
     import torch
 
     from benchmarks.pytorch import robustgrad
 
+    device = alternate.pytorch()
     torch.manual_seed(0)
-    network = robustgrad.create(model).train()
+    network = robustgrad.create(model).train().to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=4e-5)
     rng = np.random.default_rng(0)
-    x = torch.tensor(rng.normal(size=(batch, 3, 32, 32)).astype(np.float32))
-    y = torch.tensor(rng.integers(0, 10, batch))
+    x = torch.tensor(rng.normal(size=(batch, 3, 32, 32)).astype(np.float32)).to(device)
+    y = torch.tensor(rng.integers(0, 10, batch)).to(device)
     weights = {"l2": 0.01, "cosine": 1.0, "hessian": 1e-3}
+    step_loss = torch.compile(robustgrad.functional_step_loss) if compile else robustgrad.step_loss
 
     def run():
         noise = torch.randn_like(x) if regularizer == "hessian" else SCALE * (2 * torch.rand_like(x) - 1)
-        loss, _ = robustgrad.step_loss(network, x, y, regularizer=regularizer, noise=noise, weights=weights)
+        loss, _ = step_loss(network, x, y, regularizer=regularizer, noise=noise, weights=weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
@@ -81,11 +83,16 @@ def torch_step(model: str, batch: int, regularizer: str):
     return run
 
 
-def step(model: str, regularizer: str, side: str) -> Callable[[], None]:
-    return {"jax": jax_step, "torch": torch_step}[side](model, BATCHES[model], regularizer)
+def sides(model: str, regularizer: str) -> alternate.Builders:
+    case = model, alternate.size(model, BATCHES[model]), regularizer
+    return {
+        "ours": partial(jax_step, *case),
+        "eager": partial(torch_step, *case, compile=False),
+        "compile": partial(torch_step, *case, compile=True),
+    }
 
 
-CASES = {f"{model} {name}": partial(step, model, name) for model in BATCHES for name in REGULARIZERS}
+CASES = {f"{model} {name}": sides(model, name) for model in BATCHES for name in REGULARIZERS}
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.robustgrad_step", __doc__, CASES, devices=CORES)
+    alternate.main("benchmarks.robustgrad_step", __doc__, CASES, devices=CORES, sizes=BATCHES)

@@ -1,6 +1,6 @@
 """One RTD training step of ViT-B/32's text tower: ours against the published procedure in PyTorch, both in float32.
 
-    python -m benchmarks.rtd_step [--cases grouped …]
+    python -m benchmarks.rtd_step [--cases grouped …] [--against eager compile]
 
 16 triplets of captions of 8 to 20 tokens, start and end included; AdamW over the whole tower. PyTorch's side does what
 the published code does: see `benchmarks.pytorch.rtd_step`. Ours reads the frozen embeddings from a table, cuts the

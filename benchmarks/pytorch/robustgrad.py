@@ -205,3 +205,38 @@ def step_loss(
     loss = cross_entropy + sum(weights[key] * terms[key] for key in used)
     parts = {"cross_entropy": cross_entropy, "logits": logits, **terms}
     return loss, {key: value.detach() for key, value in parts.items()}
+
+
+def functional_step_loss(
+    model: nn.Module, x: Tensor, y: Tensor, *, regularizer: str, noise: Tensor, weights: Mapping[str, float]
+) -> tuple[Tensor, None]:
+    """The loss of `step_loss` with torch.func's input gradients, which torch.compile can differentiate once more.
+
+    Buffers go through as arguments, since torch.func refuses a function that changes tensors it was not given.
+    """
+    if regularizer == "none":
+        return step_loss(model, x, y, regularizer=regularizer)[0], None
+
+    def score(x: Tensor, buffers: dict[str, Tensor]):
+        moved = {name: buffer.clone() for name, buffer in buffers.items()}
+        logits = torch.func.functional_call(model, moved, (x,))
+        return logits.gather(1, y[:, None]).sum(), (logits, moved)
+
+    gradient = torch.func.grad(score, has_aux=True)
+
+    def derivative_along_noise(x: Tensor, buffers: dict[str, Tensor]):
+        own, others = gradient(x, buffers)
+        return (own * noise).sum(), others
+
+    buffers = dict(model.named_buffers())
+    if regularizer == "hessian":
+        product, (logits, moved) = torch.func.grad(derivative_along_noise, has_aux=True)(x, buffers)
+        terms = {"hessian": product.flatten(1).square().sum(1).mean()}
+    else:
+        source, (logits, moved) = gradient(x, buffers)
+        other, (_, moved) = gradient(x + noise, moved)
+        terms = dict(zip(("l2", "cosine"), alignment_distances(source.detach(), other), strict=True))
+    for name, buffer in buffers.items():
+        buffer.copy_(moved[name])
+    used = ("l2", "cosine") if regularizer == "l2_cosine" else (regularizer,)
+    return F.cross_entropy(logits, y) + sum(weights[key] * terms[key] for key in used), None

@@ -1,11 +1,15 @@
-"""PyTorch eager: random perturbation similarity and attribution manipulation, the other side of `robustgrad_eval`.
+"""PyTorch: random perturbation similarity and attribution manipulation, the other side of `robustgrad_eval`.
 
 The procedures of Joo et al. 2023 over batches of images: the clean map once, the draws one after the other; the attack
 a loop of Adam steps, with one forward pass per step for map and logits. Attributions are input gradients of the true
 class's logit; images (n, c, h, w) normalised.
+
+What is differentiated comes twice: by autograd, and by torch.func for torch.compile, which has no double backward.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -56,33 +60,62 @@ def clean_map(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return heatmap(input_gradient(model(x), x, y, create_graph=False))
 
 
+def functional_map(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same by torch.func."""
+    return heatmap(torch.func.grad(lambda x: model(x).gather(1, y[:, None]).sum())(x))
+
+
+def attack_gradient(
+    model: nn.Module, attacked: Tensor, y: Tensor, target: Tensor, before: Tensor, gamma: float
+) -> Tensor:
+    """Of γ‖h(x̃) − h_t‖² + (1 − γ) MSE(f(x̃), f(x)) by x̃; `before` are the logits f(x)."""
+    attacked = attacked.detach().requires_grad_(True)
+    logits = model(attacked)
+    heat = heatmap(input_gradient(logits, attacked, y, create_graph=True))
+    loss = gamma * (heat - target).square().sum() + (1 - gamma) * (logits - before).square().mean(1).sum()
+    return torch.autograd.grad(loss, attacked)[0]
+
+
+def functional_attack_gradient(
+    model: nn.Module, attacked: Tensor, y: Tensor, target: Tensor, before: Tensor, gamma: float
+) -> Tensor:
+    """The same by torch.func."""
+
+    def score(x: Tensor):
+        logits = model(x)
+        return logits.gather(1, y[:, None]).sum(), logits
+
+    def loss(x: Tensor):
+        gradient, logits = torch.func.grad(score, has_aux=True)(x)
+        distance = (heatmap(gradient) - target).square().sum()
+        return gamma * distance + (1 - gamma) * (logits - before).square().mean(1).sum()
+
+    return torch.func.grad(loss)(attacked)
+
+
 def random_perturbation_similarity(
-    model: nn.Module, x: Tensor, y: Tensor, *, radius: float, draws: int, window: Tensor
+    model: nn.Module, x: Tensor, y: Tensor, *, radius: float, draws: int, window: Tensor, explain: Callable = clean_map
 ) -> dict[str, Tensor]:
     """Means over uniform draws of radius `radius`, in x's units, of the similarities, each (n,)."""
-    before, total = clean_map(model, x, y), None
+    before, total = explain(model, x, y), None
     for _ in range(draws):
         moved = (x + radius * (2 * torch.rand_like(x) - 1)).clamp(x.min(), x.max())
-        values = similarities(before, clean_map(model, moved, y), window)
+        values = similarities(before, explain(model, moved, y), window)
         total = values if total is None else {k: total[k] + v for k, v in values.items()}
     return {k: v / draws for k, v in total.items()}
 
 
 def manipulate(
-    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, radius: float, steps: int, gamma: float = 0.5
-) -> Tensor:
-    """The attacked images after `steps` of Adam on γ‖h(x̃) − h_t‖² + (1 − γ) MSE(f(x̃), f(x)), in the ℓ∞ ball."""
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, radius: float, steps: int, gamma: float = 0.5,
+    gradient: Callable = attack_gradient,
+) -> Tensor:  # fmt: skip
+    """The attacked images after `steps` of Adam along `attack_gradient`, in the ℓ∞ ball."""
     with torch.no_grad():
-        logits_before = model(x)
-    attacked = x.clone().requires_grad_(True)
+        before = model(x)
+    attacked = x.clone()
     optimizer = torch.optim.Adam([attacked], lr=4 * radius / steps)
     for _ in range(steps):
-        logits = model(attacked)
-        heat = heatmap(input_gradient(logits, attacked, y, create_graph=True))
-        loss = gamma * (heat - target).square().sum()
-        loss = loss + (1 - gamma) * (logits - logits_before).square().mean(1).sum()
-        (attacked.grad,) = torch.autograd.grad(loss, attacked)
+        attacked.grad = gradient(model, attacked, y, target, before, gamma)
         optimizer.step()
-        with torch.no_grad():
-            attacked.copy_(torch.clamp(attacked, x - radius, x + radius))
-    return attacked.detach()
+        attacked.copy_(torch.clamp(attacked, x - radius, x + radius))
+    return attacked

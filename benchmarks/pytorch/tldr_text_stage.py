@@ -1,4 +1,4 @@
-"""PyTorch eager: the text stage as published, words and examples one at a time; the other side of `tldr_text_stage`.
+"""PyTorch: the text stage as published, words and examples one at a time; the other side of `tldr_text_stage`.
 
 Projector by explicit inverses in float64; each word through both filters by itself; each word's prompts as a batch of
 77 tokens; a training example assembled from its two embeddings by a data set, a batch projected in each step.
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 def projector(x: Tensor, y: Tensor, gap: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """W (d, f) and b (f,) in float32, of x (n, d), y (n, f) and gap (m, d), all float64."""
-    inverse = torch.linalg.inv(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype))
+    inverse = torch.linalg.inv(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
     beta = inverse @ x.T @ y
     weight = beta - inverse @ gap.T @ torch.linalg.inv(gap @ inverse @ gap.T) @ gap @ beta
     return weight.float(), (y - x @ weight).mean(0).float()
@@ -84,10 +84,11 @@ def train_head(
     pairs: Pairs, weight: Tensor, bias: Tensor, *, rate: float, decay: float, batch_size: int, steps: int
 ) -> nn.Linear:
     """AdamW under a cosine schedule on relu(x W + b), `steps` batches of shuffled epochs."""
-    head = nn.Linear(weight.shape[1], max(pairs.label) + 1)
+    head = nn.Linear(weight.shape[1], max(pairs.label) + 1).to(weight.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for x, y in _batches(pairs, batch_size, steps):
+        x, y = x.to(weight.device), y.to(weight.device)
         loss = F.cross_entropy(head(torch.relu(x @ weight + bias)), y)
         optimizer.zero_grad()
         loss.backward()

@@ -7,18 +7,18 @@ import pytest
 from benchmarks import alternate
 from tests.commands import finish, start
 
-QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2")
+QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2", "--against", "eager")
 
 
 @pytest.mark.parametrize(
     "module, case, options",
     [
-        ("robustgrad_step", "lenet none", ()),
-        ("clip", "text as used", ()),
+        ("robustgrad_step", "lenet none", ("--against", "eager")),
+        ("clip", "text as used", ("--texts", "2", "--against", "sdpa")),
         ("robustgrad_eval", "lenet rps", QUICK),
         ("robustgrad_eval", "lenet aam", QUICK),
         ("tldr_text_stage", "head", ("--words", "4", "--head_steps", "2")),
-        ("retrieval", "topk", ()),
+        ("retrieval", "search", ("--against", "topk")),
     ],
 )
 def test_one_row(module, case, options):
@@ -30,5 +30,7 @@ def test_one_row(module, case, options):
 
 
 def test_a_side_that_dies_is_named():
-    with pytest.raises(RuntimeError, match="the torch side of 'no such case' died"):
-        alternate.pair("benchmarks.clip", "no such case", steps=1, warmup=0, devices=1, python="python3")
+    with pytest.raises(RuntimeError, match="the eager side of 'no such case' died"):
+        alternate.pair(
+            "benchmarks.clip", "no such case", ("ours", "eager"), steps=1, warmup=0, devices=1, python="python3"
+        )
