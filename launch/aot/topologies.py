@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import jax
 from jax.experimental import topologies
 
-from launch.training.chips import GPUS, TPUS, Chip, of_device
+from launch.processes.chips import GPUS, TPUS, Chip, of_device
 from launch.training.sharding import Device
 
 # Both are of the version that belongs to the installed jax; `jax[tpu,cuda13-local]` names them.

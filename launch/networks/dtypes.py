@@ -1,7 +1,8 @@
 """In what a network's activations and products are computed, by name.
 
 Parameters and batch norm's statistics stay float32 whatever the name, and so does what a number or a loss is made of:
-the features that the last layer takes, that layer, logits, softmax. Gradients come in the type of the parameters.
+the features that the last layer takes, that layer, logits, softmax. Gradients come in the type of the parameters; in
+mode "jit" the compilers exchange those of bfloat16 products between devices before they widen them.
 """
 
 from typing import Any

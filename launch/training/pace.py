@@ -21,7 +21,7 @@ from absl import logging
 from tqdm import tqdm
 
 from launch.journal import Journal
-from launch.training import chips
+from launch.processes import chips
 from launch.training.places import Place
 from launch.training.program import LOSS
 from launch.training.sharding import Device

@@ -1,8 +1,7 @@
 """Accelerators by name: memory, and peak rates by their makers' data sheets."""
 
 from dataclasses import dataclass, replace
-
-from launch.training.sharding import Device
+from typing import Any
 
 _GB = 1e9
 
@@ -45,8 +44,8 @@ GPUS = {
 }
 
 
-def of_device(device: Device) -> Chip | None:
-    """The chip that a device is, or the half of one where it is one of the two cores; None if it is in no table."""
+def of_device(device: Any) -> Chip | None:
+    """The chip that a JAX device is, or the half of one where it is one of the two cores; None if it is in no table."""
     chip = next((chip for chip in (TPUS | GPUS).values() if device.device_kind in chip.kinds), None)
     if chip is None or chip is not TPUS["v4"] or device.num_cores != 1:
         return chip
