@@ -21,7 +21,6 @@ BATCH, TRIPLETS, WORDS = 16, 4096, 8000  # words that the triplets use, of 49,40
 CONTEXT, START, END, MARKER = 77, 49406, 49407, 259
 PREFIX = (START, 320, 1125, 539)  # "a photo of"
 THAT = 682
-CASES = ("grouped", "mixed", "whole table")
 
 
 def triplets():
@@ -97,8 +96,8 @@ def jax_step(case: str) -> Callable[[], None]:
     return run
 
 
-def torch_step(case: str) -> Callable[[], None]:
-    """One step of the published procedure."""
+def torch_step(case: str, *, compile: bool) -> Callable[[], None]:
+    """One step of the published procedure; compiled, its loss."""
     from copy import deepcopy
     from itertools import count
 
@@ -110,29 +109,38 @@ def torch_step(case: str) -> Callable[[], None]:
     from clip_jax.files import config_files
 
     config = VARIANTS[VARIANT]
-    network = CLIPModel(CLIPConfig(**config_files.to_huggingface(config)))
-    trained, frozen = published.Encoder(network), published.Encoder(deepcopy(network))
-    phi = published.Phi(config.projection, 4 * config.projection, config.text.width).eval()
+    device, loss = alternate.pytorch(), torch.compile(published.loss) if compile else published.loss
+    network = CLIPModel(CLIPConfig(**config_files.to_huggingface(config))).to(device)
+    frozen, trained = published.Encoder(deepcopy(network)), published.Encoder(network)
+    phi = published.Phi(config.projection, 4 * config.projection, config.text.width).eval().to(device)
     reference, target, composed = triplets()
     rows_at, steps = batches(case, composed), count()
-    plain = torch.tensor([*PREFIX, MARKER, *[END] * (CONTEXT - len(PREFIX) - 1)]).repeat(BATCH, 1)
+    plain = torch.tensor([*PREFIX, MARKER, *[END] * (CONTEXT - len(PREFIX) - 1)]).repeat(BATCH, 1).to(device)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5, weight_decay=0.01)
 
     def run():
         rows = rows_at(next(steps))
-        tensor = lambda ids: torch.tensor(ids[rows], dtype=torch.long)
+        tensor = lambda ids: torch.tensor(ids[rows], dtype=torch.long).to(device)
         batch = {"reference": tensor(reference), "target": tensor(target), "composed": tensor(composed), "plain": plain}
-        batch["noise"] = 0.5 * torch.rand(BATCH, 1) * torch.randn(BATCH, config.projection)
+        batch["noise"] = (
+            0.5 * torch.rand(BATCH, 1, device=device) * torch.randn(BATCH, config.projection, device=device)
+        )
         optimizer.zero_grad(set_to_none=True)
-        published.loss(trained, frozen, phi, batch).backward()
+        loss(trained, frozen, phi, batch).backward()
         optimizer.step()
 
     return run
 
 
-def step(case: str, side: str) -> Callable[[], None]:
-    return {"jax": jax_step, "torch": torch_step}[side](case)
+def sides(case: str) -> alternate.Builders:
+    return {
+        "ours": partial(jax_step, case),
+        "eager": partial(torch_step, case, compile=False),
+        "compile": partial(torch_step, case, compile=True),
+    }
 
+
+CASES = {case: sides(case) for case in ("grouped", "mixed", "whole table")}
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.rtd_step", __doc__, {case: partial(step, case) for case in CASES}, devices=1)
+    alternate.main("benchmarks.rtd_step", __doc__, CASES, devices=1)

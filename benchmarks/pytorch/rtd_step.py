@@ -39,23 +39,25 @@ class Encoder:
     network: nn.Module
     marker_id: int = MARKER_ID
 
+    def __post_init__(self):
+        self.pseudo = None
+        # Registered once: torch.compile traces hooks, and would compile anew for each new one.
+        self.network.text_model.embeddings.token_embedding.register_forward_hook(self._replace)
+
+    def _replace(self, module, inputs, embedded):
+        if self.pseudo is None:
+            return embedded
+        return torch.where((inputs[0] == self.marker_id)[..., None], self.pseudo[:, None], embedded)
+
     def parameters(self) -> list[nn.Parameter]:
         return [*self.network.text_model.parameters(), *self.network.text_projection.parameters()]
 
     def __call__(self, ids: torch.Tensor, pseudo: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings (n, d), not normalised, of ids (n, t); pseudo tokens (n, w) in the marker's place."""
-        if pseudo is None:
-            return self.network.text_projection(self.network.text_model(input_ids=ids).pooler_output)
-
-        def replace(module, inputs, embedded):
-            return torch.where((ids == self.marker_id)[..., None], pseudo[:, None], embedded)
-
-        table = self.network.text_model.embeddings.token_embedding
-        hook = table.register_forward_hook(replace)
-        try:
-            return self.network.text_projection(self.network.text_model(input_ids=ids).pooler_output)
-        finally:
-            hook.remove()
+        self.pseudo = pseudo
+        embeddings = self.network.text_projection(self.network.text_model(input_ids=ids).pooler_output)
+        self.pseudo = None
+        return embeddings
 
 
 def joint_contrast(queries: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
