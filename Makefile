@@ -8,6 +8,7 @@ RUNS := runs
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: demo test system bench scaling clean
 
 # What some tests use of Debian's; they are skipped where it is missing, unless `make test SYSTEM=yes` installs it (as root).
@@ -53,13 +54,16 @@ test: $(VENV)/.test
 	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.robustgrad_step
-	$(BIN)/python -m benchmarks.robustgrad_eval
-	$(BIN)/python -m benchmarks.clip
-	$(BIN)/python -m benchmarks.tldr_text_stage
-	$(BIN)/python -m benchmarks.rtd_step
-	$(BIN)/python -m benchmarks.retrieval
+# docs/speed.md. `make bench` on this CPU, `make -k bench DEVICE=cuda` on a GPU: there with small sizes, each benchmark
+# within its share of ten minutes, in seconds.
+DEVICE ?= cpu
+BENCHMARKS := robustgrad_step robustgrad_eval attributions clip tldr_text_stage rtd_step retrieval
+SHARES := robustgrad_step=190 robustgrad_eval=90 attributions=40 clip=90 tldr_text_stage=80 rtd_step=60 retrieval=30
+LIMITS = $(if $(filter-out cpu,$(DEVICE)),--quick --budget $(patsubst $*=%,%,$(filter $*=%,$(SHARES))))
+
+bench: $(BENCHMARKS:%=bench-%)
+bench-%: $(VENV)/.test
+	$(BIN)/python -m benchmarks.$* --device $(DEVICE) $(LIMITS) --json $(RUNS)/bench/$*-$(DEVICE).json
 
 # docs/scaling.md: about an hour on two cores, less what runs/scaling has already.
 scaling: $(VENV)/.aot

@@ -146,4 +146,11 @@ def sides(case: str) -> alternate.Builders:
 CASES = {name: sides(name) for name in ("image", "text", "text as used", "train", "train as used")}
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.clip", __doc__, CASES, devices=1, sizes=SIZES)
+    alternate.main(
+        "benchmarks.clip",
+        __doc__,
+        CASES,
+        devices=1,
+        sizes=SIZES,
+        quick={"steps": 5, "cases": ["image", "text", "train", "train as used"]},
+    )

@@ -21,6 +21,7 @@ BATCHES = {"lenet": 100, "resnet18_cifar": 20}  # most images at a time
 RADIUS, STD = 8.0, 0.2
 CORES = max(n for n in range(1, (os.cpu_count() or 1) + 1) if all(batch % n == 0 for batch in BATCHES.values()))
 SIZES = {"images": 100, "attack_steps": 100, "draws": 10}
+QUICK = {"attack_steps": 20}
 
 
 def size(name: str) -> int:
@@ -127,4 +128,6 @@ def sides(model: str, kind: str) -> alternate.Builders:
 CASES = {f"{model} {kind}": sides(model, kind) for kind in ("rps", "aam") for model in BATCHES}
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES, steps=1, warmup=0, sizes=SIZES)
+    alternate.main(
+        "benchmarks.robustgrad_eval", __doc__, CASES, devices=CORES, steps=1, warmup=0, sizes=SIZES, quick=QUICK
+    )

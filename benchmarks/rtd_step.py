@@ -143,4 +143,4 @@ def sides(case: str) -> alternate.Builders:
 CASES = {case: sides(case) for case in ("grouped", "mixed", "whole table")}
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.rtd_step", __doc__, CASES, devices=1)
+    alternate.main("benchmarks.rtd_step", __doc__, CASES, devices=1, quick={"steps": 5, "cases": ["grouped"]})

@@ -21,6 +21,7 @@ from functools import partial
 from benchmarks import alternate
 
 SIZES = {"words": 40, "head_steps": 313}
+QUICK = {"head_steps": 50, "cases": ["filter", "embed", "projector", "head", "64 heads"]}
 IMAGES, WIDTH, FEATURES = 5000, 512, 2048
 BATCH, RIDGE = 128, 50.0
 START, END, CONTEXT = 49406, 49407, 77
@@ -252,4 +253,4 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    alternate.main("benchmarks.tldr_text_stage", __doc__, CASES, devices=1, steps=1, warmup=0, sizes=SIZES)
+    alternate.main("benchmarks.tldr_text_stage", __doc__, CASES, devices=1, steps=1, warmup=0, sizes=SIZES, quick=QUICK)

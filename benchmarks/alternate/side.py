@@ -93,8 +93,8 @@ def _find_devices() -> None:
 
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise Unavailable(f"JAX {jax.__version__} finds no {device()}: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # an assertion where JAX's plug-in for the platform is missing
+        raise Unavailable(f"JAX {jax.__version__} finds no {device()} {error}".strip()) from error
 
 
 def _compile_errors() -> tuple[type[Exception], ...]:

@@ -1,8 +1,10 @@
 """Every benchmark runs, both sides, and prints what it says it prints; no figure is judged."""
 
+import json
 import re
 
 import pytest
+import torch
 
 from benchmarks import alternate
 from tests.commands import finish, start
@@ -19,6 +21,7 @@ QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2", "--against", "e
         ("robustgrad_eval", "lenet aam", QUICK),
         ("tldr_text_stage", "head", ("--words", "4", "--head_steps", "2")),
         ("retrieval", "search", ("--against", "topk")),
+        ("attributions", "integrated_gradients", ("--images", "2")),
     ],
 )
 def test_one_row(module, case, options):
@@ -34,3 +37,32 @@ def test_a_side_that_dies_is_named():
         alternate.pair(
             "benchmarks.clip", "no such case", ("ours", "eager"), steps=1, warmup=0, devices=1, python="python3"
         )
+
+
+def rows_of(module, *options):
+    output = finish(start("-m", f"benchmarks.{module}", "--steps", "1", *options)).splitlines()
+    return [line for line in output if line.startswith("| ") and not line.startswith("| case")]
+
+
+def test_a_side_that_cannot_run_says_why_in_its_row(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    path = tmp_path / "rows.json"
+    options = ("--cases", "lenet none", "--lenet", "2", "--against", "compile", "--json", str(path))
+    (row,) = rows_of("robustgrad_step", *options)
+    assert "C++ compiler" in row
+    written = json.loads(path.read_text())
+    assert written["device"] == "cpu" and written["precision"] == "highest" and "JAX" in written["sides"]["ours"]
+    own = written["cases"]["lenet none"]
+    assert "C++ compiler" in own["compile"]["absent"] and own["ours"]["seconds"] > 0 and own["ours"]["peak"] > 0
+
+
+def test_what_is_not_ready_within_the_budget_is_left_out():
+    (row,) = rows_of("attributions", "--cases", "gradient", "--images", "2", "--budget", "0.1")
+    assert "not ready within 0 s" in row
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_device_is_named_in_the_row():
+    (row,) = rows_of("attributions", "--cases", "gradient", "--images", "2", "--device", "cuda", "--against", "captum")
+    assert "sees no GPU" in row
