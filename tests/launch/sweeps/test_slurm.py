@@ -18,7 +18,7 @@ from tests.commands import REQUIRED, ROOT, environment, finish, start, train
 from tests.launch import sweep_toy, toy
 from tests.launch.sweeps import slurm_cluster
 from tests.launch.test_train import logged
-from tests.launch.training.test_sharding import same_training
+from tests.launch.training.devices.test_sharding import same_training
 
 MISSING = slurm_cluster.missing() + ([] if find_spec("submitit") else ["submitit"])
 cluster_needed = pytest.mark.skipif(

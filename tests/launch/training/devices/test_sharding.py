@@ -99,7 +99,7 @@ def test_a_coordinator_alone_is_not_enough(started, processes, process):
 
 @pytest.fixture(scope="module")
 def worker():
-    return json.loads(finish(start("-m", "tests.launch.training.sharding_worker", devices=8)).splitlines()[-1])
+    return json.loads(finish(start("-m", "tests.launch.training.devices.sharding_worker", devices=8)).splitlines()[-1])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from launch.training import sharding
 from tests.commands import finish, start
-from tests.launch.training import hosts_worker
+from tests.launch.training.devices import hosts_worker
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def test_two_processes_train_one_network_as_one_device_does(alone, devices, mode
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = "-m", "tests.launch.training.hosts_worker", address, 2
+    command = "-m", "tests.launch.training.devices.hosts_worker", address, 2
     both = [start(*command, process, model, devices=devices) for process in range(2)]
     found = [json.loads(finish(process, timeout=120).splitlines()[-1]) for process in both]
     for process, ours in enumerate(found):

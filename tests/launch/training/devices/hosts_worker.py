@@ -1,6 +1,6 @@
 """One of several processes that train one network, run by test_hosts.py: prints, as JSON, what came of it.
 
-python -m tests.launch.training.hosts_worker ADDRESS PROCESSES PROCESS MODEL
+python -m tests.launch.training.devices.hosts_worker ADDRESS PROCESSES PROCESS MODEL
 """
 
 import json
