@@ -27,7 +27,7 @@ def _draw(fn: Callable, variables, batch, repeat) -> dict[str, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "repeats"))
-def _draws(fn: Callable, variables, batch, *, repeats: int) -> dict[str, jax.Array]:
+def _draws(fn: Callable, variables, batch, repeats: int) -> dict[str, jax.Array]:
     """The sum over all repeats, in one program."""
     one = lambda repeat: _draw(fn, variables, batch, repeat)
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(one, np.int32(0)))
@@ -144,5 +144,7 @@ def outline(
         where = lambda leaf: split if leaf.shape[:1] == (rows,) else layout.replicated
         placed = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where(leaf))
         batch = {**batch, "once": jax.tree.map(placed, jax.eval_shape(once, variables, batch))}
+    if repeats > 1:
+        return [*passes, Pass(name, _draws, (fn, variables, batch, repeats), batches)]
     draw = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
-    return [*passes, Pass(name, _draw, (fn, variables, batch, draw), batches * repeats)]
+    return [*passes, Pass(name, _draw, (fn, variables, batch, draw), batches)]

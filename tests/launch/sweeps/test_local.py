@@ -44,7 +44,7 @@ def scripted(monkeypatch):
 
     def use(script: str) -> None:
         head = "import json, os, signal, sys, time\npath, seed = sys.argv[1], int(sys.argv[2])\n"
-        make = lambda sweep, member: [
+        make = lambda sweep, member, flags: [
             *(sys.executable, "-S", "-c", head + script, str(member.path), str(member.overrides["seed"]))
         ]
         monkeypatch.setattr(local, "command", make)

@@ -46,13 +46,14 @@ def test_a_pass_has_the_shapes_of_what_is_run(kind, plan, monkeypatch):
 
     def run(layout, measure, variables, batches, *, resident, repeats=1, **options):
         every = [{**batch, "resident": resident} for batch in batches]
-        calls.update(variables=variables, batch=every[0], count=len(every) * repeats, once=options.get("once"))
+        calls.update(variables=variables, batch=every[0], count=len(every), repeats=repeats, once=options.get("once"))
         return {"examples": 1.0}
 
     monkeypatch.setattr(means, "masked_means", run)
     stage.values(FakeStore())
     *before, one = stage.passes(layout)
-    _, variables, batch, _ = one.arguments
+    _, variables, batch, draw = one.arguments
+    assert draw == calls["repeats"] if calls["repeats"] > 1 else draw.shape == ()
     assert one.calls == calls["count"] and bool(before) == (calls["once"] is not None)
     assert shapes(variables) == shapes(calls["variables"])
     once = batch.pop("once", None)
