@@ -16,6 +16,8 @@ from typing import Any
 
 from benchmarks.alternate.side import OURS, device, precision
 
+_BUILDING = 0.6  # of a case's time in which its sides must be ready, so that the others can be timed in the rest
+
 
 class Child:
     """A process that runs one side of a case; see `side.serve`."""
@@ -63,9 +65,16 @@ class Child:
 
 
 def pair(
-    module: str, case: str, sides: Sequence[str], *, steps: int, warmup: int, devices: int, python: str,
+    module: str,
+    case: str,
+    sides: Sequence[str],
+    *,
+    steps: int,
+    warmup: int,
+    devices: int,
+    python: str,
     seconds: float = float("inf"),
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Alternate the sides of a case.
 
     Args:
@@ -85,16 +94,20 @@ def pair(
     Raises:
       RuntimeError: a side died; its error is on standard error.
     """
-    start, deadline = time.monotonic(), time.monotonic() + seconds
+    start = time.monotonic()
+    ready_by, deadline = start + _BUILDING * seconds, start + seconds
     children = {
         side: Child(module, case, side, warmup=warmup, devices=devices, python=python)
         for side in sorted(sides, key=lambda side: side == OURS)
     }
     rows: dict[str, dict[str, Any]] = {}
-    late = f"not ready within {seconds:.0f} s"
+    late = f"not ready within {_BUILDING * seconds:.0f} s"
     try:
         for side, child in children.items():
-            message = child.answer(deadline) or {"unavailable": late}
+            message = child.answer(ready_by)
+            if message is None:
+                child.process.kill()  # it would compile beside what is timed
+                message = {"unavailable": late}
             rows[side] = {"facts": message["ready"]} if "ready" in message else {"absent": message["unavailable"]}
         running = {side: child for side, child in children.items() if "facts" in rows[side]}
         rounds = _rounds(running, steps, deadline)

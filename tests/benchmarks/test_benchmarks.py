@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import alternate
+from benchmarks.alternate import pairs
 from tests.commands import finish, start
 
 QUICK = ("--images", "4", "--attack_steps", "2", "--draws", "2", "--against", "eager")
@@ -60,6 +61,34 @@ def test_a_side_that_cannot_run_says_why_in_its_row(monkeypatch, tmp_path):
 def test_what_is_not_ready_within_the_budget_is_left_out():
     (row,) = rows_of("attributions", "--cases", "gradient", "--images", "2", "--budget", "0.1")
     assert "not ready within 0 s" in row
+
+
+class FakeChild:
+    """A side that answers at once; "slow" never does."""
+
+    def __init__(self, module, case, side, **options):
+        self.side, self.messages, self.process = side, iter([{"ready": {}}]), self
+
+    def ask(self):
+        assert self.side != "slow"
+        self.messages = iter([{"seconds": 2.0 if self.side == "eager" else 1.0, "peak": 1}])
+
+    def answer(self, deadline):
+        return None if self.side == "slow" else next(self.messages)
+
+    def kill(self):
+        assert self.side == "slow"
+
+    def stop(self, *, now):
+        pass
+
+
+def test_a_late_side_takes_no_other_with_it(monkeypatch):
+    monkeypatch.setattr(pairs, "Child", FakeChild)
+    sides = ("ours", "eager", "slow")
+    found = alternate.pair("module", "case", sides, steps=2, warmup=0, devices=1, python="python3", seconds=60)
+    assert found["slow"] == {"absent": "not ready within 36 s"}
+    assert found["ours"]["seconds"] == 1 and found["eager"]["ratio"] == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
