@@ -17,8 +17,13 @@ def fastest(config: ClipConfig, devices: Iterable[Any]) -> ClipConfig:
     """The config with the attention that suits the JAX devices that it will be computed on."""
     widths = [tower.width // tower.heads for tower in (config.image, config.text)]
     fits = config.dtype in HALF and all(width <= _WIDEST and width % _MULTIPLE == 0 for width in widths)
-    suits = fits and all(device.platform in ("gpu", "cuda") for device in devices) and has_cudnn()
+    suits = fits and all(map(_is_recent, devices)) and has_cudnn()
     return replace(config, attention="cudnn" if suits else "xla")
+
+
+def _is_recent(device: Any) -> bool:
+    """Whether it is an NVIDIA GPU for which cuDNN has this kernel: from Ampere on."""
+    return device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= 8
 
 
 @cache
@@ -27,7 +32,7 @@ def has_cudnn() -> bool:
     shape = jax.ShapeDtypeStruct((1, 2, 1, _MULTIPLE), jnp.bfloat16)
     try:
         jax.eval_shape(partial(jax.nn.dot_product_attention, implementation="cudnn"), shape, shape, shape)
-    except RuntimeError:
+    except (RuntimeError, NotImplementedError):
         return False
     return True
 

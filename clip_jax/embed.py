@@ -174,7 +174,10 @@ def embed_images(
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Embeddings of images, float32 (n, d), not normalised; see `Embedder` and `Embedder.images`."""
+    """Embeddings of images, float32 (n, d), not normalised; see `Embedder` and `Embedder.images`.
+
+    In a run of several processes all of them call it, with the same images.
+    """
     return Embedder(clip, batch_size, workers, target_pad, cache, progress).images(images)
 
 

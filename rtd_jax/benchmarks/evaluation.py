@@ -20,7 +20,6 @@ from rtd_jax.phi import Network
 from rtd_jax.text import compose
 
 MISSING = "missing"  # in place of a row: counts of what is left out
-_CROPS = 1024  # cropped images in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +38,6 @@ class TaskImages:
 def embed(clip: clip_jax.Clip, task: RetrievalTask, *, target_pad: bool = False, batch_size: int = 64) -> TaskImages:
     """The embeddings of a task's gallery and reference images; see `clip_jax.embed_images` for the options."""
     options: dict[str, Any] = dict(target_pad=target_pad, batch_size=batch_size, progress=False)
-    if isinstance(task.images, Crops):  # cropped on access, too many to hold at once
-        parts = [task.images[start : start + _CROPS] for start in range(0, len(task.images), _CROPS)]
-        gallery = np.concatenate([clip_jax.embed_images(clip, list(part), **options) for part in parts])
-        return TaskImages(gallery, gallery[task.reference])
     gallery = clip_jax.embed_images(clip, task.images, **options)
     if task.query_images is None:
         return TaskImages(gallery, gallery[task.reference])

@@ -19,6 +19,7 @@ from launch.reading import paths
 from launch.results import FieldsStage
 from launch.stages import File, SettingError, Stage, about, free, require, require_known, require_number, stackable
 from launch.store import Store
+from launch.training import sharding
 from launch.training.program import Pass
 from launch.training.sharding import Layout, of_one_process
 from tldr_jax import datasets
@@ -251,7 +252,8 @@ class ClipImages(Stage):
 
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""
-        return [image_pass(self.clip.outline(), self.batch_size, layout, count=self.images.examples)]
+        own = sharding.layout(devices=of_one_process(list(layout.mesh.devices.flat)))
+        return [image_pass(self.clip.outline(), self.batch_size, own, count=self.images.examples)]
 
     def make(self, store: Store) -> np.ndarray | None:
         return _tables([self], store, self.decoded)[0]
