@@ -1,19 +1,13 @@
 """Attention at 577 tokens through XLA's CUDA plug-in for an H100: cuDNN's kernels, and no scores in memory."""
 
-from importlib.util import find_spec
-
 import jax
 import jax.numpy as jnp
-import pytest
 from jax.sharding import SingleDeviceSharding
 
 from clip_jax import attention
-from tests.commands import REQUIRED
+from tests.aot.compiling import only_with_system
 
-pytestmark = pytest.mark.skipif(
-    not REQUIRED or find_spec("jax_plugins") is None or find_spec("jax_plugins.xla_cuda13") is None,
-    reason="needs XLA's CUDA plug-in: pip install '.[aot]' (`make test SYSTEM=yes`)",
-)
+pytestmark = only_with_system
 
 
 def compiled(attend) -> str:

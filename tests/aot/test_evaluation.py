@@ -1,27 +1,23 @@
 """Evaluation of attributions, compiled for a TPU slice: one program a batch, in which nothing is exchanged."""
 
-import importlib.util
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.aot.topologies import topology
 from launch.training import means, sharding
 from robustgrad_jax import models, training
 from robustgrad_jax.attributions import explainers
 from robustgrad_jax.measures import evaluation, under_attack
 from robustgrad_jax.measures.evaluation import Compare, Subject
-from tests.commands import REQUIRED
+from tests.aot.compiling import TPU, only_with_system
 
-pytestmark = [
-    pytest.mark.skipif(not REQUIRED, reason="minutes of compiling: `make test SYSTEM=yes`"),
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, a TPU's compiler, is not installed"),
-]
+pytestmark = only_with_system
 N, SIDE, STD = 24, 8, (0.2, 0.2, 0.2)
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 
@@ -29,11 +25,7 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|coll
 @pytest.fixture(scope="module")
 def case():
     """A network, its attribution, and shapes of its variables and of a batch on eight chips."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    layout = sharding.layout(devices=chips)
+    layout = sharding.layout(devices=topology(TPU).devices)
     model = models.create("lenet", num_classes=10)
     subject = Subject(model, training.Normalized((0.5,) * 3, STD), explainers.Explainer("gradient", {}))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3))))
