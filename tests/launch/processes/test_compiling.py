@@ -18,8 +18,9 @@ from launch.stages import SettingError
 
 
 @pytest.fixture
-def restored():
-    """JAX's settings and its cache as they were, and no warning's filter left."""
+def restored(monkeypatch):
+    """JAX's settings and its cache as they were, and no warning's filter left; programs are kept however quick."""
+    monkeypatch.setattr(compiling, "_WORTH_KEEPING", 0.0)
     names = (
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
@@ -35,7 +36,7 @@ def restored():
 
 
 def compile_new(number):
-    """Compile a program that takes more than a tenth of a second, as a new process would; what the cache said."""
+    """Compile a program as a new process would; what the cache said."""
     jax.clear_caches()
     events = []
     listen = lambda event, **_: events.append(event.rsplit("/")[-1])
@@ -48,7 +49,7 @@ def compile_new(number):
 
 
 def heavy(x, number):
-    for _ in range(60):
+    for _ in range(6):
         x = jnp.linalg.qr(jnp.sin(x) + number)[1]
     return x
 
