@@ -16,6 +16,7 @@ from tests.clip_jax.towers import TINY
 @dataclass(frozen=True)
 class Device:
     platform: str
+    compute_capability: str = "9.0"
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 17], ids="{} tokens".format)
@@ -41,6 +42,7 @@ def test_cudnn_is_chosen_in_half_precision_on_its_gpus_alone(monkeypatch):
     assert chosen(half, gpus) == "cudnn"
     assert chosen(replace(VARIANTS["ViT-bigG/14"], dtype="float16"), gpus) == "cudnn"  # heads of 104 and 64
     assert chosen(VARIANTS["ViT-L/14"], gpus) == "xla"  # float32
+    assert chosen(half, [Device("gpu"), Device("gpu", "7.5")]) == "xla"  # before Ampere
     assert chosen(half, [Device("tpu")]) == chosen(half, jax.devices()) == "xla"
     assert chosen(replace(TINY, dtype="bfloat16"), gpus) == "xla"  # heads of 6
     monkeypatch.setattr(attention, "has_cudnn", lambda: False)
