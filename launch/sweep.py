@@ -267,6 +267,8 @@ def check_flags() -> None:
     settings(_SLURM.value)
     if flags.FLAGS.distributed or flags.FLAGS.coordinator or flags.FLAGS.num_processes is not None:
         raise SweepError("a sweep is started by one process; --coordinator, --distributed … are for launch.train")
+    if flags.FLAGS.profile is not None:
+        raise SweepError("--profile traces one run: give it to launch.train with a member's config")
 
 
 def settings(parts: Iterable[str]) -> dict[str, str]:

@@ -209,9 +209,13 @@ def make(experiment: ModuleType, root: Stage, run: Run, store: Store) -> dict[st
 
 
 def set_up_compiler(store: str | Path) -> None:
-    """Let XLA compile as the flags say, in the process of a run; runs that share a store share their programs."""
-    default = Path(store) / ".compiled" if store else cache_folder() / "compiled"
-    compiling.set_up(_EFFORT.value, _COMPILED.value, default)
+    """Let XLA compile as the flags say, in the process of a run; runs that share a store share their programs.
+
+    Without a store, several processes keep none: each may be on a host with a home of its own, and programs that only
+    some of them find keep those that compile waiting.
+    """
+    own = cache_folder() / "compiled" if jax.process_count() == 1 else None
+    compiling.set_up(_EFFORT.value, _COMPILED.value, Path(store) / ".compiled" if store else own)
 
 
 def compiler_flags() -> list[str]:
@@ -230,8 +234,8 @@ def main(argv: list[str]) -> None:
     try:
         if interrupts.received:
             raise Preempted("stopped before it began", interrupts.received[0])
-        set_up_compiler(_STORE.value)
         sharding.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, automatic=_DISTRIBUTED.value)
+        set_up_compiler(_STORE.value)
         with hosts.watched(_STUCK_AFTER.value) as advance:
             result = execute(_CONFIG.value, _WORKDIR.value, store=_STORE.value, advance=advance, profile=profile)
     except Preempted as stop:
@@ -290,8 +294,11 @@ def parse(argv: list[str]) -> list[str]:
     except Exception as error:  # flags.Error; of an unknown nested key, AttributeError or KeyError; a config file's own
         raise commands.leave(_known_keys(argv) or str(error), commands.MISUSE) from error
     _check(flags.FLAGS.config, argv)
-    for name in ("workdir", "store", "compilation_cache"):
-        if flags.FLAGS[name].present and (name != "compilation_cache" or flags.FLAGS[name].value):
+    names = ["workdir", "store"]
+    if _COMPILED.value and "://" not in _COMPILED.value:
+        names.append("compilation_cache")
+    for name in names:
+        if flags.FLAGS[name].present:
             flags.FLAGS[name].value = str(paths.path(flags.FLAGS[name].value, f"--{name}"))
     return left
 

@@ -61,7 +61,7 @@ def described() -> dict[str, str]:
     return {"precision": precision or PRECISIONS[0], "effort": f"{effort:g}"}
 
 
-def set_up(effort: float, asked: str | None, default: Path) -> None:
+def set_up(effort: float, asked: str | None, default: Path | None) -> None:
     """Set the effort, and the folder in which compiled programs are kept for later processes.
 
     XLA on a CPU does not read the effort. A program's key contains JAX's and XLA's versions, the options and the target
@@ -70,11 +70,16 @@ def set_up(effort: float, asked: str | None, default: Path) -> None:
 
     Args:
       effort: from -1, quick to compile, to 1, quick to run.
-      asked: the folder; "" for none; None for $JAX_COMPILATION_CACHE_DIR or else `default`.
-      default: a folder.
+      asked: the folder, or an address such as gs://…; "" for none; None for $JAX_COMPILATION_CACHE_DIR or else
+        `default`.
+      default: a folder; None for none.
     """
     jax.config.update("jax_exec_time_optimization_effort", effort)
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)) if asked is None else asked
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default or "")) if asked is None else asked
+    if "://" in folder:  # not of the file system: JAX's affair
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+        return
     kept = bool(folder) and _can_keep(Path(folder))
     used = kept or (bool(folder) and os.path.isdir(folder))
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder) if used else None)

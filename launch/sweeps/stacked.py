@@ -103,14 +103,21 @@ def _preflight(parts: Sequence[Sequence[PlannedMember]], store: Store) -> list[t
 
     Args:
       parts: members that are trained together.
+
+    Raises:
+      Preempted: the sweep was asked to stop.
     """
     unfit: list[tuple[Member, Exception]] = []
     for part in parts:
         for planned in part:
             _keep({0: planned}, store)
+            if store.stop.asked.is_set():
+                raise Preempted("asked to stop before any member was trained", store.stop.number)
             try:
                 train.preflight(planned.root, store, stacked=len(part) > 1)
-            except (ValueError, OSError) as error:  # of this member alone
+            except Preempted:
+                raise
+            except Exception as error:  # of this member alone
                 unfit.append((planned.member, error))
     return unfit
 

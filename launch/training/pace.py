@@ -1,9 +1,10 @@
 """What the loop logs about its steps: means of their metrics, and how fast the devices run.
 
-Rates count steps that ran undisturbed: a window in which something was compiled or profiled, or that an evaluation or
-a checkpoint interrupted, has none. FLOP/s are those of matrix products and convolutions, as `launch.networks.flops`
-counts them, on all devices; `peak_share` relates them to the devices' peak rate of dense products in bfloat16, where
-`launch.training.chips` knows it. `peak_memory` is the largest of any device of process 0 since it began, in GB.
+Rates count steps that ran undisturbed: a window in which something was compiled or profiled has none, and the time of
+evaluations and checkpoints is in no window. FLOP/s are those of matrix products and convolutions, as
+`launch.networks.flops` counts them, on all devices; `peak_share` relates them to the devices' peak rate of dense
+products in bfloat16, where `launch.processes.chips` knows it. `peak_memory` is the largest of any device of process 0
+since it began, in GB.
 """
 
 import contextlib

@@ -134,6 +134,18 @@ def test_which_folder_is_used(tmp_path, monkeypatch, restored, asked, variable, 
     assert compiling.described()["effort"] == "0.5"
 
 
+def test_an_address_is_left_to_jax(tmp_path, monkeypatch, restored):
+    monkeypatch.chdir(tmp_path)
+    compiling.set_up(0, "gs://bucket/programs", tmp_path / "default")
+    assert jax.config.jax_compilation_cache_dir == "gs://bucket/programs" and not list(tmp_path.iterdir())
+
+
+def test_no_folder_without_a_default(monkeypatch, restored):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    compiling.set_up(0, None, None)
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, restored, caplog):
     (tmp_path / "file").touch()
     with caplog.at_level("WARNING"):
