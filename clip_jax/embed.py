@@ -104,7 +104,7 @@ class Embedder:
         images = _listed(images)
         shape = len(images), clip.config.projection
         spread, placed = prepare({"image": clip.params["image"]}, len(images), self.batch_size or IMAGE_BATCH)
-        step = functools.partial(_image_step, fastest(clip.config, spread.sharding.device_set), spec, placed)
+        step = functools.partial(image_step, fastest(clip.config, spread.sharding.device_set), spec, placed)
 
         def make() -> np.ndarray:
             batches = _image_batches(spec, images, spread, self.workers or _cores(), self.target_pad)
@@ -217,7 +217,7 @@ def image_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[
     size, params, split = outline({"image": clip.params["image"]}, batch_size, devices)
     side = clip.preprocessing.crop
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8, sharding=split)
-    return _image_step, (fastest(clip.config, devices), clip.preprocessing, params, images)
+    return image_step, (fastest(clip.config, devices), clip.preprocessing, params, images)
 
 
 def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
@@ -228,8 +228,8 @@ def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[A
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _image_step(config: ClipConfig, spec: Preprocessing, params: Any, images: jax.Array) -> jax.Array:
-    """uint8 (b, s, s, 3) -> (b, d)."""
+def image_step(config: ClipConfig, spec: Preprocessing, params: Any, images: jax.Array) -> jax.Array:
+    """Images as they are cropped, uint8 (b, s, s, 3), to embeddings, float32 (b, d), not normalised; jitted."""
     return model.encode_image(config, params, preprocess.normalize(spec, images)).astype(np.float32)
 
 

@@ -38,7 +38,7 @@ def watch(step):
 def main():
     assert jax.device_count() == 4
     clip = test_embed.make_clip()
-    embed._image_step, embed._text_step = watch(embed._image_step), watch(embed._text_step)
+    embed.image_step, embed._text_step = watch(embed.image_step), watch(embed._text_step)
     images, texts = test_embed.pictures(), ["red", "a $", "grass $ on", "", "on a red circle $", "a", "$"]
     pseudo = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
     marked = [text for text in texts if "$" in text]

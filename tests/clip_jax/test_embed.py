@@ -124,7 +124,7 @@ def count_programs(monkeypatch, name):
         return original(config, params, inputs, **options)
 
     monkeypatch.setattr(model, name, encode)
-    for step in (embed._image_step, embed._text_step):
+    for step in (embed.image_step, embed._text_step):
         step.clear_cache()
     return traced
 

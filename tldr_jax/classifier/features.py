@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +20,8 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 import clip_jax
-from clip_jax import preprocess, spread
+from clip_jax import embed, preprocess, spread
+from clip_jax.attention import fastest
 from launch.data import images
 from launch.training.prefetch import prefetch
 from tldr_jax.classifier import backbones
@@ -55,7 +57,7 @@ class CheckStop(Protocol):
 
 
 class EncodeImages(Protocol):
-    """A network on images, uint8 (b, s, s, 3) -> (b, width); pure."""
+    """A network on images, uint8 (b, s, s, 3) -> (b, width); jitted."""
 
     def __call__(self, variables: Any, stack: jax.Array, /) -> jax.Array: ...
 
@@ -89,7 +91,7 @@ class Encoder:
 def of_clip(clip: clip_jax.Clip, batch_size: int) -> Encoder:
     """CLIP's image tower, not normalised; `batch_size` images per step."""
     spec = clip.preprocessing
-    encode = lambda params, stack: clip.encode_image(params, preprocess.normalize(spec, stack))
+    encode = partial(embed.image_step, fastest(clip.config, jax.local_devices()), spec)
     return Encoder(
         crop=lambda image: preprocess.crop(spec, image),
         accepts=lambda stack: preprocess.is_cropped(spec, stack),
@@ -122,13 +124,14 @@ def outline(
     template = backbones.template(backbone.create(outputs), backbone.image_shape)
     size, variables, split = spread.outline(template, batch_size, devices)
     stack = jax.ShapeDtypeStruct((size, *backbone.image_shape), np.uint8, sharding=split)
-    return jax.jit(_forward(backbone, outputs)), (variables, stack)
+    return _forward(backbone, outputs), (variables, stack)
 
 
 def _forward(backbone: Backbone, outputs: int) -> EncodeImages:
     """The classifier's features."""
     model = backbone.create(outputs)
 
+    @jax.jit
     def encode(variables: Any, stack: jax.Array) -> jax.Array:
         (_, own), _ = model.apply(variables, backbone.normalize(stack), mutable=[])
         return own["features"]
@@ -138,14 +141,14 @@ def _forward(backbone: Backbone, outputs: int) -> EncodeImages:
 
 def _on_own_devices(encode: EncodeImages, variables: Any, batch_size: int) -> Embed:
     """A network whose variables are copied to the devices of this process once."""
-    step, placed = jax.jit(encode), spread.copied(variables, alone=True)
+    placed = spread.copied(variables, alone=True)
 
-    def embed(stack: np.ndarray) -> jax.Array:
+    def of_stack(stack: np.ndarray) -> jax.Array:
         over, own = spread.prepare(placed, len(stack), batch_size)
         batches = (over.put(stack[first : first + over.size]) for first in range(0, len(stack), over.size))
-        return jnp.concatenate([step(own, batch).astype(jnp.float32) for batch in batches])
+        return jnp.concatenate([encode(own, batch).astype(jnp.float32) for batch in batches])
 
-    return embed
+    return of_stack
 
 
 def encode(
