@@ -26,12 +26,14 @@ class CompiledPass:
       arguments: the shapes of its arguments.
       module: what it does.
       peak: bytes on one device.
+      text: the optimised HLO.
     """
 
     topology: Topology
     arguments: Any
     module: hlo.Module
     peak: int
+    text: str
 
     @property
     def fits(self) -> bool:
@@ -51,26 +53,33 @@ def plan(config: str, **overrides: Any) -> Any:
 
 
 def compiled(roots: list[Any], name: str, only: str) -> CompiledPass:
-    """The one program called `only` of a plan, or of plans that stack.
-
-    Fails where a compiler is missing, since the tests that need it run only where it is required.
-    """
-    try:
-        machine = topology(name)
-    except TopologyError as error:
-        pytest.fail(str(error))
+    """The one program called `only` of a plan, or of plans that stack."""
+    machine = machine_of(name)
     passes = programs.of_stack(roots, machine) if len(roots) > 1 else programs.of_plan(roots[0], machine)
     one = next(own for own in passes if own.name == only)
+    return built(machine, one.function, *one.arguments)
+
+
+def machine_of(name: str) -> Topology:
+    """A topology; fails where its compiler is missing, since the tests that need it run only where it is required."""
+    try:
+        return topology(name)
+    except TopologyError as error:
+        pytest.fail(str(error))
+
+
+def built(machine: Topology, function: Any, *arguments: Any, **static: Any) -> CompiledPass:
+    """A jitted function as the machine's compiler makes it, at the least effort."""
     before = jax.config.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("XLA_FLAGS", raising=False)  # libtpu ends the process at flags of tests/conftest.py
-            made = one.function.lower(*one.arguments).compile()
+            made = function.lower(*arguments, **static).compile()
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
     peak = made.memory_analysis().peak_memory_in_bytes
-    return CompiledPass(machine, one.arguments, hlo.Module.of(made.as_text()), peak)
+    return CompiledPass(machine, arguments, hlo.Module.of(made.as_text()), peak, made.as_text())
 
 
 def nbytes(tree: Any) -> int:

@@ -5,19 +5,18 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from clip_jax import attention
-from tests.aot.compiling import only_with_system
+from tests.aot.compiling import built, machine_of, only_with_system
 
 pytestmark = only_with_system
 
 
 def compiled(attend) -> str:
     """The program of a gradient, for two images and two heads."""
-    from launch.aot import topologies
-
-    (device,) = topologies.topology("h100x1").devices
+    machine = machine_of("h100x1")
+    (device,) = machine.devices
     qkv = jax.ShapeDtypeStruct((2, 577, 3, 128), jnp.bfloat16, sharding=SingleDeviceSharding(device))
     total = lambda x: attend(x, 2, causal=False).astype(jnp.float32).sum()
-    return jax.jit(jax.grad(total)).lower(qkv).compile().as_text()
+    return built(machine, jax.jit(jax.grad(total)), qkv).text
 
 
 def test_cudnn_stores_no_scores(monkeypatch):

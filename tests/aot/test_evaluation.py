@@ -1,7 +1,5 @@
 """Evaluation of attributions, compiled for a TPU slice: one program a batch, in which nothing is exchanged."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +7,21 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.aot.topologies import topology
 from launch.training import means, sharding
 from robustgrad_jax import models, training
 from robustgrad_jax.attributions import explainers
 from robustgrad_jax.measures import evaluation, under_attack
 from robustgrad_jax.measures.evaluation import Compare, Subject
-from tests.aot.compiling import TPU, only_with_system
+from tests.aot.compiling import TPU, built, machine_of, only_with_system
 
 pytestmark = only_with_system
 N, SIDE, STD = 24, 8, (0.2, 0.2, 0.2)
-COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 
 
 @pytest.fixture(scope="module")
 def case():
     """A network, its attribution, and shapes of its variables and of a batch on eight chips."""
-    layout = sharding.layout(devices=topology(TPU).devices)
+    layout = sharding.layout(devices=machine_of(TPU).devices)
     model = models.create("lenet", num_classes=10)
     subject = Subject(model, training.Normalized((0.5,) * 3, STD), explainers.Explainer("gradient", {}))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3))))
@@ -42,31 +38,24 @@ def case():
     return subject, at(variables), at(batch), at
 
 
-def hlo(function, *arguments, **static):
-    """The optimised program, compiled at the least effort."""
-    lowered = function.lower(*arguments, **static)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("XLA_FLAGS", raising=False)  # libtpu ends the process at flags of tests/conftest.py
-        return lowered.compile(compiler_options={"exec_time_optimization_effort": -1.0}).as_text()
-
-
 def test_a_whole_attack(case):
     subject, variables, batch, _ = case
     attack = under_attack.Attack("aam", 8.0, steps=100)
-    text = hlo(jax.jit(under_attack.attacked(subject, subject, attack, std=STD, seed=0)), variables, batch)
-    assert " while(" in text
-    assert not COLLECTIVE.findall(text)
+    whole = jax.jit(under_attack.attacked(subject, subject, attack, std=STD, seed=0))
+    made = built(machine_of(TPU), whole, variables, batch)
+    assert " while(" in made.text
+    assert made.module.collectives == []
 
 
 def test_all_draws_of_random_perturbations(case):
     """The range that perturbed images are clipped to is that of the whole batch: a minimum and a maximum, once."""
     subject, variables, batch, at = case
     clean = evaluation.clean(subject)
-    assert len(COLLECTIVE.findall(hlo(jax.jit(clean), variables, batch))) == 2
+    assert len(built(machine_of(TPU), jax.jit(clean), variables, batch).module.collectives) == 2
     measure = evaluation.random_perturbation_similarity(
         subject, std=STD, radii=(4.0, 16.0), compare=Compare(("pcc",)), seed=0
     )
     batch = batch | {"once": at(jax.eval_shape(clean, variables, batch))}
-    text = hlo(means._draws, measure, variables, batch, repeats=10)
-    assert " while(" in text
-    assert not COLLECTIVE.findall(text)
+    made = built(machine_of(TPU), means._draws, measure, variables, batch, repeats=10)
+    assert " while(" in made.text
+    assert made.module.collectives == []
