@@ -40,13 +40,8 @@ from launch.training.program import Pass
 _TOPOLOGY = flags.DEFINE_multi_string("topology", None, "machines to compile for", required=True)
 _ONLY = flags.DEFINE_string("only", "", "regular expression of the names of programs")
 _JSON = flags.DEFINE_string("json", "", "file for the numbers in full")
-_SHARED = {
-    "config",
-    "effort",
-    "grid",
-    "config_sweep",
-    "sample_seed",
-}  # of the flags that belong to launch.train and launch.sweep
+# Of the flags that belong to launch.train and launch.sweep.
+_SHARED = {"config", "effort", "grid", "config_sweep", "sample_seed"}
 
 
 @dataclass(frozen=True)

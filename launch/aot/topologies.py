@@ -21,8 +21,6 @@ _EXTRA = "pip install -e '.[aot]'"
 # Or libtpu asks the network for the machine that it is on, and warns that it is on none.
 _QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
 _SHARED = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # or only one process of a machine may compile at a time
-
-
 # What distinguishes them for XLA's compiler: (compute capability, multiprocessors, FP32 units in each, shared memory in
 # each, of that for one block, clock in GHz, level-2 cache, device memory).
 _COMPILED_FOR = {
