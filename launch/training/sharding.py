@@ -165,7 +165,7 @@ class Layout:
         """The same host arrays on every process -> one copy on every device."""
         if jax.process_count() == 1:
             return jax.device_put(tree, self.replicated)
-        return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, self.replicated, lambda i: a[i]), tree)
+        return jax.tree.map(lambda array: on_devices(array, self.replicated), tree)
 
     def abstract(self, state) -> Any:
         """The state's shapes with the shardings that `place` gives it."""
@@ -297,6 +297,11 @@ def _rows(grid: np.ndarray) -> dict[int, range]:
         return range(first, first + count) if equal else range(0)
 
     return {process: part(rows) for process, rows in found.items()}
+
+
+def on_devices(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """An array that every process has whole, split over the devices of all."""
+    return jax.make_array_from_callback(array.shape, where, lambda place: array[place])
 
 
 def of_one_process(devices: Sequence[Device]) -> list[Device]:

@@ -121,10 +121,10 @@ def invert(
     """
     rates = (learning_rate, weight_decay, average)
     step = _Descent(clip.config, compose.prompt(clip), rates)
-    everywhere = NamedSharding(layout.mesh, P())
     by_rows = NamedSharding(layout.mesh, P("data"))
-    place = lambda tree: jax.tree.map(lambda a: _placed(np.asarray(a), by_rows if np.ndim(a) else everywhere), tree)
-    collect = jax.jit(lambda mean: mean, out_shardings=everywhere)
+    where = lambda leaf: by_rows if np.ndim(leaf) else layout.replicated
+    place = lambda tree: jax.tree.map(lambda leaf: sharding.on_devices(np.asarray(leaf), where(leaf)), tree)
+    collect = jax.jit(lambda mean: mean, out_shardings=layout.replicated)
     fixed = layout.replicate((np.int32(seed), {"text": clip.params["text"]}, known.phrases, known.ids))
     result = np.empty((len(images), clip.config.text.width), np.float32)
     shards = layout.data_shards
@@ -140,11 +140,6 @@ def invert(
         mean = np.asarray(collect(mean)) / (1 - average**steps)  # corrected for its start, as Adam's moments are
         result[start : start + size] = mean[: len(images) - start]
     return result
-
-
-def _placed(array: np.ndarray, where: NamedSharding) -> jax.Array:
-    """An array that every process has, on the devices."""
-    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
 
 def _adamw(rates: tuple[float, float, float]) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.training.prefetch import prefetch
-from launch.training.sharding import Device
+from launch.training.sharding import Device, on_devices
 
 _ROUND = 128  # chunks of more rows have a multiple of them, which `scoring` can divide into blocks
 
@@ -143,7 +143,7 @@ def row_mesh(devices: Sequence[Device]) -> Mesh:
 
 def put(mesh: Mesh, array: np.ndarray, *spec: str) -> jax.Array:
     """An array that every process has -> its shards on the devices."""
-    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, P(*spec)), lambda index: array[index])
+    return on_devices(array, NamedSharding(mesh, P(*spec)))
 
 
 def _spans(*columns: np.ndarray) -> np.ndarray:
