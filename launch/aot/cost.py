@@ -2,9 +2,11 @@
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -104,7 +106,7 @@ def cost(lowered: jax.stages.Lowered, arguments: Any, topology: Topology) -> Cos
         largest = [*_arguments(arguments), *_values(lowered)]
         return Cost(False, _required(str(error)), available, largest=_first(largest), compile_seconds=seconds)
     seconds = time.perf_counter() - begin
-    stats, module = compiled.memory_analysis(), hlo.Module.of(compiled.as_text() or "")
+    stats, module = compiled.memory_analysis(), hlo.Module.of(_text(compiled, lowered))
     assert stats is not None
     counts = compiled.cost_analysis() or {}
     sizes = (f"{kind}_size_in_bytes" for kind in ("argument", "output", "alias", "temp", "generated_code"))
@@ -121,6 +123,23 @@ def cost(lowered: jax.stages.Lowered, arguments: Any, topology: Topology) -> Cos
         roofline=_roofline(module.flops, traffic, module.collectives, topology),
         compile_seconds=seconds,
     )
+
+
+def _text(compiled: jax.stages.Compiled, lowered: jax.stages.Lowered) -> str:
+    """The optimised HLO.
+
+    JAX cannot read back what a v5p's compiler moves to sparse cores in parts (jax 0.10, libtpu 0.0.52: "async-update
+    instruction should have 1 operands"); then the program is compiled once more and the compiler writes the text.
+    """
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        with tempfile.TemporaryDirectory() as folder:
+            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            found = sorted(Path(folder).glob("*.after_optimizations.txt"))
+            if not found:
+                raise
+            return found[-1].read_text()
 
 
 def _estimate(seconds: float | None) -> float | None:
