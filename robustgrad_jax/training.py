@@ -1,7 +1,7 @@
 """One step of training a classifier: cross-entropy plus a regulariser, as pure functions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax import Array
 
 from launch.data import augment, feed
 from launch.training import keys, sharding
+from launch.training.accumulation import WHOLE, Parts, differentiate
 from launch.training.optim import descend
 from launch.training.program import Batch, Metrics, NormState
 from robustgrad_jax.gradients import Draws
@@ -74,6 +75,7 @@ def update(
     *,
     std: Sequence[float],
     axis_name: str | None = None,
+    parts: Parts = WHOLE,
 ) -> tuple[NormState, Metrics]:
     """One update by cross-entropy plus penalty.
 
@@ -86,6 +88,7 @@ def update(
       draws: of the penalty.
       std: per channel, what the images were divided by.
       axis_name: the mesh axis to average over, as in `launch.training.program.Step`.
+      parts: that the batch is computed in; batch norm is of each part, the running statistics move once a step.
 
     Returns:
       The next state; loss, cross_entropy, accuracy, the penalty's terms and the gradient's norm.
@@ -96,14 +99,16 @@ def update(
         (logits, _), updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
         return logits, updates.get("batch_stats", {})
 
-    def objective(params: Any) -> tuple[Array, Any]:
-        value, logits, batch_stats, parts = penalty(logits_fn, params, x, y, draws, std=std)
+    def objective(params: Any, rows: tuple[Array, Array, Array | None], /) -> tuple[Array, Any]:
+        x, y, slots = rows
+        value, logits, batch_stats, terms = penalty(logits_fn, params, x, y, replace(draws, slots=slots), std=std)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         accuracy = (logits.argmax(-1) == y).mean(dtype=logits.dtype)
-        logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **parts}
+        logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **terms}
         return cross_entropy + value, (batch_stats, logs)
 
-    params, opt_state, (batch_stats, parts), logs = descend(
-        objective, state.params, optimizer, state.opt_state, axis_name
+    differentiated = differentiate(objective, (x, y, draws.slots), parts)
+    params, opt_state, (batch_stats, terms), logs = descend(
+        differentiated, state.params, optimizer, state.opt_state, axis_name
     )
-    return NormState(state.step + 1, params, batch_stats, opt_state), logs | parts
+    return NormState(state.step + 1, params, batch_stats, opt_state), logs | terms

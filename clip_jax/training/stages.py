@@ -38,8 +38,9 @@ from launch.stages import (
     with_numbers,
 )
 from launch.store import Store
+from launch.training import accumulation, keys
 from launch.training import duration as durations
-from launch.training import keys
+from launch.training.accumulation import Parts
 from launch.training.fit import Cadence, Training, alone, train
 from launch.training.optim import Optimizer, ToSteps
 from launch.training.places import One
@@ -174,6 +175,8 @@ class ClipTraining(Stage):
       optimizer: of the trainable parameters.
       loop: logs, validation, checkpoints.
       batch_size: over all devices: every other pair of it is a negative.
+      accumulation: parts that a device's share of a batch goes through the towers in, one after the other, for want of
+        memory; negatives are still those of the whole batch. Each part is computed twice.
       duration: of the training, such as "30 epochs".
       sharding: over the devices.
       trainable: regular expressions over parameter paths; ("text/.*", "logit_scale") freezes the images' tower.
@@ -197,6 +200,7 @@ class ClipTraining(Stage):
     trainable: tuple[str, ...] = (".*",)
     attribute_weight: float = stackable(0.0, off_at_zero=True)
     attribute_until: float = 0.6
+    accumulation: int = 1
     seed: int = stackable(0, argument=False)  # decides on the host what the batches are; the step does not use it
     workers: int = free(0)
     evaluation_batch_size: int = free(256)
@@ -300,6 +304,7 @@ class ClipTraining(Stage):
         """See `launch.training.program.TrainedStage`."""
         layout = self.sharding.layout(self.sharding.rules(self.outline().config), devices)
         layout.check_batch(self.batch_size)
+        accumulation.check(self, self.batch_size, layout.data_shards)
         return layout
 
     def _optimizer(self, examples: int) -> tuple[GradientTransformation, ToSteps]:
@@ -352,6 +357,7 @@ class ClipTraining(Stage):
                 trainable=self.trainable,
                 attribute_loss=supervised if self.attribute_weight else None,
                 axis_name=axis_name,
+                parts=Parts(self.accumulation, layout.data_shards),
             )
 
         return step

@@ -1,6 +1,7 @@
 """One training step: the contrastive loss, its gradient, and an update of the trainable parameters. Pure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +14,7 @@ from clip_jax import losses, model, preprocess
 from clip_jax.config import ClipConfig
 from clip_jax.training import pairs
 from launch.training import optim, sharding
+from launch.training.accumulation import WHOLE, Parts, contrast
 from launch.training.program import Batch, Metrics, State
 
 MAX_LOGIT_SCALE = float(np.log(100))  # the temperature stays above 0.01 (Radford et al. 2021, section 2.5)
@@ -73,6 +75,7 @@ def update(
     trainable: Sequence[str] = (".*",),
     attribute_loss: AttributeLoss | None = None,
     axis_name: str | None = None,
+    parts: Parts = WHOLE,
 ) -> tuple[State, Metrics]:
     """One update by the contrastive loss.
 
@@ -85,15 +88,19 @@ def update(
       trainable: see `initial_state`.
       attribute_loss: added to the contrastive loss.
       axis_name: see `launch.training.program.Step`.
+      parts: that the towers are computed in; every other pair of the whole batch remains a negative.
     """
     images, ids = pairs.materialize(batch, batch.get(sharding.RESIDENT, {}))
-    pixels = preprocess.normalize(preprocessing, images)
     trained, frozen = split(state.params, trainable)
 
-    def objective(trained: dict[str, Any]) -> tuple[jax.Array, Metrics]:
+    def encode(trained: dict[str, Any], rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         params: Any = traverse_util.unflatten_dict(trained | frozen, sep="/")
-        image = model.encode_image(config, params, pixels)
-        text = model.encode_text(config, params, ids)
+        pixels = preprocess.normalize(preprocessing, rows[0])
+        return model.encode_image(config, params, pixels), model.encode_text(config, params, rows[1])
+
+    def loss_of(trained: dict[str, Any], embeddings: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Metrics]:
+        params: Any = traverse_util.unflatten_dict(trained | frozen, sep="/")
+        image, text = embeddings
         loss, logs = losses.contrastive(image, text, params["logit_scale"], axis_name=axis_name)
         logs["contrastive"] = loss
         if attribute_loss is None:
@@ -101,7 +108,9 @@ def update(
         logs["attributes"] = attribute_loss(params, image, batch, state.step)
         return loss + logs["attributes"], logs
 
-    updated, opt_state, parts, logs = optim.descend(objective, trained, optimizer, state.opt_state, axis_name)
+    own = parts if axis_name is None else replace(parts, groups=1)
+    differentiated = contrast(encode, loss_of, (images, ids), own)
+    updated, opt_state, terms, logs = optim.descend(differentiated, trained, optimizer, state.opt_state, axis_name)
     params: Any = traverse_util.unflatten_dict(updated | frozen, sep="/")
     params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
-    return State(state.step + 1, params, opt_state), logs | parts | {"logit_scale": jnp.exp(params["logit_scale"])}
+    return State(state.step + 1, params, opt_state), logs | terms | {"logit_scale": jnp.exp(params["logit_scale"])}

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.precision = "default"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
     config.batch_size = 128  # over all devices: every other pair of it is a negative
+    config.accumulation = 1  # parts that a device's share of it is computed in, with the same negatives
     config.duration = "2400 steps"
     config.init_from = ""  # a checkpoint's folder, a hub name, or "embedded:scenes"; "": a fresh model
     config.trainable = (".*",)  # regular expressions over parameter paths; ("text/.*", "logit_scale") locks the images

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.precision = "highest"  # products of float32 on accelerators: default, high, highest (docs/precision.md)
     config.batch_size = 128
+    config.accumulation = 1  # parts that a device's share of it is computed in; batch norm is of each
     config.duration = "300 epochs"
 
     config.data = data = ConfigDict()

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     model.unroll = False  # all blocks in line instead of a loop: slower to compile; faster where they are small
 
     config.phi = phi = _stage(batch_size=512, duration="20000 steps", learning_rate=1e-4)
+    phi.accumulation = 1  # parts that a device's share of a batch is computed in; negatives are of a part
     phi.load = ""  # φ's file (.safetensors, or .pt where PyTorch is installed); "": it is trained
     phi.method = "lincir"  # lincir (from captions), pic2word, searle (from images)
     phi.noise = 1.0  # lincir: level of the noise on a caption's embedding

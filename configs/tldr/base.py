@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     pretrain.examples = 24_000
     pretrain.seed = 0
     pretrain.batch_size = 128
+    pretrain.accumulation = 1  # parts that a device's share of it is computed in; batch norm is of each
     pretrain.optimizer = optimizer()
     pretrain.log_every = 100  # steps
     pretrain.eval_every = "0 steps"
@@ -49,6 +50,7 @@ def get_config() -> ConfigDict:
     erm.held_out = 0.0  # a share of the training images that ERM does not see, for AFR
     erm.duration = "100 epochs"
     erm.batch_size = 32
+    erm.accumulation = 1  # as pretrain's
     erm.optimizer = optimizer()
     erm.select = "last"  # or best_accuracy, best_wga: by validation
     erm.log_every = 50

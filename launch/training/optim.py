@@ -27,6 +27,7 @@ from absl import logging
 
 from launch.stages import about, is_number, require, require_known, stackable
 from launch.training import duration
+from launch.training.accumulation import Differentiated
 from launch.training.program import LOSS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -243,16 +244,17 @@ def _is_zero(x) -> bool:
 
 
 def descend(
-    objective: Callable[[Any], tuple[jax.Array, Any]],
+    differentiated: Differentiated,
     params: Any,
     optimizer: optax.GradientTransformation,
     opt_state: optax.OptState,
     axis_name: str | None = None,
 ) -> tuple[Any, optax.OptState, Any, dict[str, jax.Array]]:
-    """One update down the gradient of `objective(params) -> (loss, aux)`, pure.
+    """One update down a gradient, pure.
 
     Args:
-      objective: of the parameters that are trained.
+      differentiated: `params -> ((loss, aux), gradients)`, of the parameters that are trained; see
+        `launch.training.accumulation`.
       params: before the update.
       optimizer: whose state is `opt_state`.
       opt_state: before the update.
@@ -261,7 +263,7 @@ def descend(
     Returns:
       Parameters and optimiser state after the update, aux, and {"loss", "gradient_norm"}.
     """
-    (loss, aux), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    (loss, aux), gradients = differentiated(params)
     if axis_name is not None:
         gradients, loss, aux = jax.lax.pmean((gradients, loss, aux), axis_name)
     updates, opt_state = optimizer.update(gradients, opt_state, params)

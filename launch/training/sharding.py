@@ -8,6 +8,7 @@ Two modes with the same layout of the state, so that they can continue each othe
 """
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +23,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.settings import SettingError
-from launch.training.fsdp import also_over_data
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm] - of a compiled module without stubs
 MODES = ("jit", "pmap")
 RESIDENT = "resident"  # the key of a batch under which every device keeps the whole: an in-memory data set
+SPLIT_LEAST = 1 << 16  # numbers in an array that fsdp splits: smaller ones take longer to collect than they are worth
 
 
 def initialize(
@@ -89,7 +90,7 @@ class Layout:
       mode: "jit" or "pmap".
       rules: (regex over a leaf's path, PartitionSpec) pairs, the first match wins; leaves without a match are
         replicated. Paths of optimiser states end in those of their parameters, so one rule covers both.
-      fsdp: whether large arrays of the state are split over "data" too; see `launch.training.fsdp`.
+      fsdp: whether large arrays of the state are split over "data" too; see `also_over_data`.
     """
 
     mesh: Mesh
@@ -235,6 +236,27 @@ def layout(
     # Auto axes: GSPMD decides inside jit.
     mesh = Mesh(_grid(devices, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return Layout(mesh, mode, tuple(rules), fsdp)
+
+
+def also_over_data(spec: P, shape: Sequence[int], shards: int) -> P:
+    """A partition that splits the longest axis that is whole and divides, too; the same one if there is none.
+
+    For fully sharded data parallelism, where parameters and optimiser states are split over the axis "data": XLA
+    collects a layer's weights where they are used, and gives each device its part of the summed gradients (Rajbhandari
+    et al. 2020, https://arxiv.org/abs/1910.02054, stage 3). The numbers are those of whole copies, up to the order of
+    sums.
+
+    Args:
+      spec: the partition of an array over other axes of the mesh.
+      shape: of the array.
+      shards: size of the mesh's axis "data".
+    """
+    axes = [*spec, *[None] * (len(shape) - len(spec))]
+    fit = [i for i, size in enumerate(shape) if axes[i] is None and size % shards == 0]
+    if math.prod(shape) < SPLIT_LEAST or not fit:
+        return spec
+    axes[max(fit, key=lambda i: shape[i])] = "data"
+    return P(*axes)
 
 
 def _joined(

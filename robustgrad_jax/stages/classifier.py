@@ -27,7 +27,8 @@ from launch.stages import (
     with_numbers,
 )
 from launch.store import Store
-from launch.training import duration, fit, keys, sharding
+from launch.training import accumulation, duration, fit, keys, sharding
+from launch.training.accumulation import Parts
 from launch.training.optim import Optimizer
 from launch.training.pace import NonFiniteLoss
 from launch.training.places import One, Place, stack
@@ -61,6 +62,8 @@ class Classifier(Stage):
       optimizer: of all parameters.
       initial: the network to begin with; None for random weights.
       batch_size: over all devices.
+      accumulation: parts that a device's share of a batch is computed in, one after the other, for want of memory; the
+        gradients are those of the whole, except that batch norm is of each part.
       duration: of the training.
       mode: "jit" or "pmap", see `launch.training.sharding`; in the latter, batch norm is per device.
       loop: what is logged, validated and saved.
@@ -76,6 +79,7 @@ class Classifier(Stage):
     optimizer: Optimizer
     initial: Pretrained | None = None
     batch_size: int = 128
+    accumulation: int = 1
     duration: str = "300 epochs"
     mode: str = "jit"
     loop: TrainingLoop = field(default_factory=TrainingLoop)
@@ -109,6 +113,7 @@ class Classifier(Stage):
         """See `launch.training.program.TrainedStage`."""
         layout = sharding.layout(self.mode, devices=devices)
         layout.check_batch(self.batch_size)
+        accumulation.check(self, self.batch_size, layout.data_shards)
         return layout
 
     def check_devices(self) -> None:
@@ -122,6 +127,7 @@ class Classifier(Stage):
         batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **layout.share)
         whole = self._training(
             One(layout),
+            shards=layout.data_shards,
             numbers=as_arrays(numbers(self)),
             batches=lambda start: batches(start=start),
             evaluate=fit.alone(lambda state: _validation(over_val(accuracy, state.variables))),
@@ -180,7 +186,7 @@ class Classifier(Stage):
             batch["image"] = shape(jnp.uint8, self.batch_size, *spec.image_shape)
             batch["label"] = shape(jnp.int32, self.batch_size)
         state = jax.eval_shape(partial(self.initial_state, spec))
-        return Program(self._step(), as_arrays(numbers(self)), state, batch, resident)
+        return Program(self._step(layout.data_shards), as_arrays(numbers(self)), state, batch, resident)
 
     def initial_state(self, spec: Spec, initial: Variables | None = None) -> NormState:
         """The state before the first step, from given variables or random ones; its numbers may be traced."""
@@ -188,7 +194,8 @@ class Classifier(Stage):
             self.architecture.module(spec), self._optimizer(spec), spec.image_shape, self.seed, initial
         )
 
-    def _step(self) -> Step:
+    def _step(self, shards: int) -> Step:
+        """The step, whose batches are spread over so many devices."""
         data = self.images.data
         spec, (mean, std) = data.spec(), data.statistics()
         module, prepare = self.architecture.module(spec), training.Normalized(mean, std)
@@ -205,7 +212,10 @@ class Classifier(Stage):
             draws = Draws(stream("regularizer"), batch["slot"])
             optimizer = stage._optimizer(spec)
             return training.update(
-                module, optimizer, stage.regularizer, state, x, y, draws, std=std, axis_name=axis_name
+                *(module, optimizer, stage.regularizer, state, x, y, draws),
+                std=std,
+                axis_name=axis_name,
+                parts=Parts(self.accumulation, shards if axis_name is None else 1),
             )
 
         return step
@@ -224,12 +234,15 @@ class Classifier(Stage):
         with section("loop"):
             return self.loop.cadence(self._steps(spec)[1])
 
-    def _training(self, place: Place, **parts: Any) -> fit.Training:
-        """The training of this stage, or of a stack of its kind; `parts` are the fields that differ."""
+    def _training(self, place: Place, *, shards: int = 1, **parts: Any) -> fit.Training:
+        """The training of this stage, or of a stack of its kind; `parts` are the fields that differ.
+
+        `shards` is the number of devices over which one training's batches are spread.
+        """
         spec = self.images.data.spec()
         return fit.Training(
             place=place,
-            step=self._step(),
+            step=self._step(shards),
             batch_size=self.batch_size,
             steps=self._steps(spec)[0],
             cadence=self._cadence(spec),

@@ -68,7 +68,7 @@ def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, marker_id: int, noise,
     def loss(params, batch, step, axis_name):
         caption = batch["caption"]
         x = caption + noise * training.noise(keys.stream(seed, "noise", step), batch["slot"], caption.shape[1])
-        pseudo = apply_phi(params, x, training.dropout_key(seed, step, axis_name))
+        pseudo = apply_phi(params, x, training.dropout_key(seed, step, axis_name, batch))
         frozen = batch[sharding.RESIDENT]["clip"]
         masked = model.encode_text(config, frozen, batch["ids"], pseudo_tokens=pseudo, marker_id=marker_id)
         return losses.lincir(masked, caption), {"cosine": training.cosine(masked, caption).mean()}

@@ -27,7 +27,7 @@ def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt
 
     def loss(params, batch, step, axis_name):
         image, frozen = batch["image"], batch[sharding.RESIDENT]["clip"]
-        pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name))
+        pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name, batch))
         ids = jnp.broadcast_to(jnp.array(prompt.ids, jnp.int32), (len(image), len(prompt.ids)))
         text = model.encode_text(config, frozen, ids, pseudo_tokens=pseudo, marker_id=prompt.marker_id)
         value = losses.pic2word(image, text, frozen["logit_scale"], axis_name=axis_name)

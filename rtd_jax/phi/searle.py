@@ -183,7 +183,7 @@ def resident(known: Concepts) -> dict[str, np.ndarray]:
 def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt, seed) -> training.TextLoss:
     """SEARLE's loss of φ's parameters, its distillation; batches are those of `prepare`.
 
-    The contrast is over this device's share of the batch.
+    The contrast is over this device's share of the batch, or of a part of it.
 
     Args:
       config: of the CLIP.
@@ -194,7 +194,7 @@ def make_loss(config: ClipConfig, apply_phi: ApplyPhi, *, prompt: compose.Prompt
 
     def loss(params, batch, step, axis_name):
         image, resident = batch["image"], batch[sharding.RESIDENT]
-        pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name))
+        pseudo = apply_phi(params, image, training.dropout_key(seed, step, axis_name, batch))
         key = keys.stream(seed, "phrases", step)
         known = resident["phrase_ids"], resident["phrases"]
         text, phrase, concept = _sentences(

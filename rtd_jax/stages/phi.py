@@ -1,6 +1,6 @@
 """φ as stages: what it is trained on, its three trainings, and φ from a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -12,11 +12,12 @@ import clip_jax
 from clip_jax.training.clips import image_pass, text_pass
 from launch.networks.dtypes import DTYPES
 from launch.results import FieldsStage
-from launch.stages import File, SettingError, Stage, about, free, require, require_known, stackable
+from launch.stages import File, SettingError, Stage, about, free, require, require_known, section, stackable
 from launch.store import Store
-from launch.training import keys, sharding
+from launch.training import accumulation, keys, sharding
+from launch.training.accumulation import Parts
 from launch.training.program import Pass, Program
-from launch.training.sharding import Layout, local
+from launch.training.sharding import Device, Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
 from rtd_jax.stages.data import ClipSource, DataStage, ImagesOfFolder, ImagesOfScenes, require_whole
@@ -100,6 +101,8 @@ class PhiTraining(TextTraining):
       dtype: of φ's activations and products, see `launch.networks.dtypes`.
       dropout: share of hidden units that training drops; below 0 the published one.
       unit_inputs: φ takes embeddings of one length: for a CLIP whose images and texts have different lengths.
+      accumulation: parts that a device's share of a batch is computed in, one after the other, for want of memory;
+        negatives are those of a part.
     """
 
     SECTION = "phi"
@@ -109,6 +112,7 @@ class PhiTraining(TextTraining):
     dtype: str = "float32"
     dropout: float = -1.0
     unit_inputs: bool = False
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,8 +146,8 @@ class PhiTraining(TextTraining):
         fresh = phi.init(self.KIND, *widths, keys.stream(self.seed, "phi"))
         return phi.Network(self.module(widths[1]), fresh.params)
 
-    def update(self, clip: clip_jax.Clip, examples: int) -> training.Update:
-        """One update of φ."""
+    def update(self, clip: clip_jax.Clip, examples: int, shards: int) -> training.Update:
+        """One update of φ, by batches over so many devices."""
         module = self.module(clip.config.text.width)
 
         def apply_phi(params: Any, embeddings: jax.Array, key: jax.Array, /) -> jax.Array:
@@ -151,14 +155,19 @@ class PhiTraining(TextTraining):
             return cast(jax.Array, tokens)  # a pair only with `mutable`
 
         optimizer, _ = self.create_optimizer(examples)
-        return training.make_step(self.loss(clip, apply_phi), optimizer)
+        return training.make_step(self.loss(clip, apply_phi), optimizer, Parts(self.accumulation, shards))
+
+    def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+        layout = super().layout(devices)
+        with section(self.SECTION):
+            accumulation.check(self, self.batch_size, layout.data_shards)
+        return layout
 
     def program(self, layout: Layout) -> Program:
         """What is compiled; epochs are counted as if no example were left out."""
-        del layout
         clip, examples = self.clip.outline(), len(self.source().make()[0])
         params, (batch, resident) = jax.eval_shape(lambda: self.network(clip).params), self.shapes(clip)
-        update = lambda stage: stage.update(clip, examples)
+        update = lambda stage: stage.update(clip, examples, layout.data_shards)
         return self.program_of(update, params, examples, batch, _frozen(clip) | resident)
 
     def preflight(self, store: Store) -> None:
@@ -174,7 +183,7 @@ class PhiTraining(TextTraining):
         at = lambda state: phi.Network(fresh.module, local(state.params))
         outcome = self.fit(
             store,
-            lambda stage: stage.update(clip, len(table)),
+            lambda stage: stage.update(clip, len(table), layout.data_shards),
             fresh.params,
             layout=layout,
             config=clip.config,

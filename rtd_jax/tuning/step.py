@@ -13,7 +13,7 @@ and `losses.target_anchored` of all of them. ψ's embeddings do not change, so t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,13 @@ from clip_jax import model
 from clip_jax.config import ClipConfig
 from launch.stages import require, require_known, stackable
 from launch.training import keys, sharding
-from launch.training.program import LOSS, State
+from launch.training.accumulation import Parts, contrast, differentiate
+from launch.training.optim import descend
+from launch.training.program import State
 from rtd_jax import losses
 from rtd_jax.text.compose import Prompt
 from rtd_jax.tuning import tower, training
-from rtd_jax.tuning.training import Metrics, Update
+from rtd_jax.tuning.training import Update
 
 Rows = Mapping[str, jax.Array]
 
@@ -73,18 +75,6 @@ class Objective:
         require(self.noise >= 0, self, "noise", "must be at least 0")
         whole = isinstance(self.accumulation, int) and self.accumulation >= 1
         require(whole, self, "accumulation", "must be a whole number, at least 1")
-
-
-class Encode(Protocol):
-    """Queries and targets, (b, r, d) each, of some rows."""
-
-    def __call__(self, params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]: ...
-
-
-class Contrast(Protocol):
-    """Loss and metrics of queries and targets, (b, r, d) each."""
-
-    def __call__(self, queries: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]: ...
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
@@ -169,20 +159,15 @@ def make_step(
             reference, key = rows["reference"], keys.stream(seed, "noise", state.step)
             noise = objective.noise * training.noise(key, rows.pop("slot"), reference.shape[1])
             rows["pseudo"] = phi.apply({"params": batch[sharding.RESIDENT]["phi"]}, reference + noise)
-        groups = 1 if axis_name is not None else shards
-        gradients, logs = _gradients(
-            partial(encode, groups=groups),
-            partial(_loss, objective, groups=groups, axis_name=axis_name),
-            state.params,
-            _parts(rows, groups, objective.accumulation),
-            objective.negatives,
-        )
-        if axis_name is not None:
-            gradients, logs = jax.lax.pmean((gradients, logs), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        logs["gradient_norm"] = optax.global_norm(gradients)
-        return State(state.step + 1, params, opt_state), logs
+        parts = Parts(objective.accumulation, 1 if axis_name is not None else shards)
+        encoded = partial(encode, groups=parts.groups)
+        compare = partial(_loss, objective, groups=parts.groups, axis_name=axis_name)
+        if objective.negatives == "global":
+            differentiated = contrast(encoded, compare, rows, parts)
+        else:  # every part has its own loss
+            differentiated = differentiate(lambda params, rows: compare(params, encoded(params, rows)), rows, parts)
+        params, opt_state, terms, logs = descend(differentiated, state.params, optimizer, state.opt_state, axis_name)
+        return State(state.step + 1, params, opt_state), logs | terms
 
     return step
 
@@ -206,55 +191,12 @@ def _encode(config: ClipConfig, objective: Objective, prompt: Prompt, params, ro
     return queries, jnp.stack(targets, axis=1)
 
 
-def _loss(objective: Objective, queries, targets, *, groups: int, axis_name: str | None):
-    """Loss and metrics of embeddings (b, r, d), each group's rows one after the other."""
+def _loss(objective: Objective, params, embeddings, *, groups: int, axis_name: str | None):
+    """Loss and metrics of queries and targets (b, r, d), each group's rows one after the other."""
+    del params
+    queries, targets = embeddings
     sets, axis_name = ((), axis_name) if objective.negatives == "global" else ((groups,), None)
     grouped = lambda x: x.reshape(*sets, -1, x.shape[-1])
     loss = losses.target_anchored(grouped(queries), grouped(targets), objective.temperature, axis_name=axis_name)
     composed = losses.accuracy(grouped(queries[:, :1]), grouped(targets[:, :1]), axis_name=axis_name)
-    return loss, {LOSS: loss, "accuracy": composed}
-
-
-def _parts(rows: Rows, groups: int, parts: int) -> Rows:
-    """(b, ...) -> (parts, b / parts, ...): the rows of every group are divided, so that none changes its device."""
-    b = len(rows["ids"])
-    if b % (groups * parts):
-        raise ValueError(f"a batch of {b} does not divide over {groups} devices and {parts} parts (accumulation)")
-
-    def divide(x):
-        x = x.reshape(groups, parts, b // (groups * parts), *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(parts, b // parts, *x.shape[3:])
-
-    return jax.tree.map(divide, rows)
-
-
-def _gradients(encode: Encode, loss_of: Contrast, params, parts: Rows, negatives: str):
-    """Gradients of the mean loss, and the mean metrics, over the parts (leading axis) of a batch.
-
-    With negatives "per_device" every part has its own loss, so its gradients are those of one pass. "global" ones
-    need the embeddings of all parts before there is a loss: they are computed first, without gradients; then the
-    gradients of the loss with respect to the embeddings go back through one part after the other.
-    """
-    count = len(parts["ids"])
-    if count == 1:
-        rows = jax.tree.map(lambda x: x[0], parts)
-        return jax.grad(lambda p: loss_of(*encode(p, rows)), has_aux=True)(params)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    if negatives == "per_device":
-
-        def add(total, rows):
-            gradients, logs = jax.grad(lambda p: loss_of(*encode(p, rows)), has_aux=True)(params)
-            return jax.tree.map(jnp.add, total, gradients), logs
-
-        total, logs = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda x: x / count, total), jax.tree.map(jnp.mean, logs)
-    embeddings = jax.lax.map(lambda rows: encode(params, rows), parts)  # (parts, b / parts, r, d) each
-    merge = lambda x: x.reshape(-1, *x.shape[2:])
-    cotangents, logs = jax.grad(lambda e: loss_of(*jax.tree.map(merge, e)), has_aux=True)(embeddings)
-
-    def pull(total, part):
-        rows, cotangent = part
-        _, back = jax.vjp(lambda p: encode(p, rows), params)
-        return jax.tree.map(jnp.add, total, back(cotangent)[0]), None
-
-    return jax.lax.scan(pull, zeros, (parts, cotangents))[0], logs
+    return loss, {"accuracy": composed}

@@ -1,6 +1,6 @@
 """What all trainings of this package share: a step from a loss, noise, dropout keys, parameters on this process."""
 
-from functools import partial
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from launch.training import keys
+from launch.training import keys, sharding
+from launch.training.accumulation import WHOLE, Parts, differentiate
 from launch.training.optim import descend
 from launch.training.program import Batch, Metrics, State
 
@@ -38,13 +39,21 @@ def host_state(params: Any, optimizer: optax.GradientTransformation) -> State:
         return jax.tree.map(np.asarray, create_state(params, optimizer))
 
 
-def make_step(loss: TextLoss, optimizer: optax.GradientTransformation) -> Update:
-    """The update that follows an optimiser down the gradient of a loss."""
+def make_step(loss: TextLoss, optimizer: optax.GradientTransformation, parts: Parts = WHOLE) -> Update:
+    """The update that follows an optimiser down the gradient of a loss, the mean over the parts of a batch."""
 
     def step(state: State, batch: Batch, *, axis_name: str | None = None) -> tuple[State, Metrics]:
-        objective = partial(loss, batch=batch, step=state.step, axis_name=axis_name)
-        params, opt_state, parts, logs = descend(objective, state.params, optimizer, state.opt_state, axis_name)
-        return State(state.step + 1, params, opt_state), logs | parts
+        resident = {name: batch[name] for name in (sharding.RESIDENT,) if name in batch}
+        rows: dict[str, Any] = {name: value for name, value in batch.items() if name not in resident}
+        objective = lambda params, rows: loss(params, rows | resident, state.step, axis_name)
+        own = parts if axis_name is None else replace(parts, groups=1)
+        if own.count > 1:
+            numbers = jnp.arange(own.count)[:, None]
+            rows["part"] = own.join(jnp.broadcast_to(numbers, (own.count, len(rows["slot"]) // own.count)))
+        params, opt_state, terms, logs = descend(
+            differentiate(objective, rows, own), state.params, optimizer, state.opt_state, axis_name
+        )
+        return State(state.step + 1, params, opt_state), logs | terms
 
     return step
 
@@ -59,9 +68,11 @@ def noise(key: jax.Array, slots: jax.Array, width: int) -> jax.Array:
     return jax.vmap(draw)(keys.per_example(key, slots))
 
 
-def dropout_key(seed, step: jax.Array, axis_name: str | None) -> jax.Array:
-    """The key of a step, another one on every device of a mapped axis."""
+def dropout_key(seed, step: jax.Array, axis_name: str | None, batch: Batch) -> jax.Array:
+    """The key of a step, another one on every device of a mapped axis and for every part of a divided batch."""
     key = keys.stream(seed, "dropout", step)
+    if "part" in batch:
+        key = jax.random.fold_in(key, batch["part"][0])
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 

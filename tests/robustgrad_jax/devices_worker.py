@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.networks import cnn
 from launch.training import keys, sharding
+from launch.training.accumulation import WHOLE, Parts
 from launch.training.program import repeated
 from robustgrad_jax import models, regularizers, training
 from robustgrad_jax.gradients import Draws
@@ -32,7 +33,7 @@ def as_double(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
 
 
-def build(name):
+def build(name, parts=WHOLE):
     model = network(name)
     optimizer = optax.chain(optax.trace(decay=0.9), optax.scale(-0.05))
     state = as_double(training.create_state(model, optimizer, SHAPE, 0))
@@ -41,7 +42,8 @@ def build(name):
     def step(numbers, state, batch, *, axis_name=None):
         draws = Draws(keys.stream(numbers["seed"], "regularizer", state.step), batch["slot"])
         images = batch["x"], batch["y"]
-        return training.update(model, optimizer, penalty, state, *images, draws, std=std, axis_name=axis_name)
+        options = dict(std=std, axis_name=axis_name, parts=parts)
+        return training.update(model, optimizer, penalty, state, *images, draws, **options)
 
     return jax.tree.map(np.asarray, state), step
 
@@ -130,8 +132,15 @@ def main():
         by_hand = per_device_reference(state, step)
         if name == "resnet":  # with batch norm
             literal = by_jax_pmap(state, step)
+            alone = train(state, build(name, Parts(8))[1], sharding.layout(devices=jax.devices()[:1]))
+            out["eight parts against pmap"] = [apart(a, b) for (a, _), (b, _) in zip(alone, pmap, strict=True)]
             out["pmap against jax.pmap"] = [apart(ours, theirs) for ours, theirs in zip(pmap, literal, strict=True)]
         else:
+            divided = {
+                "jit": train(state, build(name, Parts(2, 8))[1], sharding.layout("jit")),
+                "pmap": train(state, build(name, Parts(2))[1], sharding.layout("pmap")),
+            }
+            out["two parts"] = {mode: apart(history[-1], single[-1]) for mode, history in divided.items()}
             together = {mode: in_one_call(state, step, sharding.layout(mode)) for mode in sharding.MODES}
             out["in one call"] = {"jit": apart(together["jit"], jit[-1]), "pmap": apart(together["pmap"], pmap[-1])}
         for at in (0, 2):

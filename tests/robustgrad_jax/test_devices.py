@@ -36,6 +36,15 @@ def test_steps_in_one_call_are_the_same(errors):
     assert errors["in one call"].keys() == {"jit", "pmap"} and max(errors["in one call"].values()) < TOLERANCE
 
 
+def test_two_parts_on_every_device_are_the_whole_batch(errors):
+    assert errors["two parts"].keys() == {"jit", "pmap"} and max(errors["two parts"].values()) < TOLERANCE
+
+
+def test_parts_on_one_device_have_the_batch_norm_of_as_many_devices(errors):
+    """Parameters and running statistics after each of three steps."""
+    assert len(errors["eight parts against pmap"]) == 3 and max(errors["eight parts against pmap"]) < TOLERANCE
+
+
 def test_without_batch_norm_pmap_is_the_one_device_step(errors):
     assert errors["lenet-3"]["pmap against one"] < TOLERANCE
 

@@ -1,6 +1,7 @@
 """Training a classifier as usual, by the mean of a loss: the pure parts of empirical risk minimisation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from flax import linen as nn
 from launch.data import Split, augment, feed
 from launch.data.scenes import world
 from launch.training import keys
+from launch.training.accumulation import Parts, differentiate
 from launch.training.means import masked_means
 from launch.training.optim import descend
 from launch.training.program import Batch, Numbers, Step
@@ -40,19 +42,23 @@ class MakeOptimizer(Protocol):
     def __call__(self, numbers: Numbers, /) -> optax.GradientTransformation: ...
 
 
-def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of: MakeOptimizer) -> Step:
-    """One update by the mean of the loss; a step of `launch.training.program`."""
+def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of: MakeOptimizer, parts: Parts) -> Step:
+    """One update by the mean of the loss over the parts of a batch; a step of `launch.training.program`."""
 
     def step(numbers: Numbers, state: State, batch: Batch, *, axis_name: str | None = None):
         x, labels = prepare(numbers, batch, state.step)
 
-        def objective(params):
+        def objective(params, rows):
+            x, labels = rows
             variables = {"params": params, "batch_stats": state.batch_stats}
             (logits, _), updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
             return loss(logits, labels).mean(), updates.get("batch_stats", {})
 
         optimizer = optimizer_of(numbers)
-        params, opt_state, stats, metrics = descend(objective, state.params, optimizer, state.opt_state, axis_name)
+        own = parts if axis_name is None else replace(parts, groups=1)
+        params, opt_state, stats, metrics = descend(
+            differentiate(objective, (x, labels), own), state.params, optimizer, state.opt_state, axis_name
+        )
         return State(state.step + 1, params, stats, opt_state), metrics
 
     return step

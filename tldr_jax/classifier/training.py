@@ -24,8 +24,9 @@ from launch.stages import (
     with_numbers,
 )
 from launch.store import Store
-from launch.training import duration
+from launch.training import accumulation, duration
 from launch.training import sharding as mesh
+from launch.training.accumulation import Parts
 from launch.training.fit import Cadence, Loop, Training, alone, train
 from launch.training.optim import Optimizer
 from launch.training.places import One
@@ -76,6 +77,8 @@ class Supervised(Stage):
       optimizer: of all parameters.
       duration: of the training.
       batch_size: over all devices.
+      accumulation: parts that a device's share of a batch is computed in, one after the other, for want of memory;
+        batch norm is of each part.
       seed: of fresh parameters, order and augmentation.
       sharding: "jit" (batch norm over the global batch) or "pmap" (per device).
       loop: logs, evaluations and checkpoints; they decide nothing of the result.
@@ -87,6 +90,7 @@ class Supervised(Stage):
     optimizer: Optimizer
     duration: str
     batch_size: int
+    accumulation: int = 1
     seed: int = stackable(0)
     sharding: str = "jit"
     loop: Loop = free(Loop())
@@ -132,6 +136,7 @@ class Supervised(Stage):
         layout = mesh.layout(self.sharding, devices=devices)
         with section(self.SECTION):
             layout.check_batch(self.batch_size)
+            accumulation.check(self, self.batch_size, layout.data_shards)
         return layout
 
     def preflight(self, store: Store) -> None:
@@ -141,18 +146,18 @@ class Supervised(Stage):
         """The network."""
         return self.backbone.create(self.outputs)
 
-    def step(self, examples: int) -> Step:
-        """The training step for a training set of this size, which defines an epoch."""
+    def step(self, examples: int, shards: int) -> Step:
+        """The training step for a training set of this size, which defines an epoch; `shards` as in `Parts`."""
 
         def prepare(values: Numbers, batch: Batch, step: jax.Array):
             full = self.prepare(with_numbers(self, values).seed, batch, step)
             return self.backbone.normalize(full["image"]), full["label"]
 
-        return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples))
+        parts = Parts(self.accumulation, shards)
+        return erm.make_step(self.model(), self.loss, prepare, partial(self._optimizer, examples), parts)
 
     def program(self, layout: mesh.Layout) -> Program:
         """Step and shapes, without data; see `launch.training.program`."""
-        del layout
         data, shape = self.training_data(), jax.ShapeDtypeStruct
         values = as_arrays(numbers(self))
         variables = backbones.template(self.model(), self.backbone.image_shape)
@@ -161,11 +166,11 @@ class Supervised(Stage):
         images = lambda size: own(size, "image", self.backbone.image_shape) | own(size, "label", data.label)
         batch = {"slot": shape((self.batch_size,), jnp.int32)}
         if not data.in_memory:
-            return Program(self.step(data.count), values, state, batch | images(self.batch_size))
+            return Program(self.step(data.count, layout.data_shards), values, state, batch | images(self.batch_size))
         whole = images(data.count)
         resident = {"images": feed.Table.shapes(whole["image"]), "labels": whole["label"]}
         batch |= {"row": shape((self.batch_size,), jnp.int32)}
-        return Program(self.step(data.count), values, state, batch, resident)
+        return Program(self.step(data.count, layout.data_shards), values, state, batch, resident)
 
     def train(
         self,
@@ -199,7 +204,7 @@ class Supervised(Stage):
         state = jax.jit(partial(self._state, len(split)))(values, dict(variables))
         training = Training(
             place=One(layout),
-            step=self.step(len(split)),
+            step=self.step(len(split), layout.data_shards),
             numbers=values,
             batches=lambda start: feed.train_batches(
                 split,

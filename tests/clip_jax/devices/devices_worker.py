@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax import model
 from clip_jax.losses import contrastive
 from clip_jax.sharding import partition_rules, spread
-from launch.training import fsdp, sharding
+from launch.training import sharding
 from tests.clip_jax.towers import TINY, images, parameters, texts
 
 CONFIG = replace(TINY, dtype="float64")
@@ -99,7 +99,7 @@ def split_parameters(params, batch, reference):
 
 def fully_sharded(params, batch, reference):
     """Every array that divides is split over all devices, with and without the axis "model"."""
-    fsdp.LEAST = 1
+    sharding.SPLIT_LEAST = 1
     out = {}
     for model_axis in (1, 2):
         rules = partition_rules(CONFIG, 2) if model_axis == 2 else ()

@@ -404,5 +404,5 @@ def test_training_on_four_devices_is_training_on_one():
     found = json.loads(output.splitlines()[-1])
     assert found["devices"] == 4 and found["moved"] > 1e-3  # otherwise equality would say nothing
     assert found["frozen"] == 0
-    for name in ("jit", "pmap", "split parameters"):
+    for name in ("jit", "pmap", "split parameters", "jit, two parts", "pmap, two parts"):
         assert found[name]["parameters"] < 1e-9 and found[name]["metrics"] < 1e-9, name

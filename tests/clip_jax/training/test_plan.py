@@ -25,6 +25,7 @@ FIELDS = {
     "seed": (FRESH, 1, "training"),
     "precision": (FRESH, "highest", "training"),
     "batch_size": (FRESH, 32, "training"),
+    "accumulation": (FRESH, 2, "training"),
     "duration": (FRESH, "5 steps", "training"),
     "init_from": (FRESH, "embedded:scenes", "training"),
     "trainable": (FRESH, ("text/.*",), "training"),

@@ -15,6 +15,7 @@ from configs.clip import base
 from launch.data import feed
 from launch.data.scenes import world
 from launch.training import optim, sharding
+from launch.training.accumulation import WHOLE, Parts
 from tests.clip_jax.towers import TINY, parameters, texts
 from tests.sections import read
 
@@ -26,7 +27,7 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (20, 16, 16, 3), np.uint8)
 ATTRIBUTES = np.random.default_rng(2).integers(0, world.COUNTS, (20, 5)).astype(np.int32)
 
 
-def build():
+def build(parts=WHOLE):
     optimizer, _ = read(optim.Optimizer, base.get_config().optimizer, "optimizer").create(
         total_steps=10, to_steps=lambda text: 0
     )
@@ -34,7 +35,7 @@ def build():
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     state = steps.create_state(params, optimizer, TRAINABLE)
     loss = attributes.supervised(1.0, 60, world.COUNTS)
-    options = dict(preprocessing=SPEC, optimizer=optimizer, trainable=TRAINABLE, attribute_loss=loss)
+    options = dict(preprocessing=SPEC, optimizer=optimizer, trainable=TRAINABLE, attribute_loss=loss, parts=parts)
 
     def step(numbers, state, batch, *, axis_name=None):
         del numbers
@@ -52,9 +53,9 @@ def data():
     return resident, [{"row": rows(20), "text": rows(30)} for _ in range(STEPS)]
 
 
-def train(layout):
+def train(layout, parts=WHOLE):
     """(parameters, metrics) after the steps, on the host."""
-    state, step = build()
+    state, step = build(parts)
     compiled = layout.jit(step, state)
     state = layout.place(state)
     resident, batches = data()
@@ -78,10 +79,13 @@ def main():
         "jit": sharding.layout("jit"),
         "pmap": sharding.layout("pmap"),
         "split parameters": sharding.layout("jit", model=2, rules=partition_rules(CONFIG, 2)),
+        "jit, two parts": sharding.layout("jit"),
+        "pmap, two parts": sharding.layout("pmap"),
     }
+    parts = {"jit, two parts": Parts(2, 4), "pmap, two parts": Parts(2)}
     out = {"devices": jax.device_count(), "moved": apart(reference, start), "loss": float(metrics["loss"])}
     for name, layout in layouts.items():
-        found, logs = train(layout)
+        found, logs = train(layout, parts.get(name, WHOLE))
         out[name] = {"parameters": apart(found, reference), "metrics": apart(logs, metrics)}
     out["frozen"] = apart(reference["text"]["tokens"], start["text"]["tokens"])
     json.dump(out, sys.stdout)

@@ -13,6 +13,7 @@ import clip_jax
 from launch.data import scenes
 from launch.networks import loops
 from launch.training import keys, sharding
+from launch.training.accumulation import Parts
 from rtd_jax import clips, experiment, phi
 from rtd_jax.phi import lincir, pic2word, searle
 from rtd_jax.stages.phi import METHODS
@@ -148,6 +149,33 @@ def test_searle_distils_tokens(clip, network, concepts):
     right, _ = loss(network.params, batch, 0, None)
     wrong, _ = loss(network.params, {**batch, "token": batch["token"][[1, 2, 3, 0]]}, 0, None)
     assert float(right) < float(wrong)
+
+
+def test_parts_of_a_batch_have_the_gradients_of_the_whole(clip):
+    """LinCIR's, where no caption knows of another; with dropout every part draws its own."""
+    network = experiment.plan(tiny.config(phi__method="lincir", phi__dropout=0.0)).phi.network(clip)
+    texts = [text for (text,) in scenes.pairs(0, 24, held_out=False).captions]
+    table = lincir.prepare(clip, texts, masking.create("auto", scenes.KEYWORDS))
+    b = len(table) // 4 * 4
+    rows = {name: value[:b] for name, value in (table.arrays | table.ids).items()}
+    batch = rows | {"slot": np.arange(b), sharding.RESIDENT: {"clip": frozen(clip)}}
+    optimizer = optax.sgd(1.0)
+
+    def updated(parts):
+        module = network.module
+        apply_phi = lambda params, x, key: module.apply({"params": params}, x, train=True, rngs={"dropout": key})
+        loss = lincir.make_loss(clip.config, apply_phi, marker_id=clip.marker_id, noise=0.5, seed=0)
+        state = training.create_state(network.params, optimizer)
+        state, metrics = jax.jit(training.make_step(loss, optimizer, Parts(parts)))(state, batch)
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b), state.params, network.params)
+        return moved, {name: float(value) for name, value in metrics.items()}
+
+    (whole, logs), (divided, logs_of_parts) = updated(1), updated(4)
+    assert logs_of_parts == pytest.approx(logs, rel=1e-4) and logs["gradient_norm"] > 1e-3
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4 * largest), divided, whole)
+    keys = [training.dropout_key(0, 1, None, {"part": np.full(2, part)}) for part in (0, 1)]
+    assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
 
 
 @pytest.mark.parametrize("method", METHODS)

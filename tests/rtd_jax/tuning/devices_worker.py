@@ -13,7 +13,7 @@ import optax
 
 from clip_jax.sharding import partition_rules
 from clip_jax.training.options import Devices
-from launch.training import fsdp, sharding
+from launch.training import sharding
 from launch.training.program import repeated
 from rtd_jax import clips
 from rtd_jax.phi import searle
@@ -115,7 +115,7 @@ def main():
     state, split = train(sharding.layout(model=2, rules=rules), objective)
     shards = [leaf.shape != leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state.params)]
     out["split"] = {"shards": sum(shards), "apart": apart(split, alone[2])}
-    fsdp.LEAST = 1
+    sharding.SPLIT_LEAST = 1
     state, split = train(sharding.layout(fsdp=True), objective)
     shards = [leaf.shape != leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)]
     out["fully sharded"] = {"shards": sum(shards), "apart": apart(split, alone[4])}
