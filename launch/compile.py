@@ -34,7 +34,7 @@ from launch.files import write_atomically
 from launch.processes import commands, compiling, versions
 from launch.reading import paths
 from launch.stages import Stage, walk
-from launch.sweeps.members import config_of
+from launch.sweeps.members import SweepError, config_of
 from launch.sweeps.stacked import planned
 from launch.sweeps.stacks import explain, group
 from launch.training.program import Pass
@@ -79,7 +79,7 @@ def plans() -> list[PlannedStack]:
     """The plan of the config; with --grid or --sweep those of the members, by stacks.
 
     Raises:
-      ValueError: settings that cannot be used, or members that do not stack.
+      ValueError: settings that cannot be used.
     """
     if not flags.FLAGS.grid and not _SWEEP.value:
         config, file = flags.FLAGS.config, config_flags.get_config_filename(flags.FLAGS["config"])
@@ -91,7 +91,11 @@ def plans() -> list[PlannedStack]:
     if refused:
         raise refused[0][1]
     stacks = group(members)
-    if text := explain(stacks):
+    try:
+        text = explain(stacks)
+    except SweepError:  # nothing that --executor=vmap could train
+        text = "no two members make a stack: each is compiled as a run by itself" if len(members) > 1 else ""
+    if text:
         print(text, file=sys.stderr)
     precision = lambda stack: compiling.precision_of(config_of(stack[0].member))
     return [PlannedStack([member.root for member in stack], precision(stack)) for stack in stacks]

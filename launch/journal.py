@@ -59,10 +59,10 @@ class Journal:
         if self._tensorboard is None:
             self._tensorboard = self._writer(purge_step=step + 1)
 
-    def _writer(self, **options: int) -> "SummaryWriter":
+    def _writer(self, purge_step: int | None = None) -> "SummaryWriter":
         from tensorboardX import SummaryWriter  # loads PyTorch where it is installed: seconds, not before it is needed
 
-        return SummaryWriter(str(self.path / "tensorboard"), **options)
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""

@@ -79,7 +79,7 @@ def machine_of(name: str) -> Topology:
 
 def built(machine: Topology, function: Any, *arguments: Any, **static: Any) -> CompiledPass:
     """A jitted function as the machine's compiler makes it, at the least effort."""
-    before = jax.config.jax_exec_time_optimization_effort
+    before = jax.config.jax_exec_time_optimization_effort  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     try:
         with pytest.MonkeyPatch.context() as patch:
