@@ -45,7 +45,7 @@ class CompiledPass:
     def in_float32(self) -> list[bool]:
         """Of every product and convolution, whether its operands are not rounded."""
         products = re.findall(r".* (?:convolution|dot)\(.*|.*__cu(?:dnn\$conv|blas).*", self.text)
-        return ["operand_precision={highest,highest}" in line for line in products]
+        return ["operand_precision={highest,highest" in line for line in products]  # a bias may be the third operand
 
     def exchanged(self, *kinds: str, group: int | None = None) -> int:
         """Bytes of collectives of these kinds, among so many devices; by default of all."""

@@ -31,7 +31,9 @@ def checkpoint(tmp_path_factory):
 
 @both
 def test_lenet_with_its_data(topology):
-    made = compiled([config("robustgrad.cifar10_lenet")], topology, "Classifier")
+    # A TPU's compiler needs minutes for its second-order convolutions in float32.
+    precision = "default" if topology == TPU else "highest"
+    made = compiled([config("robustgrad.cifar10_lenet", precision=precision)], topology, "Classifier")
     gradients = nbytes(made.arguments[1].params)
     assert gradients < made.exchanged(*SUMS) < 1.01 * gradients  # and the metrics
     assert made.exchanged() == made.exchanged(*SUMS)
@@ -39,20 +41,20 @@ def test_lenet_with_its_data(topology):
     assert table.shape[0] == 45_000
     assert made.module.copied([f"u8[{','.join(map(str, table.shape))}]"]) == []
     assert made.fits and made.module.loops_are_known
-    assert all(made.in_float32) and len(made.in_float32) > 20  # the config's precision
+    assert set(made.in_float32) == {precision == "highest"} and len(made.in_float32) > 20
 
 
-@both
-def test_steps_of_one_call(topology):
-    """Each exchanges its gradients once, and none copies the images."""
-    values = {"regularizer.name": "none", "loop.steps_per_call": 16, "precision": "default"}
+@pytest.mark.parametrize("topology, precision", [(TPU, "highest"), (TPU, "default"), (GPU, "default")])
+def test_steps_of_one_call(topology, precision):
+    """Each exchanges its gradients once, and none copies the images; products are in the config's precision."""
+    values = {"regularizer.name": "none", "loop.steps_per_call": 16, "precision": precision}
     made = compiled([config("robustgrad.cifar10_lenet", **values)], topology, "Classifier, 16 steps")
     gradients = nbytes(made.arguments[1].params)
     assert 16 * gradients < made.exchanged(*SUMS) < 16 * 1.01 * gradients
     assert made.exchanged() == made.exchanged(*SUMS) and made.module.loops_are_known
     table = made.arguments[2]["resident"]["images"].data
     assert made.module.copied([f"u8[{','.join(map(str, table.shape))}]"]) == []
-    assert made.fits and not any(made.in_float32) and made.in_float32
+    assert made.fits and set(made.in_float32) == {precision == "highest"}
 
 
 @both
