@@ -1,12 +1,14 @@
 """Compile a config for machines that are not here: `python -m launch.compile --config=FILE --topology=v5e:4x8 …`.
 
 What the run would compile on a TPU slice or on the GPUs of a host goes through the compiler of that device: the step of
-every trained stage and the frozen passes, with the batches and shardings that they would have there. Nothing runs, and
-nothing is allocated. One table says what fits, what a step costs, and what devices send each other.
+every trained stage, several steps as one call where it would have such calls, and the frozen passes, with the batches
+and shardings that they would have there. Nothing runs, and nothing is allocated. One table says what fits, what a step
+costs, and what devices send each other.
 
     --topology=v5e:16x16 --topology=h100x8    may be repeated: v4, v5e, v5p, v6e; a100, h100, h200
     --config.a.b=v                            as in launch.train
     --grid "seed=0:16"                        the members of a sweep, as launch.sweep --executor=vmap stacks them
+    --sweep                                   the same for the config file's own sweep(), without --grid
     --only REGEX                              of what is compiled: "Classifier", "aam", "^(?!Clean)"
     --json FILE                               the same numbers in full
     --effort=0                                as launch.train has it: what a run with that --effort would compile
@@ -32,13 +34,14 @@ from launch.files import write_atomically
 from launch.processes import commands, compiling, versions
 from launch.reading import paths
 from launch.stages import Stage, walk
-from launch.sweeps.members import config_of
+from launch.sweeps.members import SweepError, config_of
 from launch.sweeps.stacked import planned
 from launch.sweeps.stacks import explain, group
 from launch.training.program import Pass
 
 _TOPOLOGY = flags.DEFINE_multi_string("topology", None, "machines to compile for", required=True)
 _ONLY = flags.DEFINE_string("only", "", "regular expression of the names of programs")
+_SWEEP = flags.DEFINE_bool("sweep", False, "compile the members of the config file's sweep(), not the config alone")
 _JSON = flags.DEFINE_string("json", "", "file for the numbers in full")
 # Of the flags that belong to launch.train and launch.sweep.
 _SHARED = {"config", "effort", "grid", "config_sweep", "sample_seed"}
@@ -73,20 +76,26 @@ def check_flags() -> None:
 
 
 def plans() -> list[PlannedStack]:
-    """The plan of the config; with --grid those of the members, by stacks.
+    """The plan of the config; with --grid or --sweep those of the members, by stacks.
 
     Raises:
-      ValueError: settings that cannot be used, or members that do not stack.
+      ValueError: settings that cannot be used.
     """
-    if not flags.FLAGS.grid:
-        config = flags.FLAGS.config
+    if not flags.FLAGS.grid and not _SWEEP.value:
+        config, file = flags.FLAGS.config, config_flags.get_config_filename(flags.FLAGS["config"])
+        if flags.FLAGS.config_sweep and sweep.listed(file):
+            print(f"{file} has a sweep(): this compiles the config alone, --sweep its members", file=sys.stderr)
         return [PlannedStack([train.planned(config)[1]], compiling.precision_of(config))]
     swept, _ = sweep.from_flags()
     members, refused = planned(swept.members)
     if refused:
         raise refused[0][1]
     stacks = group(members)
-    if text := explain(stacks):
+    try:
+        text = explain(stacks)
+    except SweepError:  # nothing that --executor=vmap could train
+        text = "no two members make a stack: each is compiled as a run by itself" if len(members) > 1 else ""
+    if text:
         print(text, file=sys.stderr)
     precision = lambda stack: compiling.precision_of(config_of(stack[0].member))
     return [PlannedStack([member.root for member in stack], precision(stack)) for stack in stacks]
@@ -136,8 +145,9 @@ def main(argv: list[str]) -> None:
     holder = flags.FLAGS["config"]
     file, fixed = config_flags.get_config_filename(holder), config_flags.get_override_values(holder)
     settings = " ".join(f"--config.{key}={value}" for key, value in fixed.items())
-    about = {"config": file, "overrides": settings, "grid": flags.FLAGS.grid, "effort": effort}
-    print(f"{' '.join(filter(None, (file, settings, flags.FLAGS.grid)))}, compiled with --effort={effort:g}\n")
+    about = {"config": file, "overrides": settings, "grid": flags.FLAGS.grid, "sweep": _SWEEP.value, "effort": effort}
+    members = "--sweep" if _SWEEP.value else ""
+    print(f"{' '.join(filter(None, (file, settings, members, flags.FLAGS.grid)))}, compiled with --effort={effort:g}\n")
     print(table.text(rows), flush=True)
     if _JSON.value:
         content = about | {"versions": versions.collect(), "programs": [table.as_json(row) for row in rows]}

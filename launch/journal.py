@@ -4,14 +4,17 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from absl import logging
-from tensorboardX import SummaryWriter
 
 from launch.files import write_atomically
 from launch.reading import jsons
 from launch.results import without_nan
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class Journal:
@@ -31,7 +34,7 @@ class Journal:
         if not self.writes:
             return
         if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+            self._tensorboard = self._writer()
         finite = without_nan({name: float(value) for name, value in values.items()})
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
@@ -54,7 +57,12 @@ class Journal:
                 logging.warning("%s, line %d is damaged and dropped (%s)", path, number, error)
         write_atomically(path, b"".join(kept))
         if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+            self._tensorboard = self._writer(purge_step=step + 1)
+
+    def _writer(self, purge_step: int | None = None) -> "SummaryWriter":
+        from tensorboardX import SummaryWriter  # loads PyTorch where it is installed: seconds, not before it is needed
+
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""

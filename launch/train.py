@@ -16,7 +16,7 @@ import pkgutil
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,14 +175,16 @@ def _finished(experiment: ModuleType, root: Stage, run: Run, store: Store) -> di
         return make(experiment, root, run, store)
 
 
-def preflight(root: Stage, store: Store, *, stacked: bool = False) -> None:
+def preflight(root: Stage, store: Store, *, stacked: bool = False, read: Collection[str] = ()) -> None:
     """Refuse what would end a run later, as far as files and devices show it; see `Stage.preflight`.
 
     Args:
       stacked: stages that can be made together with those of other members will be.
+      read: `stack_key`s of what members before have read with numbers, such as seeds, of their own.
     """
     for stage in walk(root, there=lambda stage: stage.KEPT and store.has(stage)):
-        stage.preflight(store)
+        if stage.stack_key not in read:
+            stage.preflight(store)
         if not (stacked and stage.STACKS):
             stage.check_devices()
 

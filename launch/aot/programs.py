@@ -9,7 +9,7 @@ import jax
 
 from launch.aot.topologies import Topology
 from launch.stages import Stage, children, walk
-from launch.training import sharding
+from launch.training import fit, sharding
 from launch.training.places import One
 from launch.training.program import Pass
 
@@ -63,7 +63,7 @@ def of_stack(roots: Sequence[Stage], topology: Topology) -> list[Pass]:
         if len(waiting) > 1 and kind.STACKS:
             outline: Any = getattr(kind, "outline_together", None)
             if outline is not None:
-                yield outline(list(waiting.values()), topology.devices)
+                yield from outline(list(waiting.values()), topology.devices)
         else:
             yield from _trained(first, topology)
         yield from _frozen(first, topology)
@@ -89,11 +89,11 @@ def lower(passes: Sequence[Pass]) -> list[LoweredPass]:
 
 
 def _trained(stage: Any, topology: Topology) -> list[Pass]:
-    """The step of a stage that trains; see `launch.training.program.TrainedStage`."""
+    """What a stage that trains compiles for it; see `launch.training.program.TrainedStage`."""
     if not hasattr(stage, "layout"):
         return []
     layout = stage.layout(topology.devices)
-    return [One(layout).outline(type(stage).__name__, stage.program(layout))]
+    return fit.outlines(One(layout), type(stage).__name__, stage.program(layout), stage.loop)
 
 
 def _frozen(stage: Any, topology: Topology) -> list[Pass]:

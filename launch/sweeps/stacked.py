@@ -108,13 +108,15 @@ def _preflight(parts: Sequence[Sequence[PlannedMember]], store: Store) -> list[t
       Preempted: the sweep was asked to stop.
     """
     unfit: list[tuple[Member, Exception]] = []
+    read: set[str] = set()  # a data set is read once, not for the seed of every member
     for part in parts:
         for planned in part:
             _keep({0: planned}, store)
             if store.stop.asked.is_set():
                 raise Preempted("asked to stop before any member was trained", store.stop.number)
             try:
-                train.preflight(planned.root, store, stacked=len(part) > 1)
+                train.preflight(planned.root, store, stacked=len(part) > 1, read=read)
+                read |= {stage.stack_key for stage in walk(planned.root) if not stage.KEPT}
             except Preempted:
                 raise
             except Exception as error:  # of this member alone

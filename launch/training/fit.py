@@ -23,7 +23,7 @@ from launch.training.optim import ToSteps
 from launch.training.pace import NonFiniteLoss, Windows
 from launch.training.places import Place
 from launch.training.prefetch import calls, prefetch
-from launch.training.program import Batch, Numbers, Step
+from launch.training.program import Batch, Numbers, Pass, Program, Step
 from launch.training.sharding import Device
 
 Values = list[dict[str, float]]
@@ -62,8 +62,9 @@ class Loop:
       eval_every, checkpoint_every: durations such as "1 epoch"; "0 steps" for the end alone.
       steps_per_call: steps that one call of a compiled program runs, as a loop on the devices, wherever so many are
         left before the next log, evaluation or checkpoint; others come one by one. A request to stop waits for the end
-        of a call, and so many batches wait on the devices at once. 0: 1 on a CPU, where convolutions inside a loop are
-        slow, and for large networks; up to 16 for those whose steps are short beside the host's work for each, see
+        of a call. The devices hold the batches of four calls or more: two wait, one is on its way, and those of every
+        call that was dispatched and has not ended. 0: 1 on a CPU, where convolutions inside a loop are slow, and for
+        large networks; up to 16 for those whose steps are short beside the host's work for each, see
         `automatic_steps_per_call`.
     """
 
@@ -230,10 +231,20 @@ def automatic_steps_per_call(used: Sequence[Device], log_every: int, state: Any,
     or 16 batches of a process take more. Otherwise 16, or fewer if a window of the log takes no more calls with them.
     """
     held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    stacked = _MOST_STEPS * sum(np.asarray(value).nbytes for value in batch.values())
+    stacked = _MOST_STEPS * sum(value.size * value.dtype.itemsize for value in batch.values())
     if used[0].platform == "cpu" or max(held, stacked) > _MOST_BYTES:
         return 1
     return min(range(1, _MOST_STEPS + 1), key=lambda steps: sum(divmod(log_every or _MOST_STEPS, steps)))
+
+
+def outlines(place: Place, name: str, program: Program, loop: Loop) -> list[Pass]:
+    """What a training compiles: one step, and where calls run several, such a call; see `Loop.steps_per_call`."""
+    one = place.outline(name, program)
+    fed, most = place.fed(program.batch), loop.steps_per_call
+    most = most or automatic_steps_per_call(place.used, loop.log_every, one.arguments[1], fed)
+    if most == 1 or 0 < loop.log_every < most:  # a log ends every call before it has so many
+        return [one]
+    return [one, place.outline(f"{name}, {most} steps", program, steps=most)]
 
 
 def fit(

@@ -57,18 +57,31 @@ class One:
 
         With `stacked` it runs one step after the other on batches that `put` has stacked, and gives metrics (steps,).
         """
-        compiled = self.layout.jit(repeated(step) if stacked else step, state, stacked=stacked)
         with_resident = lambda batch, resident: batch if resident is None else {**batch, RESIDENT: resident}
-        return Compiled(compiled, lambda n, s, b, r: (n, s, with_resident(b, r)))
+        return Compiled(self._jitted(step, state, stacked=stacked), lambda n, s, b, r: (n, s, with_resident(b, r)))
 
-    def outline(self, name: str, program: Program) -> Pass:
-        """What `jit` compiles for a program: shapes, placed as `put` and its like place arrays."""
-        batch = _on(program.batch, NamedSharding(self.layout.mesh, P("data")))
+    def _jitted(self, step: Step, state: Any, *, stacked: bool) -> Any:
+        return self.layout.jit(repeated(step) if stacked else step, state, stacked=stacked)
+
+    def fed(self, batch: Batch) -> Any:
+        """The shapes of what a process feeds, from those of a global batch."""
+        parts = self.layout.share["process_count"]
+        return {k: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype) for k, a in batch.items()}
+
+    def outline(self, name: str, program: Program, *, steps: int = 1) -> Pass:
+        """What `jit` compiles for a program: shapes, placed as `put` and its like place arrays.
+
+        Args:
+          steps: of one call; several are `stacked`.
+        """
+        stacked, layout = steps > 1, self.layout
+        before = (steps,) if stacked else ()
+        batch = _on(program.batch, layout.batches(stacked=stacked), lambda shape: (*before, *shape))
         if program.resident is not None:
-            batch |= {RESIDENT: _on(program.resident, self.layout.replicated)}
-        numbers = _on(dict(program.numbers), self.layout.replicated)
-        jitted = self.layout.jit(program.step, program.state)
-        return Pass(name, jitted, (numbers, self.layout.abstract(program.state), batch))
+            batch |= {RESIDENT: _on(program.resident, layout.replicated)}
+        numbers = _on(dict(program.numbers), layout.replicated)
+        jitted = self._jitted(program.step, program.state, stacked=stacked)
+        return Pass(name, jitted, (numbers, layout.abstract(program.state), batch))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """(step, members that continue from there, their state): from the newest checkpoints, or the initial state."""
@@ -145,21 +158,27 @@ class Stack:
 
     def jit(self, step: Step, state: Any, *, stacked: bool = False) -> "Compiled":
         del state
-        return Compiled(self._jitted(repeated(step) if stacked else step), lambda n, s, b, r: (n, s, b, r))
+        return Compiled(self._jitted(step, stacked=stacked), lambda n, s, b, r: (n, s, b, r))
 
-    def _jitted(self, step: Step) -> Any:
-        one = lambda n, s, b, r: step(n, s, {**b, RESIDENT: r} if r else b)
-        return self.map(one, donate=(1,))
+    def _jitted(self, step: Step, *, stacked: bool) -> Any:
+        whole = repeated(step) if stacked else step
+        return self.map(lambda n, s, b, r: whole(n, s, {**b, RESIDENT: r} if r else b), donate=(1,))
 
-    def outline(self, name: str, program: Program) -> Pass:
+    def fed(self, batch: Batch) -> Any:
+        """The shapes of what the process feeds, from those of a member's batch."""
+        return {k: jax.ShapeDtypeStruct((self.members, *a.shape), a.dtype) for k, a in batch.items()}
+
+    def outline(self, name: str, program: Program, *, steps: int = 1) -> Pass:
         """What `jit` compiles: the program of one member, but for its numbers, which are arrays (k,)."""
-        d, m = self.shape
+        (d, m), stacked = self.shape, steps > 1
+        before = (steps,) if stacked else ()
         share = lambda tree: _on(tree, self._sharding, lambda shape: (d, *shape))
         each = lambda tree: _on(tree, self._sharding, lambda shape: (d, m, *shape))
         numbers = _on(dict(program.numbers), self._sharding, lambda shape: (d, m, *shape[1:]))
         resident = share({} if program.resident is None else program.resident)
-        jitted = self._jitted(program.step)
-        return Pass(name, jitted, (numbers, each(program.state), each(dict(program.batch)), resident))
+        batch = _on(dict(program.batch), self._sharding, lambda shape: (d, m, *before, *shape))
+        jitted = self._jitted(program.step, stacked=stacked)
+        return Pass(name, jitted, (numbers, each(program.state), batch, resident))
 
     def restore(self, state: Any, checkpoints: Sequence[Checkpoints]) -> Restored:
         """The initial state is on the host, (k, …); members that were saved together continue together."""

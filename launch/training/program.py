@@ -87,7 +87,10 @@ class Pass:
 
 
 class TrainedStage(Protocol):
-    """What a trained stage says of its training, before anything is read or computed for it."""
+    """What a trained stage says of its training, before anything is read or computed for it.
+
+    Its field `loop`, a `launch.training.fit.Loop`, says how many steps a call runs.
+    """
 
     def layout(self, devices: Sequence[Device] | None = None) -> Layout:
         """How it trains over some devices, by default over all: mode, model axis, partition rules.

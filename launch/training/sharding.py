@@ -106,6 +106,10 @@ class Layout:
     def data_shards(self) -> int:
         return self.mesh.shape["data"]
 
+    def batches(self, *, stacked: bool = False) -> NamedSharding:
+        """Where `put` puts a batch, or several that are stacked."""
+        return NamedSharding(self.mesh, _examples(stacked))
+
     @functools.cached_property
     def share(self) -> dict[str, int]:
         """Which part of every global batch this process feeds, as arguments of feeds: `process_index` and
@@ -156,7 +160,7 @@ class Layout:
 
     def put(self, batch: dict[str, np.ndarray], *, stacked: bool = False) -> dict[str, jax.Array]:
         """This process's `share` of a global batch (b, …), or of k `stacked` ones (k, b, …), split over "data"."""
-        sharding = NamedSharding(self.mesh, _examples(stacked))
+        sharding = self.batches(stacked=stacked)
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
         joined = lambda own: _joined(np.asarray(own), sharding, axis=int(stacked), **self.share)

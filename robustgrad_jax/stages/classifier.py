@@ -165,12 +165,13 @@ class Classifier(Stage):
         return failures
 
     @classmethod
-    def outline_together(cls, stages: Sequence["Classifier"], devices: Sequence[sharding.Device]) -> Pass:
+    def outline_together(cls, stages: Sequence["Classifier"], devices: Sequence[sharding.Device]) -> list[Pass]:
         """What `make_together` compiles on these devices."""
         first = stages[0]
         program = first.program(sharding.layout(devices=devices[:1]))
         numbers = as_arrays(stacked_numbers(stages))
-        return stack(len(stages), devices).outline(f"{len(stages)} {cls.__name__}s", replace(program, numbers=numbers))
+        place, name = stack(len(stages), devices), f"{len(stages)} {cls.__name__}s"
+        return fit.outlines(place, name, replace(program, numbers=numbers), first.loop)
 
     def program(self, layout: sharding.Layout) -> Program:
         """The program that it compiles, for a global batch over the devices of `layout`."""

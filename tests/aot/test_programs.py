@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks import scaling
-from tests.aot.compiling import GPU, TPU, compiled, nbytes, only_with_system, plan
+from tests.aot.compiling import GPU, TPU, compiled, config, nbytes, only_with_system
 
 pytestmark = only_with_system
 SUMS = ("all-reduce", "reduce-scatter")
@@ -31,7 +31,9 @@ def checkpoint(tmp_path_factory):
 
 @both
 def test_lenet_with_its_data(topology):
-    made = compiled([plan("robustgrad.cifar10_lenet")], topology, "Classifier")
+    # A TPU's compiler needs minutes for its second-order convolutions in float32.
+    precision = "default" if topology == TPU else "highest"
+    made = compiled([config("robustgrad.cifar10_lenet", precision=precision)], topology, "Classifier")
     gradients = nbytes(made.arguments[1].params)
     assert gradients < made.exchanged(*SUMS) < 1.01 * gradients  # and the metrics
     assert made.exchanged() == made.exchanged(*SUMS)
@@ -39,21 +41,35 @@ def test_lenet_with_its_data(topology):
     assert table.shape[0] == 45_000
     assert made.module.copied([f"u8[{','.join(map(str, table.shape))}]"]) == []
     assert made.fits and made.module.loops_are_known
+    assert set(made.in_float32) == {precision == "highest"} and len(made.in_float32) > 20
+
+
+@pytest.mark.parametrize("topology, precision", [(TPU, "highest"), (TPU, "default"), (GPU, "default")])
+def test_steps_of_one_call(topology, precision):
+    """Each exchanges its gradients once, and none copies the images; products are in the config's precision."""
+    values = {"regularizer.name": "none", "loop.steps_per_call": 16, "precision": precision}
+    made = compiled([config("robustgrad.cifar10_lenet", **values)], topology, "Classifier, 16 steps")
+    gradients = nbytes(made.arguments[1].params)
+    assert 16 * gradients < made.exchanged(*SUMS) < 16 * 1.01 * gradients
+    assert made.exchanged() == made.exchanged(*SUMS) and made.module.loops_are_known
+    table = made.arguments[2]["resident"]["images"].data
+    assert made.module.copied([f"u8[{','.join(map(str, table.shape))}]"]) == []
+    assert made.fits and set(made.in_float32) == {precision == "highest"}
 
 
 @both
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_rtd(topology, mode, checkpoint):
-    root = plan("rtd.scenes", **RTD, **{"clip": checkpoint("ViT-B/32"), "sharding.mode": mode})
-    made = compiled([root], topology, "Tuning")
+    one = config("rtd.scenes", **RTD, **{"clip": checkpoint("ViT-B/32"), "sharding.mode": mode})
+    made = compiled([one], topology, "Tuning")
     gradients = nbytes(made.arguments[1].params)
     assert 0.5 * gradients < made.exchanged(*SUMS) < 1.05 * gradients  # those in bfloat16 are half of it
     assert made.fits
 
 
 def test_a_tower_over_two_devices(checkpoint):
-    root = plan("rtd.scenes", **RTD, **{"clip": checkpoint("ViT-L/14"), "sharding.model": 2})
-    made = compiled([root], TPU, "Tuning")
+    one = config("rtd.scenes", **RTD, **{"clip": checkpoint("ViT-L/14"), "sharding.model": 2})
+    made = compiled([one], TPU, "Tuning")
     params = made.arguments[1].params
     share = sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     assert share < 0.6 * nbytes(params)  # of one device
@@ -63,14 +79,14 @@ def test_a_tower_over_two_devices(checkpoint):
 
 @both
 def test_a_stack_exchanges_nothing(topology):
-    roots = [plan("robustgrad.cifar10_lenet", **{"seed": seed, "regularizer.name": "none"}) for seed in range(16)]
-    made = compiled(roots, topology, "16 Classifiers")
+    configs = [config("robustgrad.cifar10_lenet", **{"seed": seed, "regularizer.name": "none"}) for seed in range(16)]
+    made = compiled(configs, topology, "16 Classifiers")
     assert made.module.collectives == [] and made.fits
     assert made.arguments[1].step.shape == (8, 2)
 
 
 @both
 def test_heads_exchange_nothing(topology):
-    root = plan("tldr.scenes")
-    made = compiled([root], topology, "Heads: training")
+    one = config("tldr.scenes")
+    made = compiled([one], topology, "Heads: training")
     assert made.module.collectives == [] and made.fits

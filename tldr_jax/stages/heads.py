@@ -104,13 +104,13 @@ class Heads(Stage):
         return [Pass("training", jax.jit(train), (numbers, start, tables), 1)]
 
     @classmethod
-    def outline_together(cls, stages: Sequence[Self], devices: Sequence[Device]) -> Pass:
+    def outline_together(cls, stages: Sequence[Self], devices: Sequence[Device]) -> list[Pass]:
         """What `make_together` compiles if the heads of these stages are all combinations of their settings."""
         values = {name: tuple(dict.fromkeys(v for own in stages for v in getattr(own, name))) for name in _SETTINGS}
         mappings = {own.key: own for stage in stages for own in stage.projectors}
         joined = dataclasses.replace(stages[0], projectors=tuple(mappings.values()), **values)
         (training,) = joined.passes(sharding.layout(devices=devices))
-        return dataclasses.replace(training, name=f"{len(stages)} {cls.__name__}: {training.name}")
+        return [dataclasses.replace(training, name=f"{len(stages)} {cls.__name__}: {training.name}")]
 
     def program(self, layout: Layout) -> Program:
         """What is compiled if the filters keep all words; see `retrain.program`."""

@@ -24,11 +24,15 @@ def main() -> None:
     roomy = dataclasses.replace(CHIP, memory=1e9)
     one, small = Topology("cpux8", roomy, tuple(jax.devices())), Topology("cpux8", CHIP, tuple(jax.devices()))
     roots = [plan(seed=seed) for seed in range(3)]
+    several = [plan(**{"seed": seed, "loop.steps_per_call": 4}) for seed in range(3)]
     found = {}
     for name, topology, passes in [
         ("alone", one, programs.of_plan(roots[0], one)),
         ("no room", small, programs.of_plan(roots[0], small)),
         ("stacked", one, programs.of_stack(roots, one)),
+        ("several steps", one, programs.of_plan(several[0], one)),
+        ("several steps, stacked", one, programs.of_stack(several, one)),
+        ("logged before", one, programs.of_plan(plan(**{"loop.steps_per_call": 4, "loop.log_every": 3}), one)),
     ]:
         lowered = [own for own in programs.lower(passes) if "Classifier" in own.name]
         rows = [

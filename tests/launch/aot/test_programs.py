@@ -33,6 +33,19 @@ def test_a_training_exchanges_its_gradients_once(found, gradients):
     assert row["flops"] > 0 and row["compile_seconds"] > 0
 
 
+def test_a_call_of_several_steps(found):
+    """Every step of it exchanges its gradients."""
+    one, four = found["several steps"]["rows"]
+    assert (one["program"], four["program"]) == ("Classifier", "Classifier, 4 steps")
+    assert four["exchanged"] == pytest.approx(4 * one["exchanged"], rel=0.01)
+    assert {one["times"] for one in four["collectives"]} == {4} and four["loops"] is True
+    assert four["flops"] == pytest.approx(4 * one["flops"], rel=0.01)
+    names = [row["program"] for row in found["several steps, stacked"]["rows"]]
+    assert names == ["3 Classifiers", "3 Classifiers, 4 steps"]
+    assert all(row["collectives"] == [] for row in found["several steps, stacked"]["rows"])
+    assert [row["program"] for row in found["logged before"]["rows"]] == ["Classifier"]
+
+
 def test_what_does_not_fit_is_said_with_its_largest_arrays(found):
     (row,) = found["no room"]["rows"]
     assert row["fits"] is False and row["needed"] > row["available"] == 1e6

@@ -12,15 +12,19 @@ import jax
 import numpy as np
 import pytest
 
+from configs.robustgrad import digits_lenet
 from launch import train
 from launch.processes import interrupts
 from launch.processes.stop import Preempted
 from launch.run import Run
 from launch.stages import SettingError, numbers, stacked_numbers, with_numbers
+from launch.store import Store
 from launch.sweeps import stacked
 from launch.sweeps.members import Options, config_of, define, load, status
+from launch.sweeps.stacks import PlannedMember
 from launch.training import checkpoint, places
 from launch.training.program import as_arrays
+from robustgrad_jax.stages import inputs
 from tests.commands import finish, stage_folder, start
 from tests.launch.sweeps import stack_toy
 from tests.launch.test_sweep import call as sweep_call
@@ -276,6 +280,27 @@ def test_a_member_that_cannot_be_trained_is_refused_before_any_is(tmp_path, monk
     assert "SettingError: batch_size=4 does not divide" in texts["seed=3"]  # alone in its part of three
     for name in ("seed=2", "seed=3"):
         assert not (members[name].path / "config.json").exists()
+
+
+def test_data_is_read_once_to_check_a_stack(tmp_path, monkeypatch):
+    """Not for the seed of every member; what was refused for one is looked at again for the next."""
+    reads = []
+
+    def preflight(stage, store):
+        reads.append((stage.data.name, stage.seed))
+        if stage.seed == 0:
+            raise SettingError("seed", "=0: there is no such file")
+
+    monkeypatch.setattr(inputs.ImageSplits, "preflight", preflight)
+    config = digits_lenet.get_config()
+    members = []
+    for name in ("digits", "scenes"):
+        for seed in range(4):
+            config.update_from_flattened_dict({"seed": seed, "data.name": name})
+            members.append(PlannedMember(name, None, train.planned(config)[1]))
+    refused = stacked._preflight([members[:4], members[4:]], Store(tmp_path))
+    assert [member for member, _ in refused] == ["digits", "scenes"]
+    assert reads == [("digits", 0), ("digits", 1), ("scenes", 0), ("scenes", 1)]
 
 
 def test_stacks_over_eight_devices_are_those_of_one():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch.processes.stop import Preempted
-from launch.training import fit, places, sharding
+from launch.training import fit, places, program, sharding
 from launch.training.fit import Cadence, NonFiniteLoss
 from launch.training.prefetch import calls
 from tests.launch.training.test_fit import (
@@ -161,6 +161,19 @@ def default(platform="tpu", log_every=50, parameters=10**6, batch=10**3):
 )
 def test_the_default_is_by_device_and_size(options, expected):
     assert default(**options) == expected
+
+
+def test_what_is_compiled_for_other_devices():
+    """The rule counts a process's part of a batch, on the devices of the topology."""
+    layout = sharding.layout(devices=jax.devices()[:1])
+    image, state = jax.ShapeDtypeStruct((8, 10**6), np.uint8), {"step": np.zeros((), np.int32)}
+    whole = program.Program(lambda numbers, state, batch, *, axis_name=None: (state, {}), {}, state, {"x": image})
+    assert places.One(layout).fed({"x": image})["x"].shape == (8, 10**6)
+    assert places.Stack(3, layout.mesh.devices[0]).fed({"x": image})["x"].shape == (3, 8, 10**6)
+    for loop, names in (fit.Loop(), ["T"]), (fit.Loop(steps_per_call=5), ["T", "T, 5 steps"]):
+        found = fit.outlines(places.One(layout), "T", whole, loop)
+        assert [one.name for one in found] == names
+    assert found[1].arguments[2]["x"].shape == (5, 8, 10**6)
 
 
 def test_the_default_is_used(tmp_path, monkeypatch):
