@@ -137,7 +137,30 @@ def _native_kernel_grad(x, dy, *, window, **params):
     return jax.linear_transpose(lambda w: _native_convolve(x, w, window=window, **params), w)(dy)[0]
 
 
-# -- the kernel gradient on a CPU -----------------------------------------------------------------------------------
+# -- gradients on a CPU ---------------------------------------------------------------------------------------------
+
+
+def _input_grad_by_taps(dy, w, *, image, window, strides, padding, precision):
+    """The input gradient; where the kernel outweighs dy, a product for each of the kernel's taps.
+
+    XLA's own would turn the kernel around and transpose it anew each time: twice as slow at 512 channels of 4x4.
+    """
+    params = dict(image=image, window=window, strides=strides, padding=padding, precision=precision)
+    if w.size <= dy.size or window == (1, 1) or strides != (1, 1):
+        return _native_input_grad(dy, w, **params)
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    (height, width), (rows, cols) = image, window
+    # Pixel p of x is read at tap t by position p + low - t of y.
+    around = [(k - 1 - low, k - 1 - high, 0) for k, (low, high) in zip(window, padding, strict=True)]
+    padded = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+    total = jnp.zeros((), wide)
+    for i in range(rows):
+        for j in range(cols):
+            top, left = rows - 1 - i, cols - 1 - j
+            seen = lax.slice(padded, (0, top, left, 0), (len(dy), top + height, left + width, dy.shape[3]))
+            contract = (((3,), (1,)), ((), ()))
+            total += lax.dot_general(seen, w[i, j], contract, precision, preferred_element_type=wide)
+    return total.astype(dy.dtype)
 
 
 def _tiled_kernel_grad(x, dy, *, image, window, strides, padding, precision):
@@ -286,7 +309,7 @@ def _bilinear_primitive(
 
 convolve_p = _bilinear_primitive("convolve", _native_convolve, _native_convolve, {0: (1, 1), 1: (4, 4)})
 input_grad_p = _bilinear_primitive(
-    "convolve_input_grad", _native_input_grad, _native_input_grad, {0: (1, 1), 1: (3, 4)}
+    "convolve_input_grad", _native_input_grad, _input_grad_by_taps, {0: (1, 1), 1: (3, 4)}
 )
 kernel_grad_p = _bilinear_primitive(
     "convolve_kernel_grad", _native_kernel_grad, _tiled_kernel_grad, {0: (4, 3), 1: (4, 4)}

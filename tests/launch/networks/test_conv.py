@@ -22,6 +22,7 @@ CASES = {
     "strided odd": ((3, 9, 8, 2), (3, 3, 4), (2, 2), ((1, 1), (1, 1))),
     "leftover rows": ((2, 10, 11, 2), (3, 2, 3), (3, 2), ((0, 1), (2, 0))),
     "shortcut": ((4, 8, 8, 3), (1, 1, 6), (2, 2), ((0, 0), (0, 0))),
+    "kernel outweighs images": ((1, 4, 5, 16), (3, 2, 24), (1, 1), ((0, 2), (1, 0))),
     "stem": ((2, 15, 15, 3), (7, 7, 4), (2, 2), ((3, 3), (3, 3))),
 }
 case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
