@@ -2,8 +2,8 @@
 
     python -m launch.train --config=configs/robustgrad/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
-Data: TFDS `cifar10`, prepared once (README). The original trains with batch norm per device:
-`--config.sharding.mode=pmap`.
+Data: TFDS `cifar10`, prepared once (README). The original trains on one device, with batch norm over
+the whole batch, as the default `sharding.mode=jit` does on any number of them.
 """
 
 from configs.robustgrad import base
