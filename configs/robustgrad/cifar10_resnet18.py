@@ -17,4 +17,5 @@ def get_config():
     config.optimizer.weight_decay = 1e-2
     config.regularizer.cosine_weight = 0.1
     config.regularizer.hessian.weight = 1e-4
+    config.evaluation.batch_size = 100  # published; RPS clips to the range of a batch
     return config
