@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     schedule.final = 0.0
 
     config.sharding = ConfigDict()
-    config.sharding.mode = "jit"  # jit: one global batch; pmap: batch norm per device, as the original trains
+    config.sharding.mode = "jit"  # jit: one global batch; pmap: batch norm per device
 
     config.loop = loop = ConfigDict()
     loop.log_every = 50  # steps

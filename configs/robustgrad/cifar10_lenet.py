@@ -9,4 +9,6 @@ from configs.robustgrad import base
 
 
 def get_config():
-    return base.get_config()  # the base is this experiment
+    config = base.get_config()
+    config.evaluation.batch_size = 100  # published; RPS clips to the range of a batch
+    return config

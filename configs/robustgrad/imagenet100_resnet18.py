@@ -25,4 +25,5 @@ def get_config():
     config.regularizer.hessian.weight = 1e-3
     config.evaluation.examples = 1000
     config.evaluation.attack_examples = 1000
+    config.evaluation.batch_size = 100  # published; RPS clips to the range of a batch
     return config

@@ -164,6 +164,7 @@ EVERYWHERE = {
     "regularizer.radius": 4.0,
     "regularizer.noise": "uniform",
     "regularizer.detach_source": True,
+    "evaluation.batch_size": 100,
     "evaluation.radii": (4.0, 8.0, 16.0),
     "evaluation.draws": 10,
     "evaluation.upper_bound": True,
