@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 from PIL import Image
 
-from launch.aot import table
-from launch.aot.cost import Array, Cost
+from launch.aot import programs, table, topologies
+from launch.aot.cost import Array, Cost, cost
 from launch.aot.hlo import Collective
 from launch.files import load_json, write_atomically
+from launch.training.program import Pass
+from rtd_jax import retrieval
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- begin: make scaling -->", "<!-- end: make scaling -->"
@@ -52,6 +55,38 @@ class Setting:
     only: str = ""
 
 
+@dataclass(frozen=True)
+class Search:
+    """A search in a gallery of float32 that lies on the devices of some topologies; no config has one so large.
+
+    Attributes:
+      title: in the page.
+      rows, dim: of the gallery.
+      queries, k: that are searched for at once, and how many rows each finds.
+      topologies: that it is compiled for.
+    """
+
+    title: str
+    rows: int
+    dim: int
+    queries: int
+    k: int
+    topologies: Sequence[str]
+
+    def compiled(self, topology: str) -> list[table.CompiledRow]:
+        """A chunk's search, as often as a device has chunks, and the merge at the end."""
+        target = topologies.topology(topology)
+        shape = (self.rows, self.dim, self.queries, self.k)
+        chunks = -(-self.rows // (len(target.devices) * retrieval.CHUNK))
+        calls = {"search": chunks, "merge": 1}
+        found = retrieval.program(*shape, target.devices)
+        passes = [Pass(f"Retrieval: {name}", one.jitted, one.arguments, calls[name]) for name, one in found.items()]
+        return [
+            table.CompiledRow(one.name, topology, one.calls, cost(one.program, one.arguments, target))
+            for one in programs.lower(passes)
+        ]
+
+
 _RTD = {
     **{"clip": "{cache}/ViT-B-32", "model.dtype": "bfloat16", "rtd.batch_size": 512, "phi.batch_size": 512},
     **{"rtd.restrict_vocabulary": False, "model.unroll": False, "phi.unit_inputs": False},
@@ -70,17 +105,19 @@ SETTINGS = (
     Setting(
         "LeNet, l2_cosine, 128, pmap", "robustgrad/cifar10_lenet.py", {"sharding.mode": "pmap"}, only="Classifier$"
     ),
-    Setting("tldr on Scenes", "tldr/scenes.py", only="Heads"),
-    Setting("16 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, PUBLISHED, "seed=0:16", "Classifiers"),
-    Setting("RTD, ViT-B/32, 512", "rtd/scenes.py", _RTD, only="Tuning|Phi"),
-    Setting("RTD, ViT-B/32, 512, pmap", "rtd/scenes.py", _RTD | {"sharding.mode": "pmap"}, only="Tuning"),
+    Setting("tldr on Scenes", "tldr/scenes.py", only="Heads: [^,]*$"),
+    Setting("16 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, PUBLISHED, "seed=0:16", "Classifiers$"),
+    Setting("RTD, ViT-B/32, 512", "rtd/scenes.py", _RTD, only="Tuning$|Phi$"),
+    Setting("RTD, ViT-B/32, 512, pmap", "rtd/scenes.py", _RTD | {"sharding.mode": "pmap"}, only="Tuning$"),
     Setting("ResNet-18, l2_cosine, 128", "robustgrad/cifar10_resnet18.py", only="Classifier$"),
-    Setting("ResNet-50, ERM, 32", "tldr/waterbirds_resnet50.py", {"clip.source": "embedded:scenes"}, only="Erm"),
+    Setting("ResNet-50, ERM, 32", "tldr/waterbirds_resnet50.py", {"clip.source": "embedded:scenes"}, only="Erm$"),
     Setting(
-        "1,024 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, ("v5e:16x16",), "seed=0:1024", "Classifiers"
+        "1,024 LeNets, l2_cosine, 128", "robustgrad/cifar10_lenet.py", {}, ("v5e:16x16",), "seed=0:1024", "Classifiers$"
     ),
-    Setting("CLIP ViT-L/14, 4,096", "clip/finetune.py", _CLIP, ("v5e:4x8", "v5p:2x4x4"), only="ClipTraining"),
-    Setting("RTD, ViT-bigG/14, 512, model=4", "rtd/scenes.py", _RTD | _BIGG, ("v5e:4x4",), only="Tuning"),
+    Setting("CLIP ViT-L/14, 4,096", "clip/finetune.py", _CLIP, ("v5e:4x8", "v5p:2x4x4"), only="ClipTraining$"),
+    Setting("RTD, ViT-bigG/14, 512, model=4", "rtd/scenes.py", _RTD | _BIGG, ("v5e:4x4",), only="Tuning$"),
+    Search("10⁷ rows of 768, 1,024 queries", 10**7, 768, 1024, 50, ("v5e:4x4", "h100x8")),
+    Search("10⁸ rows of 768, 1,024 queries", 10**8, 768, 1024, 50, ("v5e:16x16",)),
 )
 
 
@@ -121,13 +158,20 @@ def prepare(cache: Path) -> None:
         write_atomically(captions, "\n".join(lines) + "\n")
 
 
-def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[table.CompiledRow]:
+def rows(setting: Setting | Search, topology: str, cache: Path, effort: float) -> list[table.CompiledRow]:
     """The programs of a setting for a topology, from the cache or compiled now."""
+    file = cache / (re.sub(r"\W+", "-", f"{setting.title} {topology}") + ".json")
+    kept = load_json(file) if file.exists() else {}
+    if isinstance(setting, Search):
+        command = [repr(setting), topology, f"{effort:g}"]
+        if kept.get("command") != command:
+            print(f"{topology}: compiling {setting.title}", file=sys.stderr, flush=True)
+            kept = {"command": command, "programs": [table.as_json(row) for row in setting.compiled(topology)]}
+            write_atomically(file, json.dumps(kept, indent=1) + "\n")
+        return [_row(setting, one) for one in kept["programs"]]
     overrides = {key: str(value).format(cache=cache) for key, value in setting.overrides.items()}
     command = [f"--config=configs/{setting.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     command += [f"--topology={topology}", f"--effort={effort:g}", f"--only={setting.only}", f"--grid={setting.grid}"]
-    file = cache / (re.sub(r"\W+", "-", f"{setting.title} {topology}") + ".json")
-    kept = load_json(file) if file.exists() else {}
     if kept.get("command") != command:
         partly = cache / "partly.json"
         partly.unlink(missing_ok=True)
@@ -141,7 +185,7 @@ def rows(setting: Setting, topology: str, cache: Path, effort: float) -> list[ta
     return [_row(setting, one) for one in kept["programs"]]
 
 
-def _row(setting: Setting, kept: Mapping[str, Any]) -> table.CompiledRow:
+def _row(setting: Setting | Search, kept: Mapping[str, Any]) -> table.CompiledRow:
     """A row as `table.as_json` wrote it."""
     values = {name: kept[name] for name in Cost.__dataclass_fields__}
     values["needed"] = float("nan") if kept["needed"] is None else kept["needed"]
@@ -152,7 +196,7 @@ def _row(setting: Setting, kept: Mapping[str, Any]) -> table.CompiledRow:
     )
 
 
-def chosen(pattern: str) -> Iterator[tuple[Setting, str]]:
+def chosen(pattern: str) -> Iterator[tuple[Setting | Search, str]]:
     """The settings that a regular expression selects, by title or topology, with each topology."""
     for setting in SETTINGS:
         for topology in setting.topologies:
@@ -166,6 +210,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--effort", type=float, default=-1.0)
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # nothing runs
+    jax.config.update("jax_exec_time_optimization_effort", args.effort)
     cache = args.cache.absolute()
     cache.mkdir(parents=True, exist_ok=True)
     prepare(cache)
