@@ -5,9 +5,11 @@ import numpy as np
 
 from clip_jax import embed
 from launch.networks import loops
+from launch.stages import walk
 from launch.training import sharding
 from rtd_jax import experiment, phi
 from rtd_jax.phi import searle
+from rtd_jax.stages.phi import SearleTokens
 from rtd_jax.text import compose
 from tests.rtd_jax import tiny
 
@@ -34,7 +36,8 @@ def test_queries_with_pseudo_tokens(monkeypatch):
 
 
 def test_inversion(monkeypatch):
-    stage = experiment.plan(tiny.config(phi__method="searle")).phi.tokens
+    plan = experiment.plan(tiny.config(phi__method="searle"))
+    stage = next(own for own in walk(plan) if isinstance(own, SearleTokens))
     layout = sharding.layout(devices=jax.devices()[:1])
     (one,) = stage.passes(layout)
     assert one.calls == stage.inversion_steps == 3
