@@ -220,11 +220,17 @@ def image_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[
     return image_step, (fastest(clip.config, devices), clip.preprocessing, params, images)
 
 
-def text_outline(clip: Clip, batch_size: int, devices: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The same of `Embedder.texts`, for the longest texts."""
+def text_outline(
+    clip: Clip, batch_size: int, devices: Sequence[Any], *, pseudo_tokens: bool = False
+) -> tuple[Any, tuple[Any, ...]]:
+    """The same of `Embedder.texts`, for the longest texts; with `pseudo_tokens`, each takes one."""
     size, params, split = outline({"text": clip.params["text"]}, batch_size, devices)
     ids = jax.ShapeDtypeStruct((size, clip.config.text.context_length), np.int32, sharding=split)
-    return _text_step, (fastest(clip.config, devices), None, params, ids)
+    config = fastest(clip.config, devices)
+    if not pseudo_tokens:
+        return _text_step, (config, None, params, ids)
+    pseudo = jax.ShapeDtypeStruct((size, clip.config.text.width), np.float32, sharding=split)
+    return _text_step, (config, clip.marker_id, params, ids, pseudo)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

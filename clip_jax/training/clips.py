@@ -116,12 +116,14 @@ def image_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: i
     return Pass("images", function, arguments, -(-count // size))
 
 
-def text_pass(clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0) -> Pass:
-    """The same for texts of the greatest length."""
+def text_pass(
+    clip: clip_jax.Clip, batch_size: int, layout: Layout, *, count: int = 0, pseudo_tokens: bool = False
+) -> Pass:
+    """The same for texts of the greatest length; with `pseudo_tokens`, each takes one."""
     devices = list(layout.mesh.devices.flat)
     size = batch_size * _processes(devices)
-    function, arguments = embed.text_outline(clip, size, devices)
-    return Pass("texts", function, arguments, -(-count // size))
+    function, arguments = embed.text_outline(clip, size, devices, pseudo_tokens=pseudo_tokens)
+    return Pass("texts with pseudo tokens" if pseudo_tokens else "texts", function, arguments, -(-count // size))
 
 
 def _processes(devices: Sequence[Device]) -> int:

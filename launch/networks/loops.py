@@ -49,6 +49,13 @@ def iterate(step: LoopStep, context: Any, state: Any, steps: int, compiled_loop:
     return state
 
 
+def outline(step: LoopStep, context: Any, state: Any, steps: int, platform: str) -> tuple[Any, tuple[Any, ...], int]:
+    """What `iterate` compiles for shapes on a platform: a jitted function, its arguments, its number of calls."""
+    if platform == "cpu":
+        return _step, (step, context, state), steps
+    return _loop, (step, context, state, steps), 1
+
+
 @partial(jax.jit, static_argnames="step")
 def _step(step: LoopStep, context: Any, state: Any) -> Any:
     return step(context, state)

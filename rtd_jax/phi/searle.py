@@ -30,6 +30,8 @@ from rtd_jax.text.triplets import MARKER
 from rtd_jax.tuning import feed, training
 
 NEAREST = 15  # concepts of an image
+_RATES = (2e-2, 0.01, 0.99)  # of the descent to a token: learning rate, weight decay, decay of the average
+_BATCH = 256  # images of a descent
 PHRASES = (
     "a photo of {} outdoors",
     "a picture of {} on a table",
@@ -92,11 +94,11 @@ def invert(
     layout: sharding.Layout,
     *,
     steps: int = 350,
-    learning_rate: float = 2e-2,
-    weight_decay: float = 0.01,
-    average: float = 0.99,
+    learning_rate: float = _RATES[0],
+    weight_decay: float = _RATES[1],
+    average: float = _RATES[2],
     nearest: int = NEAREST,
-    batch_size: int = 256,
+    batch_size: int = _BATCH,
     seed: int = 0,
     check_stop: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
@@ -121,25 +123,69 @@ def invert(
     """
     rates = (learning_rate, weight_decay, average)
     step = _Descent(clip.config, compose.prompt(clip), rates)
-    by_rows = NamedSharding(layout.mesh, P("data"))
-    where = lambda leaf: by_rows if np.ndim(leaf) else layout.replicated
-    place = lambda tree: jax.tree.map(lambda leaf: sharding.on_devices(np.asarray(leaf), where(leaf)), tree)
+    place = lambda tree: jax.tree.map(lambda leaf: sharding.on_devices(np.asarray(leaf), _by_rows(layout, leaf)), tree)
     collect = jax.jit(lambda mean: mean, out_shardings=layout.replicated)
-    fixed = layout.replicate((np.int32(seed), {"text": clip.params["text"]}, known.phrases, known.ids))
+    fixed = layout.replicate(_fixed(clip, np.int32(seed), known.phrases, known.ids))
     result = np.empty((len(images), clip.config.text.width), np.float32)
-    shards = layout.data_shards
-    size = -(-min(batch_size, len(images)) // shards) * shards
+    size = _rows(layout, min(batch_size, len(images)))
     near = known.nearest(images, nearest)
     for start in range(0, len(images), size):
         check_stop()
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats the last image
-        draw = jax.vmap(lambda key: 0.02 * jax.random.normal(key, (clip.config.text.width,)))
-        tokens = draw(keys.per_example(keys.stream(seed, "tokens"), jnp.asarray(rows)))
-        state = place((np.int32(0), tokens, jnp.zeros_like(tokens), _adamw(rates).init(tokens)))
+        state = place(_start(rates, clip.config.text.width, seed, jnp.asarray(rows)))
         _, _, mean, _ = loops.iterate(step, (fixed, place((images[rows], near[rows], rows))), state, steps)
         mean = np.asarray(collect(mean)) / (1 - average**steps)  # corrected for its start, as Adam's moments are
         result[start : start + size] = mean[: len(images) - start]
     return result
+
+
+def inversion(
+    clip: clip_jax.Clip, words: int, ids: np.ndarray, layout: sharding.Layout, *, steps: int
+) -> tuple[Any, tuple[Any, ...], int]:
+    """What `invert` compiles for a full batch of images; see `loops.outline`.
+
+    Args:
+      clip: an outline will do.
+      words: number of the concepts.
+      ids: int32 (p, t), those of `Concepts`.
+      layout: as of `invert`.
+      steps: of AdamW.
+    """
+    width, size = clip.config.projection, _rows(layout, _BATCH)
+    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+    put = lambda tree, where: jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where(leaf)), tree
+    )
+    fixed = _fixed(clip, np.int32(0), shape(np.float32, words, len(ids), width), ids)
+    slots = shape(np.int32, size)
+    rows = shape(np.float32, size, width), shape(np.int32, size, min(NEAREST, words)), slots
+    state = jax.eval_shape(partial(_start, _RATES, clip.config.text.width, 0), slots)
+    by_rows = partial(_by_rows, layout)
+    context = put(fixed, lambda leaf: layout.replicated), put(rows, by_rows)
+    step = _Descent(clip.config, compose.prompt(clip), _RATES)
+    return loops.outline(step, context, put(state, by_rows), steps, layout.mesh.devices.flat[0].platform)
+
+
+def _rows(layout: sharding.Layout, batch_size: int) -> int:
+    """The images of a batch that the devices divide."""
+    return -(-batch_size // layout.data_shards) * layout.data_shards
+
+
+def _by_rows(layout: sharding.Layout, leaf: Any) -> NamedSharding:
+    """How a batch's arrays and their state are split."""
+    return NamedSharding(layout.mesh, P("data")) if np.ndim(leaf) else layout.replicated
+
+
+def _fixed(clip: clip_jax.Clip, seed: Any, phrases: Any, ids: Any) -> Any:
+    """What a descent keeps on every device, arrays or shapes."""
+    return seed, {"text": clip.params["text"]}, phrases, ids
+
+
+def _start(rates: tuple[float, float, float], width: int, seed: int, rows: jax.Array) -> Any:
+    """The state before the first step, for images by their numbers."""
+    draw = jax.vmap(lambda key: 0.02 * jax.random.normal(key, (width,)))
+    tokens = draw(keys.per_example(keys.stream(seed, "tokens"), rows))
+    return jnp.int32(0), tokens, jnp.zeros_like(tokens), _adamw(rates).init(tokens)
 
 
 def _adamw(rates: tuple[float, float, float]) -> optax.GradientTransformation:

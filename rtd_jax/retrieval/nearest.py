@@ -172,7 +172,7 @@ def _searched(queries: np.ndarray, parts, compiled: Scoring) -> tuple[np.ndarray
         best = [search(lists, block, rows, spans) for lists, block in zip(best, placed, strict=True)]
     merged = [jax.device_get(merge(lists)) for lists in best]
     ranked, scores = (np.concatenate([m[i] for m in merged])[: len(queries)] for i in (0, 1))
-    return ranked, scores
+    return ranked, np.where(scores == scoring.LEAST, -np.float32(np.inf), scores)
 
 
 def _block_rows(queries: int, mesh: Mesh) -> int:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import normalize
 
 PADDING = -1
+LEAST = np.finfo(np.float32).min  # stands for a row's score of -inf, so that only padding has -inf
 _LANES = 128  # of a TPU's vectors
 
 
@@ -25,7 +27,7 @@ class Lists(NamedTuple):
 
     Attributes:
       rows: int32 (devices, q, k); -1 behind the last.
-      scores: float32 (devices, q, k); -inf behind the last.
+      scores: float32 (devices, q, k); `LEAST` for a row's -inf, -inf behind the last.
     """
 
     rows: Any
@@ -96,6 +98,8 @@ def search(scoring: Scoring) -> Any:
 def merge(scoring: Scoring) -> Any:
     """The jitted best -> (rows, scores), (q, k) each and the same on all devices: by score, then by row.
 
+    A score of -inf is still `LEAST`.
+
     Each device merges for its share of the queries: k rows a query come to it from every other, and the k best go out.
     """
 
@@ -125,6 +129,7 @@ def _best(products: jax.Array, valid: jax.Array, scoring: Scoring) -> tuple[jax.
     def clean(scores, valid):
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 would come after 0
         scores = jnp.where(jnp.isnan(scores), jnp.abs(scores), scores)  # as -NaN, of 0 * inf, after everything
+        scores = jnp.where(scores == -jnp.inf, LEAST, scores)
         return jnp.where(valid, scores, -jnp.inf)
 
     if scoring.recall_target is not None:

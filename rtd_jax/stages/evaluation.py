@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from clip_jax.training.clips import image_pass
+from clip_jax.training.clips import image_pass, text_pass
 from launch.results import FieldsStage
 from launch.stages import Stage, free
 from launch.store import Store
@@ -17,6 +17,7 @@ from rtd_jax.benchmarks import evaluation
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.stages.tuning import TunedClip
+from rtd_jax.text import compose
 
 _QUERIES, _BEST = 1024, 50  # of a search that is compiled ahead of time; only files tell how many there are
 
@@ -73,11 +74,14 @@ class TaskEvaluation(FieldsStage):
     encoder: TunedClip | None = None
 
     def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.FrozenStage`: the search of a whole chunk of a gallery on every device."""
-        devices = of_one_process(list(layout.mesh.devices.flat))
-        dim = self.gallery.clip.outline().config.projection
-        found = retrieval.program(retrieval.CHUNK * len(devices), dim, _QUERIES, _BEST, devices)
-        return [Pass(name, one.jitted, one.arguments) for name, one in found.items()]
+        """See `launch.training.program.FrozenStage`: φ's queries; the search of a whole chunk of a gallery per device.
+
+        RTD's encoder has the shapes of the published one.
+        """
+        devices, clip = of_one_process(list(layout.mesh.devices.flat)), self.gallery.clip.outline()
+        found = retrieval.program(retrieval.CHUNK * len(devices), clip.config.projection, _QUERIES, _BEST, devices)
+        queries = text_pass(clip, compose.BATCH, layout, pseudo_tokens=True)
+        return [queries, *(Pass(name, one.jitted, one.arguments) for name, one in found.items())]
 
     def make(self, store: Store) -> EvaluatedTask:
         task, images = store.get(self.gallery.task), store.get(self.gallery)

@@ -318,6 +318,13 @@ class SearleTokens(Stage):
     def __post_init__(self) -> None:
         require_whole(self, "inversion_steps")
 
+    def passes(self, layout: Layout) -> list[Pass]:
+        """See `launch.training.program.FrozenStage`: the descent, for a full batch."""
+        clip, concepts = self.images.clip.outline(), self.concepts
+        ids = searle.phrase_ids(clip, concepts.phrases or searle.PHRASES)
+        words = len(concepts.images.words())
+        return [Pass("inversion", *searle.inversion(clip, words, ids, layout, steps=self.inversion_steps))]
+
     def make(self, store: Store) -> np.ndarray:
         clip, (train, val), known = store.get(self.images.clip), store.get(self.images), store.get(self.concepts)
         options: dict[str, Any] = dict(steps=self.inversion_steps, seed=self.seed, check_stop=store.stop.check)

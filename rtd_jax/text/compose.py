@@ -17,6 +17,7 @@ from clip_jax import model
 from clip_jax.tokenizer import MARKER
 from rtd_jax.phi import Network, check_fits
 
+BATCH = 256  # texts a step
 BASE = f"a photo of {MARKER}"
 Texts = Sequence[str | tuple[str, ...]]
 
@@ -130,7 +131,7 @@ def queries(
     texts: Texts,
     *,
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     progress: bool = False,
 ) -> np.ndarray:
     """Query embeddings of reference images and their modifications.
@@ -171,7 +172,7 @@ def queries(
 
 
 def modifications(
-    clip: clip_jax.Clip, texts: Texts, *, template: str = "{}", batch_size: int = 256, progress: bool = False
+    clip: clip_jax.Clip, texts: Texts, *, template: str = "{}", batch_size: int = BATCH, progress: bool = False
 ) -> np.ndarray:
     """Embeddings of the modifications alone, float32 (n, d), normalised; two captions are averaged over both orders."""
     filled = [[template.format(text) for text in order] for order in orders(texts)]

@@ -85,6 +85,20 @@ def test_a_gallery_on_the_device():
     check(found, by_argsort(queries, gallery, 10))
 
 
+@pytest.mark.parametrize("recall_target", [None, 0.99])
+@pytest.mark.parametrize("rows, k, chunk", [(40, 40, 16), (300, 300, 1000), (3000, 5, 1024), (2000, 1, 2000)])
+@pytest.mark.parametrize("least", [-np.inf, -3e38])  # the second overflows in the sum
+def test_a_score_of_minus_infinity_is_a_row(rows, k, chunk, least, recall_target):
+    """All rows but two in the middle, so that ties of them fill the lists, and whole blocks have nothing else."""
+    queries, gallery = np.abs(whole_numbers(9)) + 1, whole_numbers(rows, seed=1)
+    gallery[np.arange(rows) // 2 != rows // 4] = least
+    with np.errstate(over="ignore"):
+        check(
+            retrieval.top_k(queries, gallery, k, chunk=chunk, recall_target=recall_target),
+            by_argsort(queries, gallery, k),
+        )
+
+
 def test_a_gallery_mapped_from_a_file(tmp_path):
     gallery = whole_numbers(500, seed=1)
     np.save(tmp_path / "gallery.npy", gallery.astype(np.float16))
