@@ -208,6 +208,7 @@ class ClipTraining(Stage):
     def __post_init__(self) -> None:
         durations.check(self, "duration", least=1)
         require(self.batch_size >= 1, self, "batch_size", "must be positive")
+        require_number(self, "accumulation", least=1)
         require_number(self, "attribute_weight", least=0)
         require_number(self, "attribute_until", least=0, most=1)
         groups_fit = not any(self.composition.alike) or self.batch_size % self.composition.group == 0

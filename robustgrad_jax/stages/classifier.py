@@ -88,6 +88,7 @@ class Classifier(Stage):
 
     def __post_init__(self) -> None:
         require_number(self, "batch_size", least=1)
+        require_number(self, "accumulation", least=1)
         duration.check(self, "duration", least=1)
         require_known(self, "mode", sharding.MODES)
 

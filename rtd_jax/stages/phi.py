@@ -117,6 +117,7 @@ class PhiTraining(TextTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known(self, "dtype", DTYPES)
+        require_whole(self, "accumulation")
         require(self.dropout < 1, self, "dropout", "must be below 1; below 0 for the published one")
 
     def source(self) -> DataStage:

@@ -99,6 +99,7 @@ class Supervised(Stage):
         duration.check(self, "duration")
         require_number(self, "seed", least=0)
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
+        require_number(self, "accumulation", least=1)
         require_known(self, "sharding", mesh.MODES)
 
     @property
