@@ -175,8 +175,7 @@ class ClipTraining(Stage):
       optimizer: of the trainable parameters.
       loop: logs, validation, checkpoints.
       batch_size: over all devices: every other pair of it is a negative.
-      accumulation: parts that a device's share of a batch goes through the towers in, one after the other, for want of
-        memory; negatives are still those of the whole batch. Each part is computed twice.
+      accumulation: parts that a device's share is computed in, each twice; negatives are still those of all parts.
       duration: of the training, such as "30 epochs".
       sharding: over the devices.
       trainable: regular expressions over parameter paths; ("text/.*", "logit_scale") freezes the images' tower.
@@ -207,8 +206,8 @@ class ClipTraining(Stage):
 
     def __post_init__(self) -> None:
         durations.check(self, "duration", least=1)
-        require(self.batch_size >= 1, self, "batch_size", "must be positive")
-        require_number(self, "accumulation", least=1)
+        for name in ("batch_size", "accumulation"):
+            require_number(self, name, least=1)
         require_number(self, "attribute_weight", least=0)
         require_number(self, "attribute_until", least=0, most=1)
         groups_fit = not any(self.composition.alike) or self.batch_size % self.composition.group == 0
