@@ -107,7 +107,7 @@ def update(
         logs = {"cross_entropy": cross_entropy, "accuracy": accuracy, **terms}
         return cross_entropy + value, (batch_stats, logs)
 
-    differentiated = differentiate(objective, (x, y, draws.slots), parts)
+    differentiated = differentiate(objective, (x, y, draws.slots), parts.along(axis_name))
     params, opt_state, (batch_stats, terms), logs = descend(
         differentiated, state.params, optimizer, state.opt_state, axis_name
     )

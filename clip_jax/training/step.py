@@ -1,7 +1,6 @@
 """One training step: the contrastive loss, its gradient, and an update of the trainable parameters. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -108,8 +107,7 @@ def update(
         logs["attributes"] = attribute_loss(params, image, batch, state.step)
         return loss + logs["attributes"], logs
 
-    own = parts if axis_name is None else replace(parts, groups=1)
-    differentiated = contrast(encode, loss_of, (images, ids), own)
+    differentiated = contrast(encode, loss_of, (images, ids), parts.along(axis_name))
     updated, opt_state, terms, logs = optim.descend(differentiated, trained, optimizer, state.opt_state, axis_name)
     params: Any = traverse_util.unflatten_dict(updated | frozen, sep="/")
     params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)

@@ -5,7 +5,7 @@ has. With one part the gradients are those of `jax.value_and_grad`, and nothing 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -39,6 +39,10 @@ class Parts:
 
     count: int = 1
     groups: int = 1
+
+    def along(self, axis_name: str | None) -> "Parts":
+        """The same for a step that sees one device's rows, on a mapped axis; None for one that sees all."""
+        return self if axis_name is None else replace(self, groups=1)
 
     def divide(self, rows: Any) -> Any:
         """(b, …) -> (count, b / count, …): a part has rows of every device, and no row changes its device.

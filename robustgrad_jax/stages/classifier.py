@@ -217,7 +217,7 @@ class Classifier(Stage):
                 *(module, optimizer, stage.regularizer, state, x, y, draws),
                 std=std,
                 axis_name=axis_name,
-                parts=Parts(self.accumulation, shards if axis_name is None else 1),
+                parts=Parts(self.accumulation, shards),
             )
 
         return step

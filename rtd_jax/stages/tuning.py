@@ -16,6 +16,7 @@ from clip_jax.training.options import Computation
 from launch.results import FieldsStage
 from launch.stages import Stage, free, require, require_known, section
 from launch.store import Store
+from launch.training import accumulation
 from launch.training.program import Pass, Program, State
 from launch.training.sharding import Device, Layout
 from rtd_jax.phi import Network
@@ -139,10 +140,7 @@ class Tuning(TextTraining, FieldsStage):
     def layout(self, devices: Sequence[Device] | None = None) -> Layout:
         layout = self.layout_by(self.sharding.rules(self.embeddings.clip.outline().config, ("text",)), devices)
         with section("rtd.objective"):
-            parts, shards = self.objective.accumulation, layout.data_shards
-            divides = self.batch_size % (parts * shards) == 0
-            problem = f"rtd.batch_size={self.batch_size} does not divide over {shards} devices and as many parts"
-            require(divides, self.objective, "accumulation", problem)
+            accumulation.check(self.objective, self.batch_size, layout.data_shards, "rtd.batch_size")
         return layout
 
     def preflight(self, store: Store) -> None:

@@ -159,7 +159,7 @@ def make_step(
             reference, key = rows["reference"], keys.stream(seed, "noise", state.step)
             noise = objective.noise * training.noise(key, rows.pop("slot"), reference.shape[1])
             rows["pseudo"] = phi.apply({"params": batch[sharding.RESIDENT]["phi"]}, reference + noise)
-        parts = Parts(objective.accumulation, 1 if axis_name is not None else shards)
+        parts = Parts(objective.accumulation, shards).along(axis_name)
         encoded = partial(encode, groups=parts.groups)
         compare = partial(_loss, objective, groups=parts.groups, axis_name=axis_name)
         if objective.negatives == "global":

@@ -1,6 +1,5 @@
 """What all trainings of this package share: a step from a loss, noise, dropout keys, parameters on this process."""
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -46,7 +45,7 @@ def make_step(loss: TextLoss, optimizer: optax.GradientTransformation, parts: Pa
         resident = {name: batch[name] for name in (sharding.RESIDENT,) if name in batch}
         rows: dict[str, Any] = {name: value for name, value in batch.items() if name not in resident}
         objective = lambda params, rows: loss(params, rows | resident, state.step, axis_name)
-        own = parts if axis_name is None else replace(parts, groups=1)
+        own = parts.along(axis_name)
         if own.count > 1:
             numbers = jnp.arange(own.count)[:, None]
             rows["part"] = own.join(jnp.broadcast_to(numbers, (own.count, len(rows["slot"]) // own.count)))

@@ -1,7 +1,6 @@
 """Training a classifier as usual, by the mean of a loss: the pure parts of empirical risk minimisation."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -55,10 +54,8 @@ def make_step(model: nn.Module, loss: Loss, prepare: PrepareImages, optimizer_of
             return loss(logits, labels).mean(), updates.get("batch_stats", {})
 
         optimizer = optimizer_of(numbers)
-        own = parts if axis_name is None else replace(parts, groups=1)
-        params, opt_state, stats, metrics = descend(
-            differentiate(objective, (x, labels), own), state.params, optimizer, state.opt_state, axis_name
-        )
+        differentiated = differentiate(objective, (x, labels), parts.along(axis_name))
+        params, opt_state, stats, metrics = descend(differentiated, state.params, optimizer, state.opt_state, axis_name)
         return State(state.step + 1, params, stats, opt_state), metrics
 
     return step
