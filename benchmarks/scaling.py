@@ -20,9 +20,10 @@ from typing import Any
 import jax
 from PIL import Image
 
-from launch.aot import programs, table, topologies
+from launch.aot import table, topologies
 from launch.aot.cost import Array, Cost, cost
 from launch.aot.hlo import Collective
+from launch.aot.programs import lower
 from launch.files import load_json, write_atomically
 from launch.training.program import Pass
 from rtd_jax import retrieval
@@ -54,6 +55,22 @@ class Setting:
     grid: str = ""
     only: str = ""
 
+    def command(self, topology: str, cache: Path, effort: float) -> list[str]:
+        """The arguments of `launch.compile`."""
+        overrides = {key: str(value).format(cache=cache) for key, value in self.overrides.items()}
+        config = [f"--config=configs/{self.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
+        return [*config, f"--topology={topology}", f"--effort={effort:g}", f"--only={self.only}", f"--grid={self.grid}"]
+
+    def programs(self, topology: str, cache: Path, effort: float) -> list[Mapping[str, Any]]:
+        """What `launch.compile` leaves of each program."""
+        partly = cache / "partly.json"
+        partly.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "launch.compile", *self.command(topology, cache, effort), f"--json={partly}"]
+        done = subprocess.run(command, cwd=PAGE.parent.parent, stdout=subprocess.DEVNULL)
+        if not partly.exists():  # what does not fit has status 1, and its row
+            sys.exit(f"{self.title} on {topology} could not be compiled (status {done.returncode}); see above")
+        return load_json(partly)["programs"]
+
 
 @dataclass(frozen=True)
 class Search:
@@ -73,17 +90,23 @@ class Search:
     k: int
     topologies: Sequence[str]
 
-    def compiled(self, topology: str) -> list[table.CompiledRow]:
+    def command(self, topology: str, cache: Path, effort: float) -> list[str]:
+        """What decides the result."""
+        del cache
+        return [repr(self), topology, f"{effort:g}"]
+
+    def programs(self, topology: str, cache: Path, effort: float) -> list[Mapping[str, Any]]:
         """A chunk's search, as often as a device has chunks, and the merge at the end."""
+        del cache
+        jax.config.update("jax_platforms", "cpu")  # nothing runs
+        jax.config.update("jax_exec_time_optimization_effort", effort)
         target = topologies.topology(topology)
-        shape = (self.rows, self.dim, self.queries, self.k)
-        chunks = -(-self.rows // (len(target.devices) * retrieval.CHUNK))
-        calls = {"search": chunks, "merge": 1}
-        found = retrieval.program(*shape, target.devices)
+        found = retrieval.program(self.rows, self.dim, self.queries, self.k, target.devices)
+        calls = {"search": -(-self.rows // (len(target.devices) * retrieval.CHUNK)), "merge": 1}
         passes = [Pass(f"Retrieval: {name}", one.jitted, one.arguments, calls[name]) for name, one in found.items()]
         return [
-            table.CompiledRow(one.name, topology, one.calls, cost(one.program, one.arguments, target))
-            for one in programs.lower(passes)
+            table.as_json(table.CompiledRow(one.name, topology, one.calls, cost(one.program, one.arguments, target)))
+            for one in lower(passes)
         ]
 
 
@@ -162,25 +185,10 @@ def rows(setting: Setting | Search, topology: str, cache: Path, effort: float) -
     """The programs of a setting for a topology, from the cache or compiled now."""
     file = cache / (re.sub(r"\W+", "-", f"{setting.title} {topology}") + ".json")
     kept = load_json(file) if file.exists() else {}
-    if isinstance(setting, Search):
-        command = [repr(setting), topology, f"{effort:g}"]
-        if kept.get("command") != command:
-            print(f"{topology}: compiling {setting.title}", file=sys.stderr, flush=True)
-            kept = {"command": command, "programs": [table.as_json(row) for row in setting.compiled(topology)]}
-            write_atomically(file, json.dumps(kept, indent=1) + "\n")
-        return [_row(setting, one) for one in kept["programs"]]
-    overrides = {key: str(value).format(cache=cache) for key, value in setting.overrides.items()}
-    command = [f"--config=configs/{setting.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
-    command += [f"--topology={topology}", f"--effort={effort:g}", f"--only={setting.only}", f"--grid={setting.grid}"]
+    command = setting.command(topology, cache, effort)
     if kept.get("command") != command:
-        partly = cache / "partly.json"
-        partly.unlink(missing_ok=True)
-        words = [sys.executable, "-m", "launch.compile", *command, f"--json={partly}"]
-        print(" ".join(words[1:]), file=sys.stderr, flush=True)
-        done = subprocess.run(words, cwd=PAGE.parent.parent, stdout=subprocess.DEVNULL)
-        if not partly.exists():  # what does not fit has status 1, and its row
-            sys.exit(f"{setting.title} on {topology} could not be compiled (status {done.returncode}); see above")
-        kept = {"command": command} | load_json(partly)
+        print(" ".join(command), file=sys.stderr, flush=True)
+        kept = {"command": command, "programs": setting.programs(topology, cache, effort)}
         write_atomically(file, json.dumps(kept, indent=1) + "\n")
     return [_row(setting, one) for one in kept["programs"]]
 
@@ -210,8 +218,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--effort", type=float, default=-1.0)
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # nothing runs
-    jax.config.update("jax_exec_time_optimization_effort", args.effort)
     cache = args.cache.absolute()
     cache.mkdir(parents=True, exist_ok=True)
     prepare(cache)
