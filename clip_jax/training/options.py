@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
@@ -108,6 +108,10 @@ class Devices:
     def spread(self, config: ClipConfig, layout: Layout) -> ClipConfig:
         """The config of a CLIP that is trained on such a layout."""
         return spread(config, layout.mesh) if layout.rules or layout.fsdp else config
+
+    def laid(self, clip: clip_jax.Clip, layout: Layout, params: Any) -> clip_jax.Clip:
+        """A CLIP with parameters, or shapes of them, that lie on such a layout as the state of its training does."""
+        return replace(clip, config=self.spread(clip.config, layout), params=params)
 
     def layout(self, rules: Sequence[tuple[str, P]] = (), devices: Sequence[sharding.Device] | None = None) -> Layout:
         """Some devices, by default all, with parameters split by `rules`; raises `SettingError` if that cannot be."""

@@ -265,7 +265,8 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            return measures.validate(Embedder(replace(clip, params=state.params), self.evaluation_batch_size), val)
+            placed = self.sharding.laid(clip, layout, state.params)
+            return measures.validate(Embedder(placed, self.evaluation_batch_size), val)
 
         training = Training(
             place=One(layout),
@@ -382,13 +383,15 @@ class ClipEvaluation(Stage):
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""
         clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
+        own = self.training.layout(list(layout.mesh.devices.flat))
+        clip = self.training.sharding.laid(clip, own, own.abstract(clip.params))
         return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 
     def make(self, store: Store) -> dict[str, float]:
-        training = store.get(self.training)
-        test = store.get(self.test)
+        training, test = store.get(self.training), store.get(self.test)
         logging.info("best at step %d; %d images to test", training["best_step"], len(test))
         zero_shot = {} if test.attributes is None else sources.scenes_zero_shot(test.attributes)
-        embedder = Embedder(clip_jax.placed(self.training.trained(store)), self.batch_size)
-        measured = measures.measure(embedder, test, zero_shot)
-        return {"best_step": training["best_step"], **training["metrics"], **measured}
+        clip, layout = self.training.trained(store), self.training.layout()
+        embedder = Embedder(self.training.sharding.laid(clip, layout, layout.place(clip.params)), self.batch_size)
+        kept = {"best_step": training["best_step"], **training["metrics"]}
+        return kept | measures.measure(embedder, test, zero_shot)
