@@ -246,13 +246,12 @@ class ClipTraining(Stage):
         clip = self.outline()
         prepared = self._prepare(clip, Store("").get(self.train))
         examples = len(prepared.count)
-        shape_of = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
         return Program(
             step=self._step(clip, examples, layout),
             numbers=as_arrays(numbers(self)),
             state=jax.eval_shape(partial(self._initial, self._optimizer(examples)[0]), clip.params),
             batch=prepared.batch_shapes(self.batch_size, clip.preprocessing.crop),
-            resident=jax.tree.map(shape_of, prepared.resident),
+            resident=jax.eval_shape(lambda arrays: arrays, prepared.resident),
         )
 
     def make(self, store: Store) -> dict[str, Any]:
@@ -265,7 +264,7 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            placed = self.sharding.laid(clip, layout, state.params)
+            placed = self.sharding.laid(replace(clip, params=state.params), layout)
             return measures.validate(Embedder(placed, self.evaluation_batch_size), val)
 
         training = Training(
@@ -383,15 +382,13 @@ class ClipEvaluation(Stage):
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""
         clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
-        own = self.training.layout(list(layout.mesh.devices.flat))
-        clip = self.training.sharding.laid(clip, own, own.abstract(clip.params))
+        clip = self.training.sharding.laid(clip, self.training.layout(list(layout.mesh.devices.flat)))
         return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 
     def make(self, store: Store) -> dict[str, float]:
         training, test = store.get(self.training), store.get(self.test)
         logging.info("best at step %d; %d images to test", training["best_step"], len(test))
         zero_shot = {} if test.attributes is None else sources.scenes_zero_shot(test.attributes)
-        clip, layout = self.training.trained(store), self.training.layout()
-        embedder = Embedder(self.training.sharding.laid(clip, layout, layout.place(clip.params)), self.batch_size)
-        kept = {"best_step": training["best_step"], **training["metrics"]}
-        return kept | measures.measure(embedder, test, zero_shot)
+        clip = self.training.sharding.laid(self.training.trained(store), self.training.layout())
+        measured = measures.measure(Embedder(clip, self.batch_size), test, zero_shot)
+        return {"best_step": training["best_step"], **training["metrics"], **measured}

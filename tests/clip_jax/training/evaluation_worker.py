@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from clip_jax.training import experiment, measures
 from launch.stages import Stage
@@ -34,7 +35,10 @@ def evaluate(**overrides: Any) -> dict[str, float]:
         def get(self, stage: Stage) -> Any:
             if stage is not root.training:
                 return stage.make(self)  # pyright: ignore[reportArgumentType]
-            return {"params": stage.clip.make(self).params, "best_step": 0, "metrics": {}}
+            params = jax.tree.map(
+                lambda leaf: np.asarray(leaf).view(np.memmap), stage.clip.make(self).params
+            )  # as read
+            return {"params": params, "best_step": 0, "metrics": {}}
 
     def watched(embedder: Any, *arguments: Any) -> dict[str, float]:
         for name, tower in (("images", "image"), ("texts", "text")):
