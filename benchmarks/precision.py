@@ -6,7 +6,8 @@ in it, and computed again with the operands of every product and convolution rou
 themselves, as `metrics` do, are left alone. "high" on a TPU is three products of bfloat16 parts.
 
 RUN is a run directory of robustgrad_jax. Printed for each rounding: by how much the input gradients of test images
-differ from float32's, beside the change that RPS's own noise makes, and the Pearson correlations of RPS and AAM.
+differ from float32's, beside the change that RPS's own noise makes; the Pearson correlations of RPS; and those of AAM,
+with its SSIM.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from ml_collections import ConfigDict
 
@@ -39,7 +41,10 @@ HIGHEST = ("highest", lax.Precision.HIGHEST, (lax.Precision.HIGHEST,) * 2)
 
 
 def rounded(fn: Callable, rounding: str) -> Callable:
-    """The same function of arrays, with the operands of its products rounded; see `MANTISSAS`."""
+    """The same function of arrays, with the operands of its products rounded; see `MANTISSAS`.
+
+    Outside jit the steps of a loop that only carries a state are calls of one compiled program, see `loops`.
+    """
 
     def run(*arguments: Any) -> Any:
         closed, shape = jax.make_jaxpr(fn, return_shape=True)(*arguments)
@@ -77,6 +82,11 @@ def _apply(primitive: Any, operands: list[Any], params: dict[str, Any], rounding
             results = inner["jaxpr"](*consts, *carry, *each)
             return results[: len(carry)], results[len(carry) :]
 
+        if not each and not any(isinstance(operand, Tracer) for operand in operands):
+            step = jax.jit(lambda carry: body(carry, [])[0])
+            for _ in range(params["length"]):
+                carry = step(carry)
+            return carry
         carry, each = lax.scan(body, carry, each, params["length"], params["reverse"])
         return [*carry, *each]
     if primitive.name == "cond":
@@ -111,8 +121,8 @@ def _product(product: Callable, a: Any, b: Any, rounding: str) -> Any:
 def study(run: Path, examples: int, steps: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """(rounding, what it gives for the network of a finished run), float32 first.
 
-    Gives gradients (n, …) of the clean images, of noisy and of attacked ones, and their correlations (n,) with the
-    clean one's heat map.
+    Gives gradients (n, …) of the clean images, of noisy and of attacked ones, and how alike their heat maps are to the
+    clean one's (n,).
     """
     config = ConfigDict(tuples(load_json(run / "config.json")))
     config.train, config.init_from, config.precision = False, str(run), "highest"
@@ -132,11 +142,15 @@ def study(run: Path, examples: int, steps: int) -> Iterator[tuple[str, dict[str,
 
     for rounding in MANTISSAS:
         explain = jax.jit(rounded(subject.explain, rounding))
-        moved = jax.jit(rounded(attacked, rounding))(variables, x, y, batch["slot"])
+        moved = rounded(attacked, rounding)(variables, x, y, batch["slot"])
         images = {"clean": x, **{f"rps-{r}": jnp.clip(x + r * noise, x.min(), x.max()) for r in (4, 8)}, "aam-8": moved}
         found = {name: explain(variables, image, y, batch["slot"]) for name, image in images.items()}
-        pcc = {f"{name}/pcc": metrics.pearson(found["clean"]["heatmap"], own["heatmap"]) for name, own in found.items()}
-        yield rounding, jax.device_get(pcc | {name: own["attribution"] for name, own in found.items()})
+        alike = {
+            f"{name}/{measure.__name__}": measure(found["clean"]["heatmap"], own["heatmap"])
+            for name, own in found.items()
+            for measure in (metrics.pearson, metrics.ssim)
+        }
+        yield rounding, jax.device_get(alike | {name: own["attribution"] for name, own in found.items()})
 
 
 def main() -> None:
@@ -145,8 +159,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--attack_steps", type=int, default=100)
     options = parser.parse_args()
-    print("| run | products | gradient, relative error | its cosine | noise ε=4 | RPS ε=4 | RPS ε=8 | AAM ε=8 |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| run | products | gradient, error | its cosine | noise ε=4 | RPS ε=4 | RPS ε=8 | AAM ε=8 | its SSIM |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for run in options.runs:
         exact: dict[str, np.ndarray] = {}
         for rounding, values in study(run, options.examples, options.attack_steps):
@@ -160,8 +174,9 @@ def _row(values: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> list[st
     norm = lambda a: np.linalg.norm(a, axis=1)
     error, moved = np.median(norm(own - true) / norm(true)), np.median(norm(noisy - own) / norm(own))
     cosine = np.median(np.sum(own * true, 1) / (norm(own) * norm(true)))
-    pcc = [f"{values[name].mean():.4f}" for name in ("rps-4/pcc", "rps-8/pcc", "aam-8/pcc")]
-    return [f"{error:.1e}", f"{cosine:.6f}", f"{moved:.3f}", *pcc]
+    names = ("rps-4/pearson", "rps-8/pearson", "aam-8/pearson", "aam-8/ssim")
+    alike = [f"{values[name].mean():.4f}" for name in names]
+    return [f"{error:.1e}", f"{cosine:.6f}", f"{moved:.3f}", *alike]
 
 
 if __name__ == "__main__":

@@ -202,33 +202,38 @@ def load(
       ValueError: corrupt files; config fields, tensors or a tokenizer that do not fit; the error names the file.
       ImportError: the weights are a PyTorch file, and PyTorch is not installed.
     """
-    dtype = _dtype(dtype)
-    clip = outline(source)
+    clip = outline(source, dtype=dtype)
     folder = Path(clip.source)
     files = _files(folder)
     tensors = weights.read(folder, files)
     with _naming(folder / files.weights):
-        params = layouts.to_params(_layout(files, tensors), tensors, clip.config, dtype=dtype, put=put)
-    return replace(clip, config=replace(clip.config, dtype=dtype), params=params)
+        params = layouts.to_params(_layout(files, tensors), tensors, clip.config, dtype=clip.config.dtype, put=put)
+    return replace(clip, params=params)
 
 
-def outline(source: str | Path) -> Clip:
-    """A checkpoint without its weights: `params` holds shapes, float32 `jax.ShapeDtypeStruct`s.
+def outline(source: str | Path, *, dtype: Any = None) -> Clip:
+    """A checkpoint without its weights: `params` holds shapes, `jax.ShapeDtypeStruct`s.
 
     Reads the small files only, so it takes no time and no memory, however large the towers; of a hub name it fetches
     the weights too.
 
     Args:
-      source: as for `load`.
+      source, dtype: as for `load`.
 
     Raises: as `load`.
     """
+    kind = _dtype(dtype)
     folder = folder_of(source)
     files = _files(folder)
     with _naming(folder / files.config):
         config = _read_config(folder, files)
-    shapes = traverse_util.unflatten_dict(dict(layouts.template(config)), sep="/")
-    return Clip(config, shapes, tokenizer.load(folder, config), preprocess.load(folder, config), str(folder))
+    config = replace(config, dtype=kind)
+    shapes = {
+        path: leaf if path == "logit_scale" else jax.ShapeDtypeStruct(leaf.shape, np.dtype(kind))
+        for path, leaf in layouts.template(config).items()
+    }
+    params = traverse_util.unflatten_dict(shapes, sep="/")
+    return Clip(config, params, tokenizer.load(folder, config), preprocess.load(folder, config), str(folder))
 
 
 def save(clip: Clip, folder: str | Path, *, dtype: Any = None) -> None:

@@ -83,23 +83,36 @@ def prepare(params: Any, rows: int, batch_size: int) -> tuple[SharedBatches, Any
     Parameters that are on a mesh stay there, and batches are split over its axis "data"; others are copied to all
     devices of all processes. Few rows make a smaller batch, a power of two.
     """
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
+    mesh = _mesh_of(params)
     if mesh is None:
         mesh = _mesh(jax.devices())
         params = _everywhere(params, mesh)
-    axis = "data" if "data" in mesh.axis_names else None
-    shards = mesh.shape[axis] if axis else 1
     processes = len({device.process_index for device in mesh.devices.flat})
-    size = min(batch_size * processes, 1 << max(rows - 1, 0).bit_length())
-    return SharedBatches(-(-size // shards) * shards, NamedSharding(mesh, P(axis))), params
+    return _batches(mesh, min(batch_size * processes, 1 << max(rows - 1, 0).bit_length())), params
 
 
 def outline(params: Any, batch_size: int, devices: Sequence[Any]) -> tuple[int, Any, NamedSharding]:
     """As `prepare` for full batches on some devices, from shapes: rows of a batch, parameters, sharding of a batch."""
-    mesh = _mesh(devices)
-    copy = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
-    return -(-batch_size // mesh.size) * mesh.size, jax.tree.map(copy, params), NamedSharding(mesh, P("data"))
+    mesh = _mesh_of(params)
+    if mesh is None:
+        mesh = _mesh(devices)
+        copy = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
+        params = jax.tree.map(copy, params)
+    over = _batches(mesh, batch_size)
+    return over.size, params, over.sharding
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters, arrays or shapes, are on; None for those of the host."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
+
+
+def _batches(mesh: Mesh, rows: int) -> SharedBatches:
+    """Batches of so many rows or more, split over the axis "data" if there is one."""
+    axis = "data" if "data" in mesh.axis_names else None
+    shards = mesh.shape[axis] if axis else 1
+    return SharedBatches(-(-rows // shards) * shards, NamedSharding(mesh, P(axis)))
 
 
 def _mesh(devices: Sequence[Any]) -> Mesh:

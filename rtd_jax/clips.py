@@ -3,13 +3,13 @@
 import clip_jax
 
 
-def load(name: str) -> clip_jax.Clip:
+def load(name: str, dtype: str = "float32") -> clip_jax.Clip:
     """What `clip_jax.load` gives, with the parameters on the host.
 
     Raises:
       FileNotFoundError: it has no tokenizer files.
     """
-    clip = clip_jax.load(name, put=lambda path, leaf: leaf)
+    clip = clip_jax.load(name, dtype=dtype, put=lambda path, leaf: leaf)
     if clip.tokenizer is None:
         raise FileNotFoundError(f"clip={name!r} has no tokenizer files, which texts need")
     return clip

@@ -20,6 +20,7 @@ from absl import logging
 import clip_jax
 from clip_jax.training.options import Computation, Devices
 from launch.files import write_atomically
+from launch.networks.dtypes import DTYPES
 from launch.processes import compiling
 from launch.reading.values import types_of
 from launch.stages import File, SettingError, about, section, setting, settings
@@ -59,8 +60,9 @@ def plan(config: Any) -> ComposedRetrieval:
       SettingError: a setting that cannot be used; the error names it.
     """
     seed = setting(config, "seed", int, least=0)
+    dtype = setting(config, "embedding.dtype", str, known=DTYPES)
     with about("clip"):
-        clip = data.ClipSource.named(setting(config, "clip", str), compiling.precision_of(config))
+        clip = data.ClipSource.named(setting(config, "clip", str), compiling.precision_of(config), dtype)
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
     shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"))
     _check_types(config)
@@ -71,7 +73,8 @@ def plan(config: Any) -> ComposedRetrieval:
     tuned = tuned if setting(config, "rtd.train", bool) else None
     pad = setting(config, "evaluation.target_pad", bool)
     galleries = [GalleryEmbeddings(task=task, target_pad=pad, **frozen) for task in tasks]
-    evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, phi=network, encoder=encoder) for g in galleries)
+    scored: dict[str, Any] = dict(phi=network, dtype=setting(config, "evaluation.dtype", str, known=DTYPES))
+    evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, encoder=encoder, **scored) for g in galleries)
     return ComposedRetrieval(
         phi=network, tuned=tuned, evaluations=evaluate(None), tuned_evaluations=evaluate(tuned) if tuned else ()
     )

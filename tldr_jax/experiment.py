@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.data.scenes import IMAGE_SIZE
 from launch.files import write_atomically
+from launch.networks.dtypes import DTYPES
 from launch.processes import compiling
 from launch.stages import (
     File,
@@ -118,13 +119,14 @@ def plan(config) -> comparison.Comparison:
     """
     splits = {split: _split(config, split) for split in datasets.SPLITS}
     erm = _erm(config, splits)
+    dtype = setting(config, "embedding.dtype", str, known=DTYPES)
     with about("clip.source"):
-        clip = images.FrozenClip.named(setting(config, "clip.source", str), compiling.precision_of(config))
+        clip = images.FrozenClip.named(setting(config, "clip.source", str), compiling.precision_of(config), dtype)
     size, clip_size = (setting(config, f"{name}.batch_size", int, least=1) for name in ("evaluation", "clip"))
     views = {split: images.ClipImages(clip, own, clip_size, size) for split, own in splits.items()}
     # Only the zero-shot baseline asks for CLIP's embeddings of the test images.
     beside = views if "zero_shot" in setting(config, "baselines", tuple[str, ...]) else views | {"test": None}
-    features = {split: images.Features(erm, own, size, beside[split]) for split, own in splits.items()}
+    features = {split: images.Features(erm, own, dtype, size, beside[split]) for split, own in splits.items()}
     word_set = _word_set(config, splits["train"].groups)
     forms = templates.get(setting(config, "text.templates", str, known=templates.SETS))
     base, projectors, network = _projectors(config, clip, views["train"], features["train"])

@@ -13,7 +13,8 @@ from clip_jax.config import ClipConfig
 from clip_jax.files import layouts
 from clip_jax.tokenizer import Tokenizer, build
 from launch.data import scenes
-from launch.stages import File, SettingError, Stage, stackable
+from launch.networks.dtypes import DTYPES
+from launch.stages import File, SettingError, Stage, require_known, stackable
 from launch.store import Store
 from launch.training import keys
 from launch.training.program import Pass
@@ -27,18 +28,24 @@ class PretrainedClip(Stage):
     Attributes:
       source: its folder, which counts by its files; or its name on the hub.
       precision: of the products that are computed with it, see `launch.processes.compiling`.
+      dtype: of its parameters, activations and products, "float32" or "bfloat16", where it stays frozen; its embeddings
+        are float32.
     """
 
     KEPT: ClassVar[bool] = False
 
     source: File | str
     precision: str = "default"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require_known(self, "dtype", DTYPES)
 
     @classmethod
-    def named(cls, name: str, precision: str = "default") -> Self:
+    def named(cls, name: str, precision: str = "default", dtype: str = "float32") -> Self:
         """What `clip_jax.load` takes by this name; raises what it raises."""
         place = clip_jax.located(name)
-        return cls(place if isinstance(place, str) else File(str(place)), precision)
+        return cls(place if isinstance(place, str) else File(str(place)), precision, dtype)
 
     @property
     def place(self) -> str:
@@ -47,11 +54,11 @@ class PretrainedClip(Stage):
 
     def outline(self) -> clip_jax.Clip:
         """The CLIP with shapes in place of parameters."""
-        return clip_jax.outline(self.place)
+        return clip_jax.outline(self.place, dtype=self.dtype)
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
         del store
-        return clip_jax.load(self.place, put=lambda path, leaf: leaf)
+        return clip_jax.load(self.place, dtype=self.dtype, put=lambda path, leaf: leaf)
 
 
 @dataclass(frozen=True)

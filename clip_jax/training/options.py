@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -108,6 +109,16 @@ class Devices:
     def spread(self, config: ClipConfig, layout: Layout) -> ClipConfig:
         """The config of a CLIP that is trained on such a layout."""
         return spread(config, layout.mesh) if layout.rules or layout.fsdp else config
+
+    def laid(self, clip: clip_jax.Clip, layout: Layout) -> clip_jax.Clip:
+        """The CLIP with its parameters, or their shapes, where its training has them on such a layout.
+
+        Those that are on devices already stay as they are.
+        """
+        first, params = jax.tree.leaves(clip.params)[0], clip.params
+        if not isinstance(first, jax.Array):
+            params = (layout.abstract if isinstance(first, jax.ShapeDtypeStruct) else layout.place)(params)
+        return replace(clip, config=self.spread(clip.config, layout), params=params)
 
     def layout(self, rules: Sequence[tuple[str, P]] = (), devices: Sequence[sharding.Device] | None = None) -> Layout:
         """Some devices, by default all, with parameters split by `rules`; raises `SettingError` if that cannot be."""

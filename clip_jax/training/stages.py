@@ -250,13 +250,12 @@ class ClipTraining(Stage):
         clip = self.outline()
         prepared = self._prepare(clip, Store("").get(self.train))
         examples = len(prepared.count)
-        shape_of = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
         return Program(
             step=self._step(clip, examples, layout),
             numbers=as_arrays(numbers(self)),
             state=jax.eval_shape(partial(self._initial, self._optimizer(examples)[0]), clip.params),
             batch=prepared.batch_shapes(self.batch_size, clip.preprocessing.crop),
-            resident=jax.tree.map(shape_of, prepared.resident),
+            resident=jax.eval_shape(lambda arrays: arrays, prepared.resident),
         )
 
     def make(self, store: Store) -> dict[str, Any]:
@@ -269,7 +268,8 @@ class ClipTraining(Stage):
         optimizer, to_steps = self._optimizer(len(images))
 
         def validate(state: State) -> Mapping[str, float]:
-            return measures.validate(Embedder(replace(clip, params=state.params), self.evaluation_batch_size), val)
+            placed = self.sharding.laid(replace(clip, params=state.params), layout)
+            return measures.validate(Embedder(placed, self.evaluation_batch_size), val)
 
         training = Training(
             place=One(layout),
@@ -388,13 +388,13 @@ class ClipEvaluation(Stage):
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""
         clip, count = self.training.outline(), self.test.examples if isinstance(self.test, ScenesPairs) else 0
+        clip = self.training.sharding.laid(clip, self.training.layout(list(layout.mesh.devices.flat)))
         return [embed(clip, self.batch_size, layout, count=count) for embed in (clips.image_pass, clips.text_pass)]
 
     def make(self, store: Store) -> dict[str, float]:
-        training = store.get(self.training)
-        test = store.get(self.test)
+        training, test = store.get(self.training), store.get(self.test)
         logging.info("best at step %d; %d images to test", training["best_step"], len(test))
         zero_shot = {} if test.attributes is None else sources.scenes_zero_shot(test.attributes)
-        embedder = Embedder(clip_jax.placed(self.training.trained(store)), self.batch_size)
-        measured = measures.measure(embedder, test, zero_shot)
+        clip = self.training.sharding.laid(self.training.trained(store), self.training.layout())
+        measured = measures.measure(Embedder(clip, self.batch_size), test, zero_shot)
         return {"best_step": training["best_step"], **training["metrics"], **measured}

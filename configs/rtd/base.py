@@ -12,6 +12,9 @@ def get_config() -> ConfigDict:
     config.clip = "embedded:scenes"  # a folder, a hub name, or "embedded:scenes"
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 
+    config.embedding = ConfigDict()
+    config.embedding.dtype = "float32"  # of the frozen CLIP; "bfloat16" on accelerators (docs/precision.md)
+
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of RTD's activations and matrix products; "bfloat16" on accelerators
     model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
@@ -77,6 +80,7 @@ def get_config() -> ConfigDict:
     evaluation.scenes = ConfigDict(dict(gallery=1500, queries=1000))
     evaluation.target_pad = True  # pad elongated images before they are cropped, as the published evaluations do
     evaluation.batch_size = 256
+    evaluation.dtype = "float32"  # of galleries and queries as they are multiplied; "bfloat16" on accelerators
     return config
 
 

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     backbone.name = "resnet50"  # resnet50, vit_b16, small_cnn
     backbone.mean = ()  # per channel in [0, 1]; (): ImageNet's
     backbone.std = ()
-    backbone.dtype = "float32"  # of activations and products; "bfloat16" on accelerators
+    backbone.dtype = "float32"  # of activations and products in training; "bfloat16" on accelerators
 
     config.pretrain = pretrain = ConfigDict()  # scenes: attribute prediction in place of ImageNet weights
     pretrain.duration = "0 steps"
@@ -64,6 +64,9 @@ def get_config() -> ConfigDict:
     config.clip = clip = ConfigDict()
     clip.source = "openai/clip-vit-base-patch32"  # a folder, a hub name, or "embedded:scenes"
     clip.batch_size = 256
+
+    config.embedding = ConfigDict()
+    config.embedding.dtype = "float32"  # of the frozen CLIP and classifier; "bfloat16" on accelerators
 
     config.gap = gap = ConfigDict()  # the modality gap: CLIP(image) - CLIP(caption) over image-caption pairs
     gap.source = "coco"  # coco (annotations and images), coco_tfds, scenes, none

@@ -53,17 +53,23 @@ class QueryInputs:
       images: the embeddings of its images.
       clip: embeds the texts.
       network: φ.
+      dtype: that gallery and queries are held and multiplied in, see `retrieval.top_k`.
     """
 
     task: RetrievalTask
     images: TaskImages
     clip: clip_jax.Clip
     network: Network
+    dtype: str = "float32"
 
     @cached_property
     def gallery(self) -> np.ndarray:
         """The gallery on the unit sphere."""
-        return unit_rows(self.images.gallery)
+        return self.held(unit_rows(self.images.gallery))
+
+    def held(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors in `dtype`."""
+        return vectors.astype(self.dtype, copy=False)
 
     @cached_property
     def texts(self) -> dict[str, np.ndarray]:
@@ -132,7 +138,7 @@ def measure(inputs: QueryInputs, rows: Mapping[str, Query]) -> dict[str, float]:
             queries = query(inputs, phrasing)
             if queries is None:
                 continue
-            metrics = inputs.task.score(queries, inputs.gallery)
+            metrics = inputs.task.score(inputs.held(queries), inputs.gallery)
             result |= {f"{inputs.task.name}/{row}/{prefix}{metric}": value for metric, value in metrics.items()}
     if inputs.task.missing:
         counts = {"images": len(inputs.task.missing), "queries": inputs.task.dropped}
@@ -144,7 +150,7 @@ def submit(inputs: QueryInputs) -> dict[str, Any]:
     """φ's answers for a task's test server, JSON values by file name; {} where there is ground truth, or no server."""
     if inputs.task.submission is None or inputs.task.score is not None:
         return {}
-    return inputs.task.submission(pseudo_token(inputs, ""), inputs.gallery)
+    return inputs.task.submission(inputs.held(pseudo_token(inputs, "")), inputs.gallery)
 
 
 def first_rankings(inputs: QueryInputs, *, count: int = 6, k: int = 6) -> np.ndarray:
@@ -158,7 +164,7 @@ def first_rankings(inputs: QueryInputs, *, count: int = 6, k: int = 6) -> np.nda
     count = min(count, len(task))
     queries = compose.queries(inputs.clip, inputs.network, inputs.images.references[:count], task.texts[""][:count])
     k = min(k, len(task.ids) - 1)
-    return retrieval.top_k(queries, inputs.images.gallery, k, exclude=task.reference[:count], cosine=True).rows
+    return retrieval.top_k(inputs.held(queries), inputs.gallery, k, exclude=task.reference[:count]).rows
 
 
 def means(result: Mapping[str, float]) -> dict[str, float]:

@@ -43,7 +43,7 @@ def top_k(
     *,
     exclude: np.ndarray | None = None,
     cosine: bool = False,
-    dtype: str = "float32",
+    dtype: str | None = None,
     chunk: int = CHUNK,
     recall_target: float | None = None,
     devices: Sequence[Device] | None = None,
@@ -58,7 +58,8 @@ def top_k(
       k: the number of rows.
       exclude: int (q,) or (q, e): gallery rows that a query may not find, such as its reference image; -1 is no row.
       cosine: normalise queries and gallery rows.
-      dtype: of the factors, "float32" or "bfloat16"; sums are float32.
+      dtype: of the factors, "float32" or "bfloat16"; None for bfloat16 where the gallery is held in it, else float32.
+        Sums and scores are float32.
       chunk: the most gallery rows per device at a time; beside them, memory holds their scores for 1,024
         queries (256 on a CPU).
       recall_target: the share of the best rows, below 1, that an approximate search is expected to return, with
@@ -72,6 +73,7 @@ def top_k(
       ValueError: shapes that do not fit, an empty gallery, no queries, k below 1 or above what the exclusions leave of
         the gallery, an excluded row outside the gallery, a score that is NaN, or an unknown dtype.
     """
+    dtype = dtype or ("bfloat16" if _type_of(gallery) == "bfloat16" else "float32")
     vectors, exclude = _checked(queries, gallery, k, exclude, dtype, chunk, recall_target)
     extra = 0 if exclude is None else exclude.shape[1]
     wide = min(k + extra, len(gallery))  # what is excluded goes at the end, and no more than `extra` rows can
@@ -102,7 +104,7 @@ def rank_members(
 ) -> Ranking:
     """A few gallery rows per query in the order of their inner products; among equals the lower row comes first.
 
-    For CIRR's subsets and GeneCIS' galleries.
+    For CIRR's subsets and GeneCIS' galleries. Products and sums are float32, also of factors in bfloat16.
 
     Args:
       queries: float (q, d).
@@ -146,7 +148,7 @@ def program(
     chunk: int = CHUNK,
     recall_target: float | None = None,
 ) -> dict[str, SearchProgram]:
-    """What `top_k` compiles for a float32 gallery (rows, dim) that `place` has put on devices; nothing is allocated.
+    """What `top_k` compiles for a gallery (rows, dim) of such factors that `place` has put on devices, as shapes.
 
     Returns:
       "search", which runs once for every chunk and block of queries, at most 1,024 of them; "merge", once for a block.
@@ -221,6 +223,11 @@ def _most_excluded(exclude: np.ndarray | None) -> int:
     ordered = np.sort(exclude, axis=1)
     new = np.diff(ordered, axis=1, prepend=PADDING) > 0
     return int((new & (ordered != PADDING)).sum(1).max())
+
+
+def _type_of(gallery: Any) -> str:
+    """In what a gallery is held."""
+    return str(getattr(gallery.rows if isinstance(gallery, Gallery) else gallery, "dtype", ""))
 
 
 def _check_vectors(queries: np.ndarray, gallery) -> None:

@@ -72,7 +72,7 @@ def search(scoring: Scoring) -> Any:
         start = jnp.clip(begin, 0, len(gallery) - scoring.size)
         part = jax.lax.dynamic_slice_in_dim(gallery, start, scoring.size)
         if scoring.cosine:
-            queries, part = normalize(queries), normalize(part)
+            queries, part = normalize(queries), normalize(part.astype(jnp.float32))
         products = jnp.matmul(
             queries.astype(scoring.dtype),
             part.astype(scoring.dtype).T,
@@ -165,14 +165,14 @@ class SearchProgram(NamedTuple):
 
 
 def programs(scoring: Scoring, *, rows: int, dim: int, queries: int) -> dict[str, SearchProgram]:
-    """What a search compiles for so many queries, each device holding so many float32 rows; see `nearest.program`."""
+    """What a search compiles for so many queries, each device holding so many rows; see `nearest.program`."""
     split, devices = scoring.sharding("data"), scoring.mesh.size
     shape = lambda sharding, dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
     best = Lists(*(shape(split, kind, devices, queries, scoring.k) for kind in (jnp.int32, jnp.float32)))
     arguments = (
         best,
         shape(scoring.sharding(), jnp.float32, queries, dim),
-        shape(split, jnp.float32, devices * rows, dim),
+        shape(split, jnp.dtype(scoring.dtype), devices * rows, dim),
         shape(split, jnp.int32, devices, 3),
     )
     return {"search": SearchProgram(search(scoring), arguments), "merge": SearchProgram(merge(scoring), (best,))}

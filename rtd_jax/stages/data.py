@@ -87,7 +87,7 @@ class ClipSource(PretrainedClip):
             store.get(self)
 
     def make(self, store: Store | None = None) -> clip_jax.Clip:
-        return clips.load(self.place)
+        return clips.load(self.place, self.dtype)
 
 
 # -- examples to train on -------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clip_jax.training.clips import image_pass, text_pass
+from launch.networks.dtypes import DTYPES
 from launch.results import FieldsStage
-from launch.stages import Stage, free
+from launch.stages import Stage, free, require_known
 from launch.store import Store
 from launch.training.program import Pass
 from launch.training.sharding import Layout, of_one_process
@@ -18,6 +19,7 @@ from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.stages.tuning import TunedClip
 from rtd_jax.text import compose
+from rtd_jax.tuning import trained
 
 _QUERIES, _BEST = 1024, 50  # of a search that is compiled ahead of time; only files tell how many there are
 
@@ -65,6 +67,7 @@ class TaskEvaluation(FieldsStage):
       gallery: the task's images.
       phi: makes pseudo tokens.
       encoder: the CLIP with RTD's text encoder: row "rtd" alone; None for all rows of the published one.
+      dtype: that gallery and queries are held and multiplied in, "float32" or "bfloat16"; sums are float32.
     """
 
     RESULT: ClassVar[Any] = EvaluatedTask
@@ -72,6 +75,10 @@ class TaskEvaluation(FieldsStage):
     gallery: GalleryEmbeddings
     phi: PhiTraining | PhiFile
     encoder: TunedClip | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require_known(self, "dtype", DTYPES)
 
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`: φ's queries; the search of a whole chunk of a gallery per device.
@@ -79,14 +86,17 @@ class TaskEvaluation(FieldsStage):
         RTD's encoder has the shapes of the published one.
         """
         devices, clip = of_one_process(list(layout.mesh.devices.flat)), self.gallery.clip.outline()
-        found = retrieval.program(retrieval.CHUNK * len(devices), clip.config.projection, _QUERIES, _BEST, devices)
+        rows, dim = retrieval.CHUNK * len(devices), clip.config.projection
+        found = retrieval.program(rows, dim, _QUERIES, _BEST, devices, self.dtype)
         queries = text_pass(clip, compose.BATCH, layout, pseudo_tokens=True)
         return [queries, *(Pass(name, one.jitted, one.arguments) for name, one in found.items())]
 
     def make(self, store: Store) -> EvaluatedTask:
         task, images = store.get(self.gallery.task), store.get(self.gallery)
-        clip = store.get(self.encoder or self.gallery.clip)
-        inputs = evaluation.QueryInputs(task, images, clip, store.get(self.phi).network)
+        clip = store.get(self.gallery.clip)
+        if self.encoder:
+            clip = trained.with_text(clip, store.get(self.encoder).params["text"])
+        inputs = evaluation.QueryInputs(task, images, clip, store.get(self.phi).network, self.dtype)
         metrics = evaluation.measure(inputs, evaluation.TUNED if self.encoder else evaluation.FROZEN)
         return EvaluatedTask(metrics, evaluation.first_rankings(inputs), evaluation.submit(inputs))
 

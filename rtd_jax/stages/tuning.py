@@ -1,7 +1,7 @@
 """RTD's training of the text encoder as stages: frozen embeddings of the triplets, the training, the CLIP it gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -100,6 +100,11 @@ class Tuning(TextTraining, FieldsStage):
             )
             require(ok, self.optimizer, "name", problem)
 
+    @property
+    def start(self) -> ClipSource:
+        """The CLIP whose text tower is trained: in float32, whatever the frozen one is in."""
+        return replace(self.embeddings.clip, dtype="float32")
+
     def tower(self, clip: clip_jax.Clip, train: Triplets) -> tuple[trained.TrainedTower, dict[str, np.ndarray]]:
         """The tower as it is trained, and the triplets' token ids in its vocabulary."""
         ids = trained.token_ids(clip, self.objective, train)
@@ -120,7 +125,7 @@ class Tuning(TextTraining, FieldsStage):
 
     def program(self, layout: Layout) -> Program:
         """What is compiled for the longest texts; the triplets are read for their number and their tokens."""
-        clip, (train, _) = self.embeddings.clip.outline(), self.embeddings.triplets.make()
+        clip, (train, _) = self.start.outline(), self.embeddings.triplets.make()
         tower, _ = self.tower(clip, train)
         return self.program_for(tower, self.phi.network(clip), len(train), clip.config.text.context_length, layout)
 
@@ -144,12 +149,12 @@ class Tuning(TextTraining, FieldsStage):
         return layout
 
     def preflight(self, store: Store) -> None:
-        clip, (train, _) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
+        clip, (train, _) = store.get(self.start), store.get(self.embeddings.triplets)
         self.check_fit(len(train), {"text": clip.params["text"]})
         self.layout()
 
     def make(self, store: Store) -> TunedText:
-        clip, (train, val) = store.get(self.embeddings.clip), store.get(self.embeddings.triplets)
+        clip, (train, val) = store.get(self.start), store.get(self.embeddings.triplets)
         embeddings, network = store.get(self.embeddings), store.get(self.phi).network
         logging.info("%d triplets to train on, %d to validate on", len(train), len(val))
         tower, ids = self.tower(clip, train)
@@ -172,7 +177,7 @@ class Tuning(TextTraining, FieldsStage):
             layout=layout,
             config=tower.config,
             table=table,
-            evaluate=lambda state: check.measure(trained.with_text(clip, whole(state))),
+            evaluate=lambda state: check.measure(trained.with_text(store.get(self.embeddings.clip), whole(state))),
             resident={"phi": network.params},
         )
         return TunedText(whole(outcome.state), metrics_of(outcome))
@@ -196,5 +201,5 @@ class TunedClip(Stage):
         require_known(self, "dtype", [name for name in DTYPES if name != "float64"])
 
     def make(self, store: Store) -> clip_jax.Clip:
-        clip, text = store.get(self.tuning.embeddings.clip), store.get(self.tuning).params
+        clip, text = store.get(self.tuning.start), store.get(self.tuning).params
         return trained.with_text(clip, trained.rounded(text, self.dtype))

@@ -137,5 +137,6 @@ def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def with_text(clip: clip_jax.Clip, text: Mapping[str, Any]) -> clip_jax.Clip:
-    """The CLIP with other parameters of the text tower."""
-    return replace(clip, params={**clip.params, "text": text})
+    """The CLIP with other parameters of the text tower, of the type that it has itself."""
+    own = jax.tree.map(lambda leaf: leaf.astype(clip.config.dtype, copy=False), dict(text))
+    return replace(clip, params={**clip.params, "text": own})

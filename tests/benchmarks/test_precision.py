@@ -29,6 +29,7 @@ custom.defjvp(lambda primals, tangents: (custom(*primals), tangents[0] @ primals
         lambda a, b: jax.checkpoint(jnp.matmul)(a, b),
         lambda a, b: lax.scan(lambda carry, row: (carry, row @ b), 0, a)[1],
         lambda a, b: lax.fori_loop(0, jnp.int32(1), lambda _, total: total + a @ b, jnp.zeros((4, 4))),
+        lambda a, b: lax.fori_loop(0, 3, lambda i, total: total + i * (a @ b), jnp.zeros((4, 4))) / 3,
         lambda a, b: lax.cond(a[0, 0] < 9, lambda: a @ b, lambda: a),
         custom,
     ],
@@ -38,6 +39,12 @@ def test_operands_are_rounded_wherever_the_product_is(product):
     np.testing.assert_allclose(found, low(A) @ low(B), rtol=1e-5, atol=1e-6)
     assert np.abs(np.asarray(found) - A @ B).max() > 1e-4
     np.testing.assert_allclose(rounded(product, "float32")(A, B), A @ B, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_outside_jit_is_the_loop_inside():
+    """Step by step, or as one program."""
+    steps = rounded(lambda a, b: lax.fori_loop(0, 5, lambda i, state: (state @ b) / 2 + i, a), "bfloat16")
+    np.testing.assert_allclose(steps(A, B), jax.jit(steps)(A, B), rtol=1e-5)
 
 
 def test_derivatives_are_products_of_rounded_operands():

@@ -35,6 +35,8 @@ VALUES = {
     "precision": "highest",
     "checkpoint_dtype": "float16",
     "model.dtype": "bfloat16",
+    "embedding.dtype": "bfloat16",
+    "evaluation.dtype": "bfloat16",
     "phi.method": "pic2word",
     "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -266,6 +266,7 @@ class Features(FieldsStage):
     Attributes:
       erm: the classifier.
       images: the split.
+      dtype: of activations and products, see `launch.networks.dtypes`, whatever the classifier was trained in.
       batch_size: images per step, and decoded at a time.
       beside: made in the same pass over the images, unless it is there already: they are decoded once for both.
     """
@@ -274,19 +275,23 @@ class Features(FieldsStage):
 
     erm: Erm
     images: ImageSplit
+    dtype: str = "float32"
     batch_size: int = free(256)
     beside: ClipImages | None = free(None)
 
+    @property
+    def backbone(self) -> backbones.Backbone:
+        """The classifier's network, as it is computed here."""
+        return replace(self.erm.backbone, dtype=self.dtype)
+
     def encoder(self, store: Store) -> features.Encoder:
         variables = store.get(self.erm)
-        return features.of_classifier(
-            self.erm.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size
-        )
+        return features.of_classifier(self.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size)
 
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""
         devices = of_one_process(list(layout.mesh.devices.flat))
-        backbone, outputs = self.erm.backbone, self.erm.outputs
+        backbone, outputs = self.backbone, self.erm.outputs
         function, arguments = features.outline(backbone, outputs=outputs, batch_size=self.batch_size, devices=devices)
         return [Pass("features", function, arguments, -(-self.images.examples // self.batch_size))]
 

@@ -7,15 +7,18 @@ import pytest
 
 from launch.networks import dtypes
 from launch.networks.cnn import LeNet, ResNet
-from launch.stages import SettingError
+from launch.stages import SettingError, walk
 from robustgrad_jax import attributions, models
 from robustgrad_jax.stages.inputs import Architecture
 from rtd_jax import experiment, phi
 from rtd_jax.stages.phi import PhiTraining
 from tests.rtd_jax import tiny
+from tests.tldr_jax.small import CONFIG, changed
+from tldr_jax import experiment as tldr_experiment
 from tldr_jax.classifier import backbones
 from tldr_jax.classifier.cnn import SmallCnn
 from tldr_jax.classifier.vit import ViT
+from tldr_jax.stages.images import Features
 
 CLASSES, SHAPE = 5, (16, 16, 3)
 NETWORKS = {
@@ -138,3 +141,9 @@ def test_names_reach_the_networks():
     assert backbones.Backbone("small_cnn", 32, dtype="bfloat16").create(2).dtype == half
     network = experiment.plan(tiny.config(phi__dtype="bfloat16")).phi
     assert isinstance(network, PhiTraining) and network.module(12).dtype == half
+    (features,) = {
+        stage
+        for stage in walk(tldr_experiment.plan(changed(CONFIG, {"embedding.dtype": "bfloat16"})))
+        if isinstance(stage, Features) and stage.images.split == "test"
+    }
+    assert features.backbone.create(2).dtype == half and features.erm.backbone.create(2).dtype is None
