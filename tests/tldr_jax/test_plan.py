@@ -87,6 +87,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "backbone.mean": (0.4, 0.4, 0.4),
     "backbone.std": (0.4, 0.4, 0.4),
     "backbone.dtype": "bfloat16",
+    "data.preparation": "center",
     "sharding.mode": "pmap",
     "erm.select": "best_wga",
     "erm.init_from": __file__,
@@ -140,7 +141,7 @@ def test_every_field_of_a_config_reaches_the_plan(tmp_path):
         overrides = {name: others.get(name) or another(name, value)}
         if name == "data.name":
             overrides |= {"pretrain.duration": "0 steps", "words.source": "waterbirds"}
-        if name == "data.image_size":
+        if name in ("data.image_size", "data.preparation"):
             overrides |= {"data.name": "waterbirds", "pretrain.duration": "0 steps", "words.source": "waterbirds"}
         new = experiment.plan(changed(SCENES, overrides))
         assert new != plan, f"nothing depends on {name}"
