@@ -95,7 +95,9 @@ def get_config() -> ConfigDict:
     config.retrain = retrain = ConfigDict()
     retrain.duration = "1 epoch"  # over the group-balanced pairs of words
     retrain.batch_size = 128
-    retrain.evaluations = 10  # heads along the way that are validated
+    retrain.evaluations = 1  # heads along the way that validation images choose from; 1: the last
+    retrain.schedule = "constant"  # cosine: down to 0 over the steps; published is one stepped after each epoch
+    retrain.shared_templates = True  # the two words of a pair in one template; False: each in its own
     retrain.seed = 0
     retrain.learning_rate = 1e-4
     retrain.weight_decay = 1e-4

@@ -38,6 +38,9 @@ def get_config():
     config.projector.ridge = 400.0
     config.text.templates = "scenes"
     config.retrain.duration = "400 steps"
+    config.retrain.evaluations = 10
+    config.retrain.schedule = "cosine"
+    config.retrain.shared_templates = False
     config.retrain.learning_rate = 1e-2
     config.evaluation.batch_size = 500
     return config

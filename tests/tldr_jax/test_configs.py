@@ -50,6 +50,8 @@ def test_the_published_text_stage():
     retrain_ = config.retrain
     found = (retrain_.learning_rate, retrain_.weight_decay, retrain_.batch_size, retrain_.duration)
     assert found == (1e-4, 1e-4, 128, "1 epoch") and config.text.templates == "imagenet"
+    heads = dict(experiment.plan(FrozenConfigDict(config)).methods)["tldr"]
+    assert (heads.schedule, heads.evaluations, heads.shared_templates) == ("constant", 1, True)
 
 
 def test_the_sweep_of_scenes_is_of_fields_that_it_has():
