@@ -115,11 +115,12 @@ def get_config() -> ConfigDict:
     dfr.seed = 0
     config.class_balanced = ConfigDict(dict(dfr))  # the same without group labels
     config.afr = afr = ConfigDict()  # Qiu et al. 2023, on the training images that erm.held_out keeps, else on all
-    afr.gammas = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
-    afr.ridges = (0.0, 0.1, 0.2, 0.3, 0.4)
+    afr.gammas = tuple(4 + i / 2 for i in range(33))  # this and the rest as published for Waterbirds
+    afr.ridges = (0.0, 0.1, 0.2, 0.3)
     afr.learning_rate = 1e-2
     afr.steps = 500
-    afr.evaluations = 10
+    afr.evaluations = 500  # points at which validation images may stop it: every step
+    afr.clip_norm = 1.0  # of the gradient; 0.0: not clipped
 
     config.baselines = ("erm", "zero_shot", "class_balanced", "afr", "dfr")
     config.ablations = ("no_gap", "no_clip_filter", "no_classifier_filter", "no_filters", "mlp_projector")

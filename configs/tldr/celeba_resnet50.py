@@ -18,4 +18,8 @@ def get_config(erm="published"):
     config = base.get_config()
     config.data.name = "celeba"
     config.data.workers = 8
+    config.afr.gammas = tuple(1 + 2 * i / 9 for i in range(10))
+    config.afr.ridges = (1e-3, 1e-2, 1e-1)
+    config.afr.learning_rate = 2e-2
+    config.afr.steps = config.afr.evaluations = 1000
     return base.with_erm(config, erm, epochs=50, batch_size=100, weight_decay=1e-4)

@@ -42,6 +42,10 @@ def get_config():
     config.retrain.schedule = "cosine"
     config.retrain.shared_templates = False
     config.retrain.learning_rate = 1e-2
+    config.afr.gammas = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+    config.afr.ridges = (0.0, 0.1, 0.2, 0.3, 0.4)
+    config.afr.evaluations = 10
+    config.afr.clip_norm = 0.0
     config.evaluation.batch_size = 500
     return config
 

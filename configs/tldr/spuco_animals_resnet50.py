@@ -8,6 +8,7 @@ Data: DIR/spuco_birds and DIR/spuco_dogs as the spuco package unpacks them; the 
 birds only, those of the dogs' with dogs. Weights and captions as in waterbirds_resnet50.py. ERM: by the published
 command for Waterbirds, one epoch of the 42,000 images; with `:kirichenko` behind the name of this file to the end, in
 the manner of Kirichenko et al. 2023 (SGD, 1e-3, weight decay 1e-4, 100 epochs, batch 128, crops and flips).
+AFR's grid is the one for Waterbirds: its authors have none for this set.
 """
 
 from configs.tldr import base

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
@@ -101,3 +102,15 @@ def test_the_classifier_is_trained_as_published_or_to_the_end(name):
     assert longer.optimizer.weight_decay == decay
     with pytest.raises(ValueError, match="unknown setting of ERM 'dfr'; valid names: 'published', 'kirichenko'"):
         module.get_config("dfr")
+
+
+def test_afr_has_the_grid_of_its_authors():
+    for name, gammas, ridges, rate, steps in (
+        ("waterbirds_resnet50", np.linspace(4, 20, 33), [0, 0.1, 0.2, 0.3], 1e-2, 500),
+        ("celeba_resnet50", np.linspace(1, 3, 10), np.logspace(-3, -1, 3), 2e-2, 1000),
+    ):
+        module = importlib.import_module(f"configs.tldr.{name}")
+        own = dict(experiment.plan(FrozenConfigDict(module.get_config())).baselines)["afr"]
+        np.testing.assert_allclose(own.gammas, gammas)
+        np.testing.assert_allclose(own.ridges, ridges)
+        assert (own.learning_rate, own.steps, own.evaluations, own.clip_norm) == (rate, steps, steps, 1.0)
