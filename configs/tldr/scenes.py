@@ -5,8 +5,9 @@
 Nothing to download; a minute on two CPU cores. The classifier is a small CNN pretrained on attribute prediction for 300
 steps, the stand-in for ImageNet weights; CLIP is the small one that comes with the package. The ridge is the published
 50, scaled by the square of the image embeddings' norm, which is about 27 here and 10 there. The head's training is
-longer and faster than published, the 120 pairs of words of a group making an epoch of four batches; its rate falls along
-a cosine, validation chooses one of ten steps, and each word of a pair has its own template. AFR's grid is coarse.
+longer and faster than published: the 120 pairs of words of a group make an epoch of four batches. Its rate falls along
+a cosine, validation chooses one of ten steps, each word of a pair has its own template, and AFR's grid is coarse: our
+settings, not the published ones.
 """
 
 from configs.tldr import base
