@@ -31,6 +31,7 @@ from launch.training.sharding import MODES
 from tldr_jax import datasets, results, words
 from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint
+from tldr_jax.datasets.preparation import PREPARATIONS, PUBLISHED
 from tldr_jax.stages import comparison, images, text
 from tldr_jax.stages.heads import Heads
 from tldr_jax.words import WordSet, templates
@@ -40,7 +41,7 @@ SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
 # Settings of the section `data` by what they configure.
-_AUGMENTATION = ("flip", "crop_padding", "workers")
+_AUGMENTATION = ("flip", "crop", "crop_padding", "workers")
 _CADENCE = ("log_every", "eval_every", "checkpoint_every", "steps_per_call")
 _SIZES = tuple(f"{split}_examples" for split in datasets.SPLITS)
 
@@ -166,7 +167,18 @@ def leave(folder: Path, root: comparison.Comparison, store: Store) -> None:
 
 def _split(config, split: str) -> images.ImageSplit:
     own = dict(split=split, examples=setting(config, f"data.{split}_examples", int))
-    return settings(images.ImageSplit, config, "data", skip=("image_size", *_AUGMENTATION, *_SIZES), **own)
+    skip = ("image_size", "preparation", *_AUGMENTATION, *_SIZES)
+    return settings(images.ImageSplit, config, "data", skip=skip, **own)
+
+
+def _preparation(config, name: str) -> str:
+    """How the images of a data set are cut to size: as published, or as the config says."""
+    chosen: str = setting(config, "data.preparation", str)
+    if name == "scenes":
+        if chosen:
+            raise SettingError("data.preparation", f"={chosen!r}: Scenes' images have their size already; set ''")
+        return ""
+    return setting(config, "data.preparation", str, known=PREPARATIONS) if chosen else PUBLISHED[name]
 
 
 def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
@@ -204,6 +216,7 @@ def _erm(config, splits: Mapping[str, images.ImageSplit]) -> images.Erm:
         best=best,
         seed=setting(config, "seed", int, least=0),
         augmentation=settings(images.Augmentation, config, "data", skip=others),
+        preparation=_preparation(config, splits["train"].name),
         eval_batch_size=setting(config, "evaluation.batch_size", int, least=1),
         **given,
     )

@@ -35,6 +35,7 @@ class WrittenWords(Stage):
       count: words of each list.
       batch: words to ask for at a time.
       rounds: requests per list at most; 0 for twice as many as it takes without repetitions.
+      drop_contested: drop words that it gives to two lists which exclude each other.
       workers: lists at a time.
       log: of replies; "" for one in the store.
     """
@@ -44,6 +45,7 @@ class WrittenWords(Stage):
     count: int = 200
     batch: int = 50
     rounds: int = 0
+    drop_contested: bool = False
     workers: int = free(8)
     log: str = free("")
 
@@ -57,7 +59,7 @@ class WrittenWords(Stage):
         if jax.process_count() > 1:
             raise ValueError("a language model is asked by one process: run this as a single process")
         model = Llm(self.endpoint, self.log or store.path / REPLIES)
-        options = dict(count=self.count, batch=self.batch, workers=self.workers)
+        options = {name: getattr(self, name) for name in ("count", "batch", "drop_contested", "workers")}
         word_set, report = generate(model, self.outline, rounds=self.rounds or None, **options)
         logging.info("%s", report)
         return {"words": words.to_json(word_set), "report": report.to_json()}

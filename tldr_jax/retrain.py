@@ -1,7 +1,8 @@
 """A new linear head trained on projected text, and whole sweeps of them as one program (Park et al., WACV 2025).
 
 A step draws group-balanced pairs of words, averages the two embeddings of a pair, projects the mean and takes a step
-of AdamW under a cosine schedule on the head's cross-entropy. All steps are one compiled loop. The members of a sweep
+of AdamW on the head's cross-entropy. The rate is constant: the published cosine is stepped once an epoch, after it, and
+there is one epoch; "cosine" falls to 0 over the steps. All steps are one compiled loop. The members of a sweep
 differ in learning rate, weight decay, seed and projector (that is, in ridge and gap rows). Members with one seed and
 one projector see the same batches, which are projected once for all; all seeds of a projector share one product.
 """
@@ -26,6 +27,8 @@ from tldr_jax.heads import Head, draws
 from tldr_jax.heads.members import Arranged, Members, arrange, grid
 from tldr_jax.projector import FeatureMap, Projector, stack
 from tldr_jax.words.text import TextSet
+
+SCHEDULES = ("constant", "cosine")
 
 
 class Trained(NamedTuple):
@@ -67,22 +70,11 @@ def train(
     learning_rate: float = 1e-4,
     weight_decay: float = 1e-4,
     seed: int = 0,
-    batch_size: int = 128,
-    epochs: float | None = None,
-    steps: int | None = None,
-    evaluations: int = 1,
+    **options: Any,
 ) -> Trained:
     """One head; see `sweep`. The results have no member axis: heads (e, f, C), loss (e,)."""
     members = grid(learning_rates=[learning_rate], weight_decays=[weight_decay], seeds=[seed])
-    trained = sweep(
-        text_set,
-        stack([projector]),
-        members,
-        batch_size=batch_size,
-        epochs=epochs,
-        steps=steps,
-        evaluations=evaluations,
-    )
+    trained = sweep(text_set, stack([projector]), members, **options)
     return Trained(Head(*(a[0] for a in trained.heads)), trained.loss[0], trained.steps)
 
 
@@ -95,6 +87,8 @@ def sweep(
     epochs: float | None = None,
     steps: int | None = None,
     evaluations: int = 1,
+    schedule: str = "constant",
+    shared_templates: bool = True,
     tables: bool | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Trained:
@@ -109,6 +103,8 @@ def sweep(
       batch_size: text examples per step.
       epochs, steps: how long, in passes over the balanced pairs (`draws`) or in steps; one epoch if neither is given.
       evaluations: e, the number of evenly spaced points at which the heads are kept.
+      schedule: of the learning rate, one of `SCHEDULES`.
+      shared_templates: see `draws.plan`.
       tables: True projects every (word, template) once, before training, and gathers f-wide rows in each step; False
         projects each batch. None takes the cheaper by the number of rows, as long as the tables stay below 512 MB.
       devices: the members are divided among them, by projector, seed or setting, whichever divides evenly; by default
@@ -118,10 +114,11 @@ def sweep(
       ValueError: embeddings of another width than the projector's, member arrays of unequal length or out of range,
         both epochs and steps, fewer steps than evaluations, and what `draws.plan` raises.
     """
-    plan = draws.plan(text_set)
+    plan = draws.plan(text_set, shared_templates=shared_templates)
     devices = jax.local_devices() if devices is None else devices
     count = _steps(plan, batch_size, epochs, steps, evaluations)
-    places, ends, run = _loop(plan, text_set, projectors, members, devices, batch_size, count, evaluations, tables)
+    length = (batch_size, count, evaluations)
+    places, ends, run = _loop(plan, text_set, projectors, members, devices, *length, schedule, tables)
     arranged = jax.tree.map(lambda a: np.asarray(a)[places.member], members)
     used = np.unique(members.projector)
     dtype = jnp.result_type(float)
@@ -145,18 +142,20 @@ def program(
     batch_size: int,
     steps: int,
     evaluations: int,
+    schedule: str = "constant",
+    shared_templates: bool = True,
 ) -> Program:
     """What `sweep` compiles, from shapes in place of embeddings and projectors; its step is the whole training.
 
     Args:
-      text_set, projectors, batch_size, steps, evaluations: see `sweep`.
+      text_set, projectors, batch_size, steps, evaluations, schedule, shared_templates: see `sweep`.
       numbers: arrays "learning_rate", "weight_decay" and "seed": a head is trained for every combination.
       devices: the members are divided among them.
     """
     axes = {f"{name}s": range(len(values)) for name, values in numbers.items()}
     every = grid(**axes, projectors=range(len(jax.tree.leaves(projectors)[0])))
-    plan = draws.plan(text_set)
-    places, _, run = _loop(plan, text_set, projectors, every, devices, batch_size, steps, evaluations)
+    plan = draws.plan(text_set, shared_templates=shared_templates)
+    places, _, run = _loop(plan, text_set, projectors, every, devices, batch_size, steps, evaluations, schedule)
     place = jax.tree.map(lambda a: a[places.member].astype(int), every)
 
     def step(numbers: Numbers, state: Any, batch: Batch, *, axis_name: str | None = None) -> tuple[Any, Metrics]:
@@ -222,8 +221,8 @@ def _project_table(projectors: Projector, table: jax.Array) -> jax.Array:
     return jax.vmap(Projector.affine, (0, None))(projectors, table)
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "steps", "tables", "sharding"))
-def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, steps: int, tables: bool, sharding):
+@functools.partial(jax.jit, static_argnames=("batch_size", "steps", "schedule", "tables", "sharding"))
+def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, steps: int, schedule, tables, sharding):
     """The compiled loop of a sweep, over the dense grid (projectors p, seeds s, members m).
 
     Args:
@@ -233,7 +232,7 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
       seeds: (p, s).
       settings: learning rates and weight decays, (p, s, m).
       ends: (e,), the steps after which heads are kept.
-      batch_size, steps, tables: see `sweep`.
+      batch_size, steps, schedule, tables: see `sweep`.
       sharding: of arrays (p, s, m, …).
 
     Returns:
@@ -255,7 +254,7 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
             return optax.softmax_cross_entropy_with_integer_labels(heads.logits(head, x), y).mean()
 
         loss, gradient = jax.value_and_grad(loss_of)(head)
-        updates, state = optimizer(rate, decay, steps).update(gradient, state, head)
+        updates, state = optimizer(rate, decay, steps, schedule).update(gradient, state, head)
         return optax.apply_updates(head, updates), state, loss
 
     def step(number, carry):
@@ -281,16 +280,16 @@ def _train(plan, words, projectors, seeds, settings, ends, batch_size: int, step
     # Members of one seed start from one head, whatever their projector and settings.
     start = jax.vmap(jax.vmap(create))(seeds)
     start = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], rates.shape[2], 2), start)
-    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps).init(h))))(start, rates, decays)
+    state = jax.vmap(jax.vmap(jax.vmap(lambda h, r, d: optimizer(r, d, steps, schedule).init(h))))(start, rates, decays)
     # Everything below is computed where a member's head and optimiser state are.
     start, state = jax.lax.with_sharding_constraint((start, state), sharding)
     bounds = (jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]), jnp.asarray(ends))
     return jax.lax.scan(segment, (start, state), bounds)[1]
 
 
-def optimizer(learning_rate, weight_decay, steps: int) -> optax.GradientTransformation:
-    """AdamW with a cosine schedule down to 0 after `steps`, with PyTorch's conventions; numbers may be traced."""
-    adamw = Optimizer("adamw", learning_rate, weight_decay, schedule=Schedule("cosine"))
+def optimizer(learning_rate, weight_decay, steps: int, schedule: str) -> optax.GradientTransformation:
+    """AdamW under a schedule over so many steps, with PyTorch's conventions; numbers may be traced."""
+    adamw = Optimizer("adamw", learning_rate, weight_decay, schedule=Schedule(schedule))
     return adamw.create(total_steps=steps, to_steps=lambda _: 0)[0]
 
 
@@ -308,7 +307,7 @@ def _steps(plan: draws.PairPlan, batch_size: int, epochs: float | None, steps: i
     return steps
 
 
-def _loop(plan, text_set, projectors, members, devices, batch_size: int, steps: int, evaluations: int, tables=None):
+def _loop(plan, text_set, projectors, members, devices, batch_size, steps, evaluations, schedule, tables=None):
     """Where the members are, after which steps heads are kept, and `_train` of arrays; arguments as of `sweep`."""
     places = arrange(members, len(jax.tree.leaves(projectors)[0]), len(devices))
     affine = isinstance(projectors, Projector)
@@ -327,7 +326,7 @@ def _loop(plan, text_set, projectors, members, devices, batch_size: int, steps: 
     def run(words, projectors, seeds, settings):
         if tables:
             words = tuple(map(functools.partial(_project_table, projectors), words))
-        return _train(plan, words, projectors, seeds, settings, ends, batch_size, steps, tables, sharding)
+        return _train(plan, words, projectors, seeds, settings, ends, batch_size, steps, schedule, tables, sharding)
 
     return places, ends, run
 

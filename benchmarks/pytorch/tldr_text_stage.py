@@ -59,7 +59,7 @@ def embed_words(encode: Callable[[Tensor], Tensor], prompts: Tensor) -> Tensor:
 
 
 class Pairs(Dataset):
-    """Group-balanced pairs of words, each under a template drawn anew."""
+    """Group-balanced pairs of words, both under one template drawn anew."""
 
     def __init__(self, target: Tensor, target_class: list[int], spurious: Tensor, spurious_value: list[int]):
         self.target, self.spurious, self.label = target, spurious, target_class
@@ -75,25 +75,22 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         t, s = self.pairs[index]
-        first = self.target[t, random.randrange(self.target.shape[1])]
-        second = self.spurious[s, random.randrange(self.spurious.shape[1])]
-        return (first + second) / 2, self.label[t]
+        template = random.randrange(self.target.shape[1])
+        return (self.target[t, template] + self.spurious[s, template]) / 2, self.label[t]
 
 
 def train_head(
     pairs: Pairs, weight: Tensor, bias: Tensor, *, rate: float, decay: float, batch_size: int, steps: int
 ) -> nn.Linear:
-    """AdamW under a cosine schedule on relu(x W + b), `steps` batches of shuffled epochs."""
+    """AdamW on relu(x W + b), `steps` batches of shuffled epochs."""
     head = nn.Linear(weight.shape[1], max(pairs.label) + 1).to(weight.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for x, y in _batches(pairs, batch_size, steps):
         x, y = x.to(weight.device), y.to(weight.device)
         loss = F.cross_entropy(head(torch.relu(x @ weight + bias)), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
     return head
 
 

@@ -5,7 +5,9 @@
 Nothing to download; a minute on two CPU cores. The classifier is a small CNN pretrained on attribute prediction for 300
 steps, the stand-in for ImageNet weights; CLIP is the small one that comes with the package. The ridge is the published
 50, scaled by the square of the image embeddings' norm, which is about 27 here and 10 there. The head's training is
-longer and faster than published: the 120 pairs of words of a group make an epoch of four batches.
+longer and faster than published: the 120 pairs of words of a group make an epoch of four batches. Its rate falls along
+a cosine, validation chooses one of ten steps, each word of a pair has its own template, and AFR's grid is coarse: our
+settings, not the published ones.
 """
 
 from configs.tldr import base
@@ -38,7 +40,14 @@ def get_config():
     config.projector.ridge = 400.0
     config.text.templates = "scenes"
     config.retrain.duration = "400 steps"
+    config.retrain.evaluations = 10
+    config.retrain.schedule = "cosine"
+    config.retrain.shared_templates = False
     config.retrain.learning_rate = 1e-2
+    config.afr.gammas = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+    config.afr.ridges = (0.0, 0.1, 0.2, 0.3, 0.4)
+    config.afr.evaluations = 10
+    config.afr.clip_norm = 0.0
     config.evaluation.batch_size = 500
     return config
 

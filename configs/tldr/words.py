@@ -21,6 +21,7 @@ def get_config():
     config.count = 200  # words of each list
     config.batch = 50  # words to ask for at a time
     config.rounds = 0  # requests per list at most; 0: twice as many as it takes without repetitions
+    config.drop_contested = False  # words of two classes or of two values: True for lists that need no CLIP filter
     config.workers = 8  # lists at a time
     config.log = ""  # of replies; "": in the store
 

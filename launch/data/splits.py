@@ -1,12 +1,13 @@
 """Splits of a data set, in memory or streamed, and the seeded hold-out that cuts them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from launch.data.images import evaluation_view
 from launch.stages import SettingError
 
 # Separates the draw of the hold-out from the order of batches, which is drawn from the same seed.
@@ -54,8 +55,8 @@ class ImageSource(Protocol):
 class Stream:
     """A random-access split that is decoded on the fly, on the host.
 
-    Training batches take a random resized crop and, if `flip`, a horizontal flip with probability 1/2; evaluation
-    batches take the centre crop after the short side is resized to 256/224 of the image size.
+    Training batches take a random resized crop, if `crop`, and a horizontal flip with probability 1/2, if `flip`;
+    evaluation batches take the centre crop after the short side is resized to 256/224 of the image size, or `view`.
 
     Attributes:
       source: `source[row]` is a PIL image of mode RGB; picklable if `workers` > 0.
@@ -64,6 +65,8 @@ class Stream:
       flip: flip training images at random.
       workers: Grain worker processes; 0 decodes in threads of this process.
       as_stored: in evaluation, leave images that already have the delivered size unchanged, without the centre crop.
+      crop: training images are cropped at random; otherwise they are cut as in evaluation.
+      view: PIL image -> uint8 (image_size, image_size, 3), in place of the centre crop; picklable if `workers` > 0.
     """
 
     source: ImageSource
@@ -72,6 +75,8 @@ class Stream:
     flip: bool = True
     workers: int = 0
     as_stored: bool = False
+    crop: bool = True
+    view: Callable[[Image.Image], np.ndarray] | None = None
 
     def __post_init__(self):
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.source),):
@@ -86,6 +91,12 @@ class Stream:
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""
         return (self.image_size, self.image_size, 3)
+
+    def cut(self, image: Image.Image) -> np.ndarray:
+        """The image as evaluation batches have it."""
+        if self.view is not None:
+            return self.view(image)
+        return evaluation_view(image, self.image_size, as_stored=self.as_stored)
 
 
 Split = Arrays | Stream

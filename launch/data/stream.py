@@ -51,7 +51,12 @@ class _TrainExample:
 
     def __call__(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         image = self.split.source[row]
-        image = images.random_resized_crop(image, self.split.image_size, rng, flip=self.split.flip)
+        if self.split.crop:
+            image = images.random_resized_crop(image, self.split.image_size, rng, flip=self.split.flip)
+        else:
+            image = self.split.cut(image)
+            if self.split.flip and rng.random() < 0.5:
+                image = image[:, ::-1]
         return {"image": image, "label": self.split.labels[row]}
 
 
@@ -63,9 +68,7 @@ class _EvalExample:
 
     def __call__(self, row: int) -> dict[str, np.ndarray]:
         row = min(row, len(self.split) - 1)
-        image = self.split.source[row]
-        image = images.evaluation_view(image, self.split.image_size, as_stored=self.split.as_stored)
-        return {"image": image, "label": self.split.labels[row]}
+        return {"image": self.split.cut(self.split.source[row]), "label": self.split.labels[row]}
 
 
 def _read_ahead(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:

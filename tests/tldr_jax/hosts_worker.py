@@ -17,7 +17,7 @@ import clip_jax
 from launch.data import scenes
 from launch.training import sharding
 from tldr_jax.classifier import backbones, features
-from tldr_jax.datasets import Part
+from tldr_jax.datasets import Part, preparation
 from tldr_jax.datasets.captions import GapPairs
 from tldr_jax.projector import gap
 
@@ -67,7 +67,9 @@ def tables(folder: Path, clip: clip_jax.Clip, seen: Counted) -> dict:
     variables = jax.device_get(backbone.create(2).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))
     encoders = {
         "view": features.of_clip(clip, 2),
-        "features": features.of_classifier(backbone, variables, outputs=2, batch_size=BATCH),
+        "features": features.of_classifier(
+            backbone, variables, outputs=2, batch_size=BATCH, crop=preparation.cut("center", 32)
+        ),
     }
     folders = {name: folder / name for name in encoders}
     if jax.process_index() == 0:

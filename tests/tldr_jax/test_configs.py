@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
@@ -50,6 +51,8 @@ def test_the_published_text_stage():
     retrain_ = config.retrain
     found = (retrain_.learning_rate, retrain_.weight_decay, retrain_.batch_size, retrain_.duration)
     assert found == (1e-4, 1e-4, 128, "1 epoch") and config.text.templates == "imagenet"
+    heads = dict(experiment.plan(FrozenConfigDict(config)).methods)["tldr"]
+    assert (heads.schedule, heads.evaluations, heads.shared_templates) == ("constant", 1, True)
 
 
 def test_the_sweep_of_scenes_is_of_fields_that_it_has():
@@ -76,3 +79,38 @@ def test_the_study_shares_what_its_members_have_in_common():
     assert scenes_study.get_config(clips).clip.source == "embedded:scenes"
     with pytest.raises(ValueError, match="90% junk"):
         experiment.plan(changed(config, {"words.junk": 0.9}))
+
+
+DATA_SETS = ("waterbirds_resnet50", "waterbirds_vit_b16", "celeba_resnet50", "spuco_animals_resnet50")
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_classifier_is_trained_as_published_or_to_the_end(name):
+    module = importlib.import_module(f"configs.tldr.{name}")
+    published = experiment.plan(FrozenConfigDict(module.get_config())).train.erm
+    own = published.optimizer
+    found = (own.name, own.learning_rate, own.weight_decay, own.momentum, own.schedule.name, own.clip_norm)
+    assert found == ("sgd", 1e-4, 1e-2, 0.9, "constant", 0.0)
+    assert (published.duration, published.batch_size) == ("1 epoch", 32)
+    assert not (published.augmentation.flip or published.augmentation.crop or published.augmentation.crop_padding)
+    longer = experiment.plan(FrozenConfigDict(module.get_config("kirichenko"))).train.erm
+    assert longer.augmentation.flip and longer.augmentation.crop and longer.optimizer.learning_rate == 1e-3
+    epochs, batch_size, decay = {"celeba_resnet50": (50, 100, 1e-4), "spuco_animals_resnet50": (100, 128, 1e-4)}.get(
+        name, (100, 32, 1e-3)
+    )
+    assert (longer.duration, longer.batch_size) == (f"{epochs} epochs", batch_size)
+    assert longer.optimizer.weight_decay == decay
+    with pytest.raises(ValueError, match="unknown setting of ERM 'dfr'; valid names: 'published', 'kirichenko'"):
+        module.get_config("dfr")
+
+
+def test_afr_has_the_grid_of_its_authors():
+    for name, gammas, ridges, rate, steps in (
+        ("waterbirds_resnet50", np.linspace(4, 20, 33), [0, 0.1, 0.2, 0.3], 1e-2, 500),
+        ("celeba_resnet50", np.linspace(1, 3, 10), np.logspace(-3, -1, 3), 2e-2, 1000),
+    ):
+        module = importlib.import_module(f"configs.tldr.{name}")
+        own = dict(experiment.plan(FrozenConfigDict(module.get_config())).baselines)["afr"]
+        np.testing.assert_allclose(own.gammas, gammas)
+        np.testing.assert_allclose(own.ridges, ridges)
+        assert (own.learning_rate, own.steps, own.evaluations, own.clip_norm) == (rate, steps, steps, 1.0)

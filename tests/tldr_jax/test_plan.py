@@ -89,6 +89,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "backbone.std": (0.4, 0.4, 0.4),
     "backbone.dtype": "bfloat16",
     "embedding.dtype": "bfloat16",
+    "data.preparation": "center",
     "sharding.mode": "pmap",
     "erm.select": "best_wga",
     "erm.init_from": __file__,
@@ -104,6 +105,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "clip.source": "openai/clip-vit-base-patch16",
     "baselines": ("erm",),
     "ablations": ("no_gap",),
+    "retrain.schedule": "constant",
     "retrain.grid.seed": (3,),
     "retrain.grid.gap_rows": (3,),
     "dfr.penalties": (0.5,),
@@ -142,7 +144,7 @@ def test_every_field_of_a_config_reaches_the_plan(tmp_path):
         overrides = {name: others.get(name) or another(name, value)}
         if name == "data.name":
             overrides |= {"pretrain.duration": "0 steps", "words.source": "waterbirds"}
-        if name == "data.image_size":
+        if name in ("data.image_size", "data.preparation"):
             overrides |= {"data.name": "waterbirds", "pretrain.duration": "0 steps", "words.source": "waterbirds"}
         new = experiment.plan(changed(SCENES, overrides))
         assert new != plan, f"nothing depends on {name}"
@@ -180,6 +182,7 @@ WATERBIRDS = {"data.name": "waterbirds", "pretrain.duration": "0 steps", "words.
         ({"words.junk": 0.9}, "words.junk=0.9: 90% junk"),
         ({"retrain.duration": "6"}, "cannot read the duration '6'"),
         ({"retrain.evaluations": 0}, "retrain.evaluations=0"),
+        ({"retrain.schedule": "step"}, "retrain.schedule='step'; valid names: 'constant', 'cosine'"),
         ({"erm.held_out": 1.0}, "erm.held_out=1.0: a share of the training images"),
         ({"erm.batch_size": 0}, "erm.batch_size=0: at least 1"),
         ({"erm.batch_size": 65}, "erm.batch_size=65: more than the 64 training images"),

@@ -16,7 +16,7 @@ from tldr_jax.words.text import TextSet
 
 D, F, BATCH, STEPS = 6, 9, 16, 12
 draw = jax.jit(draws.draw, static_argnums=3)
-SETTINGS = dict(batch_size=BATCH, steps=STEPS, evaluations=3)
+SETTINGS = dict(batch_size=BATCH, steps=STEPS, evaluations=3, schedule="cosine", shared_templates=False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +27,7 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def text_set(targets=(3, 4), spurious=(5, 2), templates=(3, 4), allowed=None, seed=0):
+def text_set(targets=(3, 4), spurious=(5, 2), templates=(4, 4), allowed=None, seed=0):
     """Random embeddings, the words of the classes interleaved."""
     rng = np.random.default_rng(seed)
     of = lambda counts: rng.permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
@@ -70,7 +70,7 @@ def test_an_epoch_takes_every_group_equally_often_and_no_pair_twice(targets, spu
 
 def test_first_pairs_and_templates_are_uniform_over_seeds():
     texts = text_set((7, 5), (6, 8), templates=(5, 3))
-    plan = draws.plan(texts)
+    plan = draws.plan(texts, shared_templates=False)
     drawn = jax.jit(jax.vmap(lambda seed: draws.draw(plan, draws.secrets(seed), 0, 8)))(jnp.arange(3000))
     target, spurious = np.asarray(drawn.target), np.asarray(drawn.spurious)
     for group in range(4):
@@ -88,6 +88,22 @@ def test_first_pairs_and_templates_are_uniform_over_seeds():
         table = np.zeros((max(codes[0]) + 1, max(codes[1]) + 1))
         np.add.at(table, tuple(codes), 1)
         assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_template_for_both_words_of_a_pair_or_one_for_each(shared):
+    plan = draws.plan(text_set((7, 5), (6, 8), templates=(80, 80)), shared_templates=shared)
+    drawn = draw(plan, draws.secrets(0), 0, 8000)
+    target, spurious = np.asarray(drawn.target_template), np.asarray(drawn.spurious_template)
+    if shared:
+        np.testing.assert_array_equal(target, spurious)
+    else:
+        assert np.mean(target == spurious) == pytest.approx(1 / 80, abs=0.005)
+    counts = np.bincount(spurious, minlength=80)
+    assert len(counts) == 80 and scipy.stats.chisquare(counts).pvalue > 1e-3
+    if shared:
+        with pytest.raises(ValueError, match="share templates only of one number"):
+            draws.plan(text_set(templates=(3, 4)))
 
 
 def test_batches_follow_one_another_without_seams():
@@ -144,7 +160,7 @@ def test_every_member_is_as_if_trained_alone_however_often_it_is_evaluated(swept
     for member in range(5):
         rate, decay, seed, which = (a[member].item() for a in members)
         alone = retrain.train(
-            texts, parts[which], learning_rate=rate, weight_decay=decay, seed=seed, batch_size=BATCH, steps=STEPS
+            texts, parts[which], learning_rate=rate, weight_decay=decay, seed=seed, **SETTINGS | {"evaluations": 1}
         )
         np.testing.assert_allclose(found.heads.kernel[member, -1], alone.heads.kernel[0], rtol=1e-4, atol=2e-5)
         np.testing.assert_allclose(found.heads.bias[member, -1], alone.heads.bias[0], rtol=1e-4, atol=2e-5)

@@ -100,7 +100,9 @@ def of_clip(clip: clip_jax.Clip, batch_size: int) -> Encoder:
     )
 
 
-def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: int, batch_size: int) -> Encoder:
+def of_classifier(
+    backbone: Backbone, variables: Mapping[str, Any], *, outputs: int, batch_size: int, crop: Crop = np.asarray
+) -> Encoder:
     """The classifier's features, the input of its head.
 
     Args:
@@ -108,9 +110,10 @@ def of_classifier(backbone: Backbone, variables: Mapping[str, Any], *, outputs: 
       variables: trained ones, on the host.
       outputs: of its head.
       batch_size: images per step.
+      crop: cuts images to the backbone's size, which sets in memory have already.
     """
     return Encoder(
-        crop=lambda image: images.center_crop(image, backbone.image_size),
+        crop=crop,
         accepts=lambda stack: True,  # sets in memory are cut to size when they are read
         embed=_on_own_devices(_forward(backbone, outputs), dict(variables), batch_size),
         width=backbone.kind.features,

@@ -12,7 +12,7 @@ from launch.reading.records import Record
 from tldr_jax.datasets.captions import GapPairs, draw
 
 _NEEDED = (
-    "the annotations' JSON file (annotations/captions_val2017.json) and the folder of its images (val2017) are needed; "
+    "the annotations' JSON file (annotations/captions_val2014.json) and the folder of its images (val2014) are needed; "
     "or set gap.source='coco_tfds'"
 )
 
@@ -25,18 +25,18 @@ def check_files(path: str | Path, folder: str | Path) -> tuple[Path, Path]:
 
 
 def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> GapPairs:
-    """A random n of the images of an annotations file, each with one of its captions.
+    """A random n of the captions of an annotations file, as published, with their images, which may repeat.
 
     Args:
-      path: for example annotations/captions_val2017.json.
-      folder: of its images, for example val2017.
+      path: for example annotations/captions_val2014.json.
+      folder: of its images, for example val2014.
       n: pairs.
       seed: of the draw.
 
     Raises:
       MissingInput: no such file or folder, or a drawn image is missing.
       InputError: not COCO's JSON, an id twice, a caption of an unknown image, an image outside the folder.
-      ValueError: fewer images with captions than n.
+      ValueError: fewer captions than n.
     """
     path, folder = check_files(path, folder)
     top = Record(path, "", jsons.read(path, top=dict))
@@ -44,25 +44,26 @@ def from_json(path: str | Path, folder: str | Path, *, n: int, seed: int) -> Gap
     for image in top.children("images"):
         if images.setdefault(records.field(image, "id", int), image) is not image:
             raise image.error("occurs twice", "id")
-    captions: dict[int, list[str]] = {}
+    captions: list[tuple[int, str]] = []
     for annotation in top.children("annotations"):
         image = records.field(annotation, "image_id", int)
         if image not in images:
             raise annotation.error("no image has this id", "image_id")
-        captions.setdefault(image, []).append(records.text(annotation, "caption"))
-    described = sorted(captions)
-    chosen = [described[row] for row in draw(len(described), n, seed, path)]
+        captions.append((image, records.text(annotation, "caption")))
+    chosen = [captions[row] for row in draw(len(captions), n, seed, path)]
     files = []
-    for image in chosen:
+    for image, _ in chosen:
         name = records.field(images[image], "file_name", str)
         files.append(paths.inside(folder, name, listed=path, place=images[image].place, field="file_name"))
-    paths.check_present(files, listed=path, remedy="set gap.images to their folder")
+    paths.check_present(list(dict.fromkeys(files)), listed=path, remedy="set gap.images to their folder")
     names = [str(file.relative_to(folder)) for file in files]
-    return GapPairs(Files(folder, names), _one_each([captions[image] for image in chosen], seed))
+    return GapPairs(Files(folder, names), [caption for _, caption in chosen])
 
 
 def from_tfds(path: str, split: str, *, n: int, seed: int) -> GapPairs:
     """A random n of the images of a split of `coco_captions/2014`, each with one of its captions.
+
+    Drawing captions, as `from_json` does, would read all records for theirs.
 
     Args:
       path: TFDS data folder; "" for $TFDS_DATA_DIR, else ~/tensorflow_datasets.

@@ -116,7 +116,7 @@ class Grouped:
         return np.bincount(self.group_of(split), minlength=self.groups.allowed.size)
 
 
-def split(part: Part, *, image_size: int, flip: bool, workers: int) -> Split:
+def split(part: Part, *, image_size: int, flip: bool, workers: int, crop: bool = True, view: Any = None) -> Split:
     """A part in the form that training and evaluation batches are made from.
 
     Args:
@@ -124,7 +124,8 @@ def split(part: Part, *, image_size: int, flip: bool, workers: int) -> Split:
       image_size: side of streamed images.
       flip: flip streamed training images at random.
       workers: Grain processes of streamed images; 0 for threads.
+      crop, view: of streamed images, see `Stream`.
     """
     if isinstance(part.images, np.ndarray):
         return Arrays(part.images, part.classes)
-    return Stream(part.images, part.classes, image_size, flip=flip, workers=workers)
+    return Stream(part.images, part.classes, image_size, flip=flip, workers=workers, crop=crop, view=view)

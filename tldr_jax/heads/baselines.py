@@ -118,19 +118,22 @@ def afr(
     learning_rate: float = 1e-2,
     steps: int = 500,
     evaluations: int = 10,
+    clip_norm: float = 1.0,
 ) -> Head:
     """Automatic feature reweighting (Qiu et al., ICML 2023), for a set of settings at once.
 
     From the ERM head (φ₀), full-batch gradient descent on Σᵢ μᵢ CE(φ(xᵢ), yᵢ) + λ‖φ − φ₀‖², where μᵢ ∝ exp(−γ pᵢ) / n_y
     sums to 1, pᵢ is the ERM head's probability of the true class and n_y the number of images of class y. Setting and
-    stopping point are for `retrain.select` to choose by validation worst-group accuracy, as published. The images
-    should not be those that the ERM model has fitted: published is a held-out fifth of the training set.
+    stopping point are for `retrain.select` to choose by validation worst-group accuracy; published is every step. The
+    images should not be those that the ERM model has fitted: published is a held-out fifth of the training set. The
+    published code adds a freshly drawn layer to φ₀ and trains that; here, as in the paper, φ starts from φ₀.
 
     Args:
       features, labels: (n, f) and (n,), of the reweighting images.
       head: the ERM head.
-      settings: (k, 2), γ and λ, see `afr_grid`. Published for Waterbirds: γ in [4, 20], λ in 0 … 0.4.
+      settings: (k, 2), γ and λ, see `afr_grid`.
       evaluations: e, at how many evenly spaced points the heads are kept.
+      clip_norm: largest norm of the gradient of kernel and bias together; 0 for no clipping.
 
     Returns:
       Heads, leading axes (k, e).
@@ -148,8 +151,9 @@ def afr(
     if not counts.all():
         raise ValueError(f"AFR weighs classes by their number of images, and one has none: {counts}")
     start = Head(*(jnp.asarray(a, jnp.float32) for a in head))
-    run = functools.partial(_afr, features, labels, 1 / counts[labels], start, learning_rate, steps, evaluations)
-    return Head(*(np.asarray(a) for a in run(jnp.asarray(settings))))
+    numbers = learning_rate, clip_norm or np.inf
+    trained = _afr(features, labels, 1 / counts[labels], start, *numbers, steps, evaluations, jnp.asarray(settings))
+    return Head(*(np.asarray(a) for a in trained))
 
 
 def zero_shot(prompts: ArrayLike) -> Head:
@@ -234,7 +238,7 @@ def _as_head(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "evaluations"))
-def _afr(features, labels, class_weights, start: Head, learning_rate, steps: int, evaluations: int, settings) -> Head:
+def _afr(features, labels, class_weights, start: Head, rate, most, steps: int, evaluations: int, settings) -> Head:
     probability = jax.nn.softmax(heads.logits(start, features))[jnp.arange(len(labels)), labels]
 
     def one(setting):
@@ -248,7 +252,9 @@ def _afr(features, labels, class_weights, start: Head, learning_rate, steps: int
             return jnp.sum(weights * loss) + ridge * distance
 
         def step(_, head):
-            return jax.tree.map(lambda a, g: a - learning_rate * g, head, jax.grad(objective)(head))
+            gradient = jax.grad(objective)(head)
+            scale = rate * jnp.minimum(1, most / (optax.global_norm(gradient) + 1e-6))  # as PyTorch clips
+            return jax.tree.map(lambda a, g: a - scale * g, head, gradient)
 
         def segment(head, _):
             head = jax.lax.fori_loop(0, steps // evaluations, step, head)

@@ -45,6 +45,7 @@ class PairPlan(NamedTuple):
       groups: int32 (G, 2), (class, spurious value) of the allowed groups.
       pairs: int32 (), how many pairs of each group an epoch visits: those of the smallest group.
       templates: int32 (2,), templates of the target and of the spurious words.
+      shared: bool (), one draw of a template for both words of a pair.
     """
 
     target: WordsByGroup
@@ -52,6 +53,7 @@ class PairPlan(NamedTuple):
     groups: np.ndarray
     pairs: np.ndarray
     templates: np.ndarray
+    shared: np.ndarray
 
     @property
     def epoch(self) -> int:
@@ -70,12 +72,17 @@ class Draw(NamedTuple):
     group: jax.Array
 
 
-def plan(text_set: TextSet) -> PairPlan:
+def plan(text_set: TextSet, *, shared_templates: bool = True) -> PairPlan:
     """The plan by which the pairs of a text set are visited.
+
+    Args:
+      text_set: the words.
+      shared_templates: both words of a pair are put into templates of the same number, as published; otherwise each has
+        its own draw.
 
     Raises:
       ValueError: shapes that do not fit together, a class or value out of range, no allowed pair, or a class or value
-        of an allowed pair that has no word (the error names it).
+        of an allowed pair that has no word (the error names it), templates that cannot be shared.
     """
     allowed = np.asarray(text_set.allowed, bool)
     tables = {"target": np.shape(text_set.target), "spurious": np.shape(text_set.spurious)}
@@ -84,6 +91,8 @@ def plan(text_set: TextSet) -> PairPlan:
             raise ValueError(f"the {name} table must be (words, templates, d), none of it 0, got shape {shape}")
     if tables["target"][2] != tables["spurious"][2]:
         raise ValueError(f"target and spurious embeddings differ in width: shapes {tables}")
+    if shared_templates and tables["target"][1] != tables["spurious"][1]:
+        raise ValueError(f"target and spurious words share templates only of one number: shapes {tables}")
     if allowed.ndim != 2 or not allowed.any():
         raise ValueError(f"allowed must be (classes, spurious values) and allow a pair, got {allowed}")
     target = _words("class", text_set.target_class, tables["target"][0], np.any(allowed, 1))
@@ -93,7 +102,8 @@ def plan(text_set: TextSet) -> PairPlan:
     if sizes.min() * len(groups) >= 2**31:
         raise ValueError(f"an epoch of {sizes.min()} pairs in each of {len(groups)} groups is beyond 32-bit counting")
     templates = np.array([tables["target"][1], tables["spurious"][1]], np.int32)
-    return PairPlan(target, spurious, groups, np.asarray(sizes.min(), np.int32), templates)
+    pairs = np.asarray(sizes.min(), np.int32)
+    return PairPlan(target, spurious, groups, pairs, templates, np.asarray(shared_templates))
 
 
 def _words(what: str, belongs: Array, words: int, used: Array) -> WordsByGroup:
@@ -141,7 +151,7 @@ def draw(plan: PairPlan, secrets: jax.Array, step, batch_size: int) -> Draw:
         target=jnp.asarray(plan.target.order)[jnp.asarray(plan.target.start)[label] + row],
         target_template=first,
         spurious=jnp.asarray(plan.spurious.order)[jnp.asarray(plan.spurious.start)[value] + column],
-        spurious_template=second,
+        spurious_template=jnp.where(plan.shared, first, second),
         label=label,
         group=label * len(plan.spurious.count) + value,
     )

@@ -22,7 +22,7 @@ class HeadTask:
       texts: the words, embedded.
       mappings: projectors.
       members: the heads; `members.projector` counts in `mappings`.
-      batch_size, steps, evaluations: see `retrain.sweep`.
+      batch_size, steps, evaluations, schedule, shared_templates: see `retrain.sweep`.
     """
 
     texts: TextSet
@@ -31,12 +31,19 @@ class HeadTask:
     batch_size: int
     steps: int
     evaluations: int
+    schedule: str = "constant"
+    shared_templates: bool = True
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the heads are trained, as `retrain.sweep` takes it."""
+        names = ("batch_size", "steps", "evaluations", "schedule", "shared_templates")
+        return {name: getattr(self, name) for name in names}
 
     def shared(self) -> bytes:
         """Equal for tasks that one program can train: same words, length and kind of projector."""
         shapes = [(np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(self.mappings[0])]
-        length = (self.batch_size, self.steps, self.evaluations)
-        kind = repr((length, shapes, jax.tree.structure(self.mappings[0])))
+        kind = repr((self.training, shapes, jax.tree.structure(self.mappings[0])))
         return digest(self.texts) + kind.encode()
 
 
@@ -59,9 +66,7 @@ def sweep(tasks: Sequence[HeadTask]) -> list[retrain.Trained]:
         first.texts,
         projector.stack(mappings),
         retrain.Members(*(np.concatenate(parts) for parts in zip(*members, strict=True))),
-        batch_size=first.batch_size,
-        steps=first.steps,
-        evaluations=first.evaluations,
+        **first.training,
     )
     ends = np.cumsum(counts)
     cut = lambda a, end, count: a[end - count : end]

@@ -19,6 +19,8 @@ from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
 from tldr_jax.stages.text import Gap, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
 
+_KEPT = 2**26  # numbers of heads, or of their predictions, that are held at a time
+
 
 class Baseline(Stage):
     """Another way to obtain a last layer; the result is a `Head`."""
@@ -119,7 +121,7 @@ class Afr(Baseline):
       train: features that are reweighted.
       val: features that choose.
       gammas, ridges: the grid; see `baselines.afr`.
-      learning_rate, steps, evaluations: of gradient descent.
+      learning_rate, steps, evaluations, clip_norm: of gradient descent.
     """
 
     train: Features
@@ -128,7 +130,8 @@ class Afr(Baseline):
     ridges: tuple[float, ...]
     learning_rate: float = 1e-2
     steps: int = 500
-    evaluations: int = 10
+    evaluations: int = 500
+    clip_norm: float = 1.0
 
     def __post_init__(self):
         for name in ("gammas", "ridges"):
@@ -137,6 +140,7 @@ class Afr(Baseline):
             require(ok, self, name, "at least one number, all at least 0")
         require_distinct(self, "gammas", "ridges")
         require_number(self, "learning_rate", above=0)
+        require_number(self, "clip_norm", least=0)
         require(self.steps >= 1, self, "steps", "at least 1")
         divides = self.evaluations >= 1 and self.steps % self.evaluations == 0
         require(divides, self, "evaluations", f"must divide afr.steps={self.steps}")
@@ -145,19 +149,25 @@ class Afr(Baseline):
         train, val, groups = store.get(self.train), store.get(self.val), self.val.images.groups
         seen, unseen = self.train.erm.rows(len(train.rows))
         rows = unseen if len(unseen) else seen
-        trained = baselines.afr(
-            train.rows[rows],
-            train.classes[rows],
-            self.train.erm.head(store),
-            baselines.afr_grid(self.gammas, self.ridges),
-            learning_rate=self.learning_rate,
-            steps=self.steps,
-            evaluations=self.evaluations,
-        )
-        scores = retrain.select(
-            trained, val.rows, val.classes, val.spurious, allowed=groups.allowed, names=groups.names
-        )
-        return scores.by_wga.head
+        grid = baselines.afr_grid(self.gammas, self.ridges)
+        size = self.evaluations * max(len(val.rows), math.prod(self.train.erm.head(store).kernel.shape))
+        choices = []
+        for settings in np.array_split(grid, min(len(grid), -(-len(grid) * size // _KEPT))):
+            trained = baselines.afr(
+                train.rows[rows],
+                train.classes[rows],
+                self.train.erm.head(store),
+                settings,
+                learning_rate=self.learning_rate,
+                steps=self.steps,
+                evaluations=self.evaluations,
+                clip_norm=self.clip_norm,
+            )
+            scores = retrain.select(
+                trained, val.rows, val.classes, val.spurious, allowed=groups.allowed, names=groups.names
+            )
+            choices.append(scores.by_wga)
+        return max(choices, key=lambda choice: choice.score).head  # of equals the first
 
 
 @dataclass(frozen=True)

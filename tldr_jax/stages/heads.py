@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from launch.processes.stop import Preempted
-from launch.stages import Stage, about, numbers, require, require_distinct, stackable
+from launch.stages import Stage, about, numbers, require, require_distinct, require_known, stackable
 from launch.store import Store
 from launch.training import duration, sharding
 from launch.training.program import Pass, Program, as_arrays
@@ -37,7 +37,9 @@ class Heads(Stage):
       val: features of the validation images.
       duration: over the group-balanced pairs of words.
       batch_size: text examples a step.
-      evaluations: heads along the way that are validated.
+      evaluations: heads along the way that are validated; 1 for the last alone, as published.
+      schedule: of the learning rate, see `retrain`.
+      shared_templates: one draw of a template for both words of a pair.
       learning_rate, weight_decay, seed: of AdamW and of the draws; all combinations are trained.
     """
 
@@ -49,7 +51,9 @@ class Heads(Stage):
     val: Features
     duration: str = "1 epoch"
     batch_size: int = 128
-    evaluations: int = 10
+    evaluations: int = 1
+    schedule: str = "constant"
+    shared_templates: bool = True
     learning_rate: tuple[float, ...] = stackable((1e-4,))
     weight_decay: tuple[float, ...] = stackable((1e-4,))
     seed: tuple[int, ...] = stackable((0,))
@@ -59,6 +63,7 @@ class Heads(Stage):
         with about("duration"):  # pairs of words in an epoch: no more than so many
             duration.to_steps(self.duration, examples=10**6, batch_size=max(self.batch_size, 1))
         require_distinct(self, *_SETTINGS)
+        require_known(self, "schedule", retrain.SCHEDULES)
         for name in ("batch_size", "evaluations"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require_rates(self)
@@ -119,11 +124,12 @@ class Heads(Stage):
         stacked = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
         projectors = jax.tree.map(stacked, self.projectors[0].outline(width))
         devices = list(layout.mesh.devices.flat)
-        return retrain.program(texts, projectors, as_arrays(numbers(self)), devices, **self._length(texts))
+        return retrain.program(texts, projectors, as_arrays(numbers(self)), devices, **self._training(texts))
 
-    def _length(self, texts: text.TextSet) -> dict[str, int]:
+    def _training(self, texts: text.TextSet) -> dict[str, Any]:
         steps = duration.to_steps(self.duration, examples=draws.plan(texts).epoch, batch_size=self.batch_size)
-        return {"batch_size": self.batch_size, "steps": steps, "evaluations": min(self.evaluations, steps)}
+        own = {name: getattr(self, name) for name in ("batch_size", "schedule", "shared_templates")}
+        return own | {"steps": steps, "evaluations": min(self.evaluations, steps)}
 
     def _task(self, store: Store) -> together.HeadTask:
         texts = self.words.texts(store)
@@ -134,7 +140,7 @@ class Heads(Stage):
             projectors=range(len(self.projectors)),
         )
         mappings = [store.get(own) for own in self.projectors]
-        return together.HeadTask(texts, mappings, members, **self._length(texts))
+        return together.HeadTask(texts, mappings, members, **self._training(texts))
 
     def _chosen(self, store: Store, task: together.HeadTask, trained: retrain.Trained) -> dict[str, Any]:
         val, groups, members = store.get(self.val), self.val.images.groups, task.members

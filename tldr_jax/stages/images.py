@@ -25,6 +25,7 @@ from launch.training.sharding import Layout, of_one_process
 from tldr_jax import datasets
 from tldr_jax.classifier import backbones, erm, features
 from tldr_jax.classifier.training import BestCheckpoint, Examples, Supervised
+from tldr_jax.datasets.preparation import Cut, cut
 from tldr_jax.heads import Head
 
 
@@ -125,15 +126,17 @@ class Pretraining(Supervised):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary: flips, and random crops of images in memory; streamed ones are cropped anyway.
+    """How training images vary.
 
     Attributes:
       flip: at random.
-      crop_padding: pixels of zeros on each side before a crop; 0 for none.
+      crop: streamed images are cropped at random, to 8 to 100 % of their area.
+      crop_padding: of images in memory: pixels of zeros on each side before a random crop; 0 for none.
       workers: Grain processes of streamed images; 0 for threads.
     """
 
     flip: bool = True
+    crop: bool = True
     crop_padding: int = 0
     workers: int = free(0)
 
@@ -153,6 +156,8 @@ class Erm(Supervised):
       keep_head: take the file's head too: with no training, a classifier that is trained already.
       held_out: a share of the images that it does not see, for AFR.
       augmentation: of the images.
+      preparation: how images are cut to size where they are not augmented, see `tldr_jax.datasets.preparation`; "" for
+        images in memory, which have their size.
       best: which checkpoint is the result; None for the last.
       eval_batch_size: images per step in validation.
     """
@@ -165,6 +170,7 @@ class Erm(Supervised):
     keep_head: bool = False
     held_out: float = 0.0
     augmentation: Augmentation = Augmentation()
+    preparation: str = ""
     best: BestCheckpoint | None = None
     eval_batch_size: int = free(256)
 
@@ -177,6 +183,11 @@ class Erm(Supervised):
     @property
     def outputs(self) -> int:
         return len(self.images.groups.classes)
+
+    @property
+    def view(self) -> Cut:
+        """What cuts images to the backbone's size."""
+        return cut(self.preparation, self.backbone.image_size) if self.preparation else np.asarray
 
     @property
     def loss(self) -> erm.Loss:
@@ -201,7 +212,11 @@ class Erm(Supervised):
         images, val = store.get(self.images), store.get(self.val)
         augmentation = self.augmentation
         options: dict[str, Any] = dict(
-            image_size=self.backbone.image_size, flip=augmentation.flip, workers=augmentation.workers
+            image_size=self.backbone.image_size,
+            flip=augmentation.flip,
+            crop=augmentation.crop,
+            workers=augmentation.workers,
+            view=self.view,
         )
         split = select(datasets.split(images, **options), self.rows(len(images))[0])
         variables = erm.init(self.model(), split.image_shape, self.seed)
@@ -286,7 +301,8 @@ class Features(FieldsStage):
 
     def encoder(self, store: Store) -> features.Encoder:
         variables = store.get(self.erm)
-        return features.of_classifier(self.backbone, variables, outputs=self.erm.outputs, batch_size=self.batch_size)
+        options = dict(outputs=self.erm.outputs, batch_size=self.batch_size)
+        return features.of_classifier(self.backbone, variables, crop=self.erm.view, **options)
 
     def passes(self, layout: Layout) -> list[Pass]:
         """See `launch.training.program.FrozenStage`."""

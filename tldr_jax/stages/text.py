@@ -42,6 +42,8 @@ def require_rates(owner: Any) -> None:
 class Gap(Stage):
     """The modality gap: CLIP(image) - CLIP(caption) of generic pairs, float32 (pairs, d); see `captions.load`."""
 
+    VERSION: ClassVar[int] = 2
+
     clip: FrozenClip
     source: str = "coco"
     path: str = ""
@@ -279,6 +281,7 @@ class KeptWords(FieldsStage):
       projector: of the classifier filter, with the head of its classifier; None switches the filter off.
     """
 
+    VERSION: ClassVar[int] = 2
     RESULT: ClassVar[Any] = Filtered
 
     embedded: EmbeddedWords

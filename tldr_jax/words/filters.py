@@ -1,6 +1,7 @@
 """Filters of word lists: keep the words that the models understand as intended.
 
-(a) The CLIP filter: "a photo of a {word}." must be nearer to the anchor of its own list than to the others'.
+(a) The CLIP filter: "a photo of a {word}." must be nearer to the anchor of its own list than to those of its rivals:
+    the lists of classes that share a spurious value with it, or of values that share a class.
 (b) The classifier filter, for target words: the classifier whose last layer is repaired must assign the projected text
     embedding to the word's class.
 
@@ -155,7 +156,7 @@ def apply(
       word_set: C classes and S values.
       embedded: its words and anchors, see `embed`.
       logits: of the classifier filter; None switches it off.
-      clip_target: filter target words by CLIP, against the anchors of all classes.
+      clip_target: filter target words by CLIP, against the anchors of the classes that occur with the same values.
       clip_spurious: filter spurious words by CLIP, against the anchors of the values that occur with the same classes.
 
     Raises:
@@ -164,14 +165,14 @@ def apply(
     """
     before = _counts(word_set)
     verdicts = []
-    rivals = {"target": np.ones((len(word_set.classes),) * 2, bool), "spurious": words.rival_values(word_set)}
+    rivals = {"target": words.rival_classes(word_set), "spurious": words.rival_values(word_set)}
     for part, filtered in (("target", clip_target), ("spurious", clip_spurious)):
         if filtered:
             scores = anchor_similarity(embedded.words[part], embedded.anchors[part])
             verdicts.append((part, CLIP, judge(scores, _own(before[part]), rivals[part]), scores))
     if logits is not None:
         scores = _checked(logits(embedded.words["target"]), word_set)
-        verdicts.append(("target", CLASSIFIER, judge(scores, _own(before["target"]), rivals["target"]), scores))
+        verdicts.append(("target", CLASSIFIER, scores.argmax(1), scores))
     masks = {part: np.ones(sum(before[part].values()), bool) for part in words.PARTS}
     dropped = []
     for part, filter_, taken, scores in verdicts:

@@ -1,7 +1,8 @@
 """Word lists written by a language model.
 
-Each list is requested in rounds, without the words that it already has. Words that the model repeats are dropped,
-and so is a word that it gives to two lists which exclude each other. All replies are in the model's log (`launch.llm`).
+Each list is requested in rounds, without the words that it already has. Words that the model repeats are dropped, and
+so is a word that it gives to a class and to a spurious value. One that it gives to two classes, or to two values, stays
+in both: the CLIP filter decides, as published. All replies are in the model's log (`launch.llm`).
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class GenerationReport:
       got: part -> name -> how many it has.
       rounds: part -> name -> how often it was requested.
       repeated: part -> name -> words that the model gave again, or in another spelling.
-      contested: words that it gave to lists that exclude each other, dropped from all of them: `words.key` -> names.
+      contested: words that it gave to several lists and that were dropped from them: `words.key` -> names.
     """
 
     asked: int
@@ -62,7 +63,14 @@ class GenerationReport:
 
 
 def generate(
-    model: Llm, outline: WordSet, *, count: int = 200, batch: int = 50, rounds: int | None = None, workers: int = 8
+    model: Llm,
+    outline: WordSet,
+    *,
+    count: int = 200,
+    batch: int = 50,
+    rounds: int | None = None,
+    drop_contested: bool = False,
+    workers: int = 8,
 ) -> tuple[WordSet, GenerationReport]:
     """Word lists for the classes and spurious values of an outline.
 
@@ -72,6 +80,7 @@ def generate(
       count: words of each list.
       batch: words to ask for at a time.
       rounds: requests per list at most; by default twice as many as a model that never repeats itself needs.
+      drop_contested: drop words of two classes, or of two values that occur with one class, from both lists.
       workers: lists at a time.
 
     Returns:
@@ -91,7 +100,7 @@ def generate(
     with ThreadPoolExecutor(workers) as pool:
         ask = lambda description: _list(model, description, count, batch, rounds)
         answers = dict(zip(lists, pool.map(ask, lists.values()), strict=True))
-    contested = _contested(outline, {entry: answer.words for entry, answer in answers.items()})
+    contested = _contested(outline, {entry: answer.words for entry, answer in answers.items()}, drop_contested)
     word_set = dataclasses.replace(outline, note=f"Written by {model.endpoint.model}.")
     for part in words.PARTS:
         own = {
@@ -162,8 +171,10 @@ def _prompt(description: str, n: int, known: Sequence[str]) -> str:
     return PROMPT.format(n=n, description=description, known=leave_out)
 
 
-def _contested(outline: WordSet, known: dict[tuple[str, str], dict[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """Key -> the lists with the word that exclude another list with it."""
+def _contested(
+    outline: WordSet, known: dict[tuple[str, str], dict[str, str]], within: bool
+) -> dict[str, list[tuple[str, str]]]:
+    """Key -> the lists with the word that exclude another list with it: of the other part, and `within` one too."""
     rivals = words.rival_values(outline)
     holders = defaultdict(list)
     for entry, keys in known.items():
@@ -171,6 +182,8 @@ def _contested(outline: WordSet, known: dict[tuple[str, str], dict[str, str]]) -
             holders[key].append(entry)
 
     def clash(one: tuple[str, str], other: tuple[str, str]) -> bool:
+        if one[0] == other[0] and not within:
+            return False
         if one[0] == other[0] == "spurious":
             return one != other and rivals[outline.values.index(one[1]), outline.values.index(other[1])]
         return one != other

@@ -127,8 +127,8 @@ def load(source: str | Path, *, outline: bool = False) -> WordSet:
     Raises:
       ValueError: an unknown name.
       MissingInput: no such file.
-      InputError: a file that differs from the form above, an empty list, a word twice in one list or in two lists that
-        exclude each other. The error names the file, the list and the word.
+      InputError: a file that differs from the form above, an empty list, a word twice in one list, or what else `check`
+        refuses. The error names the file, the list and the word.
     """
     if Path(source).suffix == ".json":
         path = paths.path(source, "words.source")
@@ -187,25 +187,20 @@ def from_json(values: Mapping[str, Any], *, name: str, outline: bool = False, fi
 
 
 def check(word_set: WordSet) -> None:
-    """Refuse lists without words and words that stand for two things.
+    """Refuse lists without words and words that cannot be meant.
 
-    Two classes exclude each other, and so do two spurious values that occur with one class. Values that never do may
-    share words: a lawn is land behind a bird and outdoors behind a dog.
+    Lists of classes may share words, and so may those of spurious values: the published ones do, and which list such a
+    word belongs to is for the CLIP filter to say.
 
     Raises:
-      ValueError: an empty list, a word twice in a list, in two lists that exclude each other, in a target and a
-        spurious list, or in a list and among the unrelated words. Words are compared by `key`.
+      ValueError: an empty list, a word twice in a list, in a target and a spurious list, or in a list and among the
+        unrelated words. Words are compared by `key`.
     """
     keys = {
         (part, own.name): _keys(own.words, f"{part} {own.name!r}") for part in PARTS for own in word_set.lists(part)
     }
-    rivals = rival_values(word_set)
     for (one, first), (other, second) in combinations(keys.items(), 2):
-        if one[0] == other[0] == "spurious":
-            i, j = (word_set.values.index(name) for _, name in (one, other))
-            if not rivals[i, j]:
-                continue
-        if common := sorted(first & second):
+        if one[0] != other[0] and (common := sorted(first & second)):
             raise ValueError(
                 f"{common[0]!r} is a word of {one[0]} {one[1]!r} and of {other[0]} {other[1]!r}: leave it out of one"
             )
@@ -215,8 +210,14 @@ def check(word_set: WordSet) -> None:
             raise ValueError(f"{common[0]!r} is a word of {part} {name!r} and unrelated: leave it out of one")
 
 
+def rival_classes(word_set: WordSet) -> np.ndarray:
+    """Whether two classes occur with one spurious value, so that their words must be told apart: bool (C, C)."""
+    allowed = word_set.allowed.astype(int)
+    return (allowed @ allowed.T) > 0
+
+
 def rival_values(word_set: WordSet) -> np.ndarray:
-    """Whether two spurious values occur with one class, so that their words must differ: bool (S, S)."""
+    """Whether two spurious values occur with one class, so that their words must be told apart: bool (S, S)."""
     allowed = word_set.allowed.astype(int)
     return (allowed.T @ allowed) > 0
 
@@ -267,7 +268,9 @@ def with_junk(word_set: WordSet, share: float, *, seed: int) -> WordSet:
         lists = word_set.lists(part)
         longer = {}
         for i, word_list in enumerate(lists):
-            wrong = [word for j, other in enumerate(lists) if j != i and rivals[part][i, j] for word in other.words]
+            others = [word for j, other in enumerate(lists) if j != i and rivals[part][i, j] for word in other.words]
+            own = set(map(key, word_list.words))  # which lists may share
+            wrong = list({key(word): word for word in others if key(word) not in own}.values())
             generator = np.random.default_rng((seed, p, i))
             where = f"{part} {word_list.name!r}"
             longer[word_list.name] = word_list.words + _junk(

@@ -326,11 +326,17 @@ def test_coco_from_its_annotations(tmp_path):
     assert len(drawn.captions) == 3
     for image, caption in zip(drawn.images, drawn.captions, strict=True):
         assert caption in (f"{value_of(image)} 0", f"{value_of(image)} 1")
-    with pytest.raises(ValueError, match=r"gap\.pairs=5: .* has 4 pairs; take at most 4"):
-        coco.from_json(file, tmp_path / "val", n=5, seed=0)
+    every = coco.from_json(file, tmp_path / "val", n=8, seed=0)  # captions are drawn: an image may come twice
+    pairs = [(value_of(image), caption) for image, caption in zip(every.images, every.captions, strict=True)]
+    assert sorted(pairs) == [(k, f"{k} {n}") for k in range(4) for n in range(2)]
+    draws = [coco.from_json(file, tmp_path / "val", n=2, seed=seed).captions for seed in range(200)]
+    same = np.mean([one.split()[0] == other.split()[0] for one, other in draws])
+    assert same == pytest.approx(1 / 7, abs=0.08)  # of the seven other captions one is of the same image
+    with pytest.raises(ValueError, match=r"gap\.pairs=9: .* has 8 pairs; take at most 8"):
+        coco.from_json(file, tmp_path / "val", n=9, seed=0)
     (tmp_path / "val" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"captions\.json: 1 of 4 .* missing, the first is .*2\.png"):
-        coco.from_json(file, tmp_path / "val", n=4, seed=0)
+        coco.from_json(file, tmp_path / "val", n=8, seed=0)
     file.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match=r"captions\.json: no 'annotations' among 'images'"):
         coco.from_json(file, tmp_path / "val", n=1, seed=0)

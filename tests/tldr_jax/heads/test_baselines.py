@@ -1,5 +1,7 @@
 """Logistic regressions against scikit-learn used directly, AFR against a PyTorch loop, zero-shot against cosines."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tldr_jax import heads, metrics
+from tldr_jax.datasets import Groups
 from tldr_jax.heads import baselines
+from tldr_jax.stages import comparison
 
 F = 6
 ALL = np.ones((2, 2), bool)
@@ -117,13 +121,14 @@ def test_dfr_lifts_the_worst_group():
     assert wga(heads.predictions(found.head, test[0])) > wga(plain.predict(test[0])) + 0.1
 
 
-def test_afr_equals_a_pytorch_loop():
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_afr_equals_a_pytorch_loop(clip_norm):
     rng = np.random.default_rng(0)
     x, label = rng.normal(size=(50, F)), (rng.random(50) < 0.3).astype(int)
     erm = heads.Head(rng.normal(size=(F, 2)), rng.normal(size=2))
     settings = baselines.afr_grid([0.0, 6.0], [0.0, 0.3])
     np.testing.assert_allclose(settings, [(0, 0), (0, 0.3), (6, 0), (6, 0.3)], rtol=1e-6)
-    found = baselines.afr(x, label, erm, settings, learning_rate=0.1, steps=20, evaluations=2)
+    found = baselines.afr(x, label, erm, settings, learning_rate=0.1, steps=20, evaluations=2, clip_norm=clip_norm)
     assert found.kernel.shape == (4, 2, F, 2)
     y, features = torch.tensor(label), torch.tensor(x)
     start = [torch.tensor(a) for a in erm]
@@ -138,11 +143,40 @@ def test_afr_equals_a_pytorch_loop():
             loss = loss + ridge * ((kernel - start[0]).square().sum() + (bias - start[1]).square().sum())
             optimizer.zero_grad()
             loss.backward()
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_([kernel, bias], clip_norm)
             optimizer.step()
             if step in (9, 19):
                 kept = step // 10
                 np.testing.assert_allclose(found.kernel[member, kept], kernel.detach(), rtol=1e-4, atol=1e-5)
                 np.testing.assert_allclose(found.bias[member, kept], bias.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_afr_may_stop_at_every_step_and_holds_few_heads_at_a_time(monkeypatch):
+    """The choice is the best of all steps of all settings, the first of equals, however many are made at a time."""
+    x, label, spurious = images([60, 6, 6, 60], seed=1)
+    val = images([30] * 4, seed=2)
+    erm = heads.Head(*(np.float32(a) for a in (np.random.default_rng(0).normal(size=(F, 2)), np.zeros(2))))
+    classifier = SimpleNamespace(rows=lambda n: (np.arange(n), np.arange(0)), head=lambda store: erm)
+    part = lambda *table: SimpleNamespace(
+        table=SimpleNamespace(**dict(zip(("rows", "classes", "spurious"), table, strict=True))),
+        erm=classifier,
+        images=SimpleNamespace(groups=Groups(("a", "b"), ("c", "d"))),
+    )
+    options = dict(gammas=(0.0, 4.0), ridges=(0.0, 0.1), learning_rate=0.3, steps=30, evaluations=30)
+    stage = comparison.Afr(part(x, label, spurious), part(*val), **options)
+    store = SimpleNamespace(get=lambda own: own.table)
+    found = [stage.make(store)]
+    monkeypatch.setattr(comparison, "_KEPT", 1)
+    found.append(stage.make(store))
+    every = baselines.afr(x, label, erm, baselines.afr_grid((0.0, 4.0), (0.0, 0.1)), learning_rate=0.3, steps=30,
+                          evaluations=30)  # fmt: skip
+    wga = [[metrics.worst_group(metrics.group_accuracies(heads.predictions(heads.Head(*one), val[0]), *val[1:], ALL))
+            for one in zip(*member, strict=True)] for member in zip(*every, strict=True)]  # fmt: skip
+    place = np.unravel_index(np.argmax(wga), np.shape(wga))
+    assert place[1] not in (9, 19, 29)  # at three points it would be missed
+    for head in found:
+        np.testing.assert_allclose(head.kernel, every.kernel[place], rtol=1e-4, atol=1e-5)
 
 
 def test_zero_shot_is_the_nearest_ensemble_of_prompts():

@@ -119,6 +119,37 @@ def test_values_of_different_pairs_do_not_compete():
         apply(WordSet(lists.target, places), clip_target=False)
 
 
+def test_classes_of_different_pairs_do_not_compete():
+    """By their anchors alone: a bird's words against birds, a dog's against dogs, as the published filter has it."""
+    at = lambda *angles: np.stack([[np.cos(a), np.sin(a)] for a in np.radians(angles)])
+    lists = tuple(WordList(name, (f"{name} word",)) for name in ("landbird", "waterbird", "small dog", "big dog"))
+    places = tuple(WordList(name, (f"{name} word",)) for name in ("land", "water", "indoor", "outdoor"))
+    pairs = [(c, v) for c, v in np.ndindex(4, 4) if c // 2 == v // 2]
+    word_set = WordSet(lists, places, tuple((lists[c].name, places[v].name) for c, v in pairs))
+    # the landbird's word is nearest to the small dog's anchor, the small dog's to the waterbird's
+    embedded = filters.AnchoredWords(
+        {"target": at(22, 62, 45, 88), "spurious": at(0, 30, 60, 90)},
+        {"target": at(0, 60, 25, 90), "spurious": at(0, 30, 60, 90)},
+    )
+    anchors, judged = embedded.anchors["target"], embedded.words["target"]
+    expected = []
+    for i, word in enumerate(judged):
+        own_pair = [i // 2 * 2, i // 2 * 2 + 1]
+        expected.append(i == own_pair[int(np.argmax([word @ anchors[j] for j in own_pair]))])
+    assert all(expected) and (judged @ anchors.T).argmax(1).tolist() == [2, 1, 1, 3]
+    kept, report = filters.apply(word_set, embedded)
+    assert kept.target == lists and not report.dropped
+
+
+def test_a_word_of_two_lists_stays_where_clip_puts_it():
+    word_set = words.load("scenes")
+    shared = word_set.replaced("target", {"curved": ("ring", "square"), "angular": ("square", "ring", "triangle")})
+    kept, _ = apply(shared)
+    assert kept.listed("target") == {"curved": ("ring",), "angular": ("square", "triangle")}
+    both, _ = apply(shared, clip_target=False)
+    assert both.target == shared.target  # without the filter it stands for both, as published
+
+
 def test_report(spoilt):
     kept, report = apply(spoilt, logits=head)
     for part in words.PARTS:

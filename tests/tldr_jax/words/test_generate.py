@@ -116,7 +116,13 @@ def test_a_word_of_two_lists_is_dropped_from_both(tmp_path):
         "out": ["lawn", "the porch"],
     }
     with serve(lambda body, n: reply(listed[asked(body)[0]])) as served:
-        found, report = generate.generate(model(served.url, tmp_path), OUTLINE, count=3, batch=3, rounds=1)
+        found, report = generate.generate(
+            model(served.url, tmp_path), OUTLINE, count=3, batch=3, rounds=1, drop_contested=True
+        )
+        kept, _ = generate.generate(model(served.url, tmp_path), OUTLINE, count=3, batch=3, rounds=1)
+    # by default the CLIP filter decides between two classes or two values, but nothing is both a class and a value
+    assert kept.listed("target") == {"cat": ("tabby", "Persian"), "dog": ("pug", "persian")}
+    assert kept.listed("spurious") == {"in": ("kitchen", "porch"), "out": ("lawn", "the porch")}
     assert found.listed("target") == {"cat": ("tabby",), "dog": ("pug",)}
     assert found.listed("spurious") == {"in": ("kitchen",), "out": ("lawn",)}
     assert report.contested == {"persian": ["cat", "dog"], "sofa": ["cat", "in"], "porch": ["in", "out"]}
@@ -138,7 +144,7 @@ def test_a_list_with_no_word_of_its_own(tmp_path):
         serve(lambda body, n: reply(listed[asked(body)[0]])) as served,
         pytest.raises(ValueError, match="target 'cat' has no words"),
     ):
-        generate.generate(model(served.url, tmp_path), OUTLINE, count=1, rounds=1)
+        generate.generate(model(served.url, tmp_path), OUTLINE, count=1, rounds=1, drop_contested=True)
 
 
 def test_partial_work_is_kept_when_the_endpoint_goes_down(tmp_path):
