@@ -69,7 +69,7 @@ def plan(config: Any) -> ComposedRetrieval:
     tasks = [task for name in names for task in _tasks(config, name, seed)]
     tuned = _tuned(config, network, frozen, shared)
     tuned = tuned if setting(config, "rtd.train", bool) else None
-    pad = setting(config, "evaluation.target_pad", bool)
+    pad = _pads(config, "evaluation.target_pad")
     galleries = [GalleryEmbeddings(task=task, target_pad=pad, **frozen) for task in tasks]
     evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, phi=network, encoder=encoder) for g in galleries)
     return ComposedRetrieval(
@@ -89,7 +89,7 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
 
     def images() -> ImageEmbeddings:
         source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
-        return ImageEmbeddings(images=source, target_pad=setting(config, "images.target_pad", bool), **frozen)
+        return ImageEmbeddings(images=source, target_pad=_pads(config, "images.target_pad"), **frozen)
 
     phrases = setting(config, "phi.phrases", tuple[str, ...])
     steps = setting(config, "phi.inversion_steps", int, least=1)
@@ -106,10 +106,16 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
     return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
 
 
+def _pads(config: Any, name: str) -> bool:
+    """Whether elongated images are padded by a setting: "auto" is SEARLE's, for its φ alone, trained or from a file."""
+    chosen = setting(config, name, str, known=("auto", "yes", "no"))
+    return setting(config, "phi.method", str, known=METHODS) == "searle" if chosen == "auto" else chosen == "yes"
+
+
 def _check_types(config: Any) -> None:
     """Raise `SettingError` for settings of another type than they are declared with, whether they are read or not."""
     kinds = {"captions": data.CAPTIONS, "images": data.IMAGES, "triplets": data.TRIPLETS, "phi": METHODS}
-    setting(config, "images.target_pad", bool)
+    _pads(config, "images.target_pad")
     setting(config, "evaluation.skip_missing", bool)
     for path, known in kinds.items():
         setting(config, f"{path}.{'method' if path == 'phi' else 'source'}", str, known=known)
@@ -123,6 +129,7 @@ def _check_types(config: Any) -> None:
         setting(config, f"evaluation.{name}", str)
     for name in options["splits"]:
         setting(config, f"evaluation.splits.{name}", str, known=data.SPLITS.get(name, ("val",)))
+    setting(config, "evaluation.genecis_tasks", tuple[str, ...], known=genecis.TASKS)
     settings(data.SceneTask, config, "evaluation.scenes")
 
 
@@ -145,7 +152,10 @@ def _tasks(config: Any, name: str, seed: int) -> list[data.DataStage]:
         return [settings(data.SceneTask, config, "evaluation.scenes", seed=seed)]
     tasks, split = [], f"evaluation.splits.{name}"
     root = setting(config, f"evaluation.roots.{name}", str)
-    for part in data.PARTS.get(name, ("",)):
+    parts = data.PARTS.get(name, ("",))
+    if name == "genecis":
+        parts = setting(config, "evaluation.genecis_tasks", tuple[str, ...], known=parts)
+    for part in parts:
         images = f"evaluation.genecis_images.{genecis.images_of(part)}"
         with _renamed(root=f"evaluation.roots.{name}", split=split, images=images):
             place = dict(

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     images.path = ""
     images.train_examples = 5000  # scenes
     images.val_examples = 500
-    images.target_pad = True  # pad elongated images before they are cropped
+    images.target_pad = "auto"  # as evaluation.target_pad
 
     config.triplets = triplets = ConfigDict()
     triplets.source = "file"  # file, scenes
@@ -72,10 +72,12 @@ def get_config() -> ConfigDict:
     evaluation.benchmarks = ("scenes",)  # cirr, circo, fashioniq, genecis, scenes
     evaluation.roots = ConfigDict(dict(cirr="", circo="", fashioniq="", genecis=""))  # folders of their releases
     evaluation.genecis_images = ConfigDict(dict(visual_genome="", coco=""))
+    evaluation.genecis_tasks = ("focus_attribute", "change_attribute", "focus_object", "change_object")
     evaluation.splits = ConfigDict(dict(cirr="val", circo="val", fashioniq="val"))  # cirr test1, circo test: files
     evaluation.skip_missing = False  # True: leave out missing images and the queries that need them, and count both
     evaluation.scenes = ConfigDict(dict(gallery=1500, queries=1000))
-    evaluation.target_pad = True  # pad elongated images before they are cropped, as the published evaluations do
+    evaluation.target_pad = "auto"  # pad elongated images before they are cropped: yes, no, or auto, as published: with
+    # SEARLE's φ (phi.method, also beside phi.load), with no other
     evaluation.batch_size = 256
     return config
 

@@ -10,9 +10,11 @@ r"""RTD as published, on a real CLIP and the four benchmarks; every file named o
 Four GPUs give the published negatives: 512 triplets, each device's 128 by themselves. On one, add
 `--config.rtd.objective.accumulation=4`. φ trained here instead of loaded: leave `phi.load` out and give
 `--config.captions.path=captions.jsonl`; its batch size and length are ours, the paper's learning rate is kept.
+SEARLE's φ from a file: add `--config.phi.method=searle`, and images are padded as SEARLE pads them.
 Triplets from captions: `python -m rtd_jax.text.generation --captions captions.jsonl --clip CLIP --out triplets.jsonl`.
 GeneCIS: `--config.evaluation.roots.genecis=TEMPLATES --config.evaluation.genecis_images.visual_genome=VG_100K_all
---config.evaluation.genecis_images.coco=val2017`.
+--config.evaluation.genecis_images.coco=val2017`; the tasks of COCO's images alone:
+`--config.evaluation.genecis_tasks="('focus_object','change_object')"`.
 Where images cannot be fetched any more, as many of FashionIQ's, `--config.evaluation.skip_missing=True` leaves them
 out, and the queries that need them; the tables say how many.
 The test servers' files: `--config.evaluation.splits.cirr=test1 --config.evaluation.splits.circo=test`; they are written

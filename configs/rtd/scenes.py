@@ -17,9 +17,7 @@ def get_config():
     config.model.unroll = True
     config.captions.source = "scenes"
     config.images.source = "scenes"
-    config.images.target_pad = False
     config.triplets.source = "scenes"
-    config.evaluation.target_pad = False
 
     config.phi.batch_size = 128
     config.phi.duration = "1500 steps"

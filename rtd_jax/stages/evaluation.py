@@ -30,7 +30,7 @@ class GalleryEmbeddings(FieldsStage):
 
     clip: ClipSource
     task: DataStage
-    target_pad: bool = True
+    target_pad: bool = False
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:

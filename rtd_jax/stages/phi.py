@@ -42,7 +42,7 @@ class ImageEmbeddings(Stage):
 
     clip: ClipSource
     images: ImagesOfScenes | ImagesOfFolder
-    target_pad: bool = True
+    target_pad: bool = False
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
