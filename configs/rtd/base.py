@@ -86,6 +86,7 @@ def _stage(*, batch_size: int, duration: str, learning_rate: float) -> ConfigDic
     """The settings of a training stage: length, optimiser and loop."""
     stage = ConfigDict()
     stage.batch_size = batch_size  # over all devices
+    stage.batches = "shuffled"  # or by_length: texts of similar length together, which takes fewer tokens a step
     stage.duration = duration
     stage.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"

@@ -20,6 +20,7 @@ def get_config():
     config.triplets.source = "scenes"
 
     config.phi.batch_size = 128
+    config.phi.batches = "by_length"
     config.phi.duration = "1500 steps"
     config.phi.unit_inputs = True
     config.phi.phrases = ("a photo of {} on the grass", "a red {}", "a small {} with the sea behind it", "here is {}")
@@ -29,6 +30,7 @@ def get_config():
     config.phi.loop.eval_every = "500 steps"
 
     config.rtd.batch_size = 64
+    config.rtd.batches = "by_length"
     config.rtd.duration = "400 steps"
     config.rtd.optimizer.learning_rate = 3e-4
     config.rtd.optimizer.schedule.name = "cosine"

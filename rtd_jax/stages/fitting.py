@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ClipConfig
 from clip_jax.training.options import Devices
-from launch.stages import Stage, about, free, numbers, require, section, stackable, with_numbers
+from launch.stages import Stage, about, free, numbers, require, require_known, section, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
 from launch.training import sharding as mesh
@@ -44,6 +44,7 @@ class TextTraining(Stage):
 
     Attributes:
       batch_size: examples per step, over all devices.
+      batches: "shuffled", as published, or "by_length", texts of similar length together; see `rtd_jax.tuning.feed`.
       seed: of the initial parameters, the order, and the random numbers of the steps.
     """
 
@@ -54,10 +55,12 @@ class TextTraining(Stage):
     optimizer: Optimizer
     loop: TextLoop = field(default_factory=TextLoop)
     sharding: Devices = field(default_factory=Devices)
+    batches: str = "shuffled"
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
         require_whole(self, "batch_size")
+        require_known(self, "batches", ("shuffled", "by_length"))
         duration.check(self, "duration", least=1)
 
     def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
@@ -105,6 +108,11 @@ class TextTraining(Stage):
 
         return step
 
+    def rows_at(self, table: feed.TextTable) -> feed.BatchRows:
+        """The rows of every step's batch."""
+        lengths = table.lengths if self.batches == "by_length" else None
+        return feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=lengths)
+
     def program_of(
         self, make_update: MakeUpdate, params: Any, examples: int, batch: Mapping[str, Any], resident: Any
     ) -> Program:
@@ -130,7 +138,7 @@ class TextTraining(Stage):
         Raises:
           ValueError: a batch that is larger than the table.
         """
-        rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
+        rows_at = self.rows_at(table)
         whole = Training(
             place=One(layout),
             step=self.step_of(make_update),

@@ -39,6 +39,8 @@ VALUES = {
     "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,
     "captions.matcher": "lexicon",
+    "phi.batches": "shuffled",
+    "rtd.batches": "shuffled",
     "sharding.mode": "pmap",
     "rtd.objective.negatives": "global",
     "rtd.objective.concatenation": "plain",
