@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     captions.path = ""  # .txt, .jsonl, .json (COCO's), .csv, .tsv
     captions.column = "caption"
     captions.matcher = "auto"  # of keywords: spacy, lexicon, auto
+    captions.keywords = "published"  # determiners too, and a random word where there is none; or nouns_adjectives
     captions.train_examples = 20_000  # scenes
     captions.val_examples = 500
 

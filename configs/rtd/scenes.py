@@ -16,6 +16,7 @@ def get_config():
     config = base.get_config()
     config.model.unroll = True
     config.captions.source = "scenes"
+    config.captions.keywords = "nouns_adjectives"
     config.images.source = "scenes"
     config.triplets.source = "scenes"
 

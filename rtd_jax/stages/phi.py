@@ -20,7 +20,15 @@ from launch.training.program import Pass, Program
 from launch.training.sharding import Device, Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
-from rtd_jax.stages.data import ClipSource, DataStage, ImagesOfFolder, ImagesOfScenes, require_whole
+from rtd_jax.stages.data import (
+    CaptionsOfFile,
+    CaptionsOfScenes,
+    ClipSource,
+    DataStage,
+    ImagesOfFolder,
+    ImagesOfScenes,
+    require_whole,
+)
 from rtd_jax.stages.fitting import TextTraining, metrics_of
 from rtd_jax.text import compose
 from rtd_jax.tuning import feed, training
@@ -215,7 +223,7 @@ class CaptionTable(Stage):
     """Masked captions with their embeddings: a table to train on, and embeddings (n, d) to validate on."""
 
     clip: ClipSource
-    captions: DataStage
+    captions: CaptionsOfFile | CaptionsOfScenes
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
@@ -224,7 +232,8 @@ class CaptionTable(Stage):
 
     def make(self, store: Store) -> tuple[feed.TextTable, np.ndarray]:
         clip, (train, val, matcher) = store.get(self.clip), store.get(self.captions)
-        table = lincir.prepare(clip, train, matcher, batch_size=self.batch_size)
+        seed = self.captions.seed if self.captions.keywords == "published" else None
+        table = lincir.prepare(clip, train, matcher, seed=seed, batch_size=self.batch_size)
         return table, clip_jax.embed_texts(clip, val, batch_size=self.batch_size, progress=False)
 
     def encode(self, value: tuple[feed.TextTable, np.ndarray]) -> Any:

@@ -39,6 +39,7 @@ VALUES = {
     "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,
     "captions.matcher": "lexicon",
+    "captions.keywords": "published",
     "phi.batches": "shuffled",
     "rtd.batches": "shuffled",
     "sharding.mode": "pmap",
