@@ -29,7 +29,8 @@ from rtd_jax.benchmarks import genecis
 from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
 from rtd_jax.stages import data
-from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
+from rtd_jax.stages.evaluation import ComposedRetrieval, TaskEvaluation
+from rtd_jax.stages.galleries import GalleryEmbeddings
 from rtd_jax.stages.phi import (
     METHODS,
     CaptionTable,
@@ -62,8 +63,8 @@ def plan(config: Any) -> ComposedRetrieval:
     with about("clip"):
         clip = data.ClipSource.named(setting(config, "clip", str), compiling.precision_of(config))
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
-    shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"))
     _check_types(config)
+    shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"), cirr=_cirr(config, frozen))
     network = _phi(config, frozen, shared)
     names = setting(config, "evaluation.benchmarks", tuple[str, ...], known=(*data.RELEASES, "scenes"))
     tasks = [task for name in names for task in _tasks(config, name, seed)]
@@ -104,6 +105,18 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
     inputs = {make.__name__: make() for make in (table, images, tokens) if make.__name__ in fields}
     skip = ("load", "inversion_steps", "phrases")
     return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
+
+
+def _cirr(config: Any, frozen: Mapping[str, Any]) -> GalleryEmbeddings | None:
+    """CIRR's val split where `best_by` has it choose the best states: "auto" is "cirr" where its folder is given."""
+    chosen = setting(config, "best_by", str, known=("auto", "cirr", "held_back"))
+    root = setting(config, "evaluation.roots.cirr", str)
+    if chosen == "held_back" or (chosen == "auto" and not root):
+        return None
+    with _renamed(root="evaluation.roots.cirr"):
+        skip = setting(config, "evaluation.skip_missing", bool)
+        task = data.ReleasedTask(benchmark="cirr", root=root, skip_missing=skip)
+    return GalleryEmbeddings(task=task, target_pad=_pads(config, "evaluation.target_pad"), **frozen)
 
 
 def _pads(config: Any, name: str) -> bool:

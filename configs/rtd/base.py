@@ -12,6 +12,9 @@ def get_config() -> ConfigDict:
     config.clip = "embedded:scenes"  # a folder, a hub name, or "embedded:scenes"
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 
+    config.best_by = "auto"  # what chooses the best states of φ and RTD: cirr, recall@1 on its val split, as published;
+    # held_back, captions or images for φ, triplets for RTD; auto, cirr where evaluation.roots.cirr is given
+
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of RTD's activations and matrix products; "bfloat16" on accelerators
     model.remat = "auto"  # recompute blocks in the backward pass: less memory, a third more work; yes, no, or
@@ -20,6 +23,7 @@ def get_config() -> ConfigDict:
 
     config.phi = phi = _stage(batch_size=512, duration="20000 steps", learning_rate=1e-4)
     phi.accumulation = 1  # parts that a device's share of a batch is computed in; negatives are of a part
+    phi.loop.eval_every = "1000 steps"
     phi.load = ""  # φ's file (.safetensors, or .pt where PyTorch is installed); "": it is trained
     phi.method = "lincir"  # lincir (from captions), pic2word, searle (from images)
     phi.noise = 1.0  # lincir: level of the noise on a caption's embedding

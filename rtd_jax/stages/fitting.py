@@ -21,6 +21,7 @@ from launch.training.places import One
 from launch.training.program import Program, State, Step, as_arrays
 from rtd_jax.phi.validation import RECALL
 from rtd_jax.stages.data import require_whole
+from rtd_jax.stages.galleries import GalleryEmbeddings
 from rtd_jax.tuning import feed, training
 
 
@@ -44,6 +45,7 @@ class TextTraining(Stage):
 
     Attributes:
       batch_size: examples per step, over all devices.
+      cirr: CIRR's val split, whose recall@1 chooses the best state, as published; None: examples that are held back.
       batches: "shuffled", as published, or "by_length", texts of similar length together; see `rtd_jax.tuning.feed`.
       seed: of the initial parameters, the order, and the random numbers of the steps.
     """
@@ -55,6 +57,7 @@ class TextTraining(Stage):
     optimizer: Optimizer
     loop: TextLoop = field(default_factory=TextLoop)
     sharding: Devices = field(default_factory=Devices)
+    cirr: GalleryEmbeddings | None = None
     batches: str = "shuffled"
     seed: int = stackable(0)
 

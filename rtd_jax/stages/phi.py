@@ -20,6 +20,7 @@ from launch.training.program import Pass, Program
 from launch.training.sharding import Device, Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
+from rtd_jax.stages import galleries
 from rtd_jax.stages.data import (
     CaptionsOfFile,
     CaptionsOfScenes,
@@ -190,6 +191,8 @@ class PhiTraining(TextTraining):
         table, val, resident = self.read(store)
         fresh = self.network(clip)
         at = lambda state: phi.Network(fresh.module, local(state.params))
+        held_back = lambda clip, network: validation.validate(clip, network, val)
+        check = held_back if self.cirr is None else galleries.recall(store, self.cirr)
         outcome = self.fit(
             store,
             lambda stage: stage.update(clip, len(table), layout.data_shards),
@@ -197,7 +200,7 @@ class PhiTraining(TextTraining):
             layout=layout,
             config=clip.config,
             table=table,
-            evaluate=lambda state: validation.validate(clip, at(state), val),
+            evaluate=lambda state: check(clip, at(state)),
             resident=_frozen(clip) | resident,
         )
         return TrainedPhi(at(outcome.state), metrics_of(outcome))

@@ -38,6 +38,7 @@ VALUES = {
     "phi.method": "pic2word",
     "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,
+    "best_by": "held_back",
     "captions.matcher": "lexicon",
     "captions.keywords": "published",
     "phi.batches": "shuffled",
