@@ -133,6 +133,21 @@ def test_circo_precision_over_several_truths(tmp_path):
     assert {f"map_at_{k}" for k in (5, 10, 25, 50)} <= set(result)
 
 
+def test_circo_precision_by_semantic_aspect(tmp_path):
+    make_circo(tmp_path, "val")
+    path = tmp_path / "annotations/val.json"
+    changed(path, 0, semantic_aspects=["addition", "viewpoint"])
+    changed(path, 1, semantic_aspects=["addition"])
+    result = circo.load(tmp_path).score(np.stack([leaning(1, 40, 3), leaning(41, 20)]), axes(*range(55)))
+    first, second = (1 + 2 / 3) / 2, 1 / 2
+    assert result["map_at_10_viewpoint"] == pytest.approx(100 * first)
+    assert result["map_at_10_addition"] == pytest.approx(100 * (first + second) / 2)
+    assert sum("map_at_10_" in name for name in result) == 2
+    changed(path, 1, semantic_aspects="addition")
+    with pytest.raises(ValueError, match="entry 1, 'semantic_aspects': must be a list"):
+        circo.load(tmp_path)
+
+
 def test_circo_submission(tmp_path):
     make_circo(tmp_path, "test")
     found = circo.load(tmp_path, "test")
