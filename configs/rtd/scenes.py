@@ -6,7 +6,8 @@ Nothing to download; under two minutes on a core. Over three seeds recall@1 is 7
 and 29 ± 1 with the sum of image and text; 57, 36 and 17 in phrasings that RTD has not seen. The table of
 `python -m launch.report runs/rtd_scenes --tables` has a row for images alone, texts alone, their sum, φ, φ with RTD's
 text encoder, and the targets' captions. artifacts/retrieved-scenes.png shows what some queries find.
-φ from images instead: `--config.phi.method=pic2word` or `searle`.
+φ from images instead: `--config.phi.method=pic2word` or `searle`. Not as published: batches of texts of similar length,
+which grouping.py sets beside shuffled ones, and nouns and adjectives alone as LinCIR's keywords.
 """
 
 from configs.rtd import base

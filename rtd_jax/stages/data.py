@@ -215,6 +215,8 @@ class ImagesOfFolder(DataStage):
 class TripletsOfFile(DataStage):
     """Text triplets of a file, split by the seed; for path and skip_faulty see `rtd_jax.text.triplets.read`."""
 
+    VERSION = 2
+
     path: File
     skip_faulty: bool = False
     val_examples: int = 1000
@@ -270,6 +272,8 @@ class ReleasedTask(DataStage):
       skip_missing: leave out images whose files are missing, and the queries that need them.
       missing: a digest of the images that are left out, which the stage finds by itself: the result depends on them.
     """
+
+    VERSION = 2
 
     benchmark: str
     root: str
