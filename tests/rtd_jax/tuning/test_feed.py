@@ -44,9 +44,11 @@ def test_shuffled_batches_are_the_published_ones():
     assert spread(rows_at) > 0.8 * table.lengths.std() > 4 * spread(grouped)
 
 
-def test_the_published_config_shuffles():
+def test_the_published_config_trains_as_published():
     made = published.get_config()
-    assert made.rtd.batches == made.phi.batches == "shuffled"
+    assert made.rtd.batches == made.phi.batches == "shuffled" and made.captions.keywords == "published"
+    assert (made.phi.loop.eval_every, made.rtd.loop.eval_every) == ("1000 steps", "100 steps")
+    assert made.best_by == made.evaluation.target_pad == made.images.target_pad == "auto"
 
 
 def test_rows_are_a_function_of_seed_and_step():
