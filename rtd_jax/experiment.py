@@ -30,7 +30,8 @@ from rtd_jax.benchmarks import genecis
 from rtd_jax.benchmarks.task import RetrievalTask
 from rtd_jax.results import describe
 from rtd_jax.stages import data
-from rtd_jax.stages.evaluation import ComposedRetrieval, GalleryEmbeddings, TaskEvaluation
+from rtd_jax.stages.evaluation import ComposedRetrieval, TaskEvaluation
+from rtd_jax.stages.galleries import GalleryEmbeddings
 from rtd_jax.stages.phi import (
     METHODS,
     CaptionTable,
@@ -64,14 +65,14 @@ def plan(config: Any) -> ComposedRetrieval:
     with about("clip"):
         clip = data.ClipSource.named(setting(config, "clip", str), compiling.precision_of(config), dtype)
     frozen: dict[str, Any] = dict(clip=clip, batch_size=setting(config, "evaluation.batch_size", int, least=1))
-    shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"))
     _check_types(config)
+    shared = dict(seed=seed, sharding=settings(Devices, config, "sharding"), cirr=_cirr(config, frozen))
     network = _phi(config, frozen, shared)
     names = setting(config, "evaluation.benchmarks", tuple[str, ...], known=(*data.RELEASES, "scenes"))
     tasks = [task for name in names for task in _tasks(config, name, seed)]
     tuned = _tuned(config, network, frozen, shared)
     tuned = tuned if setting(config, "rtd.train", bool) else None
-    pad = setting(config, "evaluation.target_pad", bool)
+    pad = _pads(config, "evaluation.target_pad")
     galleries = [GalleryEmbeddings(task=task, target_pad=pad, **frozen) for task in tasks]
     scored: dict[str, Any] = dict(phi=network, dtype=setting(config, "evaluation.dtype", str, known=DTYPES))
     evaluate = lambda encoder: tuple(TaskEvaluation(gallery=g, encoder=encoder, **scored) for g in galleries)
@@ -92,7 +93,7 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
 
     def images() -> ImageEmbeddings:
         source = _choose(data.IMAGES, config, "images", skip=("target_pad",), seed=seed)
-        return ImageEmbeddings(images=source, target_pad=setting(config, "images.target_pad", bool), **frozen)
+        return ImageEmbeddings(images=source, target_pad=_pads(config, "images.target_pad"), **frozen)
 
     phrases = setting(config, "phi.phrases", tuple[str, ...])
     steps = setting(config, "phi.inversion_steps", int, least=1)
@@ -109,10 +110,28 @@ def _phi(config: Any, frozen: Mapping[str, Any], shared: Mapping[str, Any]) -> P
     return _choose(METHODS, config, "phi", choice="method", skip=skip, clip=clip, **inputs, **shared)
 
 
+def _cirr(config: Any, frozen: Mapping[str, Any]) -> GalleryEmbeddings | None:
+    """CIRR's val split where `best_by` has it choose the best states: "auto" is "cirr" where its folder is given."""
+    chosen = setting(config, "best_by", str, known=("auto", "cirr", "held_back"))
+    root = setting(config, "evaluation.roots.cirr", str)
+    if chosen == "held_back" or (chosen == "auto" and not root):
+        return None
+    with _renamed(root="evaluation.roots.cirr"):
+        skip = setting(config, "evaluation.skip_missing", bool)
+        task = data.ReleasedTask(benchmark="cirr", root=root, skip_missing=skip)
+    return GalleryEmbeddings(task=task, target_pad=_pads(config, "evaluation.target_pad"), **frozen)
+
+
+def _pads(config: Any, name: str) -> bool:
+    """Whether elongated images are padded by a setting: "auto" is SEARLE's, for its φ alone, trained or from a file."""
+    chosen = setting(config, name, str, known=("auto", "yes", "no"))
+    return setting(config, "phi.method", str, known=METHODS) == "searle" if chosen == "auto" else chosen == "yes"
+
+
 def _check_types(config: Any) -> None:
     """Raise `SettingError` for settings of another type than they are declared with, whether they are read or not."""
     kinds = {"captions": data.CAPTIONS, "images": data.IMAGES, "triplets": data.TRIPLETS, "phi": METHODS}
-    setting(config, "images.target_pad", bool)
+    _pads(config, "images.target_pad")
     setting(config, "evaluation.skip_missing", bool)
     for path, known in kinds.items():
         setting(config, f"{path}.{'method' if path == 'phi' else 'source'}", str, known=known)
@@ -126,6 +145,7 @@ def _check_types(config: Any) -> None:
         setting(config, f"evaluation.{name}", str)
     for name in options["splits"]:
         setting(config, f"evaluation.splits.{name}", str, known=data.SPLITS.get(name, ("val",)))
+    setting(config, "evaluation.genecis_tasks", tuple[str, ...], known=genecis.TASKS)
     settings(data.SceneTask, config, "evaluation.scenes")
 
 
@@ -148,7 +168,10 @@ def _tasks(config: Any, name: str, seed: int) -> list[data.DataStage]:
         return [settings(data.SceneTask, config, "evaluation.scenes", seed=seed)]
     tasks, split = [], f"evaluation.splits.{name}"
     root = setting(config, f"evaluation.roots.{name}", str)
-    for part in data.PARTS.get(name, ("",)):
+    parts = data.PARTS.get(name, ("",))
+    if name == "genecis":
+        parts = setting(config, "evaluation.genecis_tasks", tuple[str, ...], known=parts)
+    for part in parts:
         images = f"evaluation.genecis_images.{genecis.images_of(part)}"
         with _renamed(root=f"evaluation.roots.{name}", split=split, images=images):
             place = dict(

@@ -39,7 +39,7 @@ class GalleryIndex:
     network: phi.Network
     paths: Sequence[Path]
     gallery: retrieval.Gallery
-    target_pad: bool = True
+    target_pad: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def index(
     network: phi.Network,
     folder: str | Path | folders.Listing,
     *,
-    target_pad: bool = True,
+    target_pad: bool = False,
     batch_size: int = 64,
     cache: str | Path | None = None,
     progress: bool = False,
@@ -218,7 +218,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("k", 10, "number of images to find", lower_bound=1, **options)
     flags.DEFINE_string("out", "found.png", "the PNG to draw, the query and its matches; empty for none", **options)
     flags.DEFINE_string("cache", "", "folder to cache the gallery's embeddings in", **options)
-    flags.DEFINE_bool("target_pad", True, "pad elongated images before they are cropped", **options)
+    flags.DEFINE_bool("target_pad", False, "pad elongated images before they are cropped, for SEARLE's φ", **options)
     flags.DEFINE_bool("keep_query", False, "leave the query's own file in the gallery", **options)
     flags.DEFINE_bool("serve", False, "open a page to try queries", **options)
     flags.DEFINE_string("host", "127.0.0.1", "address that --serve listens on", **options)

@@ -59,6 +59,7 @@ ACCEPTED = (
     (r"phi\.dropout", (-1,), "the published one"),
     (r"(data|backbone)\.(mean|std)", ((),), "the data set's own"),
     (r"evaluation\.(attributions|composites|perturbations|metrics|curves|sensitivity|benchmarks)", ((),), "none"),
+    (r"evaluation\.genecis_tasks", ((),), "none"),
     (r"baselines|ablations|retrain\.grid\..*|phi\.phrases|.*\.milestones", ((),), "none, or the setting's own"),
     (r"(.*\.)?decay_mask", ((),), "decays nothing"),
     (r"(.*\.)?(init_from|load|tokenizer_from|source|base_url|key_variable|classes|cache|log)", ("",), "none"),

@@ -12,6 +12,9 @@ def get_config() -> ConfigDict:
     config.clip = "embedded:scenes"  # a folder, a hub name, or "embedded:scenes"
     config.checkpoint_dtype = "float32"  # of the weights in the run's folder `clip`
 
+    config.best_by = "auto"  # what chooses the best states of φ and RTD: cirr, recall@1 on its val split, as published;
+    # held_back, captions or images for φ, triplets for RTD; auto, cirr where evaluation.roots.cirr is given
+
     config.embedding = ConfigDict()
     config.embedding.dtype = "float32"  # of the frozen CLIP; "bfloat16" on accelerators (docs/precision.md)
 
@@ -23,6 +26,7 @@ def get_config() -> ConfigDict:
 
     config.phi = phi = _stage(batch_size=512, duration="20000 steps", learning_rate=1e-4)
     phi.accumulation = 1  # parts that a device's share of a batch is computed in; negatives are of a part
+    phi.loop.eval_every = "1000 steps"
     phi.load = ""  # φ's file (.safetensors, or .pt where PyTorch is installed); "": it is trained
     phi.method = "lincir"  # lincir (from captions), pic2word, searle (from images)
     phi.noise = 1.0  # lincir: level of the noise on a caption's embedding
@@ -37,6 +41,7 @@ def get_config() -> ConfigDict:
     captions.path = ""  # .txt, .jsonl, .json (COCO's), .csv, .tsv
     captions.column = "caption"
     captions.matcher = "auto"  # of keywords: spacy, lexicon, auto
+    captions.keywords = "published"  # determiners too, and a random word where there is none; or nouns_adjectives
     captions.train_examples = 20_000  # scenes
     captions.val_examples = 500
 
@@ -45,7 +50,7 @@ def get_config() -> ConfigDict:
     images.path = ""
     images.train_examples = 5000  # scenes
     images.val_examples = 500
-    images.target_pad = True  # pad elongated images before they are cropped
+    images.target_pad = "auto"  # as evaluation.target_pad
 
     config.triplets = triplets = ConfigDict()
     triplets.source = "file"  # file, scenes
@@ -75,10 +80,12 @@ def get_config() -> ConfigDict:
     evaluation.benchmarks = ("scenes",)  # cirr, circo, fashioniq, genecis, scenes
     evaluation.roots = ConfigDict(dict(cirr="", circo="", fashioniq="", genecis=""))  # folders of their releases
     evaluation.genecis_images = ConfigDict(dict(visual_genome="", coco=""))
+    evaluation.genecis_tasks = ("focus_attribute", "change_attribute", "focus_object", "change_object")
     evaluation.splits = ConfigDict(dict(cirr="val", circo="val", fashioniq="val"))  # cirr test1, circo test: files
     evaluation.skip_missing = False  # True: leave out missing images and the queries that need them, and count both
     evaluation.scenes = ConfigDict(dict(gallery=1500, queries=1000))
-    evaluation.target_pad = True  # pad elongated images before they are cropped, as the published evaluations do
+    evaluation.target_pad = "auto"  # pad elongated images before they are cropped: yes, no, or auto, as published: with
+    # SEARLE's φ (phi.method, also beside phi.load), with no other
     evaluation.batch_size = 256
     evaluation.dtype = "float32"  # of galleries and queries as they are multiplied; "bfloat16" on accelerators
     return config
@@ -88,6 +95,7 @@ def _stage(*, batch_size: int, duration: str, learning_rate: float) -> ConfigDic
     """The settings of a training stage: length, optimiser and loop."""
     stage = ConfigDict()
     stage.batch_size = batch_size  # over all devices
+    stage.batches = "shuffled"  # or by_length: texts of similar length together, which takes fewer tokens a step
     stage.duration = duration
     stage.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"

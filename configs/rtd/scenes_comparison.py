@@ -11,7 +11,7 @@ from configs.rtd import scenes
 
 SEEDS = (0, 1, 2)
 VARIANTS = (
-    {},  # as published
+    {},  # the published objective
     {"rtd.objective.concatenation": "plain"},
     {"rtd.objective.hard_negatives": False},
     {"rtd.objective.frozen_targets": False},

@@ -5,7 +5,8 @@
     ROOT/dev/…, ROOT/test1/…                           images
 
 The reference leaves the gallery of its query. Recall at 1, 5, 10, 50; recall at 1, 2, 3 among the group of six similar
-images, less the reference. `test1` has no ground truth: its answers go to the test server, two JSON files.
+images, less the reference. `test1` has no ground truth: its answers go to the test server, two JSON files. One of its
+captions is blank, and the server wants an answer to that query too.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def load(root: str | Path, split: str = "val", *, skip_missing: bool = False) ->
     queries = read_queries(root / "cirr" / "captions" / f"cap.rc2.{split}.json")
     pairs = distinct(queries, "pairid", int)
     reference = np.array([row(query, "reference", str, index) for query in queries], np.int32)
-    texts = [(records.text(query, "caption"),) for query in queries]
+    texts = [(records.field(query, "caption", str).strip(),) for query in queries]
     members = [_members(query, of_reference, index) for query, of_reference in zip(queries, reference, strict=True)]
     target = None
     if split == "val":

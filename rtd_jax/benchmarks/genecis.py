@@ -4,9 +4,9 @@
     IMAGES.visual_genome/ID.jpg                  Visual Genome's images, for the two tasks of attributes
     IMAGES.coco/000000ID.jpg                     COCO's val2017, for the two tasks of objects
 
-Recall at 1, 2, 3 in the query's gallery. Our reading: an object with attributes is cropped by its box, enlarged by 0.7
-of its width and height in all, and padded to a square; the condition, a word or two, becomes the modification "has
-CONDITION", since "a photo of $ that CONDITION" would not be English.
+Recall at 1, 2, 3 in the query's gallery. As published, an object with attributes is cropped by its box, which is
+enlarged by 0.7 of its width to the left and of its height upwards, and padded to a square; the condition, a word or
+two, is the modification: "a photo of $ that cardboard".
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,16 +26,19 @@ from rtd_jax.benchmarks.task import RetrievalTask, padded, read_queries
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 KS = (1, 2, 3)
-DILATION = 0.7  # of a box's width and height, in all
+DILATION = 0.7  # of a box's width and height
 Key = tuple[Path, tuple[float, ...] | None]  # an image's file and a box in it
 
 
-def load(root: str | Path, *, images: Mapping[str, str], skip_missing: bool = False) -> list[RetrievalTask]:
-    """The four tasks.
+def load(
+    root: str | Path, *, images: Mapping[str, str], tasks: Sequence[str] = TASKS, skip_missing: bool = False
+) -> list[RetrievalTask]:
+    """Some tasks, or all four.
 
     Args:
       root: the folder of the templates.
-      images: the folders "visual_genome" and "coco".
+      images: the folders "visual_genome" and "coco", of which a task needs one.
+      tasks: names in `TASKS`.
       skip_missing: leave out images that are missing, and the queries whose reference or target they are, or that have
         no other image but the target left.
 
@@ -43,7 +46,7 @@ def load(root: str | Path, *, images: Mapping[str, str], skip_missing: bool = Fa
       ValueError: a file, entry or field that is not as the release has it, by name.
       FileNotFoundError: a missing file.
     """
-    return [load_task(root, name, images[images_of(name)], skip_missing=skip_missing) for name in TASKS]
+    return [load_task(root, name, images[images_of(name)], skip_missing=skip_missing) for name in tasks]
 
 
 def images_of(task: str) -> str:
@@ -81,9 +84,11 @@ def read(path: Path, box: Sequence[float] | None) -> np.ndarray:
         raise InputError(
             f"has {image.width} x {image.height} pixels, none in the box (x, y, w, h)", file=path, value=box
         )
-    left, top = max(x - DILATION / 2 * w, 0), max(y - DILATION / 2 * h, 0)
-    right, bottom = min(x + (1 + DILATION / 2) * w, image.width), min(y + (1 + DILATION / 2) * h, image.height)
-    image = image.crop((int(left), int(top), max(int(right), int(left) + 1), max(int(bottom), int(top) + 1)))
+    left, top = max(x - DILATION * w, 0), max(y - DILATION * h, 0)
+    right, bottom = left + (1 + DILATION) * w, top + (1 + DILATION) * h  # where the image cuts it, it moves inwards
+    left, top = min(round(left), image.width - 1), min(round(top), image.height - 1)
+    right, bottom = round(min(right, image.width)), round(min(bottom, image.height))
+    image = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
     side = max(image.size)
     square = Image.new("RGB", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -119,7 +124,7 @@ def load_task(root: str | Path, name: str, images: str | Path, *, skip_missing: 
     own = [[index[key] for key in gallery] for gallery in galleries]
     reference = np.array([index[key] for key in references], np.int32)
     target = np.array([gallery[0] for gallery in own], np.int32)
-    texts = [(f"has {records.text(query, 'condition')}",) for query in queries]
+    texts = [(records.text(query, "condition"),) for query in queries]
     files = [image for image, _ in index]
     name = f"genecis/{name}"
     there = present(name, files, [reference, target], listed=path, skip=skip_missing, alone=own)

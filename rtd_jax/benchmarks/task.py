@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from clip_jax.tokenizer import MARKER
 from launch.reading import InputError, jsons, printable, records, shown
@@ -69,7 +70,8 @@ class RetrievalTask:
             raise ValueError(f"{self.name}: there are no queries")
         for texts in self.texts.values():
             if empty := [i for i, query in enumerate(texts) if not "".join(query).strip()]:
-                raise ValueError(f"{self.name}: {len(empty)} queries have no text, the first is query {empty[0]}")
+                said = "%s: %d of %d queries have no text, the first is query %d; they are answered all the same"
+                logging.warning(said, self.name, len(empty), len(texts), empty[0])
         # The marker stands for the image; where it means money, the word replaces it.
         clean = {key: [tuple(text.replace(MARKER, " dollar ") for text in query) for query in texts]
                  for key, texts in self.texts.items()}  # fmt: skip

@@ -20,35 +20,46 @@ from launch.training import keys, sharding
 from rtd_jax import losses
 from rtd_jax.phi.networks import ApplyPhi
 from rtd_jax.text import masking
+from rtd_jax.text.compose import BASE
 from rtd_jax.tuning import feed, training
 
 
 def prepare(
-    clip: clip_jax.Clip, captions: Sequence[str], matcher: masking.Matcher, *, batch_size: int = 256
+    clip: clip_jax.Clip,
+    captions: Sequence[str],
+    matcher: masking.Matcher,
+    *,
+    seed: int | None = None,
+    batch_size: int = 256,
 ) -> feed.TextTable:
     """Captions as training reads them: `caption`, their embeddings (n, d), and `ids` of the masked captions.
 
-    Captions without a keyword, and those whose masked form no longer fits the context, are left out.
+    As published, given a seed: a random word is masked in a caption without a keyword, and "a photo of $" stands for a
+    caption whose markers do not fit the context. Without one, both are left out.
 
     Args:
       clip: whose text encoder is used.
       captions: the texts.
       matcher: finds their keywords.
+      seed: of the random words.
       batch_size: captions embedded at a time.
 
     Raises:
       ValueError: no caption is left.
     """
-    masked = masking.mask(captions, matcher)
+    masked = masking.mask(captions, matcher, seed=seed)
     usable = {row: text for row, text in enumerate(masked) if text is not None}
     if not usable:
         raise ValueError(f"no caption has a keyword that the matcher knows ({matcher.note}), such as {captions[0]!r}")
     ids = clip.tokenize([*usable.values()])
     whole = (ids == clip.marker_id).any(1)
+    if seed is not None and not whole.all():
+        fitting = [text if fits else BASE for text, fits in zip(usable.values(), whole, strict=True)]
+        ids, whole = clip.tokenize(fitting), np.ones_like(whole)
     if not whole.any():
         raise ValueError(f"every marker was cut off: {clip.config.text.context_length} tokens hold no masked caption")
     ids, kept = ids[whole], np.flatnonzero(whole)
-    logging.info("%d of %d captions have keywords (%s)", len(kept), len(captions), matcher.note)
+    logging.info("%d of %d captions are masked (keywords by %s)", len(kept), len(captions), matcher.note)
     rows = [*usable]
     embeddings = clip_jax.embed_texts(clip, [captions[rows[i]] for i in kept], batch_size=batch_size, progress=False)
     return feed.table(clip.config, {"caption": embeddings}, {"ids": ids})

@@ -110,14 +110,21 @@ class ExamplesOfScenes(DataStage):
         return [(seed, self.train_examples), (seed + 1, self.val_examples)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class CaptionsOfScenes(ExamplesOfScenes):
-    """Captions, and the matcher of their keywords."""
+    """Captions, and the matcher of their keywords, which are by a rule in `rtd_jax.text.masking.RULES`."""
+
+    keywords: str = "published"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known(self, "keywords", masking.RULES)
 
     def make(self, store: Store | None = None) -> tuple[list[str], list[str], masking.Matcher]:
         (seed, count), (val_seed, val_count) = self._draws("rtd.captions")
         train = [text for (text,) in scenes.pairs(seed, count, held_out=False).captions]
         val = [text for (text,) in scenes.pairs(val_seed, val_count, held_out=False, full=True).captions]
-        return train, val, masking.create("lexicon", scenes.KEYWORDS)
+        return train, val, masking.create("lexicon", scenes.KEYWORDS, determiners=self.keywords == "published")
 
 
 class ImagesOfScenes(ExamplesOfScenes):
@@ -151,11 +158,13 @@ class CaptionsOfFile(DataStage):
     Attributes:
       path, column: see `rtd_jax.text.captions.read`.
       matcher: of keywords; see `rtd_jax.text.masking.create`.
+      keywords: a rule in `rtd_jax.text.masking.RULES`.
     """
 
     path: File
     column: str = "caption"
     matcher: str = "auto"
+    keywords: str = "published"
     val_examples: int = 500
     seed: int = stackable(0)
 
@@ -163,6 +172,7 @@ class CaptionsOfFile(DataStage):
         _require_file(self, captions.ENDINGS, ", or take source 'scenes'")
         require_whole(self, "val_examples")
         require_known(self, "matcher", masking.MATCHERS)
+        require_known(self, "keywords", masking.RULES)
         try:  # "auto" counts as what it means on this machine
             object.__setattr__(self, "matcher", masking.resolve(self.matcher))
         except ImportError as error:
@@ -172,7 +182,7 @@ class CaptionsOfFile(DataStage):
         texts = captions.read(self.path.path, column=self.column)
         parts = _held_back(len(texts), self.val_examples, (self.seed, 0xCA), "captions")
         train, val = ([texts[row] for row in rows] for rows in parts)
-        return train, val, masking.create(self.matcher)
+        return train, val, masking.create(self.matcher, determiners=self.keywords == "published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +214,8 @@ class ImagesOfFolder(DataStage):
 @dataclass(frozen=True, kw_only=True)
 class TripletsOfFile(DataStage):
     """Text triplets of a file, split by the seed; for path and skip_faulty see `rtd_jax.text.triplets.read`."""
+
+    VERSION = 2
 
     path: File
     skip_faulty: bool = False
@@ -260,6 +272,8 @@ class ReleasedTask(DataStage):
       skip_missing: leave out images whose files are missing, and the queries that need them.
       missing: a digest of the images that are left out, which the stage finds by itself: the result depends on them.
     """
+
+    VERSION = 2
 
     benchmark: str
     root: str

@@ -6,42 +6,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from clip_jax.training.clips import image_pass, text_pass
+from clip_jax.training.clips import text_pass
 from launch.networks.dtypes import DTYPES
 from launch.results import FieldsStage
-from launch.stages import Stage, free, require_known
+from launch.stages import Stage, require_known
 from launch.store import Store
 from launch.training.program import Pass
 from launch.training.sharding import Layout, of_one_process
 from rtd_jax import retrieval
 from rtd_jax.benchmarks import evaluation
-from rtd_jax.stages.data import ClipSource, DataStage
+from rtd_jax.stages.galleries import GalleryEmbeddings
 from rtd_jax.stages.phi import PhiFile, PhiTraining
 from rtd_jax.stages.tuning import TunedClip
 from rtd_jax.text import compose
 from rtd_jax.tuning import trained
 
 _QUERIES, _BEST = 1024, 50  # of a search that is compiled ahead of time; only files tell how many there are
-
-
-@dataclass(frozen=True, kw_only=True)
-class GalleryEmbeddings(FieldsStage):
-    """The images of one benchmark task, embedded once for all ways of making queries."""
-
-    RESULT: ClassVar[Any] = evaluation.TaskImages
-
-    clip: ClipSource
-    task: DataStage
-    target_pad: bool = True
-    batch_size: int = free(256)
-
-    def passes(self, layout: Layout) -> list[Pass]:
-        """See `launch.training.program.FrozenStage`."""
-        return [image_pass(self.clip.outline(), self.batch_size, layout)]
-
-    def make(self, store: Store) -> evaluation.TaskImages:
-        clip, task = store.get(self.clip), store.get(self.task)
-        return evaluation.embed(clip, task, target_pad=self.target_pad, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)

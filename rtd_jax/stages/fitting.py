@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ClipConfig
 from clip_jax.training.options import Devices
-from launch.stages import Stage, about, free, numbers, require, section, stackable, with_numbers
+from launch.stages import Stage, about, free, numbers, require, require_known, section, stackable, with_numbers
 from launch.store import Store
 from launch.training import duration
 from launch.training import sharding as mesh
@@ -21,6 +21,7 @@ from launch.training.places import One
 from launch.training.program import Program, State, Step, as_arrays
 from rtd_jax.phi.validation import RECALL
 from rtd_jax.stages.data import require_whole
+from rtd_jax.stages.galleries import GalleryEmbeddings
 from rtd_jax.tuning import feed, training
 
 
@@ -44,6 +45,8 @@ class TextTraining(Stage):
 
     Attributes:
       batch_size: examples per step, over all devices.
+      cirr: CIRR's val split, whose recall@1 chooses the best state, as published; None: examples that are held back.
+      batches: "shuffled", as published, or "by_length", texts of similar length together; see `rtd_jax.tuning.feed`.
       seed: of the initial parameters, the order, and the random numbers of the steps.
     """
 
@@ -54,10 +57,13 @@ class TextTraining(Stage):
     optimizer: Optimizer
     loop: TextLoop = field(default_factory=TextLoop)
     sharding: Devices = field(default_factory=Devices)
+    cirr: GalleryEmbeddings | None = None
+    batches: str = "shuffled"
     seed: int = stackable(0)
 
     def __post_init__(self) -> None:
         require_whole(self, "batch_size")
+        require_known(self, "batches", ("shuffled", "by_length"))
         duration.check(self, "duration", least=1)
 
     def layout(self, devices: Sequence[mesh.Device] | None = None) -> mesh.Layout:
@@ -105,6 +111,11 @@ class TextTraining(Stage):
 
         return step
 
+    def rows_at(self, table: feed.TextTable) -> feed.BatchRows:
+        """The rows of every step's batch."""
+        lengths = table.lengths if self.batches == "by_length" else None
+        return feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=lengths)
+
     def program_of(
         self, make_update: MakeUpdate, params: Any, examples: int, batch: Mapping[str, Any], resident: Any
     ) -> Program:
@@ -130,7 +141,7 @@ class TextTraining(Stage):
         Raises:
           ValueError: a batch that is larger than the table.
         """
-        rows_at = feed.grouped_rows(len(table), seed=self.seed, batch_size=self.batch_size, lengths=table.lengths)
+        rows_at = self.rows_at(table)
         whole = Training(
             place=One(layout),
             step=self.step_of(make_update),

@@ -20,7 +20,16 @@ from launch.training.program import Pass, Program
 from launch.training.sharding import Device, Layout, local
 from rtd_jax import losses, phi
 from rtd_jax.phi import lincir, pic2word, searle, validation
-from rtd_jax.stages.data import ClipSource, DataStage, ImagesOfFolder, ImagesOfScenes, require_whole
+from rtd_jax.stages import galleries
+from rtd_jax.stages.data import (
+    CaptionsOfFile,
+    CaptionsOfScenes,
+    ClipSource,
+    DataStage,
+    ImagesOfFolder,
+    ImagesOfScenes,
+    require_whole,
+)
 from rtd_jax.stages.fitting import TextTraining, metrics_of
 from rtd_jax.text import compose
 from rtd_jax.tuning import feed, training
@@ -42,7 +51,7 @@ class ImageEmbeddings(Stage):
 
     clip: ClipSource
     images: ImagesOfScenes | ImagesOfFolder
-    target_pad: bool = True
+    target_pad: bool = False
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
@@ -182,6 +191,8 @@ class PhiTraining(TextTraining):
         table, val, resident = self.read(store)
         fresh = self.network(clip)
         at = lambda state: phi.Network(fresh.module, local(state.params))
+        held_back = lambda clip, network: validation.validate(clip, network, val)
+        check = held_back if self.cirr is None else galleries.recall(store, self.cirr)
         outcome = self.fit(
             store,
             lambda stage: stage.update(clip, len(table), layout.data_shards),
@@ -189,7 +200,7 @@ class PhiTraining(TextTraining):
             layout=layout,
             config=clip.config,
             table=table,
-            evaluate=lambda state: validation.validate(clip, at(state), val),
+            evaluate=lambda state: check(clip, at(state)),
             resident=_frozen(clip) | resident,
         )
         return TrainedPhi(at(outcome.state), metrics_of(outcome))
@@ -215,7 +226,7 @@ class CaptionTable(Stage):
     """Masked captions with their embeddings: a table to train on, and embeddings (n, d) to validate on."""
 
     clip: ClipSource
-    captions: DataStage
+    captions: CaptionsOfFile | CaptionsOfScenes
     batch_size: int = free(256)
 
     def passes(self, layout: Layout) -> list[Pass]:
@@ -224,7 +235,8 @@ class CaptionTable(Stage):
 
     def make(self, store: Store) -> tuple[feed.TextTable, np.ndarray]:
         clip, (train, val, matcher) = store.get(self.clip), store.get(self.captions)
-        table = lincir.prepare(clip, train, matcher, batch_size=self.batch_size)
+        seed = self.captions.seed if self.captions.keywords == "published" else None
+        table = lincir.prepare(clip, train, matcher, seed=seed, batch_size=self.batch_size)
         return table, clip_jax.embed_texts(clip, val, batch_size=self.batch_size, progress=False)
 
     def encode(self, value: tuple[feed.TextTable, np.ndarray]) -> Any:

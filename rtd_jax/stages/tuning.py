@@ -20,6 +20,7 @@ from launch.training import accumulation
 from launch.training.program import Pass, Program, State
 from launch.training.sharding import Device, Layout
 from rtd_jax.phi import Network
+from rtd_jax.stages import galleries
 from rtd_jax.stages.data import ClipSource, DataStage
 from rtd_jax.stages.fitting import TextTraining, metrics_of
 from rtd_jax.stages.phi import PhiFile, PhiTraining
@@ -169,7 +170,9 @@ class Tuning(TextTraining, FieldsStage):
             return tower.whole(state.params, decay)
 
         frozen = embeddings["val_reference"], embeddings["val_target"]
-        check = trained.Validation(network, val, *frozen, self.text_batch_size)
+        held_back = trained.Validation(network, val, *frozen, self.text_batch_size)
+        cirr = None if self.cirr is None else galleries.recall(store, self.cirr)
+        check = lambda tuned: held_back.measure(tuned) if cirr is None else cirr(tuned, network)
         outcome = self.fit(
             store,
             lambda stage: stage.update(tower.config, tower.prompt, network.module, len(table), layout),
@@ -177,7 +180,7 @@ class Tuning(TextTraining, FieldsStage):
             layout=layout,
             config=tower.config,
             table=table,
-            evaluate=lambda state: check.measure(trained.with_text(store.get(self.embeddings.clip), whole(state))),
+            evaluate=lambda state: check(trained.with_text(clip, whole(state))),
             resident={"phi": network.params},
         )
         return TunedText(whole(outcome.state), metrics_of(outcome))

@@ -56,20 +56,20 @@ def prompt(clip: clip_jax.Clip) -> Prompt:
 
 
 def text(modification: str) -> str:
-    """The sentence of a modification such as "is blue".
+    """The sentence of a modification such as "is blue"; a blank one leaves the words before it, as published.
 
     Raises:
-      ValueError: an empty modification, or the marker inside.
+      ValueError: the marker inside.
     """
-    if not modification.strip():
-        raise ValueError("a modification text is empty")
     if MARKER in modification:
         raise ValueError(f"the marker {MARKER!r} stands for the image and may not be in a text: {modification!r}")
     return f"{BASE} that {modification}"
 
 
 def check_length(clip: clip_jax.Clip, modification: str) -> None:
-    """Raise ValueError if the sentence of a modification is longer than the CLIP's text tower; also as `text`."""
+    """Raise ValueError for a blank modification or one too long for the CLIP's text tower; also as `text`."""
+    if not modification.strip():
+        raise ValueError("a modification text is empty")
     sentence = text(modification)
     clip.tokenize(sentence)  # refuses what is not valid Unicode
     if clip.tokenizer is not None:

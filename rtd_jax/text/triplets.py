@@ -1,7 +1,8 @@
 """Text triplets: a reference caption, a modification, and the target caption.
 
 Files hold the keys of the published sets, `reference_caption`, `conditioning_caption`, `target_caption`: JSON Lines, or
-JSON with a list of objects. `rtd_jax.text.generation` makes such files from captions.
+JSON with a list of objects. `rtd_jax.text.generation` makes such files from captions. Captions are cleaned as
+published, see `captions.clean`; modifications too, where the published code takes a "$" for a second pseudo token.
 """
 
 import json
@@ -16,6 +17,7 @@ from absl import logging
 from launch.files import write_atomically
 from launch.reading import InputError, MissingInput, jsons, paths, shown, text
 from launch.reading.records import Record, field
+from rtd_jax.text.captions import clean
 
 ENDINGS = (".jsonl", ".json")
 KEYS = ("reference_caption", "conditioning_caption", "target_caption")
@@ -91,14 +93,18 @@ def read(path: str | Path, *, skip_faulty: bool = False) -> Triplets:
         raise InputError(f"must be a file that ends in {' or '.join(ENDINGS)}", file=path, field="triplets")
     if not path.is_file():
         raise MissingInput("no such file; rtd_jax.text.generation makes one from captions", file=path, field="triplets")
-    rows, faults = [], []
+    rows, faults, changed = [], [], 0
     for place, content in _entries(path):
         try:
-            rows.append(_row(path, place, content))
+            row, cleaned = _row(path, place, content)
+            rows.append(row)
+            changed += cleaned
         except InputError as error:
             if not skip_faulty:
                 raise InputError(f"{error}; to use the others, set skip_faulty=True") from error
             faults.append(error)
+    if changed:
+        logging.warning('%s: %d triplets held "$" or "<PERSON>", which are taken out', path, changed)
     if faults:
         logging.warning("%d of %d triplets left out; the first: %s", len(faults), len(faults) + len(rows), faults[0])
     if not rows:
@@ -145,14 +151,15 @@ def _entries(path: Path) -> Iterator[tuple[int | str, Any]]:
         yield from ((jsons.entry(i), value) for i, value in enumerate(jsons.read(path, top=list)))
 
 
-def _row(path: Path, place: int | str, content: Any) -> list[str]:
-    """The three captions of an entry, or an InputError."""
+def _row(path: Path, place: int | str, content: Any) -> tuple[list[str], bool]:
+    """The three texts of an entry, cleaned, and whether that took something out of them; or an InputError."""
     if path.suffix.lower() == ".jsonl":
         content = jsons.parse(content, file=path, place=place, top=dict)
     if not isinstance(content, dict):
         raise InputError("must be an object", file=path, place=place, value=content)
     record = Record(path, place, content)
-    row = [field(record, key, object) for key in KEYS]
-    if problem := fault(*row):
+    written = [field(record, key, object) for key in KEYS]
+    cleaned = [clean(text) if isinstance(text, str) else text for text in written]
+    if problem := fault(*cleaned):
         raise InputError(problem, file=path, place=place)
-    return [str(caption).strip() for caption in row]
+    return [str(text).strip() for text in cleaned], cleaned != written

@@ -1,7 +1,9 @@
-"""Batches for training on texts: rows of precomputed embeddings beside token ids, texts of similar length together.
+"""Batches for training on texts: rows of precomputed embeddings beside token ids, cut to the longest of a batch.
 
-Text towers cost what the longest text of a batch costs. Rows of several batches are therefore drawn together, sorted by
-length and dealt out; which rows a step sees stays a pure function of (seed, step).
+Text towers cost what the longest text of a batch costs. Shuffled batches nearly always hold a long one. Where texts of
+similar length go together, rows of several batches are drawn together, sorted by length and dealt out; in-batch
+negatives then are texts of one length too, which the published trainings do not have. Which rows a step sees is a pure
+function of (seed, step) either way.
 """
 
 import functools
@@ -58,7 +60,7 @@ class BatchRows(Protocol):
 def grouped_rows(
     n: int, *, seed: int, batch_size: int, lengths: np.ndarray | None = None, window: int = WINDOW
 ) -> BatchRows:
-    """`step -> rows`, int32 (batch_size,): shuffled epochs, batches of texts of similar length.
+    """`step -> rows`, int32 (batch_size,): shuffled epochs; with `lengths`, batches of texts of similar length.
 
     No batch holds an example twice, as it would be its own negative: the examples left over when an epoch's last
     batch is full are left out, other ones each time.

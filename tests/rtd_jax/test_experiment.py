@@ -9,6 +9,7 @@ import pytest
 
 import clip_jax
 from launch import train
+from launch.stages import SettingError
 from launch.store import Store
 from rtd_jax import clips, experiment, phi
 from rtd_jax.benchmarks import evaluation
@@ -16,6 +17,7 @@ from rtd_jax.stages import data
 from rtd_jax.text import vocabulary
 from rtd_jax.tuning import step, trained
 from tests.rtd_jax import tiny
+from tests.rtd_jax.benchmarks.test_data import make_cirr, picture
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +137,26 @@ def test_validation_counts_ties_against_the_model(clip):
     assert check.measure(constant)["val/recall"] <= 100 / len(val)
 
 
-def test_submissions_are_written(clip, tmp_path):
-    from tests.rtd_jax.benchmarks.test_data import make_cirr  # the same handmade release
+def test_cirr_chooses_the_best_states_where_it_is_given(tmp_path):
+    """As published: recall@1 on its val split, by the text encoder and φ as they are at that step."""
+    names = make_cirr(tmp_path / "cirr", "val")
+    for number, name in enumerate(names):
+        picture(tmp_path / f"cirr/dev/{name}.png", colour=(4 * number, 255 - 4 * number, 7 * number % 256))
+    fields = dict(evaluation__benchmarks=("cirr",), evaluation__roots__cirr=str(tmp_path / "cirr"))
+    found = train.execute(tiny.config(**fields), str(tmp_path / "run"))
+    for row in ("phi", "rtd"):
+        table = {name.split("/")[2]: value for name, value in found.items() if name.startswith(f"cirr/{row}/")}
+        assert len(table) == 7 and found[f"{row}/val/recall"] == table["recall_at_1"]
+        assert {name: found[f"{row}/val/{name}"] for name in table} == pytest.approx(table)
+    held_back = experiment.plan(tiny.config(**fields, best_by="held_back"))
+    without = experiment.plan(tiny.config())
+    assert held_back.phi.key == without.phi.key and held_back.tuned.key == without.tuned.key
+    assert experiment.plan(tiny.config(**fields)).tuned.tuning.cirr is not None
+    with pytest.raises(SettingError, match=r"evaluation\.roots\.cirr='': no such folder"):
+        experiment.plan(tiny.config(best_by="cirr"))
 
+
+def test_submissions_are_written(clip, tmp_path):
     make_cirr(tmp_path / "cirr", "test1")
     network = phi.init("phi", clip.config.projection, clip.config.text.width, jax.random.key(0))
     phi.save(network, tmp_path / "phi.safetensors")

@@ -40,10 +40,17 @@ VALUES = {
     "phi.method": "pic2word",
     "phi.dtype": "bfloat16",
     "phi.dropout": 0.25,
+    "best_by": "held_back",
     "captions.matcher": "lexicon",
+    "captions.keywords": "published",
+    "phi.batches": "shuffled",
+    "rtd.batches": "shuffled",
     "sharding.mode": "pmap",
     "rtd.objective.negatives": "global",
     "rtd.objective.concatenation": "plain",
+    "evaluation.target_pad": "yes",
+    "images.target_pad": "yes",
+    "evaluation.genecis_tasks": ("change_object",),
     "evaluation.splits.cirr": "test1",
     "evaluation.splits.circo": "test",
 }
@@ -179,7 +186,7 @@ def test_a_late_field_redoes_what_it_reaches(tmp_path):
     gallery = ["gallery_embeddings", "task_evaluation", "task_evaluation"]
     assert used() == []
     assert used(evaluation__scenes__queries=21) == gallery
-    assert used(evaluation__target_pad=True) == gallery
+    assert used(evaluation__target_pad="yes") == gallery
     assert used(checkpoint_dtype="float16") == ["task_evaluation"]
     assert used(evaluation__batch_size=8, model__remat="yes", rtd__loop__log_every=1) == []
     assert used(rtd__objective__temperature=0.1) == ["tuning", "task_evaluation"]
@@ -232,3 +239,12 @@ def test_seeds_and_other_numbers_are_one_stack():
     assert key() == key(**numbers)
     assert key() != key(phi__unit_inputs=False)
     assert key() != key(rtd__optimizer__clip_norm=1.0) == key(rtd__optimizer__clip_norm=2.0)
+
+
+@pytest.mark.parametrize("method, setting, padded", [
+    ("lincir", "auto", False), ("pic2word", "auto", False), ("searle", "auto", True), ("searle", "no", False),
+    ("lincir", "yes", True)])  # fmt: skip
+def test_images_are_padded_for_searle_alone_unless_asked_for(method, setting, padded):
+    config = tiny.config(phi__method=method, evaluation__target_pad=setting, images__target_pad=setting)
+    pads = {stage.target_pad for stage in walk(experiment.plan(config)) if hasattr(stage, "target_pad")}
+    assert pads == {padded}

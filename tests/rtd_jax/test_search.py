@@ -37,7 +37,7 @@ def index(gallery, tmp_path_factory):
 def test_search_is_a_ranking_by_cosine_without_the_query(index, gallery):
     image = gallery / "a" / "03.png"
     found = search.search(index, image, "is red", 11)
-    embeddings = clip_jax.embed_images(index.clip, index.paths, target_pad=True, progress=False)
+    embeddings = clip_jax.embed_images(index.clip, index.paths, progress=False)
     query = compose.queries(index.clip, index.network, embeddings[3:4], ["is red"])[0]
     scores = embeddings @ query / np.linalg.norm(embeddings, axis=1)
     order = [i for i in np.argsort(-scores) if i != 3]

@@ -133,6 +133,21 @@ def test_circo_precision_over_several_truths(tmp_path):
     assert {f"map_at_{k}" for k in (5, 10, 25, 50)} <= set(result)
 
 
+def test_circo_precision_by_semantic_aspect(tmp_path):
+    make_circo(tmp_path, "val")
+    path = tmp_path / "annotations/val.json"
+    changed(path, 0, semantic_aspects=["addition", "viewpoint"])
+    changed(path, 1, semantic_aspects=["addition"])
+    result = circo.load(tmp_path).score(np.stack([leaning(1, 40, 3), leaning(41, 20)]), axes(*range(55)))
+    first, second = (1 + 2 / 3) / 2, 1 / 2
+    assert result["map_at_10_viewpoint"] == pytest.approx(100 * first)
+    assert result["map_at_10_addition"] == pytest.approx(100 * (first + second) / 2)
+    assert sum("map_at_10_" in name for name in result) == 2
+    changed(path, 1, semantic_aspects="addition")
+    with pytest.raises(ValueError, match="entry 1, 'semantic_aspects': must be a list"):
+        circo.load(tmp_path)
+
+
 def test_circo_submission(tmp_path):
     make_circo(tmp_path, "test")
     found = circo.load(tmp_path, "test")
@@ -208,12 +223,12 @@ def test_genecis_ranks_each_query_in_its_own_gallery(tmp_path):
     found = genecis.load(tmp_path / "templates", images=images)
     assert [part.name.split("/")[1] for part in found] == list(genecis.TASKS)
     first = found[0]
-    assert len(first.images) == 5 and first.texts[""] == [("has blue",), ("has car",)]
+    assert len(first.images) == 5 and first.texts[""] == [("blue",), ("car",)]
     # Rows by first mention: 0, 1, 2, 3, 4. First query: 2 before the target 1. Second: 4 is not in its gallery.
     queries = np.stack([leaning(2, 1, 3), leaning(4, 3)])
     assert first.score(queries, axes(*range(5))) == {"recall_at_1": 50, "recall_at_2": 100, "recall_at_3": 100}
     crop = first.images[2]
-    assert crop.dtype == np.uint8 and crop.shape[:2] == (34, 34)  # 20 + 0.7 · 20 wide, the height padded
+    assert crop.dtype == np.uint8 and crop.shape[:2] == (34, 34)  # 1.7 · 20 wide, the height padded
     assert abs(int(crop[17, 17, 0]) - 20) < 4 and crop[0].max() == 0  # image 2 in the middle, black above
     assert found[2].images[0].shape == (40, 50, 3)
     with pytest.raises(ValueError, match="entry 0, 'reference': no 'instance_bbox' among"):
@@ -252,8 +267,15 @@ def test_texts_of_tasks():
         "x", np.zeros((1, 2, 2, 3), np.uint8), ["a"], np.zeros(len(texts), int), {"": texts}, None
     )
     assert own([("costs $5",), ("", "is red")]).texts[""] == [("costs  dollar 5",), ("", "is red")]
-    with pytest.raises(ValueError, match="1 queries have no text, the first is query 1"):
-        own([("is red",), (" ", "")])
+
+
+def test_a_blank_modification_is_a_query_and_is_counted(tmp_path, caplog):
+    make_cirr(tmp_path, "test1")
+    changed(tmp_path / "cirr/captions/cap.rc2.test1.json", 1, caption=" ")
+    with caplog.at_level("WARNING"):
+        found = cirr.load(tmp_path, "test1")
+    assert found.texts[""][1] == ("",) and len(found) == len(found.texts[""])
+    assert f"cirr: 1 of {len(found)} queries have no text, the first is query 1" in caplog.text
 
 
 def test_a_key_that_a_file_has_twice(tmp_path):
@@ -287,7 +309,6 @@ def changed(path, entry, **values):
         ({"target_hard": "dev-0-img0"}, "'target_hard': is the reference, got 'dev-0-img0'"),
         ({"target_hard": None}, "'target_hard': must be a text, got None"),
         ({"pairid": 9}, "entry 1, 'pairid': is that of entry 0 already, got 9"),
-        ({"caption": " "}, "'caption': must be a text that is not blank"),
         ({"caption": ["is"]}, "'caption': must be a text"),
     ],
 )
@@ -405,6 +426,32 @@ def test_genecis_queries_that_make_no_sense(tmp_path, values, message):
     changed(tmp_path / "templates/focus_attribute.json", 0, **values)
     with pytest.raises(ValueError, match=r"focus_attribute\.json, entry 0, .*" + message):
         genecis.load_task(tmp_path / "templates", "focus_attribute", images["visual_genome"])
+
+
+@pytest.mark.parametrize(
+    "box, crop",
+    [((40, 30, 20, 10), (26, 23, 60, 40)),  # 40 - 14, 30 - 7, and the box's own right and lower edges
+     ((5, 2, 20, 10), (0, 0, 34, 17)),  # cut on the left and above, it is as large: 1.7 · 20, 1.7 · 10
+     ((90, 70, 30, 30), (69, 49, 100, 80)),  # cut on the right and below
+     ((10.5, 10.5, 3.3, 3.3), (8, 8, 14, 14))],  # 8.19 to 13.8, to the nearest pixel
+)  # fmt: skip
+def test_genecis_crops_as_published(tmp_path, box, crop):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (80, 100, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    x0, y0, x1, y1 = crop
+    part = pixels[y0:y1, x0:x1]
+    found, side = genecis.read(tmp_path / "image.png", box), max(part.shape[:2])
+    y, x = (side - part.shape[0]) // 2, (side - part.shape[1]) // 2
+    expected = np.zeros((side, side, 3), np.uint8)
+    expected[y : y + part.shape[0], x : x + part.shape[1]] = part
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_genecis_tasks_of_one_kind_need_its_images_alone(tmp_path):
+    images = make_genecis(tmp_path)
+    found = genecis.load(tmp_path / "templates", images={"coco": images["coco"]}, tasks=("change_object",))
+    assert [part.name for part in found] == ["genecis/change_object"]
 
 
 def test_genecis_images_are_decoded_as_everywhere(tmp_path):

@@ -68,6 +68,18 @@ def test_lincir_rebuilds_captions_from_their_masked_form(clip, network):
     assert float(logs["cosine"]) == pytest.approx((unit(rebuilt) * unit(original)).sum(1).mean(), abs=1e-5)
 
 
+def test_no_caption_is_left_out_as_published(clip):
+    """A random word where there is no keyword; "a photo of $" where every marker is cut off."""
+    long = "slowly " * 90 + "to a red circle"
+    matcher = masking.create("auto", scenes.KEYWORDS, determiners=True)
+    table = lincir.prepare(clip, ["the red circle on the grass", "quickly", long], matcher, seed=0)
+    expected = clip.tokenize(["$ on $", "$", "a photo of $"])
+    np.testing.assert_array_equal(table.ids["ids"], expected)
+    whole = clip_jax.embed_texts(clip, [long], progress=False)[0]  # which is still what has to be rebuilt
+    np.testing.assert_allclose(table.arrays["caption"][2], whole, atol=1e-5)
+    assert len(lincir.prepare(clip, ["the red circle on the grass", "quickly", long], matcher)) == 1
+
+
 def test_captions_that_cannot_be_masked(clip):
     with pytest.raises(ValueError, match=r"no caption has a keyword .* such as 'nothing to see'"):
         lincir.prepare(clip, ["nothing to see"], masking.create("auto", scenes.KEYWORDS))

@@ -88,6 +88,14 @@ def test_the_prompt(clip):
     assert len(set(prompt.ids)) == len(prompt.ids) and prompt.ids[-2:] == (prompt.marker_id, prompt.end_id)
 
 
+def test_a_blank_modification_is_a_query(clip, network, images):
+    found = compose.queries(clip, network, images, ["is blue", " ", "is red"])
+    pseudo = np.asarray(network(images[1:2]))
+    bare = clip_jax.embed_texts(clip, ["a photo of $ that"], pseudo_tokens=pseudo, progress=False)
+    np.testing.assert_allclose(found[1:2], bare / np.linalg.norm(bare), atol=1e-5)
+    assert np.isfinite(compose.modifications(clip, ["", "is red"])).all()  # the row of the text alone
+
+
 def test_no_queries(clip, network):
     none = np.empty((0, clip.config.projection), np.float32)
     assert compose.queries(clip, network, none, []).shape == none.shape
@@ -99,7 +107,7 @@ def test_mistakes_are_named(clip, network, images):
     with pytest.raises(ValueError, match=r"text 1: the marker"):
         compose.tokenize(clip, ["is blue", "is like $"])
     with pytest.raises(ValueError, match="a modification text is empty"):
-        compose.text(" ")
+        compose.check_length(clip, " ")
     with pytest.raises(ValueError, match="3 images and 2 texts"):
         compose.queries(clip, network, images, ["is blue", "is red"])
     with pytest.raises(ValueError, match="query 1 has 3 captions"):

@@ -33,10 +33,29 @@ def test_runs_of_keywords_become_one_marker(text, masked):
     assert masking.mask([text], masking.create("lexicon")) == [masked]
 
 
+@pytest.mark.parametrize(
+    "text, masked",
+    [
+        ("a small red circle on the grass", {"$ on $"}),
+        ("two dogs, a cat and the BLUE car.", {"two $ , $ and $ ."}),
+        ("the dog", {"$"}),
+        ("walking slowly", {"$ slowly", "walking $"}),  # one word of the caption, whichever
+        ("a dog for $ 5", {None}),
+    ],
+)
+def test_the_published_rule_masks_determiners_and_a_random_word_where_there_is_none(text, masked):
+    matcher = masking.create("lexicon", determiners=True)
+    found = {masking.mask([text], matcher, seed=seed)[0] for seed in range(20)}
+    assert found == masked
+    assert masking.mask([text] * 8, matcher, seed=3) == masking.mask([text] * 8, matcher, seed=3)
+
+
 def test_words_of_a_world_alone():
     matcher = masking.create("auto", {"circle", "red"})
     assert masking.mask(["a red circle on the grass"], matcher) == ["a $ on the grass"]
     assert "2 words" in matcher.note
+    matcher = masking.create("auto", {"circle", "red"}, determiners=True)
+    assert masking.mask(["a red circle on the grass"], matcher) == ["$ on $ grass"]
 
 
 def test_the_lexicon_knows_scenes_and_its_kinds():

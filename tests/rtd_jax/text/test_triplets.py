@@ -32,7 +32,8 @@ def test_jsonl_and_json_are_read_alike(tmp_path):
         ('"text"', "line 2: an object is needed, got 'text'"),
         ({"reference_caption": "a", "target_caption": "b"}, "line 2: no 'conditioning_caption' among"),
         ({**GOOD, "target_caption": "a  dog "}, "line 2: the reference and the target are the same"),
-        ({**GOOD, "conditioning_caption": "costs $ 5"}, "line 2: conditioning_caption 'costs [$] 5' holds '[$]'"),
+        ({**GOOD, "conditioning_caption": " $ "}, "line 2: conditioning_caption is empty"),
+        ({**GOOD, "target_caption": "a $dog"}, "line 2: the reference and the target are the same"),
         ({**GOOD, "reference_caption": ""}, "line 2: reference_caption is empty"),
         ('{"reference_caption": "a", "reference_caption": "b"}', "line 2: the key 'reference_caption' occurs twice"),
         ('{"reference_caption": "\\ud83d"}', "line 2: a text contains half of a surrogate pair"),
@@ -46,6 +47,18 @@ def test_faulty_lines_are_named_and_left_out_only_on_demand(tmp_path, row, messa
         triplets.read(path)
     assert str(path) in str(error.value) and "skip_faulty=True" in str(error.value)
     assert triplets.read(path, skip_faulty=True).references == ["a dog", "a bird"]
+
+
+def test_captions_are_cleaned_as_published_and_counted(tmp_path, caplog):
+    row = {"reference_caption": "<PERSON> at home", "conditioning_caption": "costs $5", "target_caption": "a $5 dog"}
+    with caplog.at_level("WARNING"):
+        found = triplets.read(lines(tmp_path / "a.jsonl", GOOD, row, row))
+        (tmp_path / "a.txt").write_text("<PERSON> at home\na dog\n$\na $dog\n")
+        assert captions.read(tmp_path / "a.txt") == ["person at home", "a dog"]
+    assert found.select([1]) == triplets.Triplets(["person at home"], ["costs 5"], ["a 5 dog"])
+    assert 'a.jsonl: 2 triplets held "$"' in caplog.text and 'a.txt: 3 captions held "$"' in caplog.text
+    with pytest.raises(ValueError, match=r"triplet 0: .* holds '[$]'"):
+        triplets.check(triplets.Triplets(["a $ dog"], ["is b"], ["a cat"]))
 
 
 def test_nothing_left_is_an_error(tmp_path):

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import clip_jax
+from configs.rtd import published
+from launch.data import order
+from rtd_jax import experiment
 from rtd_jax.tuning import feed
+from tests.rtd_jax import tiny
 
 LENGTHS = np.random.default_rng(0).integers(4, 32, 96).astype(np.int32)
 
@@ -25,6 +29,26 @@ def test_every_row_once_an_epoch_and_alike_in_length():
     assert spread < 4 < np.mean([np.ptp(LENGTHS[shuffled(step)]) for step in range(12)])
     means = [LENGTHS[rows].mean() for rows in epoch]
     assert means != sorted(means)  # not the short ones first
+
+
+def test_shuffled_batches_are_the_published_ones():
+    """A permutation cut into batches, the last partial one dropped; lengths as uneven as in the whole table."""
+    config = tiny.config(rtd__batches="shuffled", rtd__batch_size=8)
+    table = feed.TextTable({"x": np.arange(100.0)}, lengths=np.resize(LENGTHS, 100))
+    rows_at = experiment.plan(config).tuned.tuning.rows_at(table)
+    for number in (0, 1):
+        expected = order.permutation(100, seed=0, epoch=number)[:96].reshape(12, 8)
+        np.testing.assert_array_equal([rows_at(12 * number + step) for step in range(12)], expected)
+    spread = lambda rows_at: np.mean([table.lengths[rows_at(step)].std() for step in range(12)])
+    grouped = experiment.plan(tiny.config(rtd__batches="by_length")).tuned.tuning.rows_at(table)
+    assert spread(rows_at) > 0.8 * table.lengths.std() > 4 * spread(grouped)
+
+
+def test_the_published_config_trains_as_published():
+    made = published.get_config()
+    assert made.rtd.batches == made.phi.batches == "shuffled" and made.captions.keywords == "published"
+    assert (made.phi.loop.eval_every, made.rtd.loop.eval_every) == ("1000 steps", "100 steps")
+    assert made.best_by == made.evaluation.target_pad == made.images.target_pad == "auto"
 
 
 def test_rows_are_a_function_of_seed_and_step():
