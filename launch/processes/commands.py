@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from logging import LogRecord
 
@@ -55,6 +56,8 @@ def ending() -> Iterator[None]:
     """End the process on an error as the module's docstring says; a context manager and a decorator."""
     logging.get_absl_handler().addFilter(_is_news)
     sys.unraisablehook = _print_news
+    # A write of a checkpoint that failed leaves the writes that were to follow it unstarted.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     try:
         yield
     except KeyboardInterrupt as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.training import experiment, measures
 from launch.stages import Stage
-from launch.training import fsdp, sharding
+from launch.training import sharding
 from tests.clip_jax.training.small import small
 
 LAYOUTS = {"whole": {}, "model": {"sharding.model": 2}, "fsdp": {"sharding.fsdp": True}}
@@ -54,5 +54,5 @@ def evaluate(**overrides: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    fsdp.LEAST = 1
+    sharding.SPLIT_LEAST = 1
     json.dump({name: evaluate(**overrides) for name, overrides in LAYOUTS.items()}, sys.stdout)

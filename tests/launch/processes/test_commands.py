@@ -85,6 +85,16 @@ def test_what_follows_from_another_error_is_not_printed(capsys):
     assert "KeyError: 'a'" in capsys.readouterr().err
 
 
+def test_writes_that_never_began_are_not_reported(recwarn):
+    """A write of a checkpoint that failed leaves behind those that were to follow it."""
+
+    async def write() -> None: ...
+
+    with commands.ending():
+        write()
+    assert not recwarn.list
+
+
 def test_a_full_disk_ends_a_training_in_one_line(tmp_path):
     """/dev/full takes nothing: the log of a training is a link to it."""
     output = finish(start("-c", FULL, f"--config={TOY}", f"--workdir={tmp_path}"), 1)
