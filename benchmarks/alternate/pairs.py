@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,12 @@ class Child:
             env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         command = [python if side == OURS else sys.executable, "-m", module, f"--warmup={warmup}"]
         self.process = subprocess.Popen(
-            [*command, "--serve", side, case], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env
+            [*command, "--serve", side, case],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=env,
+            start_new_session=True,
         )
 
     def ask(self) -> None:
@@ -56,9 +62,14 @@ class Child:
             raise RuntimeError(f"the {self.side} side of {self.case!r} died; its error is above")
         return json.loads(line)
 
+    def kill(self) -> None:
+        """End it with the processes that it started: a compiler's workers outlive what asked for their work."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def stop(self, *, now: bool = False) -> None:
         if now:
-            self.process.kill()
+            self.kill()
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
@@ -106,7 +117,7 @@ def pair(
         for side, child in children.items():
             message = child.answer(ready_by)
             if message is None:
-                child.process.kill()  # it would compile beside what is timed
+                child.kill()  # it would compile beside what is timed
                 message = {"unavailable": late}
             rows[side] = {"facts": message["ready"]} if "ready" in message else {"absent": message["unavailable"]}
         running = {side: child for side, child in children.items() if "facts" in rows[side]}

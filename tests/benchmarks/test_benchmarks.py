@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +91,20 @@ def test_a_late_side_takes_no_other_with_it(monkeypatch):
     found = alternate.pair("module", "case", sides, steps=2, warmup=0, devices=1, python="python3", seconds=60)
     assert found["slow"] == {"absent": "not ready within 36 s"}
     assert found["ours"]["seconds"] == 1 and found["eager"]["ratio"] == 2
+
+
+def test_a_late_sides_own_processes_end_with_it(tmp_path):
+    side, worker = tmp_path / "side", tmp_path / "worker"
+    side.write_text(f"#!/bin/sh\nsleep 300 & echo $! > {worker}.new; mv {worker}.new {worker}; wait\n")
+    side.chmod(0o755)
+    found = alternate.pair("module", "case", ("ours",), steps=1, warmup=0, devices=1, python=str(side), seconds=2)
+    assert found["ours"] == {"absent": "not ready within 1 s"}
+    state = Path(f"/proc/{worker.read_text().strip()}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("what the side had started still runs")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
