@@ -116,7 +116,12 @@ def _refuse_old_names(options: Any, sections: set[str]) -> None:
 
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
     """Everything that is measured, in order."""
-    shared: dict[str, Any] = {"weights": weights, "seed": seed, "batch_size": options.batch_size}
+    shared: dict[str, Any] = {
+        "weights": weights,
+        "split": options.split,
+        "seed": seed,
+        "batch_size": options.batch_size,
+    }
     chosen: list[Measurement] = [measurements.CleanAccuracy(**shared)]
     for name in options.names:
         _check_attribution(name, options, spec, weights)
@@ -135,6 +140,7 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
     compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
     relu = shared["weights"].architecture.activation == "relu"
     chosen: list[Measurement] = []
+    attacked = not options.attacked or shared["explanation"].name in options.attacked
     for kind in options.perturbations:
         if kind == "rps":
             chosen.append(
@@ -142,6 +148,8 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
                     radii=options.radii, draws=options.draws, compare=compare, examples=options.examples, **shared
                 )
             )
+            continue
+        if not attacked:
             continue
         matters: dict[str, Any] = {
             "steps": options.attack_steps if kind != "random_sign" else 1,
@@ -159,6 +167,8 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
             )
             for radius in options.attack_radii
         ]
+    if not attacked:
+        return chosen
     if names := tuple(curve for curve in options.curves if curve in evaluation.CURVES):
         chosen.append(measurements.PixelCurves(names=names, steps=options.curve_steps, **on_few))
     if options.sensitivity:

@@ -71,10 +71,11 @@ def _of_the_network() -> dict[str, Metric]:
     return {
         "test/accuracy": Metric("accuracy", "up", level="main", help="of the clean test images"),
         "test/cross_entropy": Metric("cross-entropy", "down", help="of the clean test images"),
-        "val/accuracy": Metric("validation accuracy", "up", help="of the best checkpoint"),
-        "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the best checkpoint"),
+        "val/accuracy": Metric("validation accuracy", "up", help="of the checkpoint that is measured"),
+        "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the checkpoint that is measured"),
         "best_step": Metric("best step", level="detail", digits=0),
         "test/examples": Metric("test images", level="detail", digits=0),
+        "val/examples": Metric("validation images", level="detail", digits=0),
         "upper-bound/l2": bound("‖∇g(x) − ∇g(x')‖²", "down"),
         "upper-bound/cosine_distance": bound("cosine distance", "down"),
         "upper-bound/gradient_norm": bound("‖∇g(x')‖"),

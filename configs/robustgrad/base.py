@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 128
-    evaluation.examples = 0  # test images for rps and the upper bound; 0: all
+    evaluation.split = "test"  # or "val": the images held out, to choose a weight by
+    evaluation.examples = 0  # images for rps and the upper bound; 0: all
     evaluation.attributions = ("gradient",)
     evaluation.composites = ()  # LRP: epsilon, epsilon_plus, … as attributions lrp_epsilon, …
     evaluation.path_steps = 50  # of integrated_gradients
@@ -107,6 +108,7 @@ def get_config() -> ConfigDict:
     evaluation.noise_level = 0.15  # of smoothgrad, as a share of an image's range
     evaluation.references = 100  # training images that expected_gradients draws from; 0: all
     evaluation.grad_cam_layer = ""  # "": the last one
+    evaluation.attacked = ()  # attributions (LRP as lrp_epsilon) for attacks, curves, sensitivities; (): all
     evaluation.perturbations = ("rps", "aam")  # and top_k, mass_center, pgd, random_sign
     evaluation.metrics = ("cosine", "pcc", "ssim", "mse", "signed_cosine")  # and spearman, top_k, ssim_published
     evaluation.top_k = 0  # pixels of the metric and of the attack; 0: a fiftieth of the image
@@ -116,7 +118,7 @@ def get_config() -> ConfigDict:
     evaluation.attack_steps = 100
     evaluation.attack_gamma = 0.5  # aam: weight of the heat map against that of the logits
     evaluation.attack_beta = 20.0  # of the softplus that ReLU networks are attacked through
-    evaluation.attack_examples = 0  # test images for attacks, curves and sensitivity; 0: all
+    evaluation.attack_examples = 0  # images for attacks, curves and sensitivity; 0: all
     evaluation.curves = ("insertion", "adversarial_insertion")  # and deletion
     evaluation.curve_steps = 20
     evaluation.sensitivity = ()  # max_sensitivity, average_sensitivity, local_lipschitz, …
