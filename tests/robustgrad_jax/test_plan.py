@@ -237,7 +237,7 @@ def test_attributions_can_be_left_out_of_the_attacks():
     assert every - gradient == {
         (kind, name) for kind in ("UnderAttack", "PixelCurves") for name in ("input_x_gradient", "lrp_epsilon_plus")
     }
-    with pytest.raises(ValueError, match="'smoothgrad'.*'gradient'"):
+    with pytest.raises(ValueError, match=r"'smoothgrad'.*'gradient'"):
         plan(SMALL | {"evaluation.attacked": ("smoothgrad",)})
 
 
