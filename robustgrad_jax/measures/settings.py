@@ -34,7 +34,7 @@ class Evaluation:
       examples: images of the split for RPS and the upper bound; 0 for all.
       attributions: of `robustgrad_jax.attributions.NAMES`.
       composites: of `robustgrad_jax.lrp.NAMES`: LRP as attributions lrp_epsilon, …
-      path_steps: of integrated_gradients.
+      path_steps: of integrated_gradients, and of integrated_gradients_published.
       samples: of smoothgrad and expected_gradients.
       noise_level: of smoothgrad, as a share of an image's range.
       references: training images that expected_gradients draws from; 0 for all.
@@ -47,6 +47,7 @@ class Evaluation:
       draws: of RPS and of the upper bound, per image.
       attack_radii, attack_steps: of every attack.
       attack_gamma: of AAM: weight of the heat map against that of the logits.
+      attack_clip: whether attacked images stay within the range of values of their batch, as published.
       attack_beta: of the softplus that ReLU networks are attacked through.
       attack_examples: images for attacks, curves and sensitivity; 0 for all.
       curves: of `CURVES`.
@@ -72,13 +73,14 @@ class Evaluation:
     grad_cam_layer: str = ""
     attacked: tuple[str, ...] = ()
     perturbations: tuple[str, ...] = ("rps", "aam")
-    metrics: tuple[str, ...] = ("cosine", "pcc", "ssim", "mse", "signed_cosine")
+    metrics: tuple[str, ...] = ("cosine", "pcc", "ssim", "ssim_published", "mse_published", "signed_cosine")
     top_k: int = 0
     radii: tuple[float, ...] = (4.0, 8.0, 16.0)
     draws: int = 10
     attack_radii: tuple[float, ...] = (4.0, 8.0, 16.0)
     attack_steps: int = 100
     attack_gamma: float = 0.5
+    attack_clip: bool = True
     attack_beta: float = 20.0
     attack_examples: int = 0
     curves: tuple[str, ...] = ("insertion", ADVERSARIAL_INSERTION)

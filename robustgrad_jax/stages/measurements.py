@@ -172,17 +172,35 @@ class CleanAccuracy(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class UpperBound(Measurement):
-    """The quantities of the paper's upper-bound study."""
+    """The quantities of the paper's upper-bound study, over gaussian draws.
+
+    Attributes:
+      radius: ε, in units of 1/255 of the pixel range.
+      draws: per image.
+      compare: the heat maps before and after.
+      batch_size: perturbed images are clipped to the range of their batch.
+    """
 
     GROUP: ClassVar[str] = "upper-bound"
 
     radius: float
     draws: int
+    compare: Compare
+    batch_size: int = 128
 
     def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         module, prepare, splits = self.subject(store)
-        measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
-        return measure, {"repeats": self.draws, "finish": evaluation.hutchinson}
+        measure = evaluation.upper_bound(
+            module, prepare, std=splits.std, radius=self.radius, compare=self.compare, seed=self.seed
+        )
+        finish = partial(evaluation.hutchinson, radius=self.radius, draws=self.draws)
+        return measure, {"repeats": self.draws, "finish": finish}
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """As those of `Measurement`, with the number of images that are not finite for their share."""
+        named = super().named(values)
+        key = f"{self.GROUP}/{NONFINITE}"
+        return named | {key: round(named[key] * values["examples"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +266,7 @@ class UnderAttack(AttributionMeasurement):
       compare: the attributions before and after.
       curve_steps: levels of the adversarial insertion curve; 0 for none.
       pictures: how many attacked images are kept.
-      batch_size: of `ssim_published`, the range of values is that of a batch.
+      batch_size: attacked images are clipped to the range of their batch.
     """
 
     attack: Attack
