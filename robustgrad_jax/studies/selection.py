@@ -1,4 +1,4 @@
-"""The weight of each method, chosen on validation images by one rule: `python -m robustgrad_jax.selection DIR`.
+"""The weight of each method, chosen on validation images by one rule: `python -m robustgrad_jax.studies.selection DIR`.
 
 DIR is a sweep that trained every method at several weights and plainly, and measured validation images
 (`configs/robustgrad/cifar10_comparison.py:select`). The rule: of the weights that cost at most two points of validation
@@ -76,7 +76,9 @@ def read(folder: Path) -> list[Candidate]:
             raise runs.ReportError(f"{run.path} is {run.status}; run the sweep's command again")
         if missing := [key for key in (ACCURACY, SIMILARITY) if key not in run.result]:
             measured = "evaluation.split='val' with RPS of the gradient at ε = 8"
-            raise runs.ReportError(f"{run.path}/result.json has no {', '.join(missing)}; the sweep must measure {measured}")
+            raise runs.ReportError(
+                f"{run.path}/result.json has no {', '.join(missing)}; the sweep must measure {measured}"
+            )
         if run.config.get("evaluation.split") != "val":
             raise runs.ReportError(f"{run.path} measured test images; a weight is chosen on evaluation.split='val'")
         weight = {key: value for key, value in (run.overrides or {}).items() if key != _METHOD}

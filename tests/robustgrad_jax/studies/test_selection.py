@@ -8,8 +8,9 @@ import pytest
 from configs.robustgrad import cifar10_comparison
 from launch.reports.runs import ReportError
 from launch.sweeps.members import define, save
-from robustgrad_jax import regularizers, selection
-from robustgrad_jax.selection import Candidate, choose
+from robustgrad_jax import regularizers
+from robustgrad_jax.studies import selection
+from robustgrad_jax.studies.selection import Candidate, choose
 
 
 def candidate(method, weight, accuracy, similarity):
