@@ -2,7 +2,7 @@
 
 The members are all combinations of the config file's `sweep()` and --grid (see `launch.sweeps.space`); `--config.a.b=v`
 holds for all of them. Each is a run directory in DIR, named by its overrides, as `launch.train` makes it. They share
-one store, so what several members are made from is made once.
+one store, so what several members are made from is made once; with --store=DIR also with other sweeps.
 
 The same command on the same folder continues: finished members stay as they are, failed ones are tried again. The exit
 status is 0 if every member is done; see `launch.processes.commands` for others.
@@ -198,7 +198,9 @@ def from_flags() -> tuple[Sweep, dict[str, search.Dimension]]:
     known = functools.reduce(lambda a, b: b | a, map(space.fields, (config, *others.values())))
     known |= {CONFIG: space.ConfigField(str, "")} if others else {}
     grid = space.parse(_GRID.value, known) if _GRID.value else None
-    make = functools.partial(define, flags.FLAGS.workdir, config_file=file, base=config, fixed=fixed)
+    make = functools.partial(
+        define, flags.FLAGS.workdir, config_file=file, base=config, fixed=fixed, store=flags.FLAGS.store
+    )
     check = functools.partial(_checked, known={"": config, **others}, file=file)
     own = check(own, "sweep(), member")
     if not _SEARCH.value:

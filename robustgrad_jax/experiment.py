@@ -1,4 +1,4 @@
-"""Train a classifier whose input gradients resist perturbation, keep the best on validation, measure it on test data.
+"""Train a classifier whose input gradients resist perturbation, keep its last state or the best, measure it.
 
 With `config.train=False` the training is left out, and the network of `config.init_from` is measured. A run leaves its
 figures in `artifacts/figures`.
@@ -116,15 +116,27 @@ def _refuse_old_names(options: Any, sections: set[str]) -> None:
 
 def _measurements(options: Evaluation, spec: Spec, weights: Weights, seed: int) -> list[Measurement]:
     """Everything that is measured, in order."""
-    shared: dict[str, Any] = {"weights": weights, "seed": seed, "batch_size": options.batch_size}
+    shared: dict[str, Any] = {
+        "weights": weights,
+        "split": options.split,
+        "seed": seed,
+        "batch_size": options.batch_size,
+    }
     chosen: list[Measurement] = [measurements.CleanAccuracy(**shared)]
     for name in options.names:
         _check_attribution(name, options, spec, weights)
         explanation = Explanation(weights.images, weights.architecture, name, _attribution_options(name, options), seed)
         chosen += _of_attribution(options, spec, shared | {"explanation": explanation})
     if options.upper_bound:
-        radius, draws = options.upper_bound_radius, options.draws
-        chosen.append(measurements.UpperBound(radius=radius, draws=draws, examples=options.examples, **shared))
+        chosen.append(
+            measurements.UpperBound(
+                radius=options.upper_bound_radius,
+                draws=options.draws,
+                compare=Compare(options.metrics, options.pixels(spec) if "top_k" in options.metrics else 1),
+                examples=options.examples,
+                **shared,
+            )
+        )
     return chosen
 
 
@@ -135,6 +147,7 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
     compare = Compare(options.metrics, pixels if "top_k" in options.metrics else 1)
     relu = shared["weights"].architecture.activation == "relu"
     chosen: list[Measurement] = []
+    attacked = not options.attacked or shared["explanation"].name in options.attacked
     for kind in options.perturbations:
         if kind == "rps":
             chosen.append(
@@ -143,10 +156,13 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
                 )
             )
             continue
+        if not attacked:
+            continue
         matters: dict[str, Any] = {
             "steps": options.attack_steps if kind != "random_sign" else 1,
             "gamma": options.attack_gamma if kind == "aam" else 1.0,
             "top_k": pixels if kind == "top_k" else 1,
+            "clip": options.attack_clip,
         }
         chosen += [
             measurements.UnderAttack(
@@ -159,6 +175,8 @@ def _of_attribution(options: Evaluation, spec: Spec, shared: Mapping[str, Any]) 
             )
             for radius in options.attack_radii
         ]
+    if not attacked:
+        return chosen
     if names := tuple(curve for curve in options.curves if curve in evaluation.CURVES):
         chosen.append(measurements.PixelCurves(names=names, steps=options.curve_steps, **on_few))
     if options.sensitivity:
@@ -171,6 +189,7 @@ def _attribution_options(name: str, options: Evaluation) -> dict[str, Any]:
     """The settings that an attribution depends on."""
     return {
         "integrated_gradients": {"steps": options.path_steps},
+        "integrated_gradients_published": {"steps": options.path_steps},
         "smoothgrad": {"samples": options.samples, "level": options.noise_level},
         "expected_gradients": {"samples": options.samples, "references": options.references},
         "grad_cam": {"layer": options.grad_cam_layer},

@@ -14,7 +14,7 @@ from launch.reports import drawing
 
 _CELL = 1.25  # inches per picture of a grid
 _PANEL = (3.4, 2.8)  # inches per panel of curves
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito
 _MARKERS = "os^Dv<>"
 
 
@@ -104,7 +104,7 @@ def panels(path: str | Path, lines_by_title: Mapping[str, Sequence[Line]], *, x_
     for panel, (title, lines) in zip(axes, lines_by_title.items(), strict=False):
         for line in lines:
             at = labels.index(line.label)
-            style = dict(color=_COLOURS[at % len(_COLOURS)], marker=_MARKERS[at % len(_MARKERS)], markersize=3.5)
+            style = dict(color=COLOURS[at % len(COLOURS)], marker=_MARKERS[at % len(_MARKERS)], markersize=3.5)
             panel.plot(line.x, line.y, label=line.label, linewidth=1.4, **style)
             if line.spread is not None:
                 panel.fill_between(

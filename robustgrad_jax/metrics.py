@@ -166,6 +166,26 @@ def mse(a: Array, b: Array) -> Array:
     return jnp.mean(jnp.square(a - b).reshape(a.shape[0], -1), axis=-1)
 
 
+def mse_published(a: Array, b: Array) -> Array:
+    """Squared difference summed over all entries of an example, (n,): what Joo et al. 2023's code calls MSE."""
+    _same_shape("mse_published", a, b)
+    return jnp.sum(jnp.square(a - b).reshape(a.shape[0], -1), axis=-1)
+
+
+def sumnorm_mse(a: Array, b: Array) -> Array:
+    """`mse_published` of maps (n, h, w) divided by their sums: "sumnorm_mse" in Joo et al. 2023's code."""
+    return mse_published(_sum_normalised(a), _sum_normalised(b))
+
+
+def sumnorm_ssim(a: Array, b: Array) -> Array:
+    """`ssim_published` of maps (n, h, w) divided by their sums: "sumnorm_ssim" in Joo et al. 2023's code."""
+    return ssim_published(_sum_normalised(a), _sum_normalised(b))
+
+
+def _sum_normalised(maps: Array) -> Array:
+    return maps / (jnp.sum(jnp.abs(maps), axis=(1, 2), keepdims=True) + 1e-8)
+
+
 def ssim(
     a: Array,
     b: Array,

@@ -5,7 +5,16 @@ from functools import partial
 
 from launch.reports.metrics import Direction, Level, Metric, declare
 
-_TITLES = {"pcc": "PCC", "ssim": "SSIM", "mse": "MSE", "ssim_published": "SSIM (published)", "top_k": "top-k"}
+_TITLES = {
+    "pcc": "PCC",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "ssim_published": "SSIM (published)",
+    "mse_published": "MSE (published)",
+    "sumnorm_ssim": "SSIM, sum 1",
+    "sumnorm_mse": "MSE, sum 1",
+    "top_k": "top-k",
+}
 _KINDS = {"rps": "RPS", "aam": "AAM", "top_k": "top-k attack", "pgd": "PGD"}
 _TERMS = ("l2", "cosine", "hessian", "iga", "atex", "ig_norm", "curvature")
 _CONDITION = re.compile(r"(?P<kind>.+?)-(?P<radius>[\d.e+-]*\d)(?P<curve>-insertion)?")
@@ -38,6 +47,9 @@ def _of_attributions() -> dict[str, Metric]:
         f"{key}spearman": ("up", "normal", "rank correlation of the heat maps before and after"),
         f"{key}top_k": ("up", "normal", "share of the most important pixels that stay among them"),
         f"{key}mse": ("down", "normal", "mean squared difference of the heat maps before and after"),
+        f"{key}mse_published": ("down", "normal", "squared difference of the heat maps, summed over pixels"),
+        f"{key}sumnorm_ssim": ("up", "normal", "SSIM (published) of the heat maps divided by their sums"),
+        f"{key}sumnorm_mse": ("down", "normal", "MSE (published) of the heat maps divided by their sums"),
         f"{key}signed_cosine": ("up", "normal", "cosine similarity of the attributions themselves"),
         f"{key}accuracy": ("up", "normal", "share of the perturbed images that are classified correctly"),
         f"{key}area": ("up", "main", "mean probability of the true class as the most important pixels are inserted"),
@@ -63,7 +75,8 @@ def _of_attributions() -> dict[str, Metric]:
         declared[pattern] = metric(metric_title(pattern.rpartition("/")[2]), direction, help=text, level=level)
     target = metric("target {metric}", "down", help="similarity to what the attack aims at", level="detail")
     mse = metric("target MSE", "up", help="distance from what the attack aims at", level="detail")
-    return declared | {f"{key}target_mse": mse, f"{key}target_{{metric}}": target}
+    errors = {f"{key}target_{name}": mse for name in ("mse", "mse_published", "sumnorm_mse")}
+    return declared | errors | {f"{key}target_{{metric}}": target}
 
 
 def _of_the_network() -> dict[str, Metric]:
@@ -71,17 +84,22 @@ def _of_the_network() -> dict[str, Metric]:
     return {
         "test/accuracy": Metric("accuracy", "up", level="main", help="of the clean test images"),
         "test/cross_entropy": Metric("cross-entropy", "down", help="of the clean test images"),
-        "val/accuracy": Metric("validation accuracy", "up", help="of the best checkpoint"),
-        "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the best checkpoint"),
+        "val/accuracy": Metric("validation accuracy", "up", help="of the checkpoint that is measured"),
+        "val/cross_entropy": Metric("validation cross-entropy", "down", help="of the checkpoint that is measured"),
         "best_step": Metric("best step", level="detail", digits=0),
         "test/examples": Metric("test images", level="detail", digits=0),
+        "val/examples": Metric("validation images", level="detail", digits=0),
         "upper-bound/l2": bound("‖∇g(x) − ∇g(x')‖²", "down"),
         "upper-bound/cosine_distance": bound("cosine distance", "down"),
         "upper-bound/gradient_norm": bound("‖∇g(x')‖"),
         "upper-bound/hessian_product_norm": bound("‖Hz‖", "down"),
         "upper-bound/bound": bound("‖Hz‖ / ‖∇g(x')‖", "down"),
         "upper-bound/hessian_frobenius": bound("‖H‖ (Frobenius)", "down"),
-        "upper-bound/examples": bound("images"),
+        "upper-bound/hessian_published": bound("‖H‖ (published)", "down"),
+        "upper-bound/accuracy": bound("accuracy", "up"),
+        "upper-bound/nonfinite": bound("not finite", "down", digits=0),
+        "upper-bound/examples": bound("images", digits=0),
+        "upper-bound/{metric}": bound("{metric}"),
     }
 
 

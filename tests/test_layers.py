@@ -29,7 +29,7 @@ OURS = set(ALLOWED) | {"benchmarks", "tests"}
 FOREIGN = {"torch", "torchvision", "tensorflow"}  # for tests and benchmarks, not for the packages
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 400, 60, 12
 # Of a package that has stages, the modules that may know them; the rooms of mathematics stand below.
-KNOW_STAGES = {"stages", "experiment", "results", "search", "__init__"}
+KNOW_STAGES = {"stages", "experiment", "results", "runs", "search", "studies", "__init__"}
 
 
 def files() -> list[Path]:

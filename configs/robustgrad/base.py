@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     # cifar10, fashion_mnist, imagenet100 (TFDS); idx, image_folder (files); digits, scenes (bundled)
     data.name = "cifar10"
     data.path = ""  # where the files or the prepared TFDS data are; "" is the usual place
-    data.val_examples = 5000  # held out of the training set, by seed
+    data.val_examples = 0  # held out of the training set, by seed; the published training has none
     data.train_examples = 0  # 0: all of them
     data.test_examples = 0
     data.image_size = 0  # 0: as stored (digits: 16, imagenet100: 224)
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     loop.eval_every = "1 epoch"
     loop.checkpoint_every = "1 epoch"
     loop.steps_per_call = 0  # steps of one compiled call; 0: by device and network
-    loop.best_metric = "val/accuracy"  # or val/cross_entropy, with "min": which checkpoint is tested
+    loop.best_metric = ""  # the last state is tested, as published; or the best by val/accuracy, val/cross_entropy
     loop.best_mode = "max"
 
     config.train = True  # False: measure the network of init_from
@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 128
-    evaluation.examples = 0  # test images for rps and the upper bound; 0: all
+    evaluation.split = "test"  # or "val": the images held out, to choose a weight by
+    evaluation.examples = 0  # images for rps and the upper bound; 0: all
     evaluation.attributions = ("gradient",)
     evaluation.composites = ()  # LRP: epsilon, epsilon_plus, … as attributions lrp_epsilon, …
     evaluation.path_steps = 50  # of integrated_gradients
@@ -107,16 +108,19 @@ def get_config() -> ConfigDict:
     evaluation.noise_level = 0.15  # of smoothgrad, as a share of an image's range
     evaluation.references = 100  # training images that expected_gradients draws from; 0: all
     evaluation.grad_cam_layer = ""  # "": the last one
+    evaluation.attacked = ()  # attributions (LRP as lrp_epsilon) for attacks, curves, sensitivities; (): all
     evaluation.perturbations = ("rps", "aam")  # and top_k, mass_center, pgd, random_sign
-    evaluation.metrics = ("cosine", "pcc", "ssim", "mse", "signed_cosine")  # and spearman, top_k, ssim_published
+    # and mse, sumnorm_ssim, sumnorm_mse, spearman, top_k
+    evaluation.metrics = ("cosine", "pcc", "ssim", "ssim_published", "mse_published", "signed_cosine")
     evaluation.top_k = 0  # pixels of the metric and of the attack; 0: a fiftieth of the image
     evaluation.radii = (4.0, 8.0, 16.0)  # of rps: ε, in 1/255 of the pixel range
     evaluation.draws = 10
     evaluation.attack_radii = (4.0, 8.0, 16.0)
     evaluation.attack_steps = 100
     evaluation.attack_gamma = 0.5  # aam: weight of the heat map against that of the logits
+    evaluation.attack_clip = True  # attacked images to the range of their batch, as published and as rps does
     evaluation.attack_beta = 20.0  # of the softplus that ReLU networks are attacked through
-    evaluation.attack_examples = 0  # test images for attacks, curves and sensitivity; 0: all
+    evaluation.attack_examples = 0  # images for attacks, curves and sensitivity; 0: all
     evaluation.curves = ("insertion", "adversarial_insertion")  # and deletion
     evaluation.curve_steps = 20
     evaluation.sensitivity = ()  # max_sensitivity, average_sensitivity, local_lipschitz, …

@@ -11,6 +11,7 @@ def get_config():
     config.duration = "30 epochs"
     config.data.name = "digits"
     config.data.val_examples = 200
+    config.loop.best_metric = "val/accuracy"
     config.data.crop_padding = 0
     config.data.flip = False
     config.optimizer.schedule.milestones = ("20 epochs", "25 epochs")

@@ -13,6 +13,8 @@ def get_config():
     config = base.get_config()
     config.duration = "10 epochs"
     config.data.name = "idx"
+    config.data.val_examples = 5000
+    config.loop.best_metric = "val/accuracy"
     config.data.crop_padding = 0
     config.data.flip = False
     config.optimizer.schedule.milestones = ("6 epochs", "8 epochs")

@@ -4,6 +4,9 @@
 
 Data: TFDS `imagenet2012`, prepared once (README), or the ImageNet folders of 100 or 1,000 classes:
 `--config.data.name=image_folder --config.data.path=DIR --config.data.classes=imagenet100`.
+
+The published run of the Hessian penalty has batches of 64:
+`--config.regularizer.name=hessian --config.batch_size=64`.
 """
 
 from configs.robustgrad import base

@@ -16,6 +16,7 @@ def get_config():
     config.duration = "2000 steps"
     config.data.name = "scenes"
     config.data.val_examples = 500
+    config.loop.best_metric = "val/accuracy"
     config.data.correlation = 0.5
     config.data.crop_padding = 0
     config.data.flip = False

@@ -39,6 +39,10 @@ class Spec:
     test_examples: int
     in_memory: bool
 
+    def count(self, split: str) -> int:
+        """How many examples "train", "val" or "test" has."""
+        return {"train": self.examples, "val": self.val_examples, "test": self.test_examples}[split]
+
 
 @dataclass(frozen=True)
 class DataSet:

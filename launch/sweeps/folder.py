@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.files import load_json, sweep_leftovers
 from launch.run import difference, lock, plain
-from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save, status
+from launch.sweeps.members import DEFINITION, Member, Sweep, SweepError, config_of, load, save, status, store_path
 
 
 @contextlib.contextmanager
@@ -48,6 +48,7 @@ def checked(sweep: Sweep) -> Sweep:
     if (sweep.path / DEFINITION).exists():
         stored = load(sweep.path)
         _check_same(stored, sweep)
+        sweep = dataclasses.replace(sweep, store=stored.store)
         if sweep.search:
             sweep = dataclasses.replace(sweep, members=stored.members)
     names = {member.name for member in sweep.members}
@@ -64,6 +65,8 @@ def checked(sweep: Sweep) -> Sweep:
 def _check_same(stored: Sweep, asked: Sweep) -> None:
     """Raise unless a sweep equals the stored one or only adds members to it."""
     lines = [f"base {line}" for line in difference(stored.base, asked.base)]
+    if asked.store and store_path(asked) != store_path(stored):
+        lines.append(f"--store: {str(store_path(stored))!r} -> {str(asked.store)!r}")
     before = {member.name: member for member in stored.members}
     for member in asked.members:  # one with its own config file has its own base
         if member.name in before and member.config_file != asked.config_file:

@@ -69,6 +69,7 @@ class Sweep:
       base: the base config of members that name no config file, resolved, as JSON values.
       members: in the order of their definition.
       search: the settings of an adaptive search, or None.
+      store: the folder of what members share; None for `store` in the sweep folder.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Sweep:
     base: Mapping[str, Any] = field(repr=False)
     members: tuple[Member, ...]
     search: Mapping[str, Any] | None = None
+    store: Path | None = None
 
 
 class OnRunning(Protocol):
@@ -163,6 +165,7 @@ def define(
     others: Mapping[str, ConfigDict] | None = None,
     fixed: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
+    store: str | Path = "",
 ) -> Sweep:
     """A sweep of `base` with one member for each dict of flat overrides; nothing is written.
 
@@ -170,10 +173,10 @@ def define(
       workdir: the sweep folder.
       config_file: FILE or FILE:ARGUMENT.
       base: its config, with `fixed` in it.
-      overrides: of each member; the key `CONFIG` names the member's own config file, relative to `config_file`.
+      overrides: of each member; `CONFIG` names the member's own config file, relative to `config_file`.
       others: the configs of those files, by the value of that override.
       fixed: overrides from the command line, for all members.
-      search: the settings of an adaptive search.
+      search, store: see `Sweep`; "" for `store` in the sweep folder.
 
     Raises:
       SweepError: two members are equal.
@@ -183,14 +186,14 @@ def define(
     bases = {None: (file, as_json(base))}
     bases |= {name: (located(name, beside=file), as_json(config)) for name, config in (others or {}).items()}
     names = [member_name(values) for values in overrides]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise SweepError(f"the sweep has the same member more than once: {', '.join(repeated)}")
     members = tuple(
         Member(name, {k: v for k, v in values.items() if k != CONFIG}, path / name, *bases[values.get(CONFIG)])
         for name, values in zip(names, overrides, strict=True)
     )
-    return Sweep(path, file, dict(fixed or {}), bases[None][1], members, search)
+    shared = Path(store).absolute() if store else None
+    return Sweep(path, file, dict(fixed or {}), bases[None][1], members, search, shared)
 
 
 def located(config_file: str, *, beside: str = "") -> str:
@@ -239,6 +242,7 @@ def save(sweep: Sweep) -> None:
             {"name": m.name, "config_file": m.config_file, "overrides": plain(m.overrides)} for m in sweep.members
         ],
         "search": sweep.search,
+        "store": None if sweep.store is None else os.path.relpath(sweep.store, sweep.path),
     }
     write_atomically(sweep.path / DEFINITION, json.dumps(content, indent=2) + "\n")
 
@@ -254,7 +258,7 @@ def load(workdir: str | Path) -> Sweep:
         content = Record(path / DEFINITION, "", jsons.read(path / DEFINITION, top=dict, nonfinite=True))
         bases, file = content.child("bases"), records.field(content, "config_file", str)
         members = tuple(_member(path, bases, member) for member in content.children("members"))
-        search = content.values.get("search")
+        search, store = content.values.get("search"), content.values.get("store")
         return Sweep(
             path,
             file,
@@ -262,6 +266,7 @@ def load(workdir: str | Path) -> Sweep:
             records.field(bases, file, dict),
             members,
             None if search is None else records.field(content, "search", dict),
+            None if store is None else Path(os.path.normpath(path / records.field(content, "store", str))),
         )
     except FileNotFoundError as error:
         raise SweepError(f"{path} is not a sweep folder: it has no {DEFINITION}") from error
@@ -291,7 +296,7 @@ def config_of(member: Member) -> FrozenConfigDict:
 
 def store_path(sweep: Sweep) -> Path:
     """The store that all members share."""
-    return sweep.path / "store"
+    return sweep.store or sweep.path / "store"
 
 
 def figures_path(folder: Path, experiment: str) -> Path:

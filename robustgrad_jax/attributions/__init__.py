@@ -3,7 +3,8 @@
 Two kinds of functions, both pure, jit-able, differentiable once more (attributions are attacked and trained through)
 and vmappable over the classes:
 
-    gradient, input_x_gradient, integrated_gradients, smoothgrad, expected_gradients     (logits_fn, x, y, **options)
+    gradient, input_x_gradient, integrated_gradients, integrated_gradients_published, smoothgrad,
+    expected_gradients                                                            (logits_fn, x, y, **options)
     guided_backprop, deconvnet, grad_cam                                          (model, variables, x, y, **options)
 
 x (n, h, w, c) normalised, channels last; y int (n,), the class explained; `logits_fn(x) -> logits` (n, k) treats every
@@ -26,6 +27,7 @@ from robustgrad_jax.attributions.gradients import (
     gradient,
     input_x_gradient,
     integrated_gradients,
+    integrated_gradients_published,
     smoothgrad,
 )
 from robustgrad_jax.attributions.layers import grad_cam
@@ -44,11 +46,20 @@ __all__ = [
     "heatmap",
     "input_x_gradient",
     "integrated_gradients",
+    "integrated_gradients_published",
     "smoothgrad",
 ]
 
 _OF_LOGITS: dict[str, Callable[..., Array]] = {
-    f.__name__: f for f in (gradient, input_x_gradient, integrated_gradients, smoothgrad, expected_gradients)
+    f.__name__: f
+    for f in (
+        gradient,
+        input_x_gradient,
+        integrated_gradients,
+        integrated_gradients_published,
+        smoothgrad,
+        expected_gradients,
+    )
 }
 OF_MODEL: dict[str, Callable[..., Array]] = {f.__name__: f for f in (guided_backprop, deconvnet, grad_cam)}
 NAMES = (*_OF_LOGITS, *OF_MODEL)

@@ -18,6 +18,7 @@ from robustgrad_jax import attributions, lrp
 from robustgrad_jax.measures.evaluation import Prepare
 
 LRP = "lrp_"
+_BOXES = tuple(LRP + name for name in lrp.BOXES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def create(
         made["references"] = _references(splits, prepare, options["references"], seed)
     if name == "grad_cam":
         made |= {"layer": options["layer"] or _last_layer(model, splits.image_shape), "resize": True}
-    if name == "lrp_epsilon_gamma_box":
+    if name in _BOXES:
         mean, std = (np.asarray(value, np.float32) for value in (splits.mean, splits.std))
         made |= {"low": (0 - mean) / std, "high": (1 - mean) / std}
     return Explainer(name, made)
@@ -80,7 +81,7 @@ def check(name: str, layer: str, model: nn.Module, image_shape: tuple[int, int, 
     options: dict[str, Any] = {}
     if name == "grad_cam":
         options = {"layer": layer or _last_layer(model, image_shape), "resize": True}
-    elif name == "lrp_epsilon_gamma_box":
+    elif name in _BOXES:
         options = {"low": -1.0, "high": 1.0}
     elif not name.startswith(LRP) and name not in attributions.OF_MODEL:
         return  # works with any differentiable network

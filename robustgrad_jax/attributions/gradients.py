@@ -69,16 +69,30 @@ def integrated_gradients(
       TypeError, ValueError: as in `gradient`; rule unknown; steps or chunk below 1; baseline of another shape.
     """
     check(x, y)
-    alphas, weights = (jnp.asarray(v, x.dtype) for v in _quadrature(rule, steps))
     baseline = jnp.asarray(baseline, x.dtype)
     if np.broadcast_shapes(baseline.shape, x.shape) != x.shape:
         raise ValueError(f"integrated_gradients: a baseline of shape {baseline.shape} does not broadcast to {x.shape}")
+    return (x - baseline) * _along_path(logits_fn, x, y, baseline, _quadrature(rule, steps), chunk, unroll)
 
-    def term(x, ks):
-        points = baseline + _column(alphas[ks], x) * (x - baseline)
-        return jnp.tensordot(weights[ks], _gradients(logits_fn, points, y), 1)
 
-    return (x - baseline) * _total(term, x, steps, chunk, unroll)
+def integrated_gradients_published(
+    logits_fn: LogitsFn, x: Array, y: Array, *, steps: int = 50, chunk: int = 10, unroll: bool | None = None
+) -> Array:
+    """Integrated gradients as the code of Joo et al. 2023 has them, 1/steps · Σ ∇g(k x / steps) for k = 0 … steps.
+
+    Of x's shape. Without the factor x, and with both ends of the path, so that the weights sum to 1 + 1/steps.
+
+    Args:
+      logits_fn, x, y, chunk, unroll: as in `integrated_gradients`.
+      steps: one less than the evaluations of the gradient.
+
+    Raises:
+      As `integrated_gradients`.
+    """
+    check(x, y)
+    _quadrature("right", steps)
+    both_ends = np.arange(steps + 1) / steps, np.full(steps + 1, 1 / steps)
+    return _along_path(logits_fn, x, y, jnp.zeros((), x.dtype), both_ends, chunk, unroll)
 
 
 def smoothgrad(
@@ -216,6 +230,25 @@ def _slots(slots: Array | None, x: Array) -> Array:
 def _column(values: Array, x: Array) -> Array:
     """(c,) -> (c, 1, ..., 1), to be broadcast against x behind a leading axis."""
     return values.reshape(-1, *(1,) * x.ndim)
+
+
+def _along_path(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    baseline: Array,
+    quadrature: tuple[np.ndarray, np.ndarray],
+    chunk: int,
+    unroll: bool | None,
+) -> Array:
+    """Weighted sum of ∇g over nodes between a baseline and x."""
+    alphas, weights = (jnp.asarray(v, x.dtype) for v in quadrature)
+
+    def term(x: Array, ks: Array) -> Array:
+        points = baseline + _column(alphas[ks], x) * (x - baseline)
+        return jnp.tensordot(weights[ks], _gradients(logits_fn, points, y), 1)
+
+    return _total(term, x, len(alphas), chunk, unroll)
 
 
 def _quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:

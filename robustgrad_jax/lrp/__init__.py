@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation: rules, layers, composites."""
 
 from robustgrad_jax.lrp.layers import merge_batch_norm
-from robustgrad_jax.lrp.propagation import DEFAULTS, NAMES, create, relevance
+from robustgrad_jax.lrp.propagation import BOXES, DEFAULTS, NAMES, create, relevance
 
-__all__ = ["DEFAULTS", "NAMES", "create", "merge_batch_norm", "relevance"]
+__all__ = ["BOXES", "DEFAULTS", "NAMES", "create", "merge_batch_norm", "relevance"]

@@ -23,7 +23,9 @@ from robustgrad_jax.lrp import rules as lrp_rules
 from robustgrad_jax.lrp.layers import Layer, Network, Residual, merge_batch_norm
 from robustgrad_jax.lrp.rules import Call, Rule
 
-__all__ = ["DEFAULTS", "NAMES", "create", "merge_batch_norm", "relevance"]
+__all__ = ["BOXES", "DEFAULTS", "NAMES", "create", "merge_batch_norm", "relevance"]
+
+Bound = Array | float | None
 
 # The rules of the kinds that a composite does not name.
 DEFAULTS: Mapping[str, Rule] = {
@@ -59,24 +61,43 @@ def _epsilon_alpha2_beta1_flat(*, epsilon: float = 1e-6, stabilizer: float = 1e-
     return {**_epsilon_alpha2_beta1(epsilon=epsilon, stabilizer=stabilizer), "first": lrp_rules.flat(stabilizer)}
 
 
+def _epsilon_plus_box(
+    *, low: Bound = None, high: Bound = None, epsilon: float = 1e-6, stabilizer: float = 1e-6
+) -> dict[str, Rule]:
+    return {**_epsilon_plus(epsilon=epsilon, stabilizer=stabilizer), "first": _box(low, high, stabilizer)}
+
+
 def _epsilon_gamma_box(
     *,
-    low: Array | float | None = None,
-    high: Array | float | None = None,
+    low: Bound = None,
+    high: Bound = None,
     epsilon: float = 1e-6,
     gamma: float = 0.25,
     stabilizer: float = 1e-6,
 ) -> dict[str, Rule]:
+    rule = lrp_rules.gamma(gamma, stabilizer)
+    return {**_epsilon(epsilon=epsilon), "first": _box(low, high, stabilizer), "conv": rule}
+
+
+def _epsilon_plain_gamma_box(
+    *,
+    low: Bound = None,
+    high: Bound = None,
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+    stabilizer: float = 1e-6,
+) -> dict[str, Rule]:
+    rule = lrp_rules.plain_gamma(gamma, stabilizer)
+    return {**_epsilon(epsilon=epsilon), "first": _box(low, high, stabilizer), "conv": rule}
+
+
+def _box(low: Bound, high: Bound, stabilizer: float) -> Rule:
     if low is None or high is None:
         raise ValueError(
-            "epsilon_gamma_box needs low and high, the bounds of x in its own units: for pixels in [0, 1] before "
+            "a composite with box needs low and high, the bounds of x in its own units: for pixels in [0, 1] before "
             "normalisation, (0 - mean) / std and (1 - mean) / std per channel"
         )
-    return {
-        "first": lrp_rules.zbox(low, high, stabilizer),
-        "conv": lrp_rules.gamma(gamma, stabilizer),
-        "dense": lrp_rules.epsilon(epsilon),
-    }
+    return lrp_rules.zbox(low, high, stabilizer)
 
 
 _COMPOSITES: dict[str, Callable[..., dict[str, Rule]]] = {
@@ -84,11 +105,14 @@ _COMPOSITES: dict[str, Callable[..., dict[str, Rule]]] = {
     "epsilon_flat": _epsilon_flat,
     "epsilon_plus": _epsilon_plus,
     "epsilon_plus_flat": _epsilon_plus_flat,
+    "epsilon_plus_box": _epsilon_plus_box,
     "epsilon_gamma_box": _epsilon_gamma_box,
+    "epsilon_plain_gamma_box": _epsilon_plain_gamma_box,
     "epsilon_alpha2_beta1": _epsilon_alpha2_beta1,
     "epsilon_alpha2_beta1_flat": _epsilon_alpha2_beta1_flat,
 }
 NAMES = tuple(_COMPOSITES)
+BOXES = tuple(name for name, make in _COMPOSITES.items() if "low" in inspect.signature(make).parameters)
 
 
 def create(name: str, **options) -> dict[str, Rule]:
@@ -100,8 +124,8 @@ def create(name: str, **options) -> dict[str, Rule]:
     Args:
       name: of the composite.
       options: epsilon (1e-6) of the epsilon rule; all but `epsilon` take stabilizer (1e-6), which is added to the
-        other rules' denominators; epsilon_gamma_box takes gamma (0.25) and needs low and high, the bounds of x,
-        numbers or arrays that broadcast to (h, w, c).
+        other rules' denominators; those with gamma take gamma (0.25), those of `BOXES` need low and high, the bounds
+        of x, numbers or arrays that broadcast to (h, w, c).
 
     Raises:
       ValueError: the name or an option is unknown (the message lists the valid ones), or a value is not allowed.

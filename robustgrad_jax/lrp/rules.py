@@ -8,6 +8,7 @@ c+ and c-, z_j = sum_i c_ij + b_j, and stab(z) = z + epsilon sign(z), sign(0) = 
     zplus         sum_j c+_ij / stab(sum_i c+_ij + b+_j) R_j                            Montavon et al. 2017
     alpha_beta    sum_j (alpha c+_ij / stab(sum_i c+_ij + b+_j) - beta c-_ij / stab(sum_i c-_ij + b-_j)) R_j
     gamma         as epsilon with c + gamma c+ (b + gamma b+) for c (b) where z_j > 0, with c- and b- where z_j < 0
+    plain_gamma   as epsilon with w + gamma w+ for w and b + gamma b+ for b               Montavon et al. 2019
     zbox          as epsilon with c_ij - low_i w+_ij - high_i w-_ij for c_ij, without bias
     flat          the same share for every input that an output sees                    Lapuschkin et al. 2019
 
@@ -123,8 +124,7 @@ def gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
     2019. Outputs that are exactly 0 pass nothing on. Raises ValueError for gamma < 0 and stabilizer <= 0.
     """
     _check_positive("stabilizer", stabilizer)
-    if not isinstance(gamma, Tracer) and gamma < 0:
-        raise ValueError(f"gamma must be >= 0, got {gamma}")
+    _check_gamma(gamma)
 
     def rule(call: Call, relevance: Array) -> Array:
         linear = _linear(call, "gamma")
@@ -134,6 +134,24 @@ def gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
         signs = jnp.concatenate([call.y > 0, call.y < 0], axis=-1)
         passed_on = jnp.where(signs, jnp.concatenate([relevance, relevance], axis=-1), 0)
         return _share_by_sign(linear, kernels, biases, passed_on, stabilizer)
+
+    return rule
+
+
+def plain_gamma(gamma: float = 0.25, stabilizer: float = 1e-6) -> Rule:
+    """Positive weights count 1 + `gamma` times, whatever the signs of input and output are (Montavon et al. 2019).
+
+    What the code of Joo et al. 2023 calls gamma. Where inputs are negative it favours the contributions that hinder.
+    Raises ValueError for gamma < 0 and stabilizer <= 0.
+    """
+    _check_positive("stabilizer", stabilizer)
+    _check_gamma(gamma)
+
+    def rule(call: Call, relevance: Array) -> Array:
+        linear = _linear(call, "plain_gamma")
+        kernel = linear.kernel + gamma * _positive(linear.kernel)
+        bias = linear.bias + gamma * _positive(linear.bias)
+        return _share(linear, (linear.x,), kernel, lambda z: relevance / _stabilize(z + bias, stabilizer))
 
     return rule
 
@@ -256,3 +274,8 @@ def _bound(name: str, value: Array | float, x: Array) -> Array:
 def _check_positive(name: str, value: float) -> None:
     if not isinstance(value, Tracer) and not value > 0:
         raise ValueError(f"{name} must be > 0 (outputs can be 0, and relevance is divided by them), got {value}")
+
+
+def _check_gamma(gamma: float) -> None:
+    if not isinstance(gamma, Tracer) and gamma < 0:
+        raise ValueError(f"gamma must be >= 0, got {gamma}")

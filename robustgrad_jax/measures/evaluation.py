@@ -56,6 +56,9 @@ _OF_HEAT_MAPS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "ssim": metrics.ssim,
     "ssim_published": metrics.ssim_published,
     "mse": metrics.mse,
+    "mse_published": metrics.mse_published,
+    "sumnorm_mse": metrics.sumnorm_mse,
+    "sumnorm_ssim": metrics.sumnorm_ssim,
 }
 SIMILARITIES = (*_OF_HEAT_MAPS, "top_k", "signed_cosine")
 NONFINITE = "nonfinite"
@@ -85,9 +88,13 @@ class Subject:
 
     def explain(self, variables: Any, x: jax.Array, y: jax.Array, slots: jax.Array) -> Explained:
         """The attribution of images, its heat map, and whether all of it is finite."""
-        attribution = self.attribute(self.model, variables, x, y, slots)
-        finite, heatmap = metrics.finite(attribution), metrics.heatmap(attribution)
-        return {"attribution": attribution, "heatmap": heatmap, "finite": finite}
+        return explained(self.attribute(self.model, variables, x, y, slots))
+
+
+def explained(attribution: jax.Array) -> Explained:
+    """An attribution (n, h, w, c), its heat map, and whether all of it is finite."""
+    finite, heatmap = metrics.finite(attribution), metrics.heatmap(attribution)
+    return {"attribution": attribution, "heatmap": heatmap, "finite": finite}
 
 
 @dataclass(frozen=True)
@@ -276,16 +283,21 @@ def sensitivities(
     return measure
 
 
-def upper_bound(model: nn.Module, prepare: Prepare, *, std: Sequence[float], radius: float, seed: int) -> Measure:
+def upper_bound(
+    model: nn.Module, prepare: Prepare, *, std: Sequence[float], radius: float, compare: Compare, seed: int
+) -> Measure:
     """The quantities of the paper's upper-bound study, for one gaussian draw z of scale ε/(255 σ).
 
-    l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2, gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and
-    bound = ‖Hz‖/‖∇g(x')‖; hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an estimate of
-    ‖H‖_F once the draws are averaged. (The published code divides by the radius; the number of draws is right.)
+    With x' = x + z, clipped to the value range of its batch: l2 = ‖∇g(x) − ∇g(x')‖², cosine_distance = (1 − cos)/2,
+    gradient_norm = ‖∇g(x')‖, hessian_product_norm = ‖Hz‖ and bound = ‖Hz‖/‖∇g(x')‖, the accuracy of x', and how alike
+    the heat maps of both gradients are. hessian_frobenius = ‖Hv‖² with v ~ N(0, I), which `hutchinson` turns into an
+    estimate of ‖H‖_F once the draws are averaged. hessian_published is what the published code calls the norm: from
+    ‖Hz‖², summed over the draws and divided by ε.
 
     Args:
       std, seed: as in `random_perturbation_similarity`.
       radius: ε in units of 1/255 of the pixel range.
+      compare: the similarities.
     """
 
     def measure(variables: Any, batch: Batch, draw: Any) -> Values:
@@ -297,23 +309,28 @@ def upper_bound(model: nn.Module, prepare: Prepare, *, std: Sequence[float], rad
         gradient_of = lambda x: input_gradient(logits_fn, variables, x, y)[0]
         source, product_with = jax.linearize(gradient_of, x)  # one pass for both Hessian-vector products
         along_noise, along_v = product_with(scale * direction), product_with(direction)
-        perturbed = gradient_of(x + scale * direction)
+        moved = jnp.clip(x + scale * direction, x.min(), x.max())
+        perturbed = gradient_of(moved)
         norm, product = jnp.sqrt(squared_norm(perturbed)), jnp.sqrt(squared_norm(along_noise))
-        return {
+        return compare(explained(source), explained(perturbed)) | {
+            "accuracy": metrics.accuracy(lambda x: model.apply(variables, x)[0], moved, y),
             "l2": squared_norm(source - perturbed),
             "cosine_distance": metrics.cosine_distance(source, perturbed),
             "gradient_norm": norm,
             "hessian_product_norm": product,
             "bound": product / (norm + 1e-8),
             "hessian_frobenius": squared_norm(along_v),
+            "hessian_published": squared_norm(along_noise),
         }
 
     return measure
 
 
-def hutchinson(values: Mapping[str, jax.Array]) -> Values:
-    """Turn the mean over draws of ‖Hv‖² into the estimate of ‖H‖_F, image by image."""
-    return {**values, "hessian_frobenius": jnp.sqrt(values["hessian_frobenius"])}
+def hutchinson(values: Mapping[str, jax.Array], *, radius: float, draws: int) -> Values:
+    """Turn means over draws, of ‖Hv‖² and ‖Hz‖², into the estimate of ‖H‖_F and the published norm, image by image."""
+    published = jnp.sqrt(values["hessian_published"] * draws / radius)
+    frobenius = jnp.sqrt(values["hessian_frobenius"])
+    return count_nonfinite(values) | {"hessian_frobenius": frobenius, "hessian_published": published}
 
 
 def _as_number(truth: jax.Array, like: jax.Array) -> jax.Array:

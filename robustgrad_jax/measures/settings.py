@@ -13,6 +13,7 @@ from robustgrad_jax.regularizers.base import PIXEL_RANGE
 
 PERTURBATIONS = ("rps", *ATTACKS)
 ADVERSARIAL_INSERTION = "adversarial_insertion"
+SPLITS = ("test", "val")
 CURVES = (*evaluation.CURVES, ADVERSARIAL_INSERTION)
 
 _AT_LEAST = dict.fromkeys(("draws", "attack_steps", "batch_size", "sensitivity_draws", "path_steps", "samples"), 1) | {
@@ -29,14 +30,16 @@ class Evaluation:
 
     Attributes:
       batch_size: images at a time; the range that RPS clips to is that of a batch.
-      examples: test images for RPS and the upper bound; 0 for all.
+      split: "test", or "val" to measure the images held out, by which a weight is chosen.
+      examples: images of the split for RPS and the upper bound; 0 for all.
       attributions: of `robustgrad_jax.attributions.NAMES`.
       composites: of `robustgrad_jax.lrp.NAMES`: LRP as attributions lrp_epsilon, …
-      path_steps: of integrated_gradients.
+      path_steps: of integrated_gradients, and of integrated_gradients_published.
       samples: of smoothgrad and expected_gradients.
       noise_level: of smoothgrad, as a share of an image's range.
       references: training images that expected_gradients draws from; 0 for all.
       grad_cam_layer: "" for the last one.
+      attacked: those of them, LRP as lrp_epsilon, that attacks, curves and sensitivities measure; () for all.
       perturbations: of `PERTURBATIONS`.
       metrics: of `robustgrad_jax.measures.evaluation.SIMILARITIES`.
       top_k: pixels of the metric and of the attack; 0 for a fiftieth of the image.
@@ -44,8 +47,9 @@ class Evaluation:
       draws: of RPS and of the upper bound, per image.
       attack_radii, attack_steps: of every attack.
       attack_gamma: of AAM: weight of the heat map against that of the logits.
+      attack_clip: whether attacked images stay within the range of values of their batch, as published.
       attack_beta: of the softplus that ReLU networks are attacked through.
-      attack_examples: test images for attacks, curves and sensitivity; 0 for all.
+      attack_examples: images for attacks, curves and sensitivity; 0 for all.
       curves: of `CURVES`.
       curve_steps: levels of a curve.
       sensitivity: of `robustgrad_jax.measures.evaluation.SENSITIVITIES`.
@@ -58,6 +62,7 @@ class Evaluation:
     """
 
     batch_size: int = 128
+    split: str = "test"
     examples: int = 0
     attributions: tuple[str, ...] = ("gradient",)
     composites: tuple[str, ...] = ()
@@ -66,14 +71,16 @@ class Evaluation:
     noise_level: float = 0.15
     references: int = 100
     grad_cam_layer: str = ""
+    attacked: tuple[str, ...] = ()
     perturbations: tuple[str, ...] = ("rps", "aam")
-    metrics: tuple[str, ...] = ("cosine", "pcc", "ssim", "mse", "signed_cosine")
+    metrics: tuple[str, ...] = ("cosine", "pcc", "ssim", "ssim_published", "mse_published", "signed_cosine")
     top_k: int = 0
     radii: tuple[float, ...] = (4.0, 8.0, 16.0)
     draws: int = 10
     attack_radii: tuple[float, ...] = (4.0, 8.0, 16.0)
     attack_steps: int = 100
     attack_gamma: float = 0.5
+    attack_clip: bool = True
     attack_beta: float = 20.0
     attack_examples: int = 0
     curves: tuple[str, ...] = ("insertion", ADVERSARIAL_INSERTION)
@@ -86,8 +93,10 @@ class Evaluation:
     pictures: int = 6
 
     def __post_init__(self) -> None:
+        require_known(self, "split", SPLITS)
         require_known(self, "attributions", attributions.NAMES)
         require_known(self, "composites", lrp.NAMES)
+        require_known(self, "attacked", self.names)
         require_known(self, "perturbations", PERTURBATIONS)
         require_known(self, "metrics", evaluation.SIMILARITIES)
         require_known(self, "curves", CURVES)
@@ -121,8 +130,10 @@ class Evaluation:
         Raises:
           SettingError: more examples or pixels than there are, or images too small for SSIM.
         """
-        for name, available in (("examples", spec.test_examples), ("attack_examples", spec.test_examples)):
-            require(getattr(self, name) <= available, self, name, f"the test split has {available} examples")
+        available, held_out = spec.count(self.split), "no images are held out; set data.val_examples"
+        require(available, self, "split", held_out)
+        for name in ("examples", "attack_examples"):
+            require(getattr(self, name) <= available, self, name, f"the {self.split} split has {available} examples")
         if "expected_gradients" in self.attributions:
             require(self.references <= spec.examples, self, "references", f"there are {spec.examples} training images")
         pixels = math.prod(spec.image_shape[:2])

@@ -33,6 +33,7 @@ class Attack:
       steps: of the attack.
       gamma: AAM's weight of the heat map against the logits.
       top_k: pixels of the top-k attack.
+      clip: attacked images stay within the range of values of their batch, as in the published code.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Attack:
     steps: int = 100
     gamma: float = 0.5
     top_k: int = 1
+    clip: bool = True
 
     def __call__(
         self,
@@ -52,7 +54,7 @@ class Attack:
         draws: Draws,
     ) -> jax.Array:
         """The attacked images, of x's shape (n, h, w, c); `std` is what the images were divided by."""
-        ball = Ball(self.radius / 255, tuple(std))
+        ball = Ball(self.radius / 255, tuple(std), (x.min(), x.max()) if self.clip else None)
         return ATTACKS[self.kind](self, logits_fn, attribution_fn, x, y, ball, draws)
 
     @property

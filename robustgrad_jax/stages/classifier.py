@@ -42,9 +42,9 @@ from robustgrad_jax.stages.inputs import Architecture, ImageSplits, Pretrained, 
 
 @dataclass(frozen=True)
 class TrainingLoop(fit.BestLoop):
-    """The loop of a classifier's training, see `launch.training.fit.Loop`."""
+    """The loop of a classifier's training, see `launch.training.fit.Loop`; without a metric the last state counts."""
 
-    METRICS: ClassVar[Sequence[str]] = ("val/accuracy", "val/cross_entropy")
+    METRICS: ClassVar[Sequence[str]] = ("val/accuracy", "val/cross_entropy", "")
 
     eval_every: str = "1 epoch"
     checkpoint_every: str = free("1 epoch")
@@ -53,7 +53,7 @@ class TrainingLoop(fit.BestLoop):
 
 @dataclass(frozen=True)
 class Classifier(Stage):
-    """A network that is trained; its best state on validation.
+    """A network that is trained; its best state on validation, or its last.
 
     Attributes:
       images: what it is trained and validated on.
@@ -96,12 +96,14 @@ class Classifier(Stage):
         """Validate what depends on the data and the network.
 
         Raises:
-          SettingError: there are no validation images, a batch is larger than the training set, durations are too long
-            or milestones do not increase, or an expression of optimizer.decay_mask matches no parameter.
+          SettingError: there are no validation images to choose a state by, a batch is larger than the training set,
+            durations are too long or milestones do not increase, or an expression of optimizer.decay_mask matches no
+            parameter.
         """
         spec = self.images.data.spec()
-        if not spec.val_examples:
-            problem = "=0: hold out some, the best checkpoint is chosen by validation"
+        if self.loop.best_metric and not spec.val_examples:
+            way_out = "hold out some, or set loop.best_metric='' for the last"
+            problem = f"=0: the best state is chosen by {self.loop.best_metric}; {way_out}"
             raise SettingError("data.val_examples", problem)
         require(self.batch_size <= spec.examples, self, "batch_size", f"more than the {spec.examples} training images")
         self._cadence(spec)
@@ -121,20 +123,26 @@ class Classifier(Stage):
         self.layout()
 
     def make(self, store: Store) -> dict[str, Any]:
-        """{"variables": of the best state, on the host; "best_step"; "metrics": of its validation}."""
+        """{"variables": of the best state or the last, on the host; "best_step"; "metrics": of its validation}."""
         layout = self.layout()
         splits, spec = store.get(self.images), self.images.data.spec()
-        over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
         batches = partial(feed.train_batches, splits.train, seed=self.seed, batch_size=self.batch_size, **layout.share)
         whole = self._training(
             One(layout),
             shards=layout.data_shards,
             numbers=as_arrays(numbers(self)),
             batches=lambda start: batches(start=start),
-            evaluate=fit.alone(lambda state: _validation(over_val(accuracy, state.variables))),
+            evaluate=self._evaluate(layout, splits),
             resident=feed.resident(splits.train),
         )
         return _result(fit.train(store, self, self.initial_state(spec, self._initial(store)), whole))
+
+    def _evaluate(self, layout: sharding.Layout, splits: Splits) -> fit.Evaluate | None:
+        """The metrics of validation images; None if there are none."""
+        if splits.val is None:
+            return None
+        over_val, accuracy = means.over_split(layout, splits.val, self.val_batch_size), self._accuracy(splits)
+        return fit.alone(lambda state: _validation(over_val(accuracy, state.variables)))
 
     @classmethod
     def make_together(cls, stages: Sequence["Classifier"], store: Store) -> dict[int, Exception]:
@@ -154,7 +162,8 @@ class Classifier(Stage):
                 return [_validation(values) for values in over_val(states, resident, val_batches())]
 
             own = {name: value[list(indices)] for name, value in values.items()}
-            return first._training(place, numbers=own, batches=batches, evaluate=evaluate, resident=resident)
+            validate = evaluate if spec.val_examples else None
+            return first._training(place, numbers=own, batches=batches, resident=resident, evaluate=validate)
 
         outcomes = fit.train_together(store, stages, jax.device_get(jax.jit(create)(values)), training_of)
         failures: dict[int, Exception] = {}
@@ -248,7 +257,7 @@ class Classifier(Stage):
             batch_size=self.batch_size,
             steps=self._steps(spec)[0],
             cadence=self._cadence(spec),
-            best=(self.loop.best_metric, self.loop.best_mode),
+            best=(self.loop.best_metric, self.loop.best_mode) if self.loop.best_metric else None,
             **parts,
         )
 
@@ -281,9 +290,10 @@ def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str
     members = [(stage.images.key, stage.seed) for stage in stages]
     different = dict(zip(members, stages, strict=True))
     splits = {member: store.get(stage.images) for member, stage in different.items()}
-    resident, rows = feed.pooled([own.train for own in splits.values()] + [own.val for own in splits.values()])
+    vals = {member: own.val for member, own in splits.items() if own.val is not None}
+    resident, rows = feed.pooled([own.train for own in splits.values()] + list(vals.values()))
     train_rows = dict(zip(splits, rows[: len(splits)], strict=True))
-    val_rows = dict(zip(splits, rows[len(splits) :], strict=True))
+    val_rows = dict(zip(vals, rows[len(splits) :], strict=True))
 
     def stacked(feeds: Mapping[Any, Iterable[feed.Batch]], rows: Mapping[Any, Any]) -> Iterator[dict[str, np.ndarray]]:
         for parts in zip(*feeds.values(), strict=True):
@@ -295,7 +305,6 @@ def _stacked_feeds(stages: Sequence[Classifier], store: Store) -> tuple[dict[str
         return stacked({member: make(splits[member].train, seed=member[1]) for member in splits}, train_rows)
 
     def val_batches() -> Iterator[dict[str, np.ndarray]]:
-        vals = {member: own.val for member, own in splits.items()}
         size = min(first.val_batch_size, *map(len, vals.values()))
         return stacked({member: feed.eval_batches(val, batch_size=size) for member, val in vals.items()}, val_rows)
 

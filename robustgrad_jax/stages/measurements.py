@@ -74,17 +74,19 @@ class Explanation(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Stage):
-    """Means of a measure over test images; gives {"values": name -> mean or None, "pictures": name -> array}.
+    """Means of a measure over images; gives {"values": name -> mean or None, "pictures": name -> array}.
 
     Attributes:
       weights: of the network that is measured.
-      examples: test images, a seeded subset; 0 for all.
+      split: "test", or "val" for the images held out, by which settings can be chosen.
+      examples: of the split, a seeded subset; 0 for all.
       seed: of the subset and of random draws.
     """
 
     GROUP: ClassVar[str] = ""  # prefix of the keys in the result where no attribution is measured
 
     weights: Weights
+    split: str = "test"
     examples: int = 0
     batch_size: int = free(128)
     seed: int = stackable(0)
@@ -104,7 +106,7 @@ class Measurement(Stage):
         spec = self.weights.images.data.spec()
         shapes = self.weights.architecture.shapes(spec)
         placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.replicated)
-        batch, count = means.outline(layout, spec, self.examples or spec.test_examples, self.batch_size)
+        batch, count = means.outline(layout, spec, self.examples or spec.count(self.split), self.batch_size)
         wanted = {name: options[name] for name in ("repeats", "once") if name in options}
         return outline(layout, self.title, measure, jax.tree.map(placed, shapes), batch, batches=count, **wanted)
 
@@ -135,15 +137,15 @@ class Measurement(Stage):
         return {f"{self.GROUP}/{name}": value for name, value in values.items()}
 
     def means(self, store: Store, measure: Measure, **options: Any) -> dict[str, float]:
-        """Means of `measure` over the test images."""
+        """Means of `measure` over the images of the split."""
         layout = sharding.layout()
-        over_split = means.over_split(layout, self.split(store), self.batch_size, store.stop.check)
+        over_split = means.over_split(layout, self.measured(store), self.batch_size, store.stop.check)
         return over_split(measure, layout.place(store.get(self.weights)["variables"]), **options)
 
-    def split(self, store: Store) -> Split:
-        """The test images."""
-        test = store.get(self.weights.images).test
-        return data_splits.subset(test, seed=self.seed, examples=self.examples, name="examples")
+    def measured(self, store: Store) -> Split:
+        """The images that are measured."""
+        whole = getattr(store.get(self.weights.images), self.split)
+        return data_splits.subset(whole, seed=self.seed, examples=self.examples, name="examples")
 
     def subject(self, store: Inputs) -> tuple[Any, training.Normalized, Splits]:
         """The network's module, what prepares a batch for it, and its data."""
@@ -154,9 +156,14 @@ class Measurement(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanAccuracy(Measurement):
-    """Accuracy and cross-entropy of the clean images."""
+    """Accuracy and cross-entropy of the clean images: "test/accuracy", or "val/accuracy"."""
 
-    GROUP: ClassVar[str] = "test"
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {f"{self.split}/{name}": value for name, value in values.items()}
+
+    @property
+    def title(self) -> str:
+        return self.split
 
     def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         module, prepare, _ = self.subject(store)
@@ -165,17 +172,35 @@ class CleanAccuracy(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class UpperBound(Measurement):
-    """The quantities of the paper's upper-bound study."""
+    """The quantities of the paper's upper-bound study, over gaussian draws.
+
+    Attributes:
+      radius: ε, in units of 1/255 of the pixel range.
+      draws: per image.
+      compare: the heat maps before and after.
+      batch_size: perturbed images are clipped to the range of their batch.
+    """
 
     GROUP: ClassVar[str] = "upper-bound"
 
     radius: float
     draws: int
+    compare: Compare
+    batch_size: int = 128
 
     def measure(self, store: Inputs) -> tuple[Measure, dict[str, Any]]:
         module, prepare, splits = self.subject(store)
-        measure = evaluation.upper_bound(module, prepare, std=splits.std, radius=self.radius, seed=self.seed)
-        return measure, {"repeats": self.draws, "finish": evaluation.hutchinson}
+        measure = evaluation.upper_bound(
+            module, prepare, std=splits.std, radius=self.radius, compare=self.compare, seed=self.seed
+        )
+        finish = partial(evaluation.hutchinson, radius=self.radius, draws=self.draws)
+        return measure, {"repeats": self.draws, "finish": finish}
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """As those of `Measurement`, with the number of images that are not finite for their share."""
+        named = super().named(values)
+        key = f"{self.GROUP}/{NONFINITE}"
+        return named | {key: round(named[key] * values["examples"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +266,7 @@ class UnderAttack(AttributionMeasurement):
       compare: the attributions before and after.
       curve_steps: levels of the adversarial insertion curve; 0 for none.
       pictures: how many attacked images are kept.
-      batch_size: of `ssim_published`, the range of values is that of a batch.
+      batch_size: attacked images are clipped to the range of their batch.
     """
 
     attack: Attack
@@ -272,7 +297,7 @@ class UnderAttack(AttributionMeasurement):
     def _keeping(self, attacked: RunAttack, splits: Splits, pictures: dict[str, np.ndarray]) -> RunAttack:
         """The attack, which also puts the first images of the first batch into `pictures`."""
         whole = jax.jit(attacked)
-        count = min(self.pictures, self.examples or len(splits.test))
+        count = min(self.pictures, self.examples or len(getattr(splits, self.split)))
         mean, std = (np.asarray(value, np.float32) for value in (splits.mean, splits.std))
 
         @partial(jax.jit, out_shardings=sharding.layout().replicated)

@@ -39,6 +39,7 @@ ASKED = {
     "evaluation.noise_level": {"evaluation.attributions": ("smoothgrad",)},
     "evaluation.references": {"evaluation.attributions": ("expected_gradients",)},
     "evaluation.grad_cam_layer": {"evaluation.attributions": ("grad_cam",)},
+    "evaluation.attacked": {"evaluation.attributions": ("gradient", "input_x_gradient")},
     "evaluation.top_k": {"evaluation.metrics": ("top_k",)},
     "evaluation.attack_beta": {"model.activation": "relu"},
     "evaluation.sensitivity_": {"evaluation.sensitivity": ("max_sensitivity",)},
@@ -74,7 +75,9 @@ OTHER = {
     "loop.checkpoint_every": "3 epochs",
     "loop.best_metric": "val/cross_entropy",
     "loop.best_mode": "min",
+    "evaluation.split": "val",
     "evaluation.attributions": ("input_x_gradient",),
+    "evaluation.attacked": ("gradient",),
     "evaluation.composites": ("epsilon_plus",),
     "evaluation.perturbations": ("pgd",),
     "evaluation.metrics": ("pcc",),
@@ -210,6 +213,32 @@ def test_a_late_field_redoes_only_what_it_reaches(kept, overrides, kinds):
     assert root.weights.key in reused or not made(store)
     same = [key for key in again if key in result and not kinds]
     assert {key: again[key] for key in same} == {key: result[key] for key in same}
+
+
+def test_validation_images_can_be_measured(kept):
+    """The same network, measured on the images by which its checkpoint was chosen: the same accuracy."""
+    folder, result = kept
+    root, store = plan(SMALL | {"evaluation.split": "val"}), Store(folder)
+    on_val = store.get(root)
+    clean = store.get(root.measurements[0])["values"]
+    assert "classifier" not in made(store) and clean["examples"] == SMALL["data.val_examples"]
+    assert clean["cross_entropy"] == pytest.approx(result["val/cross_entropy"], rel=1e-6)
+    assert on_val["val/accuracy"] == result["val/accuracy"] and "test/accuracy" not in on_val
+    assert on_val["gradient/rps-8/pcc"] != result["gradient/rps-8/pcc"]
+
+
+def test_attributions_can_be_left_out_of_the_attacks():
+    both = {"evaluation.attributions": ("gradient", "input_x_gradient"), "evaluation.composites": ("epsilon_plus",)}
+    kinds = lambda own: {
+        (type(m).__name__, m.attribution) for m in plan(SMALL | both | own).measurements if m.attribution
+    }
+    every, gradient = kinds({}), kinds({"evaluation.attacked": ("gradient",)})
+    assert {name for _, name in every} == {"gradient", "input_x_gradient", "lrp_epsilon_plus"}
+    assert every - gradient == {
+        (kind, name) for kind in ("UnderAttack", "PixelCurves") for name in ("input_x_gradient", "lrp_epsilon_plus")
+    }
+    with pytest.raises(ValueError, match=r"'smoothgrad'.*'gradient'"):
+        plan(SMALL | {"evaluation.attacked": ("smoothgrad",)})
 
 
 def test_a_sweep_shares_what_its_members_share(tmp_path, monkeypatch):

@@ -121,3 +121,20 @@ def test_what_a_stacked_stage_needs_and_cannot_be_made_fails_its_member_alone(tr
 def test_refused_settings_are_a_members_own_failure(trace):
     code, output = call(trace, "--executor=vmap", "--noconfig_sweep", "--grid=seed=0,1,-1")
     assert code == 1 and "2 done, 1 failed" in output and "SettingError: seed=-1: at least 0" in output
+
+
+def test_two_sweeps_share_a_store(trace):
+    """One that follows another takes what it made; it stays with that store without being told again."""
+    code, _ = call(trace, "--noconfig_sweep", "--grid=shift=1,2")
+    before, store = made(trace), trace.parent / "sweep" / "store"
+    assert code == 0
+    other = f"--workdir={trace.parent / 'other'}"
+    code, output = call(trace, "--noconfig_sweep", "--grid=shift=2,3", other, f"--store={store}")
+    assert code == 0, output
+    assert kinds((made(trace) - before).keys()) == {"shifted": 1, "score": 1}
+    assert load(trace.parent / "other").store == store and not (trace.parent / "other" / "store").exists()
+    code, output = call(trace, "--noconfig_sweep", "--grid=shift=2,3,4", other)
+    assert code == 0 and not (trace.parent / "other" / "store").exists(), output
+    third = trace.parent / "third"
+    code, _ = call(trace, "--noconfig_sweep", "--grid=shift=2,3,4", other, f"--store={third}")
+    assert f"--store: '{store}' -> '{third}'" in str(code)

@@ -93,6 +93,19 @@ def test_integrated_gradients_by_default(case):
     close(ours(case, "integrated_gradients", chunk=50), wanted, INTEGRAL_TOLERANCE)
 
 
+def test_integrated_gradients_as_published(case):
+    """Both ends of the path among the points, their sum over the number of steps, no factor x: by autograd."""
+    theirs, model, _, x = case
+    if not isinstance(model, ResNet):
+        pytest.skip("LeNet's maxima tie at the zero image, where the path begins: rounding picks the winners")
+    steps, wanted = 4, 0
+    for k in range(steps + 1):
+        point = (to_torch(x) * k / steps).requires_grad_()
+        logits = theirs(point).gather(1, target()[:, None]).sum()
+        wanted = wanted + torch.autograd.grad(logits, point)[0] / steps
+    close(ours(case, "integrated_gradients_published", steps=steps, chunk=2), wanted)
+
+
 def test_smoothgrad_is_noise_tunnel(case, monkeypatch):
     """NoiseTunnel around captum's gradient, given the draws."""
     theirs, _, _, x = case

@@ -41,13 +41,19 @@ def load_zennit():
         stub.BasicBlock, stub.Bottleneck = type("BasicBlock", (), {}), type("Bottleneck", (), {})
     sys.modules.update(stubs)
     try:
-        from zennit import attribution, canonizers, composites, layer, rules
+        from zennit import attribution, canonizers, composites, core, layer, rules
         from zennit import types as kinds
     finally:
         for name in stubs:
             del sys.modules[name]
     return types.SimpleNamespace(
-        attribution=attribution, canonizers=canonizers, composites=composites, layer=layer, rules=rules, types=kinds
+        attribution=attribution,
+        canonizers=canonizers,
+        composites=composites,
+        core=core,
+        layer=layer,
+        rules=rules,
+        types=kinds,
     )
 
 
@@ -92,14 +98,26 @@ def canonisers():
     return [zennit.canonizers.CompositeCanonizer([Merge(), zennit.canonizers.AttributeCanonizer(attributes)])]
 
 
+def plain_gamma(gamma):
+    """The rule of the published code, from zennit's general hook; its own gamma is the generalised one."""
+    return load_zennit().core.BasicHook(
+        param_modifiers=[lambda parameter, _: parameter + gamma * parameter.clamp(min=0)]
+    )
+
+
 def their_composite(name):
-    """zennit's own, by its name; the two that it has no name for, from its parts."""
+    """zennit's own, by its name; those that it has no name for, from its parts."""
     zennit = load_zennit()
+    bounds = {key: torch.tensor(b).reshape(1, 3, 1, 1) for key, b in (("low", LOW), ("high", HIGH))}
     if name in zennit.composites.COMPOSITES:
-        bounds = {key: torch.tensor(b).reshape(1, 3, 1, 1) for key, b in (("low", LOW), ("high", HIGH))}
-        options = bounds if name == "epsilon_gamma_box" else {}
+        options = bounds if name in lrp.BOXES else {}
         return zennit.composites.COMPOSITES[name](canonizers=canonisers(), **options)
     layer_map = [*zennit.composites.layer_map_base(), (zennit.types.Linear, zennit.rules.Epsilon())]
+    if name in lrp.BOXES:
+        conv = zennit.rules.ZPlus() if name == "epsilon_plus_box" else plain_gamma(0.25)
+        layer_map.insert(0, (zennit.types.Convolution, conv))
+        first_map = [(zennit.types.Convolution, zennit.rules.ZBox(**bounds))]
+        return zennit.composites.SpecialFirstLayerMapComposite(layer_map, first_map, canonizers=canonisers())
     if name == "epsilon":
         return zennit.composites.LayerMapComposite(layer_map, canonizers=canonisers())
     assert name == "epsilon_flat"
@@ -136,7 +154,7 @@ def pair(name, activation):
 def check(name, composite, activation):
     theirs, x, y = pair(name, activation)
     logits, wanted = their_relevance(theirs, torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(y), composite)
-    options = {"low": LOW, "high": HIGH} if composite == "epsilon_gamma_box" else {}
+    options = {"low": LOW, "high": HIGH} if composite in lrp.BOXES else {}
     with jax.enable_x64(True):
         model = models.create(name, num_classes=7, activation=activation)
         variables = models.from_torch(name, {k: v.numpy() for k, v in theirs.state_dict().items()})

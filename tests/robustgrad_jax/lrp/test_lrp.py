@@ -14,7 +14,7 @@ from robustgrad_jax.lrp import propagation
 from robustgrad_jax.lrp import rules as lrp_rules
 
 BOUNDS = {"low": np.array([-2.0, -2.5, -3.0]), "high": np.array([2.0, 2.5, 3.0])}
-OPTIONS = {name: BOUNDS if name == "epsilon_gamma_box" else {} for name in lrp.NAMES}
+OPTIONS = {name: BOUNDS if name in lrp.BOXES else {} for name in lrp.NAMES}
 TINY = 1e-13  # stabilisers that do not show
 
 
@@ -136,6 +136,9 @@ def by_loops(rule, x, w, b, relevance, **options):
         elif rule == "gamma":
             own, bias_own = (pos, bias_pos) if c.sum() + b[j] > 0 else (neg, bias_neg)
             shares += (c + 0.3 * own) / stab((c + 0.3 * own).sum() + b[j] + 0.3 * bias_own) * r
+        elif rule == "plain_gamma":
+            c = x * (w[:, j] + 0.3 * w[:, j].clip(0))
+            shares += c / stab(c.sum() + b[j] + 0.3 * bias_pos) * r
         elif rule == "zbox":
             c = c - options["low"] * w[:, j].clip(0) - options["high"] * w[:, j].clip(max=0)
             shares += c / stab(c.sum()) * r
@@ -151,13 +154,14 @@ def rules():
         "zplus": lrp_rules.zplus(),
         "alpha_beta": lrp_rules.alpha_beta(3.0, 2.0),
         "gamma": lrp_rules.gamma(0.3),
+        "plain_gamma": lrp_rules.plain_gamma(0.3),
         "zbox": lrp_rules.zbox(**BOUNDS),
         "flat": lrp_rules.flat(),
     }
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("name", ["epsilon", "zplus", "alpha_beta", "gamma", "zbox", "flat"])
+@pytest.mark.parametrize("name", ["epsilon", "zplus", "alpha_beta", "gamma", "plain_gamma", "zbox", "flat"])
 @pytest.mark.parametrize("kind", ["conv", "dense"])
 def test_rules_by_loops_over_contributions(kind, name, nonnegative):
     rng = np.random.default_rng(0)

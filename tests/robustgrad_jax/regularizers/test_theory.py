@@ -6,6 +6,7 @@ import numpy as np
 
 from robustgrad_jax import models
 from robustgrad_jax.measures import evaluation
+from robustgrad_jax.measures.evaluation import Compare
 from robustgrad_jax.regularizers import alignment
 
 N, SIDE, CLASSES = 6, 8, 4
@@ -68,7 +69,7 @@ def test_only_the_cosine_distance_survives_rescaling():
 def study(model, variables, x, y, radius, draw):
     """The upper-bound study's values for one gaussian draw of scale `radius`, per image."""
     prepare = lambda batch: (batch["x"], batch["y"])
-    measure = evaluation.upper_bound(model, prepare, std=[1.0], radius=255 * radius, seed=draw)
+    measure = evaluation.upper_bound(model, prepare, std=[1.0], radius=255 * radius, compare=Compare(()), seed=draw)
     return measure(variables, {"x": x, "y": y, "slot": jnp.arange(N)}, 0)
 
 

@@ -135,7 +135,7 @@ def test_members_are_as_if_made_alone(both, index):
 def last_state(folder, stage) -> tuple[training.NormState, int]:
     """What the last checkpoint of a training holds, and its step."""
     state = stage.initial_state(stage.images.data.spec())
-    best = (stage.loop.best_metric, stage.loop.best_mode)
+    best = (stage.loop.best_metric, stage.loop.best_mode) if stage.loop.best_metric else None
     with checkpoint.Checkpoints(folder / stage.key / fit.CHECKPOINTS, best=best) as checkpoints:
         return checkpoints.restore_latest(checkpoint.abstract(state))[:2]
 
@@ -153,6 +153,24 @@ def test_checkpoints_are_as_if_made_alone(both):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
     jax.tree.map(close, values[0]["variables"], values[1]["variables"])
     assert values[0]["best_step"] == values[1]["best_step"]
+
+
+def test_without_validation_the_last_state_is_the_result(tmp_path):
+    """As published: all images train, and nothing is chosen; alone and in a stack."""
+    own = {"data.val_examples": 0, "data.train_examples": 0, "loop.best_metric": ""}
+    stages = [plan(own | member).weights for member in MEMBERS]
+    stores = [Store(tmp_path / "alone"), Store(tmp_path / "stack")]
+    assert stores[0].get(stages[0].images).val is None and stages[0].images.data.spec().examples == 1437
+    alone = [stores[0].get(stage) for stage in stages]
+    assert Classifier.make_together(stages, stores[1]) == {}
+    for index, stage in enumerate(stages):
+        together = stores[1].get(stage)
+        assert alone[index]["best_step"] == together["best_step"] == 6 and alone[index]["metrics"] == {}
+        state, at = last_state(tmp_path / "alone", stage)
+        jax.tree.map(np.testing.assert_array_equal, alone[index]["variables"]["params"], jax.device_get(state.params))
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        jax.tree.map(close, alone[index]["variables"]["params"], together["variables"]["params"])
+        assert at == 6
 
 
 def test_a_stack_over_eight_devices_is_that_of_one():
