@@ -5,7 +5,7 @@ WACV 2025 (arXiv 2311.18291).
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,11 @@ from tldr_jax.classifier.backbones import Backbone
 from tldr_jax.classifier.training import BestCheckpoint
 from tldr_jax.datasets.preparation import PREPARATIONS, PUBLISHED
 from tldr_jax.stages import comparison, images, text
-from tldr_jax.stages.heads import Heads
+from tldr_jax.stages.heads import ChosenHeads, Heads
 from tldr_jax.words import WordSet, templates
 from tldr_jax.words.templates import Templates, fill
 
+FILTERS = {"both": (True, True), "clip": (True, False), "classifier": (False, True), "none": (False, False)}
 SELECT = ("last", "best_accuracy", "best_wga")
 _WORDS = {"celeba_tfds": "celeba"}  # the word list of a data set that shares another's
 
@@ -68,10 +69,12 @@ class HeadGrid:
     weight_decay: tuple[float, ...] = ()
     ridge: tuple[float, ...] = ()
     gap_rows: tuple[int, ...] = ()
+    filters: tuple[str, ...] = ()
     seed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        require_distinct(self, "ridge", "gap_rows")
+        require_distinct(self, "ridge", "gap_rows", "filters")
+        require_known(self, "filters", FILTERS)
 
 
 describe = results.describe
@@ -141,16 +144,18 @@ def plan(config) -> comparison.Comparison:
         templates=forms,
     )
     by_clip, by_classifier = (setting(config, f"words.{name}_filter", bool) for name in ("clip", "classifier"))
-    kept = text.KeptWords(embedded, by_clip, base if by_classifier else None)
-    heads = _heads(config, words=kept, projectors=projectors, val=features["val"])
-    known = ablations(network)
-    ablated = setting(config, "ablations", tuple[str, ...], known=known)
+    filtered = lambda by_clip, by_classifier: text.KeptWords(embedded, by_clip, base if by_classifier else None)
+    kept, grid = filtered(by_clip, by_classifier), settings(HeadGrid, config, "retrain.grid")
+    candidates = [filtered(*FILTERS[name]) for name in grid.filters] or [kept]
+    heads = _heads(config, words=candidates[0], projectors=projectors, val=features["val"])
+    known = {"tldr": lambda own: own, **ablations(network)}
+    ablated = ("tldr", *setting(config, "ablations", tuple[str, ...], known=ablations(network)))
     return comparison.Comparison(
         features["train"],
         features["test"],
         views["test"],
-        _baselines(config, features, clip, word_set, forms),
-        (("tldr", heads), *((name, known[name](heads)) for name in ablated)),
+        _baselines(config, features, clip, word_set, forms, (base, views["val"])),
+        tuple((name, _chosen([known[name](replace(heads, words=own)) for own in candidates])) for name in ablated),
         comparison.Diagnostics(base, views["val"], features["val"], kept),
     )
 
@@ -290,8 +295,19 @@ def _heads(config, **parts: Any) -> Heads:
     return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
 
 
+def _chosen(candidates: Sequence[Heads]) -> Heads | ChosenHeads:
+    """One of several heads, chosen on validation images; ablated ones may be equal."""
+    different = tuple(dict.fromkeys(candidates))
+    return different[0] if len(different) == 1 else ChosenHeads(different)
+
+
 def _baselines(
-    config, features: Mapping[str, images.Features], clip: images.FrozenClip, word_set: WordSet, forms: Templates
+    config,
+    features: Mapping[str, images.Features],
+    clip: images.FrozenClip,
+    word_set: WordSet,
+    forms: Templates,
+    projected: tuple[Projector, images.ClipImages],
 ) -> tuple[tuple[str, comparison.Baseline], ...]:
     pair: dict[str, Any] = dict(train=features["train"], val=features["val"])
     prompts = tuple(
@@ -304,6 +320,9 @@ def _baselines(
         "class_balanced": settings(comparison.ClassBalanced, config, "class_balanced", **pair),
         "afr": settings(comparison.Afr, config, "afr", **pair),
         "dfr": settings(comparison.Dfr, config, "dfr", **pair),
+        "projected_images": settings(
+            comparison.ProjectedImages, config, "dfr", projector=projected[0], images=projected[1], **pair
+        ),
     }
     names = setting(config, "baselines", tuple[str, ...], known=known)
     return tuple((name, known[name]) for name in names)

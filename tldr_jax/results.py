@@ -8,6 +8,7 @@ METHODS = {
     "class_balanced": "class-balanced last layer (validation images)",
     "afr": "AFR (training images)",
     "dfr": "DFR (validation images with groups)",
+    "projected_images": "DFR on projected validation images",
     "tldr": "TLDR, chosen by validation WGA",
     "tldr_class_balanced": "TLDR, chosen by class-balanced accuracy",
     "no_gap": "without the gap constraint",
@@ -16,7 +17,13 @@ METHODS = {
     "no_filters": "without filters",
     "mlp_projector": "MLP projector",
 }
-WITH_IMAGES = ("zero_shot", "class_balanced", "afr", "dfr")  # they see what words stand in for: not in competition
+WITH_IMAGES = (
+    "zero_shot",
+    "class_balanced",
+    "afr",
+    "dfr",
+    "projected_images",
+)  # they see what words stand in for: not in competition
 
 
 def method_title(name: str) -> str:

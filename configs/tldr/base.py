@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     data.workers = 0  # Grain worker processes of streamed images; 0: threads
 
     config.backbone = backbone = ConfigDict()
-    backbone.name = "resnet50"  # resnet50, vit_b16, small_cnn
+    backbone.name = "resnet50"  # resnet50, vit_b16; of Scenes small_cnn, small_vit
     backbone.mean = ()  # per channel in [0, 1]; (): ImageNet's
     backbone.std = ()
     backbone.dtype = "float32"  # of activations and products in training; "bfloat16" on accelerators
@@ -91,8 +91,9 @@ def get_config() -> ConfigDict:
     words.source = ""  # a list that comes with the package, or a JSON file; "": the data set's
     words.clip_filter = True
     words.classifier_filter = True
+    words.contested = 0.0  # share of every list that is words which a rival list has, too
     words.junk = 0.0  # share of every list that is words which do not belong there
-    words.junk_seed = 0
+    words.junk_seed = 0  # of both draws
 
     config.text = ConfigDict()
     config.text.templates = "imagenet"  # imagenet, photo, scenes
@@ -111,6 +112,7 @@ def get_config() -> ConfigDict:
     grid.weight_decay = ()
     grid.ridge = ()
     grid.gap_rows = ()
+    grid.filters = ()  # of both, clip, classifier, none
     grid.seed = ()
 
     config.dfr = dfr = ConfigDict()  # Kirichenko et al. 2023, on validation images
@@ -127,7 +129,7 @@ def get_config() -> ConfigDict:
     afr.evaluations = 500  # points at which validation images may stop it: every step
     afr.clip_norm = 1.0  # of the gradient; 0.0: not clipped
 
-    config.baselines = ("erm", "zero_shot", "class_balanced", "afr", "dfr")
+    config.baselines = ("erm", "zero_shot", "class_balanced", "afr", "dfr")  # and projected_images
     config.ablations = ("no_gap", "no_clip_filter", "no_classifier_filter", "no_filters", "mlp_projector")
 
     config.evaluation = ConfigDict()

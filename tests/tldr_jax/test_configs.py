@@ -41,7 +41,7 @@ def test_a_config_can_be_frozen_stored_and_checked(path):
 def test_a_config_says_how_to_run_it(path):
     text = ast.get_docstring(ast.parse((ROOT / path).read_text()))
     workdir = f"runs/{path.stem.replace('scenes', 'tldr_scenes')}"
-    command = "sweep" if path.stem == "scenes_study" else "train"
+    command = "sweep" if path.stem in ("scenes_study", "scenes_map") else "train"
     assert f"python -m launch.{command} --config={Path(path).as_posix()} --workdir={workdir}" in text
 
 

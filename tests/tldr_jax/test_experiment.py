@@ -15,7 +15,7 @@ from tests.tldr_jax.images import write
 from tests.tldr_jax.small import CONFIG, SMALL, changed
 from tldr_jax import experiment, projector, retrain
 from tldr_jax.classifier import features
-from tldr_jax.heads import Head
+from tldr_jax.heads import Head, baselines
 from tldr_jax.projector import gap
 from tldr_jax.stages import comparison, images
 from tldr_jax.words import filters
@@ -263,3 +263,44 @@ def test_a_head_is_what_is_read_back(tmp_path):
     stage = comparison.ErmHead(experiment.plan(CONFIG).train.erm)
     head = Head(np.ones((3, 2), np.float32), np.zeros(2, np.float32))
     assert isinstance(stage.decode(stage.encode(head)), Head)
+
+
+def test_validation_images_choose_among_filters(done, tmp_path):
+    """The candidate with the better validation score, of equals the first; that of each by itself."""
+    path, _ = done
+    names, spoilt = ("clip", "none"), {"words.contested": 0.25, "ablations": (), "baselines": ()}
+    own = changed(CONFIG, spoilt | {"retrain.grid.filters": names})
+    result = train.execute(own, str(tmp_path / "both"), store=str(path / "store"))
+    store, (_, chosen) = Store(path / "store"), experiment.plan(own).methods[0]
+    alone = [store.get(candidate) for candidate in chosen.candidates]
+    assert [candidate.words.clip_filter for candidate in chosen.candidates] == [True, False]
+    assert len({candidate.words.key for candidate in chosen.candidates}) == 2
+    for choice, score, suffix in (("by_wga", "wga", ""), ("by_class_balanced", "class_balanced", "_class_balanced")):
+        scores = [candidate[f"val/{score}"].max() for candidate in alone]
+        best = scores.index(max(scores))
+        assert store.get(chosen)[f"filters/{choice}"] == best
+        _, groups = accuracies(alone[best][choice], store.get(experiment.plan(own).test))
+        assert result[f"tldr{suffix}/wga"] == pytest.approx(min(groups))
+    single = experiment.plan(changed(CONFIG, spoilt | {"retrain.grid.filters": ("none",)})).methods[0][1]
+    assert single == chosen.candidates[1]
+    with pytest.raises(ValueError, match=r"retrain\.grid\.filters.*'all'"):
+        experiment.plan(changed(CONFIG, {"retrain.grid.filters": ("all",)}))
+
+
+def test_the_head_on_projected_images_is_dfrs_on_them(done, tmp_path):
+    path, _ = done
+    own = changed(CONFIG, {"ablations": (), "baselines": ("projected_images",)})
+    result = train.execute(own, str(tmp_path / "run"), store=str(path / "store"))
+    store, root = Store(path / "store"), experiment.plan(own)
+    _, stage = root.baselines[0]
+    val, mapping = store.get(stage.val), store.get(stage.projector)
+    rows = np.maximum(np.asarray(store.get(stage.images), np.float64) @ mapping.weight + mapping.bias, 0)
+    options = {
+        "penalties": (1.0,),
+        "draws": 1,
+        "scale_on": store.get(stage.train).rows,
+        "allowed": np.ones((2, 2), bool),
+    }
+    head = baselines.dfr(rows, val.classes, val.spurious, **options).head
+    _, groups = accuracies(head, store.get(root.test))
+    assert result["projected_images/wga"] == pytest.approx(min(groups))

@@ -100,6 +100,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "gap.split": "test",
     "projector.kind": "mlp",
     "text.templates": "photo",
+    "words.contested": 0.1,
     "words.junk": 0.1,
     "words.source": None,  # a file, see below
     "clip.source": "openai/clip-vit-base-patch16",
@@ -108,6 +109,7 @@ OTHERS = {  # another valid value where adding to the present one would not be o
     "retrain.schedule": "constant",
     "retrain.grid.seed": (3,),
     "retrain.grid.gap_rows": (3,),
+    "retrain.grid.filters": ("none",),
     "dfr.penalties": (0.5,),
     "class_balanced.penalties": (0.5,),
     "afr.evaluations": 20,

@@ -41,6 +41,7 @@ KINDS = {
     "resnet50": Kind(2048, True, 0),
     "vit_b16": Kind(768, False, 224),
     "small_cnn": Kind(64, True, 0),
+    "small_vit": Kind(96, False, 32),
 }
 
 
@@ -106,6 +107,8 @@ def create(name: str, outputs: int, dtype: str = "float32") -> nn.Module:
         raise ValueError(f"unknown backbone {name!r}; valid names: {', '.join(map(repr, KINDS))}")
     if name == "resnet50":
         return ResNet(outputs, nn.relu, _DEPTHS, bottleneck=True, imagenet_stem=True, dtype=computed)
+    if name == "small_vit":
+        return vit.ViT(outputs, patch=4, width=KINDS[name].features, depth=4, heads=4, dtype=computed)
     return vit.ViT(outputs, dtype=computed) if name == "vit_b16" else SmallCnn(outputs, dtype=computed)
 
 
@@ -131,8 +134,8 @@ def load(
       FileNotFoundError: no such file.
       ValueError: tensors that are missing, extra or of another shape; the error names them.
     """
-    if name == "small_cnn":
-        raise ValueError(f"erm.init_from={str(path)!r}: no published weights of small_cnn exist; pretrain it")
+    if name.startswith("small_"):
+        raise ValueError(f"erm.init_from={str(path)!r}: no published weights of {name} exist; pretrain it")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"erm.init_from={str(path)!r}: give a .safetensors file with PyTorch's names")
     tensors = {k: v for k, v in weights.read(path).items() if not k.endswith("num_batches_tracked")}

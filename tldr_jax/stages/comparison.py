@@ -14,7 +14,7 @@ from launch.store import Store
 from tldr_jax import heads, metrics, projector, retrain
 from tldr_jax.classifier.features import LabelledRows
 from tldr_jax.heads import Head, baselines
-from tldr_jax.stages.heads import Heads
+from tldr_jax.stages.heads import ChosenHeads, Heads
 from tldr_jax.stages.images import ClipImages, Erm, Features, FrozenClip
 from tldr_jax.stages.text import Gap, KeptWords, LinearProjector, NetworkProjector
 from tldr_jax.words import text
@@ -96,7 +96,11 @@ class Dfr(Baseline):
         val, groups = store.get(self.val), self.val.images.groups
         labels = val.classes, val.spurious
         options = dict(allowed=groups.allowed, names=groups.names)
-        return baselines.dfr(np.asarray(val.rows), *labels, **options, **self._options(store)).head
+        return baselines.dfr(self.features(store), *labels, **options, **self._options(store)).head
+
+    def features(self, store: Store) -> np.ndarray:
+        """What the regression is fitted on, (n, f)."""
+        return np.asarray(store.get(self.val).rows)
 
     def _options(self, store: Store) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in ("penalties", "draws", "tuning_draws", "seed")}
@@ -111,6 +115,22 @@ class ClassBalanced(Dfr):
         val, classes = store.get(self.val), len(self.val.images.groups.classes)
         rows = np.asarray(val.rows)
         return baselines.class_balanced(rows, val.classes, classes=classes, **self._options(store)).head
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedImages(Dfr):
+    """The same on CLIP's embeddings of the validation images, projected: what the projector lets any words reach.
+
+    Attributes:
+      projector: from CLIP's embeddings to the classifier's features.
+      images: CLIP's embeddings of the validation images.
+    """
+
+    projector: LinearProjector | NetworkProjector
+    images: ClipImages
+
+    def features(self, store: Store) -> np.ndarray:
+        return np.asarray(projector.apply(store.get(self.projector), store.get(self.images)))
 
 
 @dataclass(frozen=True)
@@ -204,7 +224,7 @@ class Comparison(NumbersStage):
     Attributes:
       train, test: features; of the former the labels alone are read.
       test_images: CLIP's embeddings, for baselines that are CLIP alone.
-      baselines, methods: by name.
+      baselines, methods: by name; a method is `ChosenHeads` where validation images choose among filters, too.
       diagnostics: of the method's projector and words.
     """
 
@@ -212,7 +232,7 @@ class Comparison(NumbersStage):
     test: Features
     test_images: ClipImages
     baselines: tuple[tuple[str, Baseline], ...]
-    methods: tuple[tuple[str, Heads], ...]
+    methods: tuple[tuple[str, Heads | ChosenHeads], ...]
     diagnostics: Diagnostics
 
     def make(self, store: Store) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The heads that are trained on text (Park et al., WACV 2025)."""
+"""The heads that are trained on text (Park et al., WACV 2025), and how validation images choose among them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -160,3 +160,31 @@ class Heads(Stage):
             "val/wga": scores.wga,
             "val/class_balanced": scores.class_balanced,
         }
+
+
+@dataclass(frozen=True)
+class ChosenHeads(Stage):
+    """Of heads trained on words that passed other filters, the two that validation images choose.
+
+    The result has `by_wga` and `by_class_balanced`, each the best by its score over all candidates, of equals the
+    first, and under `filters/…` the places of the candidates that they are from. Where no candidate has words it has
+    `problem` alone, the reasons.
+
+    Attributes:
+      candidates: in the order of preference.
+    """
+
+    KEPT: ClassVar[bool] = False
+
+    candidates: tuple[Heads, ...]
+
+    def make(self, store: Store) -> dict[str, Any]:
+        made = [store.get(candidate) for candidate in self.candidates]
+        if all(own.get("problem") for own in made):
+            return {"problem": "; ".join(dict.fromkeys(own["problem"] for own in made))}
+        chosen: dict[str, Any] = {}
+        for name, score in zip(Heads.CHOICES, ("val/wga", "val/class_balanced"), strict=True):
+            scores = [-1.0 if own.get("problem") else float(np.max(own[score])) for own in made]
+            best = int(np.argmax(scores))
+            chosen |= {name: made[best][name], f"filters/{name}": best}
+        return chosen

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -211,28 +211,38 @@ class EmbeddedWords(Stage):
       clip: the CLIP.
       words: the right words.
       templates: what they are put into.
-      junk, junk_seed: a share of every list that is wrong words, see `words.with_junk`.
+      contested: a share of every list that is words of its rivals too, see `words.with_contested`.
+      junk, junk_seed: a share of every list that is wrong words, see `words.with_junk`; the seed is of both.
       batch_size: prompts per step.
     """
 
     clip: FrozenClip
     words: WordSet
     templates: Templates
+    contested: float = 0.0
     junk: float = 0.0
     junk_seed: int = 0
     batch_size: int = free(256)
 
     def __post_init__(self):
-        require(0 <= self.junk < 1, self, "junk", "a share of the words, from 0 to below 1")
+        for name in ("contested", "junk"):
+            require(0 <= getattr(self, name) < 1, self, name, "a share of the words, from 0 to below 1")
         require_number(self, "junk_seed", least=0)
-        try:
-            self.word_set()
-        except ValueError as error:
-            raise SettingError("junk", f"={self.junk}: {error}") from error
+        word_set = self.words
+        for name, spoil in (("contested", words.with_contested), ("junk", words.with_junk)):
+            try:
+                word_set = self._with(word_set, name, spoil)
+            except ValueError as error:
+                raise SettingError(name, f"={getattr(self, name)}: {error}") from error
 
     def word_set(self) -> WordSet:
-        """The words with the junk."""
-        return words.with_junk(self.words, self.junk, seed=self.junk_seed) if self.junk else self.words
+        """The words with what does not belong there."""
+        contested = self._with(self.words, "contested", words.with_contested)
+        return self._with(contested, "junk", words.with_junk)
+
+    def _with(self, word_set: WordSet, name: str, spoil: Callable[..., WordSet]) -> WordSet:
+        share = getattr(self, name)
+        return spoil(word_set, share, seed=self.junk_seed) if share else word_set
 
     def outline(self) -> text.TextSet:
         """The embeddings of all words, with shapes in place of arrays."""

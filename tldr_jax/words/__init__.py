@@ -14,6 +14,7 @@ from tldr_jax.words.lists import (
     save,
     select,
     to_json,
+    with_contested,
     with_junk,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "save",
     "select",
     "to_json",
+    "with_contested",
     "with_junk",
 ]

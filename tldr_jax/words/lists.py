@@ -280,6 +280,23 @@ def with_junk(word_set: WordSet, share: float, *, seed: int) -> WordSet:
     return spoilt
 
 
+def with_contested(word_set: WordSet, share: float, *, seed: int) -> WordSet:
+    """The set with words of rival lists in every list too, as published lists have them: what the filters sort out.
+
+    Words of lists that exclude the list; they stay in their own, so that both have them. No unrelated words: for those
+    see `with_junk`, whose draws these are.
+
+    Args:
+      word_set, share, seed: as in `with_junk`.
+
+    Raises:
+      ValueError: as `with_junk`.
+    """
+    spoilt = with_junk(dataclasses.replace(word_set, unrelated=()), share, seed=seed)
+    name = f"{word_set.name} with {share:.0%} contested"
+    return dataclasses.replace(spoilt, name=name, unrelated=word_set.unrelated)
+
+
 def _junk(
     generator: np.random.Generator,
     own: Sequence[str],

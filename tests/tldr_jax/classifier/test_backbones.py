@@ -123,8 +123,12 @@ def test_files_that_do_not_fit_are_refused_with_everything_that_is_wrong(tmp_pat
 
 
 def test_what_is_no_file_of_weights(tmp_path):
-    with pytest.raises(ValueError, match="unknown backbone 'resnet'; valid names: 'resnet50', 'vit_b16', 'small_cnn'"):
+    with pytest.raises(
+        ValueError, match="unknown backbone 'resnet'; valid names: 'resnet50', 'vit_b16', 'small_cnn', 'small_vit'"
+    ):
         backbones.create("resnet", 2)
+    small = backbones.template(backbones.create("small_vit", 2), (32, 32, 3))["params"]
+    assert small["fc"]["kernel"].shape == (backbones.KINDS["small_vit"].features, 2)
     with pytest.raises(ValueError, match="no published weights of small_cnn exist"):
         backbones.load("small_cnn", tmp_path / "a.safetensors", (32, 32, 3), {}, keep_head=False)
     with pytest.raises(ValueError, match=r"give a \.safetensors file"):

@@ -304,6 +304,24 @@ def test_junk(share):
             assert len(set(junk)) == len(junk)
 
 
+@pytest.mark.parametrize("name", ["scenes", "waterbirds"])
+def test_contested_words_are_in_two_rival_lists(name):
+    """A quarter of every list, counted by hand, and nothing but words of rivals, which keep them."""
+    found = words.load(name)
+    spoilt = words.with_contested(found, 0.25, seed=3)
+    rivals = {"target": ~np.eye(len(found.target), dtype=bool), "spurious": words.rival_values(found)}
+    for part in words.PARTS:
+        lists = list(found.listed(part).items())
+        for i, (own_name, own) in enumerate(lists):
+            after = spoilt.listed(part)[own_name]
+            added = after[len(own) :]
+            assert after[: len(own)] == own and abs(len(added) / len(after) - 0.25) < 0.5 / len(own)
+            others = {word for j, (_, other) in enumerate(lists) if rivals[part][i, j] for word in other}
+            assert set(added) <= others and len(set(added)) == len(added)
+    assert spoilt.unrelated == found.unrelated
+    words.check(spoilt)
+
+
 def test_junk_is_a_function_of_the_seed():
     found = words.load("scenes")
     draws = [words.with_junk(found, 0.3, seed=seed).listed("target")["curved"] for seed in (0, 0, 1)]
