@@ -35,7 +35,7 @@ class TrainedNetwork:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
-    config: ConfigDict
+    config: Any  # a ConfigDict
     images: ImageSplits
 
     def splits(self) -> Splits:

@@ -291,8 +291,10 @@ def _projectors(
 def _heads(config, **parts: Any) -> Heads:
     grid = settings(HeadGrid, config, "retrain.grid")
     one = lambda name: (setting(config, f"retrain.{name}", int if name == "seed" else float),)
-    axes = {name: getattr(grid, name) or one(name) for name in ("learning_rate", "weight_decay", "seed")}
-    return settings(Heads, config, "retrain", skip=("grid",), **axes, **parts)
+    axes = ("learning_rate", "weight_decay", "seed")
+    heads = settings(Heads, config, "retrain", skip=("grid",), **{name: one(name) for name in axes}, **parts)
+    with section("retrain.grid"):
+        return replace(heads, **{name: getattr(grid, name) for name in axes if getattr(grid, name)})
 
 
 def _chosen(candidates: Sequence[Heads]) -> Heads | ChosenHeads:

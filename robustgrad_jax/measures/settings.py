@@ -96,7 +96,10 @@ class Evaluation:
         require_known(self, "split", SPLITS)
         require_known(self, "attributions", attributions.NAMES)
         require_known(self, "composites", lrp.NAMES)
-        require_known(self, "attacked", self.names)
+        for name in self.attacked:
+            among = f"evaluation.attributions and evaluation.composites, which have {', '.join(map(repr, self.names))}"
+            if name not in self.names:
+                raise SettingError("attacked", f" has {name!r}, which is not among {among}")
         require_known(self, "perturbations", PERTURBATIONS)
         require_known(self, "metrics", evaluation.SIMILARITIES)
         require_known(self, "curves", CURVES)

@@ -176,7 +176,7 @@ WATERBIRDS = {"data.name": "waterbirds", "pretrain.duration": "0 steps", "words.
         ({"projector.ridge": -1.0}, "projector.ridge=-1.0: a finite number, at least 0"),
         ({"projector.ridge": float("nan")}, "projector.ridge=nan: must be a finite number"),
         ({"retrain.grid.ridge": (1.0, -2.0)}, "retrain.grid.ridge=-2.0: a finite number, at least 0"),
-        ({"retrain.grid.learning_rate": (-1.0,)}, "retrain.learning_rate=(-1.0,): finite and at least 0"),
+        ({"retrain.grid.learning_rate": (-1.0,)}, "retrain.grid.learning_rate=(-1.0,): finite and at least 0"),
         ({"projector.mlp.steps": 0}, "projector.mlp.steps=0: at least 1"),
         ({"text.templates": "x"}, "text.templates='x'; valid names: 'imagenet'"),
         ({"words.source": "birds"}, "unknown word set 'birds'"),
