@@ -44,7 +44,8 @@ def test_a_whole_attack(case):
     whole = jax.jit(under_attack.attacked(subject, subject, attack, std=STD, seed=0))
     made = built(machine_of(TPU), whole, variables, batch)
     assert " while(" in made.text
-    assert made.module.collectives == []
+    # the range that attacked images are clipped to, before the loop: a minimum and a maximum over the whole batch
+    assert [(found.kind, found.bytes, found.times) for found in made.module.collectives] == [("all-reduce", 4, 1)] * 2
 
 
 def test_all_draws_of_random_perturbations(case):

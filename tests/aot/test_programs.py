@@ -38,7 +38,7 @@ def test_lenet_with_its_data(topology):
     assert gradients < made.exchanged(*SUMS) < 1.01 * gradients  # and the metrics
     assert made.exchanged() == made.exchanged(*SUMS)
     table = made.arguments[2]["resident"]["images"].data
-    assert table.shape[0] == 45_000
+    assert table.shape[0] == 50_000
     assert made.module.copied([f"u8[{','.join(map(str, table.shape))}]"]) == []
     assert made.fits and made.module.loops_are_known
     assert set(made.in_float32) == {precision == "highest"} and len(made.in_float32) > 20
