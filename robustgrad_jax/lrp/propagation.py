@@ -67,28 +67,21 @@ def _epsilon_plus_box(
     return {**_epsilon_plus(epsilon=epsilon, stabilizer=stabilizer), "first": _box(low, high, stabilizer)}
 
 
-def _epsilon_gamma_box(
-    *,
-    low: Bound = None,
-    high: Bound = None,
-    epsilon: float = 1e-6,
-    gamma: float = 0.25,
-    stabilizer: float = 1e-6,
-) -> dict[str, Rule]:
-    rule = lrp_rules.gamma(gamma, stabilizer)
-    return {**_epsilon(epsilon=epsilon), "first": _box(low, high, stabilizer), "conv": rule}
+def _with_gamma(rule: Callable[[float, float], Rule]) -> Callable[..., dict[str, Rule]]:
+    """The composite with one of the gamma rules, (gamma, stabilizer) -> rule, for convolutions."""
 
+    def composite(
+        *,
+        low: Bound = None,
+        high: Bound = None,
+        epsilon: float = 1e-6,
+        gamma: float = 0.25,
+        stabilizer: float = 1e-6,
+    ) -> dict[str, Rule]:
+        first = _box(low, high, stabilizer)
+        return {**_epsilon(epsilon=epsilon), "first": first, "conv": rule(gamma, stabilizer)}
 
-def _epsilon_plain_gamma_box(
-    *,
-    low: Bound = None,
-    high: Bound = None,
-    epsilon: float = 1e-6,
-    gamma: float = 0.25,
-    stabilizer: float = 1e-6,
-) -> dict[str, Rule]:
-    rule = lrp_rules.plain_gamma(gamma, stabilizer)
-    return {**_epsilon(epsilon=epsilon), "first": _box(low, high, stabilizer), "conv": rule}
+    return composite
 
 
 def _box(low: Bound, high: Bound, stabilizer: float) -> Rule:
@@ -106,8 +99,8 @@ _COMPOSITES: dict[str, Callable[..., dict[str, Rule]]] = {
     "epsilon_plus": _epsilon_plus,
     "epsilon_plus_flat": _epsilon_plus_flat,
     "epsilon_plus_box": _epsilon_plus_box,
-    "epsilon_gamma_box": _epsilon_gamma_box,
-    "epsilon_plain_gamma_box": _epsilon_plain_gamma_box,
+    "epsilon_gamma_box": _with_gamma(lrp_rules.gamma),
+    "epsilon_plain_gamma_box": _with_gamma(lrp_rules.plain_gamma),
     "epsilon_alpha2_beta1": _epsilon_alpha2_beta1,
     "epsilon_alpha2_beta1_flat": _epsilon_alpha2_beta1_flat,
 }
